@@ -1,0 +1,88 @@
+"""Everything Nightjar refuses or cannot do, as one tree.
+
+    NightjarError
+    ├── BadInput                 exit 2: the command or its files are wrong; running again changes nothing
+    │   ├── UnknownName          no such model, target, board or stage
+    │   ├── BadOptions           options that contradict each other or the model
+    │   ├── BadCheckpoint        missing, corrupt, unsafe or of an unknown family
+    │   ├── BadManifest          a speech list that is empty, malformed or points outside its folder
+    │   ├── BadAudio             a clip that is missing, truncated or empty
+    │   └── SpeakersOverlap      calibration and evaluation share a speaker or an utterance
+    ├── Missing                  exit 3: something must be installed or plugged in first
+    │   ├── ToolchainMissing     a vendor SDK is not installed
+    │   └── BoardMissing         no such board, or it does not answer
+    └── Broken                   exit 4: a tool, board or disk broke on the way; can be run again
+        ├── DownloadFailed       a checkpoint could not be fetched
+        ├── SessionFailed        the session on a board ended early
+        └── StoreBroken          the artifact store cannot be read or written
+
+Every message says what happened, what is allowed, and the next command to run.
+"""
+
+
+class NightjarError(Exception):
+    """Report a failure that Nightjar explains in one line; `exit_code` is the process's."""
+
+    exit_code = 4
+
+
+class BadInput(NightjarError):
+    """The command or its files are wrong."""
+
+    exit_code = 2
+
+
+class UnknownName(BadInput):
+    """No model, target, board or stage has this name."""
+
+
+class BadOptions(BadInput):
+    """The options contradict each other or the model."""
+
+
+class BadCheckpoint(BadInput):
+    """The checkpoint is missing, corrupt, unsafe or of an unknown family."""
+
+
+class BadManifest(BadInput):
+    """The speech list is empty, malformed or points outside its folder."""
+
+
+class BadAudio(BadInput):
+    """A clip is missing, truncated or empty."""
+
+
+class SpeakersOverlap(BadInput):
+    """Calibration and evaluation share a speaker or an utterance."""
+
+
+class Missing(NightjarError):
+    """Something must be installed or plugged in first."""
+
+    exit_code = 3
+
+
+class ToolchainMissing(Missing):
+    """A vendor SDK is not installed."""
+
+
+class BoardMissing(Missing):
+    """No such board, or it does not answer."""
+
+
+class Broken(NightjarError):
+    """A tool, board or disk broke on the way; the same command can be run again."""
+
+    exit_code = 4
+
+
+class DownloadFailed(Broken):
+    """A checkpoint could not be fetched."""
+
+
+class SessionFailed(Broken):
+    """The session on a board ended early."""
+
+
+class StoreBroken(Broken):
+    """The artifact store cannot be read or written."""
