@@ -1,0 +1,29 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: setup demo test check lock clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "setting up .venv (once, a few minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## port the shipped model to the reference target, print the verdict, write the report
+	$(BIN)/nightjar port --model whisper-nano --target onnx
+
+test: setup  ## everything that needs no vendor SDK
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: setup  ## write down the versions in use
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^-e\|@' > constraints.txt
+
+clean:
+	rm -rf .venv artifacts reports

@@ -1,0 +1,1 @@
+"""Flows: the only place that knows the order of the stages."""

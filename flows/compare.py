@@ -1,0 +1,103 @@
+"""Say where an export departs from the original: openai-whisper, TorchScript and ONNX on the same clips."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from pydantic import BaseModel
+
+from nightjar.artifact import Artifact, Source, storing, write_atomic
+from nightjar.data import load_speech, speech_digest
+from nightjar.plugins import plugin
+from nightjar.request import PortRequest, checkpoint_source, model_family
+from nightjar.target import board_of, make_options, session_of
+from tasks.build import build
+from tasks.evaluate import EvaluateOptions, evaluate, read_hypotheses, stock
+from tasks.export import export
+from tasks.stage import joining
+
+
+class CompareRequest(BaseModel, frozen=True):
+    """Name the model, the clips and where the JSONs go."""
+
+    model: str
+    checkpoint: Path | None = None
+    speech: tuple[Path, ...]
+    language: str = "en"
+    window: float | None = None
+    out: Path
+
+
+@flow(name="compare")
+def compare(request: CompareRequest) -> dict[str, Any]:
+    """Transcribe the clips three times; write a JSON per clip (text, token ids, seconds) and `summary.json`."""
+    with joining(()) as run:
+        named = PortRequest(model=request.model, checkpoint=request.checkpoint)
+        family = model_family(named)
+        checkpoint = checkpoint_source(named, family)
+        part = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "stock")}
+        options = EvaluateOptions(language=request.language, transcribed=False)
+        by_clip: dict[str, dict[str, Any]] = {}
+        for path in request.speech:
+            speech = Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
+            heard: dict[str, Artifact] = {
+                "openai-whisper": stock(checkpoint=checkpoint, speech=speech, model=part["stock"], options=options)
+            }
+            for name in ("torchscript", "onnx"):
+                target = plugin("targets", name)
+                recipe = target.load().recipe(family)
+                if request.window:
+                    recipe = recipe.model_copy(update={"window_s": request.window})
+                graphs = export(
+                    checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=request.window is None, label=name
+                )
+                binary = build(
+                    graphs=graphs, calibration=None, target=target, options=make_options(target, "fp"), label=name
+                )
+                heard[name] = evaluate(
+                    binary=binary,
+                    speech=speech,
+                    session=session_of(part["decode"], target),
+                    words=part["tokens"],
+                    board=board_of(target, "local"),
+                    reference=None,
+                    options=options,
+                    label=name,
+                )
+            for name, artifact in heard.items():
+                for line in read_hypotheses(run.store.path(artifact)):
+                    if not line["probe"]:
+                        by_clip.setdefault(line["id"], {})[name] = line
+    return _write(request, by_clip)
+
+
+def _write(request: CompareRequest, by_clip: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    results = [
+        {
+            "id": clip,
+            "equal": len({tuple(line["tokens"]) for line in by.values()}) == 1,
+            "by": {
+                name: {"text": line["text"], "tokens": line["tokens"], "seconds": line["seconds"]["total"]}
+                for name, line in by.items()
+            },
+        }
+        for clip, by in sorted(by_clip.items())
+    ]
+    summary: dict[str, Any] = {
+        "model": request.model,
+        "language": request.language,
+        "tier": "host",
+        "clips": len(results),
+        "equal": sum(result["equal"] for result in results),
+        "seconds": {
+            name: round(sum(result["by"][name]["seconds"] for result in results), 3)
+            for name in ("openai-whisper", "torchscript", "onnx")
+        },
+        "out": request.out.as_posix(),
+    }
+    with storing():
+        for result in results:
+            write_atomic(request.out / f"{result['id']}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(request.out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return summary | {"results": results}

@@ -1,0 +1,107 @@
+"""Port one model to one target: the graph, in the order of its edges.
+
+    checkpoint ─export─▶ graphs ─build(float)─▶ binary ─harvest─▶ hidden ─calibrate─▶ calibration
+    graphs + calibration ─build─▶ binary ─evaluate─▶ hypotheses ─judge─▶ verdict ─report─▶ page
+"""
+
+from typing import Any
+
+from prefect import flow
+
+from nightjar.recipe import Recipe
+from nightjar.request import PortRequest, checkpoint_source, model_family, speech_sources
+from nightjar.target import board_of, make_options, session_of
+from nightjar.plugins import plugin
+from nightjar.verdict import Budgets
+from tasks.build import build
+from tasks.calibrate import calibrate
+from tasks.evaluate import EvaluateOptions, evaluate, stock
+from tasks.export import export
+from tasks.harvest import harvest
+from tasks.judge import judge
+from tasks.publish import publish
+from tasks.report import report
+from tasks.stage import Pending, joining
+
+
+@flow(name="port", flow_run_name="port-{request.model}-{request.target}-{request.precision}")
+def port(request: PortRequest) -> dict[str, Any]:
+    """Export, harvest, calibrate, build, evaluate, judge and report; every step is taken from the store when it can be."""
+    with joining(request.refresh) as run:
+        family = model_family(request)
+        target = plugin("targets", request.target)
+        recipe = recipe_for(request, target.load().recipe(family))
+        checkpoint = checkpoint_source(request, family)
+        calibration_speech, test_speech = speech_sources(request)
+        board = board_of(target, request.board)
+        host = plugin("targets", recipe.graph_format)  # the float graphs, as they are, on this machine
+        host_board = board_of(host, "local")
+        part = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "calibrate", "stock")}
+        options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
+
+        graphs = export(checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=request.window is None)
+        reference = build(graphs=graphs, calibration=None, target=host, options=make_options(host, "fp"), label="reference")
+        floating = build(graphs=graphs, calibration=None, target=target, options=make_options(target, "fp"), label="float")
+        calibration = None
+        if request.precision != "fp":
+            hidden = harvest(
+                binary=floating,
+                speech=calibration_speech,
+                session=session_of(part["decode"], target),
+                board=board,
+                samples=request.calibration_samples,
+            )
+            calibration = calibrate(
+                reference=reference,
+                hidden=hidden,
+                speech=calibration_speech,
+                model=part["calibrate"],
+                samples=request.calibration_samples,
+                seed=0,
+            )
+        binary = build(
+            graphs=graphs, calibration=calibration, target=target, options=make_options(target, request.precision)
+        )
+
+        upstream = stock(checkpoint=checkpoint, speech=test_speech, model=part["stock"], options=options)
+        expected = evaluate(
+            binary=reference,
+            speech=test_speech,
+            session=session_of(part["decode"], host),
+            words=part["tokens"],
+            board=host_board,
+            reference=None,
+            options=options,
+        )
+        obtained = evaluate(
+            binary=binary,
+            speech=test_speech,
+            session=session_of(part["decode"], target),
+            words=part["tokens"],
+            board=board,
+            reference=expected,
+            options=options,
+        )
+        verdict = judge(
+            stock=upstream,
+            expected=expected,
+            obtained=obtained,
+            language=request.language,
+            tier=board.tier,
+            budgets=Budgets(max_delta_wer=request.max_delta_wer),
+        )
+        page = report(
+            verdict=verdict,
+            graphs=graphs,
+            binary=binary,
+            calibration=calibration,
+            model=request.model,
+            precision=request.precision,
+        )
+        return {} if isinstance(page, Pending) else publish(request, page, run.outcomes)
+
+
+def recipe_for(request: PortRequest, recipe: Recipe) -> Recipe:
+    """Lay what the request asks for over the target's recipe."""
+    asked = {"window_s": request.window, "decoder": request.decoder, "positional": request.positional}
+    return recipe.model_copy(update={name: value for name, value in asked.items() if value is not None})

@@ -1,0 +1,26 @@
+"""Start a flow from the command line: with a server when one is configured, and without Prefect's temporary one."""
+
+from typing import Any
+
+from prefect import Flow
+from prefect.settings import PREFECT_API_URL
+
+from nightjar.artifact import Store
+from nightjar.show import Screen
+from tasks.stage import Run, default_store, running
+
+
+def run_flow(
+    flow: Flow[..., Any], request: Any, screen: Screen, refresh: tuple[str, ...] = (), plan: bool = False
+) -> tuple[dict[str, Any], Run]:
+    """Run a flow on the default store, telling `screen` of each stage; return its results and the run.
+
+    Without PREFECT_API_URL the flow's function is called as it is: Prefect would start a temporary server
+    first, 13 silent seconds for a run that nobody can look at afterwards.
+    """
+    store: Store = default_store()
+    run = Run(store, frozenset(refresh), plan, show=screen.progress, tell=screen.outcome)
+    with running(run), screen:
+        served = bool(PREFECT_API_URL.value()) and not plan
+        results = flow(request) if served else flow.fn(request)
+    return results, run

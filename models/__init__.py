@@ -1,0 +1,1 @@
+"""What is ported: one folder per model family, found by name."""

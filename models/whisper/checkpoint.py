@@ -1,0 +1,157 @@
+"""Find, check and open openai-whisper checkpoints: `{"dims", "model_state_dict"}`."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import whisper
+from torch import Tensor
+from whisper.model import ModelDimensions, Whisper
+
+from models.whisper.surgery import weight_shapes
+from nightjar.errors import BadCheckpoint, DownloadFailed, UnknownName
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = {"whisper-nano": ROOT / "data" / "whisper-nano" / "whisper-nano.pt"}
+FORMAT = 'allowed is an openai-whisper file with "dims" and "model_state_dict"'
+NEXT = "fetch it again, or pass another with --checkpoint"
+DIMS = tuple(ModelDimensions.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Hold one model: `dims` as openai-whisper names them, `state` its float32 tensors by name."""
+
+    dims: dict[str, int]
+    state: dict[str, Tensor]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint without running anything in it.
+
+    Dimensions come from the file and are held against its tensors, never against a table of
+    sizes. Raises BadCheckpoint with one line for a file that is missing, cut short, unsafe, or
+    whose tensors are not those its dimensions ask for.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadCheckpoint(f"no checkpoint at {path}: {FORMAT}; pass another with --checkpoint")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that a TorchScript archive is one
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as exc:  # a corrupt or hostile pickle may raise anything at all
+        raise BadCheckpoint(
+            f"cannot read {path} as plain weights ({_reason(exc)}): {FORMAT}; {NEXT}"
+        ) from exc
+    try:
+        dims, state = _dims(content), _state(content)
+        _check_tensors(dims, state)
+    except ValueError as exc:
+        raise BadCheckpoint(f"{path} is no Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
+    return Checkpoint(dims, {name: tensor.float() for name, tensor in state.items()})
+
+
+def find_checkpoint(name: str) -> Path:
+    """Find the file of a model by name, fetching OpenAI's through openai-whisper's own loader.
+
+    That loader keeps its cache (XDG_CACHE_HOME or ~/.cache, then whisper/) and its checksums.
+    Raises UnknownName, DownloadFailed, or BadCheckpoint where a shipped file is absent.
+    """
+    if name in SHIPPED:
+        if not SHIPPED[name].is_file():
+            raise BadCheckpoint(
+                f"the shipped checkpoint {SHIPPED[name]} is missing: restore it with "
+                f"`git checkout data`, or pass another with --checkpoint"
+            )
+        return SHIPPED[name]
+    urls: dict[str, str] = whisper._MODELS
+    if name not in urls:
+        raise UnknownName(
+            f"no model {name!r}: have {', '.join([*SHIPPED, *urls])}; for a file of your own "
+            f"pass --checkpoint PATH"
+        )
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a stale file in the cache is fetched again, no more
+            return Path(str(whisper._download(urls[name], str(cache), False)))
+    except (OSError, RuntimeError) as exc:  # URLError is an OSError; a bad checksum RuntimeError
+        raise DownloadFailed(
+            f"cannot download {name} ({_reason(exc)}): run again when online, or pass a file you "
+            f"have with --checkpoint PATH"
+        ) from exc
+
+
+def stock(
+    checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: str = "first"
+) -> Whisper:
+    """Build openai-whisper itself with these weights: the reference every port is held against.
+
+    n_audio_ctx: encoder rows of a shorter window (50 per second), the model's own by default;
+    positional: which of the encoder's positional rows it keeps, "first" or "last".
+    """
+    rows = n_audio_ctx or checkpoint.dims["n_audio_ctx"]
+    model = Whisper(ModelDimensions(**{**checkpoint.dims, "n_audio_ctx": rows}))
+    state = dict(checkpoint.state)
+    table = state["encoder.positional_embedding"]
+    state["encoder.positional_embedding"] = table[:rows] if positional == "first" else table[-rows:]
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _reason(exc: Exception) -> str:
+    """Cut an exception down to its first sentence."""
+    lines = str(exc).strip().splitlines()
+    first = lines[0].split(". ")[0] if lines else ""
+    return f"{type(exc).__name__}: {first[:160]}" if first else type(exc).__name__
+
+
+def _dims(content: Any) -> dict[str, int]:
+    """Take the ten dimensions, or raise ValueError."""
+    if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
+        keys = sorted(map(str, content))[:4] if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"it holds {keys}")
+    dims = content["dims"]
+    if not isinstance(dims, dict) or set(dims) != set(DIMS):
+        raise ValueError(f"its dims must be {', '.join(DIMS)}")
+    for name in DIMS:
+        if type(dims[name]) is not int or not 0 < dims[name] < 1 << 24:
+            raise ValueError(f"{name} is {dims[name]!r}")
+    for side in ("audio", "text"):
+        if dims[f"n_{side}_state"] % dims[f"n_{side}_head"]:
+            raise ValueError(f"n_{side}_state does not divide into n_{side}_head heads")
+    if dims["n_audio_state"] != dims["n_text_state"]:
+        raise ValueError("n_audio_state and n_text_state differ")
+    return {name: dims[name] for name in DIMS}
+
+
+def _state(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Take the tensors, or raise ValueError."""
+    state = content["model_state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError("its model_state_dict holds something other than tensors")
+    return state
+
+
+def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:
+    """Raise ValueError where names, shapes or values are not what the dimensions ask for."""
+    if max(dims["n_audio_layer"], dims["n_text_layer"]) > 1000:
+        raise ValueError("it claims more than 1000 layers")
+    wanted = weight_shapes(dims)
+    if missing := sorted(wanted.keys() - state.keys()):
+        raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} first")
+    if unknown := sorted(state.keys() - wanted.keys()):
+        raise ValueError(f"{len(unknown)} tensors are unknown, {unknown[0]} first")
+    for name, shape in wanted.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(
+                f"{name} is {tuple(state[name].shape)} where its dims ask for {shape}"
+            )
+        if not state[name].is_floating_point():
+            raise ValueError(f"{name} is {state[name].dtype}")
+        if not bool(torch.isfinite(state[name]).all()):
+            raise ValueError(f"{name} holds values that are not finite")

@@ -1,0 +1,47 @@
+"""openai-whisper itself, in its own window: the baseline that none of our code has touched."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import whisper
+from whisper.decoding import DecodingOptions
+
+from models.whisper.checkpoint import load_checkpoint, stock
+from nightjar.data import load_audio
+
+
+class Stock:
+    """Hold one openai-whisper model and transcribe clips with it, greedily and without timestamps."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.model = stock(load_checkpoint(checkpoint))
+        self.n_frames = 2 * self.model.dims.n_audio_ctx
+        self.window_s = self.n_frames / 100
+
+    def transcribe(self, audio: Path, language: str) -> dict[str, Any]:
+        """Return a session line's fields for one clip no longer than the window."""
+        wave = load_audio(audio).astype(np.float32) / 32768.0
+        options = DecodingOptions(language=language, without_timestamps=True, fp16=False)
+        start = time.perf_counter()
+        padded = whisper.pad_or_trim(wave, self.n_frames * whisper.audio.HOP_LENGTH)
+        mel = whisper.log_mel_spectrogram(torch.from_numpy(padded), self.model.dims.n_mels)
+        result = whisper.decode(self.model, mel, options)
+        assert isinstance(result, whisper.DecodingResult)
+        total_s = time.perf_counter() - start
+        return {
+            "tokens": list(result.tokens),
+            "steps": len(result.tokens),
+            "capped": len(result.tokens) >= self.model.dims.n_text_ctx // 2,
+            "agree": None,
+            "seconds": {"total": round(total_s, 5)},
+            "audio_s": round(len(wave) / 16000, 4),
+            "text": result.text,
+        }
+
+
+def load_stock(checkpoint: Path) -> Stock:
+    """Open openai-whisper with a checkpoint's weights."""
+    return Stock(checkpoint)

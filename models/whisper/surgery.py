@@ -1,0 +1,247 @@
+"""Whisper cut into the parts an NPU can run: static shapes, rank 4 at most, finite masks.
+
+The modules carry openai-whisper's parameter names, so its state dict loads as it is. Each part is
+held token for token against openai-whisper in tests/models/whisper/test_parity.py. Nothing here
+needs a recent torch: vendor environments trace these same modules.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Dims = Mapping[str, int]
+
+# Finite: -inf turns to NaN in fp16 and wrecks an int8 scale. exp(-1e4) is exactly 0 in float32.
+MASKED = -1e4
+WINDOW = 12  # tokens of rknn_model_zoo's decoder
+
+
+class Attention(nn.Module):
+    """Attend with plain matmul and softmax over keys and values that come projected.
+
+    x: (1, m, d), key and value: (1, n, d), mask: additive, broadcast to (1, heads, m, n).
+    """
+
+    def __init__(self, d: int, n_head: int, projects: bool = True) -> None:
+        super().__init__()
+        self.n_head, self.d_head = n_head, d // n_head
+        self.query = nn.Linear(d, d)
+        if projects:
+            self.key = nn.Linear(d, d, bias=False)
+            self.value = nn.Linear(d, d)
+        self.out = nn.Linear(d, d)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        heads = (1, -1, self.n_head, self.d_head)
+        q = (self.query(x) * self.d_head**-0.5).reshape(heads).permute(0, 2, 1, 3)
+        k = key.reshape(heads).permute(0, 2, 3, 1)
+        v = value.reshape(heads).permute(0, 2, 1, 3)
+        scores = q @ k if mask is None else q @ k + mask
+        mixed = torch.softmax(scores, dim=-1) @ v
+        return self.out(mixed.permute(0, 2, 1, 3).reshape(1, -1, self.n_head * self.d_head))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and feed-forward."""
+
+    def __init__(self, d: int, n_head: int) -> None:
+        super().__init__()
+        self.attn = Attention(d, n_head)
+        self.attn_ln = nn.LayerNorm(d)
+        self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
+        self.mlp_ln = nn.LayerNorm(d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attn_ln(x)
+        x = x + self.attn(y, self.attn.key(y), self.attn.value(y))
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class Encoder(nn.Module):
+    """mel (1, n_mels, 2 * n_ctx) -> hidden (1, n_ctx, d)."""
+
+    def __init__(self, dims: Dims, n_ctx: int) -> None:
+        super().__init__()
+        d = dims["n_audio_state"]
+        self.conv1 = nn.Conv1d(dims["n_mels"], d, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(d, d, kernel_size=3, stride=2, padding=1)
+        self.register_buffer("positional_embedding", torch.empty(n_ctx, d))
+        blocks = [EncoderBlock(d, dims["n_audio_head"]) for _ in range(dims["n_audio_layer"])]
+        self.blocks = nn.ModuleList(blocks)
+        self.ln_post = nn.LayerNorm(d)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = functional.gelu(self.conv2(functional.gelu(self.conv1(mel))))
+        x = x.permute(0, 2, 1) + self.positional_embedding
+        for block in self.blocks:
+            x = block(x)
+        return self.ln_post(x)
+
+
+class KeyValue(nn.Module):
+    """Project rows to keys and values."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.key = nn.Linear(d, d, bias=False)
+        self.value = nn.Linear(d, d)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.key(x), self.value(x)
+
+
+class Cross(nn.Module):
+    """hidden (1, n_audio_ctx, d) -> cross_k_0, cross_v_0, cross_k_1, ... of the same shape."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        layers = range(dims["n_text_layer"])
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"cross_attn": KeyValue(dims["n_text_state"])}) for _ in layers
+        )
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        return tuple(rows for block in self.blocks for rows in block["cross_attn"](hidden))
+
+
+class DecoderBlock(EncoderBlock):
+    """Self-attention, cross-attention and feed-forward."""
+
+    def __init__(self, d: int, n_head: int, cached: bool) -> None:
+        super().__init__(d, n_head)
+        self.cross_attn = Attention(d, n_head, projects=not cached)
+        self.cross_attn_ln = nn.LayerNorm(d)
+
+    def rest(self, x: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
+        x = x + self.cross_attn(self.cross_attn_ln(x), cross_k, cross_v)
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class PrefixBlock(DecoderBlock):
+    """Run over a whole prefix: x (1, n, d), audio (1, n_audio_ctx, d) -> (1, n, d)."""
+
+    def forward(self, x: Tensor, audio: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        y = self.attn_ln(x)
+        x = x + self.attn(y, self.attn.key(y), self.attn.value(y), mask)
+        return self.rest(x, self.cross_attn.key(audio), self.cross_attn.value(audio))
+
+
+class CachedBlock(DecoderBlock):
+    """Run one row over a cache: x (1, 1, d) -> x, its new key and value rows, (1, 1, d) each."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, mask: Tensor, self_k: Tensor, self_v: Tensor, cross_k: Tensor,
+        cross_v: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.attn_ln(x)
+        new_k, new_v = self.attn.key(y), self.attn.value(y)
+        key, value = torch.cat([self_k, new_k], dim=1), torch.cat([self_v, new_v], dim=1)
+        x = x + self.attn(y, key, value, mask)
+        return self.rest(x, cross_k, cross_v), new_k, new_v
+
+
+class Decoder(nn.Module):
+    """Hold what the protocols share: tables, blocks, and the head tied to the token table.
+
+    length: rows of the prefix or the cache; with host embedding the positional table stays out.
+    """
+
+    def __init__(
+        self, dims: Dims, length: int, host_embedding: bool, block: type[DecoderBlock]
+    ) -> None:
+        super().__init__()
+        d, cached = dims["n_text_state"], block is CachedBlock
+        self.d, self.length, self.host_embedding = d, length, host_embedding
+        self.token_embedding = nn.Embedding(dims["n_vocab"], d)
+        if not host_embedding:
+            self.register_buffer("positional_embedding", torch.empty(length, d))
+        layers = range(dims["n_text_layer"])
+        self.blocks = nn.ModuleList(block(d, dims["n_text_head"], cached) for _ in layers)
+        self.ln = nn.LayerNorm(d)
+        # A zero bias makes the head a Gemm on the table itself; a MatMul would store it transposed,
+        # a second 80 MB in tiny.
+        self.register_buffer("no_bias", torch.zeros(dims["n_vocab"]), persistent=False)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(1, n, d) -> (1, n, n_vocab); the 2-D product becomes one Gemm on the shared table."""
+        rows = functional.linear(
+            self.ln(x).reshape(-1, self.d), self.token_embedding.weight, self.no_bias
+        )
+        return rows.reshape(1, -1, self.token_embedding.num_embeddings)
+
+
+class PrefixDecoder(Decoder):
+    """Protocols `window` and `static`: the whole prefix at every step.
+
+    tokens (1, length) int64 or embedding (1, length, d), audio (1, n_audio_ctx, d), and for
+    `static` last (1, 1, length), one-hot -> logits of every row, or of the `last` one alone.
+    """
+
+    def __init__(self, dims: Dims, length: int, host_embedding: bool = False) -> None:
+        super().__init__(dims, length, host_embedding, PrefixBlock)
+        mask = torch.full((1, 1, length, length), MASKED).triu(1)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, prefix: Tensor, audio: Tensor, last: Tensor | None = None) -> Tensor:
+        x = prefix
+        if not self.host_embedding:
+            x = self.token_embedding(prefix) + self.positional_embedding
+        for block in self.blocks:
+            x = block(x, audio, self.mask)
+        return self.logits(x if last is None else last @ x)
+
+
+class CachedDecoder(Decoder):
+    """Protocol `cached`: one token against a KV cache that the host keeps.
+
+    token, position (1, 1) int64 or embedding (1, 1, d); mask (1, 1, 1, length + 1); then per layer
+    self_k, self_v (1, length, d) and per layer cross_k, cross_v (1, n_audio_ctx, d)
+    -> logits (1, 1, n_vocab), then per layer new_k, new_v (1, 1, d).
+    """
+
+    def __init__(self, dims: Dims, length: int, host_embedding: bool = False) -> None:
+        super().__init__(dims, length, host_embedding, CachedBlock)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self.host_embedding:
+            x, mask, *cache = inputs
+        else:
+            token, position, mask, *cache = inputs
+            table = self.positional_embedding
+            x = self.token_embedding(token) + functional.embedding(position, table)
+        new: list[Tensor] = []
+        own, cross = cache[: len(cache) // 2], cache[len(cache) // 2 :]
+        for i, block in enumerate(self.blocks):
+            pair = slice(2 * i, 2 * i + 2)
+            x, new_k, new_v = block(x, mask, *own[pair], *cross[pair])
+            new += [new_k, new_v]
+        return (self.logits(x), *new)
+
+
+def weight_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
+    """List the tensors a checkpoint of these dimensions holds, by name, allocating none."""
+    with torch.device("meta"):
+        parts = {
+            "encoder": Encoder(dims, dims["n_audio_ctx"]),
+            "decoder": PrefixDecoder(dims, dims["n_text_ctx"]),
+        }
+    return {
+        f"{part}.{name}": tuple(tensor.shape)
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def load(module: nn.Module, state: Mapping[str, Tensor], part: str, positional: str = "first") -> nn.Module:
+    """Fill a module from a checkpoint's state, cutting the positional table to its rows."""
+    own = {}
+    for name, tensor in module.state_dict().items():
+        value = state[f"{part}.{name}"]
+        if name == "positional_embedding":
+            rows = len(tensor)
+            value = value[:rows] if positional == "first" else value[-rows:]
+        own[name] = value
+    module.load_state_dict(own)
+    return module.eval().requires_grad_(False)

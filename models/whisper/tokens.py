@@ -1,0 +1,63 @@
+"""Whisper's special tokens for a decode loop, and text from token ids; host side."""
+
+from typing import Any
+
+from whisper.decoding import DecodingOptions, DecodingTask
+from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
+
+from nightjar.errors import BadCheckpoint
+
+ENGLISH_ONLY = 51864  # entries of the English-only vocabulary
+MULTILINGUAL = 51766  # entries of the multilingual one before its languages
+
+
+def token_table(n_vocab: int) -> dict[str, Any]:
+    """List the ids a decode loop needs to do what whisper.decode does by default.
+
+    `suppress` is never sampled, `suppress_first` not as the first token. Raises BadCheckpoint for
+    a vocabulary that openai-whisper has no tokenizer for.
+    """
+    tokenizer = _tokenizer(n_vocab)
+    return {
+        "sot": tokenizer.sot,
+        "eot": tokenizer.eot,
+        "transcribe": tokenizer.transcribe,
+        "no_timestamps": tokenizer.no_timestamps,
+        "timestamp_begin": tokenizer.timestamp_begin,
+        "languages": _languages(tokenizer) if n_vocab > ENGLISH_ONLY else {},
+        "suppress": _suppressed(tokenizer),
+        "suppress_first": [*tokenizer.encode(" "), tokenizer.eot],
+        "n_vocab": n_vocab,
+    }
+
+
+def text(tokens: list[int], multilingual: bool) -> str:
+    """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped."""
+    return get_tokenizer(multilingual).decode(tokens).strip()
+
+
+def _tokenizer(n_vocab: int) -> Tokenizer:
+    """Give openai-whisper's tokenizer of this vocabulary."""
+    n_languages = n_vocab - MULTILINGUAL
+    if n_vocab == ENGLISH_ONLY:
+        return get_tokenizer(False)
+    if not 99 <= n_languages <= len(LANGUAGES):
+        raise BadCheckpoint(
+            f"a vocabulary of {n_vocab} tokens is none of Whisper's: allowed are {ENGLISH_ONLY} "
+            f"(English only) and {MULTILINGUAL + 99} to {MULTILINGUAL + len(LANGUAGES)}; "
+            f"pass another checkpoint with --checkpoint"
+        )
+    return get_tokenizer(True, num_languages=n_languages)
+
+
+def _languages(tokenizer: Tokenizer) -> dict[str, int]:
+    """Map language codes to their tokens; they follow `sot` in the order of LANGUAGES."""
+    codes = list(LANGUAGES)[: tokenizer.num_languages]
+    return {code: tokenizer.sot + 1 + i for i, code in enumerate(codes)}
+
+
+def _suppressed(tokenizer: Tokenizer) -> list[int]:
+    """List what DecodingOptions(suppress_tokens="-1") suppresses, by openai-whisper's own code."""
+    task = DecodingTask.__new__(DecodingTask)  # its constructor wants a whole model
+    task.options, task.tokenizer = DecodingOptions(), tokenizer
+    return list(task._get_suppress_tokens())

@@ -1,0 +1,226 @@
+"""Artifacts: folders named by the content of what made them, in a store that survives kills.
+
+A store is `artifacts/<stage>/<key>/{files, record.json}`. The record is written last: a folder without one does not
+exist. Nothing in an artifact or a record is an absolute path, so a store may be moved or shared.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nightjar.errors import StoreBroken
+
+RECORD = "record.json"
+VIEWS = frozenset({"dataset.txt"})  # rewritten where the store lies, so never part of the content
+
+
+class Artifact(BaseModel, frozen=True):
+    """Name a stage's result by its key (what made it) and its sha256 (what it is)."""
+
+    kind: str
+    key: str
+    sha256: str
+    meta: dict[str, str] = {}
+
+
+class Source(BaseModel, frozen=True):
+    """Name a file or folder from outside the store; only its content enters a key."""
+
+    path: Path
+    sha256: str
+
+
+class Record(BaseModel, frozen=True):
+    """Say what a finished artifact holds, what made it and how long that took."""
+
+    stage: str
+    key: str
+    parts: dict[str, str]  # everything the key was made of, one line each, to explain a miss
+    files: dict[str, tuple[int, str]]  # relative path -> (bytes, sha256)
+    sha256: str
+    meta: dict[str, str]
+    seconds: float
+    finished: str
+
+    @property
+    def artifact(self) -> Artifact:
+        return Artifact(kind=self.stage, key=self.key, sha256=self.sha256, meta=self.meta)
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_files(folder: Path) -> list[Path]:
+    """List the files that are a folder's content: all but its record and its views, sorted."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in VIEWS and path != folder / RECORD
+    )
+
+
+class Store:
+    """Keep artifacts on disk: find, lock, publish, verify."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def path(self, artifact: Artifact) -> Path:
+        """Return where an artifact's files lie in this store."""
+        return self.root / artifact.kind / artifact.key
+
+    def find(self, stage: str, key: str) -> tuple[Record | None, str]:
+        """Return the verified record of a key, or None and the reason it cannot be used."""
+        folder = self.root / stage / key
+        if not folder.exists():
+            return None, "never made"
+        try:
+            record = Record.model_validate_json((folder / RECORD).read_bytes())
+        except FileNotFoundError:
+            return None, "its record is missing"
+        except (ValidationError, UnicodeDecodeError):
+            return None, "its record is damaged"
+        damage = self._damage(folder, record)
+        return (None, damage) if damage else (record, "")
+
+    def _damage(self, folder: Path, record: Record) -> str:
+        """Say what differs between the files and their record; empty when nothing does.
+
+        A file whose size, mtime, ctime and inode are those of its last full check is not read again: ctime
+        cannot be set back, so a flipped byte is always seen.
+        """
+        if record.key != folder.name:
+            return "its record is damaged"
+        memo_path = self.root / ".verified" / f"{record.stage}-{record.key}.json"
+        memo = _read_json(memo_path)
+        seen: dict[str, list[int]] = {}
+        for name, (size, sha256) in record.files.items():
+            path = folder / name
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                return f"{name} was deleted"
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            if stat.st_size != size:
+                return f"{name} was truncated or grew"
+            if memo.get(name) != stamp and digest_file(path) != sha256:
+                return f"{name} was altered"
+            seen[name] = stamp
+        if seen != memo:
+            write_atomic(memo_path, json.dumps(seen))
+        return ""
+
+    def records(self, stage: str) -> Iterator[Record]:
+        """Yield the readable records of a stage, newest first, without verifying files."""
+        found = (self.root / stage).glob(f"*/{RECORD}")
+        for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+            with contextlib.suppress(ValidationError, OSError):
+                yield Record.model_validate_json(path.read_bytes())
+
+    def work(self, stage: str, key: str) -> Path:
+        """Return the private folder of a stage's unfinished run; it survives a kill."""
+        return self.root / ".work" / f"{stage}-{key}"
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Hold the only right to make a key; the lock dies with its process."""
+        path = self.root / ".locks" / f"{stage}-{key}.lock"
+        with storing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("a")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def publish(
+        self, stage: str, key: str, out: Path, parts: dict[str, str], meta: dict[str, str], seconds: float
+    ) -> Record:
+        """Move a finished folder to its place and write its record last.
+
+        Raises StoreBroken when the disk is full or cannot be written; the store then still holds its old state.
+        """
+        with storing():
+            files = {}
+            for path in content_files(out):
+                with path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                    os.fsync(file.fileno())
+                files[path.relative_to(out).as_posix()] = (path.stat().st_size, sha256)
+            record = Record(
+                stage=stage,
+                key=key,
+                parts=parts,
+                files=files,
+                sha256=digest({name: sha256 for name, (_, sha256) in files.items()}),
+                meta=meta,
+                seconds=round(seconds, 3),
+                finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            )
+            folder = self.root / stage / key
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists():  # damaged: the record goes first, so that no reader takes the rest for whole
+                (folder / RECORD).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+            out.rename(folder)
+            write_atomic(folder / RECORD, record.model_dump_json(indent=1))
+        return record
+
+
+@contextlib.contextmanager
+def storing() -> Iterator[None]:
+    """Turn a full or unwritable disk into StoreBroken."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreBroken(
+                f"{error.filename or 'the artifact store'}: {os.strerror(error.errno)}; "
+                "free some space or set NIGHTJAR_STORE to another folder, then run the same command again"
+            ) from error
+        raise
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}

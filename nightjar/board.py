@@ -1,0 +1,155 @@
+"""Where a binary runs: a board runs commands, takes files and gives them back."""
+
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from pydantic import BaseModel
+
+from nightjar.closure import version
+from nightjar.errors import SessionFailed
+
+
+class Output(NamedTuple):
+    """What a finished command left: exit status and text."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class BoardFacts(BaseModel, frozen=True):
+    """Say what a board is, so far as a result depends on it; the alias is not part of it."""
+
+    soc: str
+    python: str
+    runtimes: dict[str, str]
+
+
+class Board(Protocol):
+    """Run commands on a board and move files; every method raises SessionFailed when the board is lost."""
+
+    python: str
+
+    def run(self, command: list[str], timeout_s: float) -> Output: ...
+
+    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Iterator[str]: ...
+
+    def put(self, local: Path, remote: Path) -> None: ...
+
+    def get(self, remote: Path, local: Path) -> None: ...
+
+    def facts(self, runtimes: tuple[str, ...]) -> BoardFacts: ...
+
+
+class LocalBoard:
+    """Use this machine as the board, with this Python."""
+
+    python = sys.executable
+
+    def run(self, command: list[str], timeout_s: float) -> Output:
+        """Run a command to its end."""
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise SessionFailed(f"{command[0]} did not end within {timeout_s:g} s; run the same command again") from error
+        return Output(done.returncode, done.stdout, done.stderr)
+
+    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Iterator[str]:
+        """Yield a command's output lines as they come.
+
+        Raises SessionFailed with the command's last word when it fails, or when it says nothing for `silence_s`.
+        """
+        # Its own process group: Ctrl-C in the terminal reaches only us, and we end it in order.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert process.stdout is not None and process.stderr is not None
+        said: list[str] = []
+
+        def listen() -> None:
+            for text in process.stderr or ():
+                said.append(text.rstrip())
+                del said[:-200]
+                log(text.rstrip())
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        hung = threading.Event()
+
+        def kill() -> None:
+            hung.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        try:
+            while True:
+                timer = threading.Timer(silence_s, kill)
+                timer.start()
+                line = process.stdout.readline()
+                timer.cancel()
+                if not line:
+                    break
+                yield line.rstrip("\n")
+            status = process.wait()
+            listener.join(timeout=5)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if hung.is_set():
+            raise SessionFailed(
+                f"the session said nothing for {silence_s:g} s and was ended; "
+                "run the same command again, finished clips are kept"
+            )
+        if status:
+            last = next((text for text in reversed(said) if text.strip()), f"exit status {status}")
+            raise SessionFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
+
+    def put(self, local: Path, remote: Path) -> None:
+        """Place a file; on this machine by a link (a hard link would touch the original's ctime)."""
+        remote.parent.mkdir(parents=True, exist_ok=True)
+        remote.unlink(missing_ok=True)
+        remote.symlink_to(local.resolve())
+
+    def get(self, remote: Path, local: Path) -> None:
+        """Fetch a file; on this machine by moving it."""
+        local.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(remote, local)
+
+    def facts(self, runtimes: tuple[str, ...]) -> BoardFacts:
+        """Describe this machine."""
+        return BoardFacts(
+            soc=_cpu_model(),
+            python=platform.python_version(),
+            runtimes={name: version(name) or "absent" for name in sorted({"numpy", *runtimes})},
+        )
+
+
+class BoardRef(BaseModel, frozen=True):
+    """Name a board and say what it is; only what it is enters a key."""
+
+    alias: str
+    tier: str
+    facts: BoardFacts
+
+    def identity(self) -> dict[str, object]:
+        """Return the part a result depends on."""
+        return {"tier": self.tier, **self.facts.model_dump()}
+
+    def connect(self) -> Board:
+        """Open the board."""
+        return LocalBoard()
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return f"{platform.machine()} {line.partition(':')[2].strip()} x{os.cpu_count()}"
+    return f"{platform.machine()} x{os.cpu_count()}"

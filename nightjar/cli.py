@@ -1,0 +1,183 @@
+"""`nightjar …`: the command line; the one module here that reaches flows, and only when a command needs them."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nightjar.errors import BadOptions, NightjarError, StoreBroken
+
+EXIT_CODES = """exit codes: 0 pass; 1 fail or undecided; 2 bad input; 3 a toolchain or board is missing;
+4 a tool or board broke on the way (can be run again); 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code; every explained failure is one line on stderr."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped worker ends its session in order too
+    try:
+        code: int = arguments.command(arguments)
+    except KeyboardInterrupt:
+        print("nightjar: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except NightjarError as error:
+        if arguments.debug:
+            raise
+        print(f"nightjar: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if arguments.debug:
+            raise
+        print(f"nightjar: {error}; mend it and run the same command again", file=sys.stderr)
+        return StoreBroken.exit_code
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    from nightjar.request import PortRequest
+
+    parser = argparse.ArgumentParser(
+        prog="nightjar",
+        description="Put speech recognisers on edge NPUs, and say with numbers whether they still understand speech.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks instead of one line")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    port = commands.add_parser("port", help="the whole graph for one model and one target", epilog=EXIT_CODES)
+    add_options(port, PortRequest)
+    port.add_argument("--plan", action="store_true", help="print what would run and why, and run nothing")
+    port.add_argument("--json", type=Path, metavar="F", help="write the results here too")
+    port.set_defaults(command=_port)
+
+    compare = commands.add_parser(
+        "compare", help="stock Whisper, TorchScript and ONNX on given clips: text, token ids, seconds"
+    )
+    compare.add_argument("speech", type=Path, nargs="+", help="audio files, manifests or folders")
+    compare.add_argument("--model", default="whisper-nano", help="as for port")
+    compare.add_argument("--checkpoint", type=Path, help="as for port")
+    compare.add_argument("--language", default="en", help="language spoken (default: en)")
+    compare.add_argument("--window", type=float, help="audio window in seconds (default: the model's, at most 30)")
+    compare.add_argument("--out", type=Path, default=Path("reports/compare"), help="folder for the JSONs")
+    compare.set_defaults(command=_compare)
+
+    for kind in ("targets", "models"):
+        listing = commands.add_parser(kind, help=f"list the {kind} there are")
+        listing.set_defaults(command=_listing(kind))
+    doctor = commands.add_parser("doctor", help="check this machine: environment, store, server, targets, models")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[BaseModel]) -> None:
+    """Give a parser one flag per field of a pydantic model: its name, type, choices, default and description."""
+    for name, field in options.model_fields.items():
+        inner, many = _plain_type(field.annotation)
+        choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else None
+        shown = "" if field.default in (None, ()) else f" (default: {field.default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            type=str if choices else inner,
+            choices=choices,
+            nargs="+" if many else None,
+            metavar=None if choices and not many else name.rpartition("_")[2].upper(),
+            help=f"{field.description}{shown}".replace("%", "%%"),
+        )
+
+
+def parse_options(arguments: argparse.Namespace, options: type[BaseModel]) -> Any:
+    """Make the pydantic model of what was given; raises BadOptions with the flag at fault."""
+    given = {name: getattr(arguments, name) for name in options.model_fields if hasattr(arguments, name)}
+    try:
+        return options(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise BadOptions(f"{flag} {first['input']}: {first['msg']}; see `nightjar port --help`") from error
+
+
+def _plain_type(annotation: Any) -> tuple[Any, bool]:
+    """Strip `| None` and `tuple[…, ...]` off a field's type; the second value says that it takes many."""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        annotation = next(each for each in typing.get_args(annotation) if each is not type(None))
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True
+    return annotation, False
+
+
+def _port(arguments: argparse.Namespace) -> int:
+    from nightjar.request import PortRequest
+    from nightjar.show import Screen, show_plan, show_results
+
+    request = parse_options(arguments, PortRequest)
+    screen = Screen()
+    screen.say(f"[bold]port[/bold] {request.model} → {request.target}, {request.precision}")
+    from flows.port import port  # Prefect takes a second to import, so the line above comes first
+    from flows.start import run_flow
+
+    results, run = run_flow(port, request, screen, refresh=request.refresh, plan=arguments.plan)
+    if arguments.plan:
+        show_plan(screen, run.outcomes)
+        return 0
+    show_results(screen, results)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 0 if results["verdict"] == "PASS" else 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from nightjar.show import Screen, show_comparison
+
+    screen = Screen()
+    screen.say(f"[bold]compare[/bold] {arguments.model}: openai-whisper, TorchScript, ONNX")
+    from flows.compare import CompareRequest, compare
+    from flows.start import run_flow
+
+    request = CompareRequest(
+        model=arguments.model,
+        checkpoint=arguments.checkpoint,
+        speech=tuple(arguments.speech),
+        language=arguments.language,
+        window=arguments.window,
+        out=arguments.out,
+    )
+    results, _ = run_flow(compare, request, screen)
+    show_comparison(screen, results)
+    return 0 if results["equal"] == results["clips"] else 1
+
+
+def _listing(kind: str) -> Callable[[argparse.Namespace], int]:
+    def show(arguments: argparse.Namespace) -> int:
+        from nightjar.show import show_models, show_targets
+
+        (show_targets if kind == "targets" else show_models)()
+        return 0
+
+    return show
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from nightjar.doctor import examine
+    from nightjar.show import show_doctor
+
+    findings = examine()
+    show_doctor(findings)
+    return 3 if any(finding.outcome == "missing" for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

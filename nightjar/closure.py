@@ -1,0 +1,95 @@
+"""Which of this repository's files, and which libraries, make a result: the code part of a stage's key."""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("nightjar", "models", "targets", "tasks", "flows")
+
+# The orchestration decides when a stage runs, never what it makes.
+ORCHESTRATION = frozenset({"tasks.stage", "prefect"})
+
+
+class Closure(NamedTuple):
+    """Files of this repository by sha256, and libraries by version."""
+
+    files: dict[str, str]
+    libraries: dict[str, str]
+
+
+def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
+    """Follow the imports of `modules` through this repository.
+
+    Function-level imports count, `if TYPE_CHECKING` does not; the packages on the way to a module count, as Python runs
+    them. A library counts with its version when this repository's code imports it directly.
+    """
+    todo, seen = list(modules), set[str]()
+    files: dict[str, str] = {}
+    libraries: dict[str, str] = {}
+    while todo:
+        module = todo.pop()
+        if module in seen or module in ORCHESTRATION:
+            continue
+        seen.add(module)
+        top, _, _ = module.partition(".")
+        if top not in PACKAGES:
+            if top not in sys.stdlib_module_names and top not in ORCHESTRATION and (found := version(top)):
+                libraries[top] = found
+            continue
+        if "." in module:
+            todo.append(module.rpartition(".")[0])
+        if (path := module_file(module, root)) is not None:
+            sha256, imported = _scan(path, module, path.stat().st_mtime_ns)
+            files[path.relative_to(root).as_posix()] = sha256
+            todo.extend(imported)
+    return Closure(dict(sorted(files.items())), dict(sorted(libraries.items())))
+
+
+def module_file(module: str, root: Path = ROOT) -> Path | None:
+    """Return the .py file of a module of this repository, None for a folder without one or a name that is no module."""
+    stem = root.joinpath(*module.split("."))
+    for path in (stem / "__init__.py", stem.with_suffix(".py")):
+        if path.is_file():
+            return path
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def _scan(path: Path, module: str, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
+    source = path.read_bytes()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return hashlib.sha256(source).hexdigest(), tuple(_imports(ast.parse(source), package))
+
+
+def _imports(tree: ast.AST, package: str) -> Iterable[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            prefix = ".".join([*parents, node.module or ""]).strip(".") if node.level else node.module or ""
+            yield prefix
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)  # may be a module, may be a name
+        else:
+            yield from _imports(node, package)
+
+
+@functools.cache
+def version(top: str) -> str:
+    """Return the installed version of the distribution that provides a top-level module, empty when none does."""
+    for name in (top, {"whisper": "openai-whisper", "yaml": "PyYAML"}.get(top)):
+        if name:
+            try:
+                return importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    distributions = importlib.metadata.packages_distributions().get(top, [])
+    return importlib.metadata.version(distributions[0]) if distributions else ""

@@ -1,0 +1,86 @@
+"""Look at this machine: what is there, what is absent, what must be mended and how."""
+
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from nightjar.closure import ROOT, version
+from nightjar.plugins import names, plugin
+from nightjar.request import shipped_models
+
+NEEDED = ("numpy", "torch", "onnx", "onnxruntime", "whisper", "prefect", "librosa", "soundfile", "pydantic")
+
+
+class Finding(NamedTuple):
+    """One thing looked at; only `missing` keeps Nightjar from working."""
+
+    name: str
+    outcome: Literal["ok", "absent", "missing"]
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Look at Python, libraries, store, server, shipped models, downloaded checkpoints and targets."""
+    return [_python(), *_libraries(), _store(), _server(), *_models(), *_targets()]
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] == (3, 11):
+        return Finding("python", "ok", found)
+    return Finding("python", "missing", f"{found}; Nightjar is pinned for 3.11: run `make setup` with python3.11")
+
+
+def _libraries() -> list[Finding]:
+    found = {name: version(name) for name in NEEDED}
+    absent = [name for name, installed in found.items() if not installed]
+    if absent:
+        return [Finding("libraries", "missing", f"{', '.join(absent)}: run `make setup`")]
+    return [Finding("libraries", "ok", ", ".join(f"{name} {installed}" for name, installed in found.items()))]
+
+
+def _store() -> Finding:
+    folder = Path(os.environ.get("NIGHTJAR_STORE") or ROOT / "artifacts")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free_gib = shutil.disk_usage(folder).free / 2**30
+    except OSError as error:
+        return Finding("store", "missing", f"{folder}: {error.strerror}; set NIGHTJAR_STORE to a folder of yours")
+    if not os.access(folder, os.W_OK):
+        return Finding("store", "missing", f"{folder} cannot be written; set NIGHTJAR_STORE to a folder of yours")
+    return Finding("store", "ok", f"{folder}, {free_gib:.0f} GiB free")
+
+
+def _server() -> Finding:
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        return Finding("Prefect server", "absent", "none configured, flows run without one (set PREFECT_API_URL to use one)")
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5):
+            return Finding("Prefect server", "ok", url)
+    except (urllib.error.URLError, OSError) as error:
+        return Finding("Prefect server", "missing", f"{url} does not answer ({error}): start it, or unset PREFECT_API_URL")
+
+
+def _models() -> list[Finding]:
+    found = [Finding(f"model {name}", "ok", "shipped in data/") for name in shipped_models()]
+    return found or [Finding("shipped models", "missing", "data/ holds none: run `git checkout data`")]
+
+
+def _targets() -> list[Finding]:
+    findings = []
+    for name in names("targets"):
+        module = plugin("targets", name).load()
+        absent = [runtime for runtime in module.RUNTIMES if not version(runtime)]
+        detail = ", ".join(f"{runtime} {version(runtime)}" for runtime in module.RUNTIMES)
+        if absent:
+            findings.append(Finding(f"target {name}", "absent", f"no {', '.join(absent)} on this machine"))
+        else:
+            findings.append(Finding(f"target {name}", "ok", detail))
+    return findings

@@ -1,0 +1,139 @@
+"""The host's side of a session: make the job, run it on a board, collect its lines."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import nightjar.session  # travels in the zipapp, so its code is part of every key that runs one
+from nightjar.artifact import storing, write_atomic
+from nightjar.board import Board
+from nightjar.closure import ROOT, closure, module_file
+from nightjar.data import Clip, load_audio
+from nightjar.errors import SessionFailed
+from nightjar.progress import tick
+
+log = logging.getLogger(__name__)
+
+SILENCE_S = 300.0  # a clip that takes longer than this is a hung runtime
+
+
+def zipapp(modules: Sequence[str]) -> bytes:
+    """Pack the session and the modules it runs into one file, byte for byte the same for the same code."""
+    wanted = {
+        module
+        for path in closure([nightjar.session.__name__, *modules]).files
+        if (module := path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+    }
+    members = {"__main__.py": b"import sys\nfrom nightjar.session import main\nsys.exit(main(sys.argv[1]))\n"}
+    for module in sorted(wanted):
+        path = module_file(module)
+        # A target's package imports what only the host has (pydantic, converters); its runner must not need it.
+        if path is not None and not (module.startswith("targets.") and path.name == "__init__.py"):
+            members[path.relative_to(ROOT).as_posix()] = path.read_bytes()
+    for name in list(members):
+        for parent in Path(name).parents:
+            if parent.name:
+                members.setdefault(f"{parent.as_posix()}/__init__.py", b"")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in sorted(members.items()):
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+    return packed.getvalue()
+
+
+def session_modules(binary: Path) -> list[str]:
+    """Name the modules a binary needs on a board: its model's decode loop and its parts' runners."""
+    model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
+    parts = json.loads((binary / "binary.json").read_text(encoding="utf-8"))["parts"]
+    runners = sorted({entry["runner"] for entry in parts.values()})
+    return [f"models.{model['family']}.decode", *(f"targets.{runner}.runner" for runner in runners)]
+
+
+def run_session(
+    board: Board,
+    binary: Path,
+    clips: Sequence[Clip],
+    folder: Path,
+    *,
+    decode: bool,
+    harvest: Sequence[str] = (),
+    language: str = "en",
+    forced: dict[str, list[int]] | None = None,
+    probes: dict[str, np.ndarray] | None = None,
+) -> list[dict[str, Any]]:
+    """Run clips (and probe waves, int16) through a binary on a board and return the session's lines in clip order.
+
+    `folder` is the job's scratch folder; finished clips found there from an earlier, killed run are not run again.
+    Raises SessionFailed when the session ends early.
+    """
+    description = json.loads((binary / "binary.json").read_text(encoding="utf-8"))
+    parts = description["parts"]
+    wanted = parts if decode else {"encoder": parts["encoder"]}
+    waves: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | (probes or {})
+    job = {
+        "model": json.loads((binary / "model.json").read_text(encoding="utf-8")),
+        "parts": wanted,
+        "clips": [
+            {"id": name, "file": f"clips/{name}.npy", "forced": (forced or {}).get(name)} for name in waves
+        ],
+        "decode": decode,
+        "harvest": list(harvest),
+        "language": language,
+    }
+    app = zipapp(session_modules(binary))
+    with storing():
+        _keep_or_clear(folder, job, app)
+        (folder / "clips").mkdir(parents=True, exist_ok=True)
+        for path in sorted(p for p in binary.iterdir() if p.is_file()):
+            if not (folder / path.name).exists():
+                board.put(path, folder / path.name)
+        (folder / "session.pyz").write_bytes(app)
+        write_atomic(folder / "job.json", json.dumps(job))
+        for name, source in waves.items():
+            if not (target := folder / "clips" / f"{name}.npy").exists():
+                wave = load_audio(source) if isinstance(source, Path) else source
+                with target.with_suffix(".part").open("wb") as file:
+                    np.save(file, wave)
+                target.with_suffix(".part").rename(target)
+    lines: dict[str, dict[str, Any]] = {}
+    ended = False
+    command = [board.python, str(folder / "session.pyz"), str(folder)]
+    with contextlib.closing(board.lines(command, SILENCE_S, lambda text: log.debug("session: %s", text))) as said:
+        for line in _parsed(said):
+            if "end" in line:
+                ended = True
+                continue
+            lines[line["id"]] = line
+            tick(len(lines), len(waves))
+    if not ended or lines.keys() != waves.keys():
+        missing = next(iter(waves.keys() - lines.keys()), "its last line")
+        raise SessionFailed(f"the session gave no result for {missing}; run the same command again")
+    return [lines[name] for name in waves]
+
+
+def _parsed(said: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for text in said:
+        try:
+            yield json.loads(text)
+        except ValueError:  # a vendor runtime that prints to stdout
+            log.debug("session printed: %s", text)
+
+
+def _keep_or_clear(folder: Path, job: dict[str, Any], app: bytes) -> None:
+    """Go on in a scratch folder only if it is of this very job and code."""
+    identity = hashlib.sha256(json.dumps(job, sort_keys=True).encode() + app + sys.version.encode()).hexdigest()
+    stamp = folder / "identity"
+    if folder.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != identity):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(stamp, identity)

@@ -1,0 +1,42 @@
+"""Find models and targets by their folders: a folder is a plug-in, there is no registry to edit."""
+
+import importlib
+from types import ModuleType
+from typing import Literal
+
+from pydantic import BaseModel
+
+from nightjar.closure import ROOT, module_file
+from nightjar.errors import UnknownName
+
+Kind = Literal["models", "targets"]
+
+
+class Plugin(BaseModel, frozen=True):
+    """Name one module of a model's or target's folder; its import closure enters the key of a stage that takes it."""
+
+    module: str
+
+    def load(self) -> ModuleType:
+        """Import the module."""
+        return importlib.import_module(self.module)
+
+
+def names(kind: Kind) -> list[str]:
+    """List the folders of a kind, sorted."""
+    folder = ROOT / kind
+    return sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+
+
+def plugin(kind: Kind, name: str, module: str = "") -> Plugin:
+    """Return one module of the folder called `name`.
+
+    Raises UnknownName when there is no such folder or it has no such module.
+    """
+    known = names(kind)
+    if name not in known:
+        raise UnknownName(f"no {kind[:-1]} {name!r}; have {', '.join(known)}: see `nightjar {kind}`")
+    path = ".".join(filter(None, (kind, name, module)))
+    if module_file(path) is None:
+        raise UnknownName(f"{kind[:-1]} {name!r} has no {module}.py; see docs/design.md, The tree")
+    return Plugin(module=path)

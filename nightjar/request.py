@@ -1,0 +1,106 @@
+"""What a person asks of a port: one frozen model is the command line, the Prefect form and the documentation."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nightjar.artifact import Source, digest_file
+from nightjar.closure import ROOT
+from nightjar.data import Clip, check_disjoint, load_speech, speech_digest
+from nightjar.errors import BadCheckpoint, BadOptions, UnknownName
+from nightjar.plugins import names, plugin
+
+STAGES = ("export", "build", "harvest", "calibrate", "evaluate", "stock", "judge", "report")
+StageName = Literal["export", "build", "harvest", "calibrate", "evaluate", "stock", "judge", "report"]
+
+
+class PortRequest(BaseModel):
+    """Port one model to one target and say, with numbers, whether the result is still a speech recogniser."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(
+        "whisper-nano",
+        description="tiny, small.en, …, a shipped model, or a label for --checkpoint (`nightjar models` lists them)",
+    )
+    checkpoint: Path | None = Field(None, description="checkpoint file; its family is read from the file")
+    target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
+    board: str | None = Field(
+        None, description="local, simulator, stand-in or a board's ssh alias; default: the target's best without hardware"
+    )
+    precision: Literal["fp", "int8", "auto"] = Field("int8", description="numbers the binary computes with")
+    window: float | None = Field(None, gt=0, description="audio window in seconds; default: the target's recipe")
+    decoder: Literal["window", "static", "cached"] | None = Field(
+        None, description="decoder protocol; default: the target's recipe"
+    )
+    positional: Literal["first", "last"] | None = Field(
+        None, description="positional rows a shorter window keeps; rknn_model_zoo keeps the last"
+    )
+    language: str = Field("en", description="language spoken, as Whisper abbreviates it")
+    calibration_set: Path | None = Field(
+        None, description="NeMo manifest, LibriSpeech tree or folder of audio with .txt; default: the shipped model's"
+    )
+    calibration_samples: int = Field(200, ge=1, description="samples per part; below 100 warns")
+    test_set: Path | None = Field(None, description="evaluation speech, in the same forms; its speakers must be others")
+    limit: int | None = Field(None, ge=1, description="evaluate only the first N clips")
+    long: Literal["skip", "refuse"] = Field("skip", description="what to do with clips longer than the window")
+    max_delta_wer: float = Field(1.0, ge=0, description="budget: points of WER the binary may lose against float")
+    refresh: tuple[StageName, ...] = Field((), description="stages to run again although they are cached")
+
+
+def shipped_models() -> list[str]:
+    """List the models whose weights and speech lie in data/."""
+    return sorted(path.parent.name for path in (ROOT / "data").glob("*/calibration.jsonl"))
+
+
+def model_family(request: PortRequest) -> str:
+    """Return the folder of models/ that knows the requested model: by its checkpoint if one is given, else by its name.
+
+    Raises UnknownName or BadCheckpoint when no family does.
+    """
+    families = {name: plugin("models", name).load() for name in names("models")}
+    if request.checkpoint is not None:
+        if not request.checkpoint.exists():
+            raise BadCheckpoint(f"no checkpoint at {request.checkpoint}: give an existing file with --checkpoint")
+        found = [name for name, module in families.items() if module.recognises(request.checkpoint)]
+        if not found:
+            raise BadCheckpoint(
+                f"{request.checkpoint} is no checkpoint of {', '.join(families)}: give an openai-whisper .pt file"
+            )
+        return found[0]
+    for name, module in families.items():
+        if request.model in module.NAMES or request.model in shipped_models() and request.model.startswith(name):
+            return name
+    known = [*shipped_models(), *(known for module in families.values() for known in module.NAMES)]
+    raise UnknownName(
+        f"no model {request.model!r}; have {', '.join(known)}, or give a file with --checkpoint: see `nightjar models`"
+    )
+
+
+def checkpoint_source(request: PortRequest, family: str) -> Source:
+    """Find (and for a public name fetch) the checkpoint and name it by content."""
+    path = request.checkpoint or plugin("models", family, "checkpoint").load().find_checkpoint(request.model)
+    return Source(path=path.resolve(), sha256=digest_file(path))
+
+
+def speech_sources(request: PortRequest) -> tuple[Source, Source]:
+    """Return the calibration and the evaluation speech, by content.
+
+    Raises BadOptions when a model that ships no speech is given none, SpeakersOverlap when the two share a speaker.
+    """
+    found: list[tuple[Path, list[Clip]]] = []
+    for given, shipped, flag in (
+        (request.calibration_set, "calibration.jsonl", "--calibration-set"),
+        (request.test_set, "evaluation.jsonl", "--test-set"),
+    ):
+        path = given or ROOT / "data" / request.model / shipped
+        if given is None and not path.exists():
+            raise BadOptions(f"{request.model} ships no speech: give {flag} a NeMo manifest, LibriSpeech tree or folder")
+        found.append((path.resolve(), load_speech(path)))
+    (calibration, calibration_clips), (evaluation, evaluation_clips) = found
+    check_disjoint(calibration_clips, evaluation_clips)
+    return (
+        Source(path=calibration, sha256=speech_digest(calibration_clips)),
+        Source(path=evaluation, sha256=speech_digest(evaluation_clips)),
+    )

@@ -1,0 +1,132 @@
+"""What runs on a board: a job in, one JSON line per finished clip out.
+
+    python3 session.pyz JOB_FOLDER
+
+Only numpy, the runners' own runtimes and the standard library are imported. A job folder holds `job.json`, the clips as
+int16 .npy files and the binary's parts. Finished lines are appended to `lines.jsonl` there, so a session that was killed
+says at its next start what it has, and goes on from there.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+
+
+class Parts:
+    """Map each part to the runner it was compiled for, and time the calls per part in seconds."""
+
+    def __init__(self, folder: Path, job: dict[str, Any]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._runner_of: dict[str, Any] = {}
+        by_runner: dict[str, dict[str, Any]] = {}
+        for part, entry in job["parts"].items():
+            by_runner.setdefault(entry["runner"], {})[part] = entry
+        for name, parts in by_runner.items():
+            opened = importlib.import_module(f"targets.{name}.runner").open_runner(
+                folder, parts, job.get("runner_options", {}).get(name)
+            )
+            self._runner_of.update(dict.fromkeys(parts, opened))
+
+    def run(self, part: str, inputs: Tensors, constant: Tensors = {}) -> Tensors:  # noqa: B006 (never written)
+        start = time.perf_counter()
+        outputs: Tensors = self._runner_of[part].run(part, inputs, constant)
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        return outputs
+
+    def close(self) -> None:
+        for runner in set(self._runner_of.values()):
+            runner.close()
+
+
+def run_clip(
+    parts: Parts, clip: dict[str, Any], folder: Path, job: dict[str, Any], tables: Tensors
+) -> dict[str, Any]:
+    """Run one clip and return its line; harvested tensors are on disk before the line is."""
+    family = importlib.import_module(f"models.{job['model']['family']}.decode")
+    model, parts.seconds = job["model"], {}
+    wave = np.load(folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
+
+    start = time.perf_counter()
+    features = family.features(wave, model)
+    features_s = time.perf_counter() - start
+    encoded = family.encode(parts, features, model)
+    line: dict[str, Any] = {"id": clip["id"], "audio_s": round(len(wave) / 16000, 4)}
+    for name in job["harvest"]:
+        target = folder / "harvest" / f"{clip['id']}.{name}.npy"
+        with target.with_suffix(".part").open("wb") as file:
+            np.save(file, encoded[name][0].astype(np.float16))
+        target.with_suffix(".part").rename(target)
+    if job["decode"]:
+        line |= family.decode(parts, encoded, model, job["language"], tables)
+        total_s = time.perf_counter() - start
+        line["seconds"] = {"features": features_s, **parts.seconds, "total": total_s}
+        line["agree"] = None
+        if clip.get("forced") is not None:
+            matching = family.agree(parts, encoded, model, clip["forced"], job["language"], tables)
+            line["agree"] = [matching, len(clip["forced"]) + 1]
+    else:
+        line["seconds"] = {
+            "features": features_s,
+            **parts.seconds,
+            "total": time.perf_counter() - start,
+        }
+    line["seconds"] = {name: round(value, 5) for name, value in line["seconds"].items()}
+    return line
+
+
+def run_job(folder: Path, out: TextIO) -> None:
+    """Run the clips that have no line yet; print what is there first, then each new line when it is safe on disk."""
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    (folder / "harvest").mkdir(exist_ok=True)
+    lines_path = folder / "lines.jsonl"
+    done = read_lines(lines_path)
+    for line in done.values():
+        print(json.dumps(line), file=out, flush=True)
+    todo = [clip for clip in job["clips"] if clip["id"] not in done]
+    if todo:
+        tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
+        parts = Parts(folder, job)
+        with lines_path.open("a", encoding="utf-8") as kept:
+            for clip in todo:
+                line = json.dumps(run_clip(parts, clip, folder, job, tables))
+                print(line, file=kept, flush=True)
+                os.fsync(kept.fileno())
+                print(line, file=out, flush=True)
+        parts.close()
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024}), file=out, flush=True)
+
+
+def read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the whole lines of an earlier session by clip id, and cut off a half-written last one."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        path.write_bytes(whole)
+    return {line["id"]: line for line in map(json.loads, whole.splitlines())}
+
+
+def main(folder: str) -> int:
+    """Run a job folder; an error becomes one line on stderr and exit code 4."""
+    try:
+        run_job(Path(folder), sys.stdout)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the host reads the last line; the traceback above it is for the log
+        import traceback
+
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
+        return 4
+    return 0

@@ -1,0 +1,172 @@
+"""What the command line prints: live stage lines, plans, verdicts, listings."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
+
+
+class StageOutcome(Protocol):
+    """What a finished or planned stage says of itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def cached(self) -> bool: ...
+    @property
+    def why(self) -> str: ...
+
+
+class Screen:
+    """Show stages as they run: a live line in a terminal, plain lines in a log."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._live = Live(console=self.console, transient=True, auto_refresh=False)
+        self._stage, self._began, self._said_at = "", 0.0, 0.0
+
+    def __enter__(self) -> "Screen":
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line of rich markup."""
+        self.console.print(text)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Say that a stage is at `done` of `total`; a `total` of 0 says that it begins."""
+        now = time.monotonic()
+        if stage != self._stage or not total:
+            self._stage, self._began, self._said_at = stage, now, now
+        count = f" {done}/{total}" if total else ""
+        left = f", {(now - self._began) * (total - done) / done:.0f} s left" if done and done < total else ""
+        if self.console.is_terminal:
+            self._live.update(Text(f"  {stage:<26} …{count}{left}", style="cyan"), refresh=True)
+        elif now - self._said_at > 10:
+            self._said_at = now
+            self.say(f"  {stage:<26} …{count}{left}")
+
+    def outcome(self, outcome: StageOutcome) -> None:
+        """Print what became of a stage."""
+        if outcome.cached:
+            line = f"  {outcome.name:<26} [green]cached[/green]"
+        elif outcome.seconds:
+            line = f"  {outcome.name:<26} {outcome.seconds:6.1f} s   [dim]{outcome.why}[/dim]"
+        else:
+            return
+        self._live.update("", refresh=self.console.is_terminal)
+        self.say(line)
+        self._stage = ""
+
+
+def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:
+    """Print what would run and why."""
+    for outcome in outcomes:
+        if not outcome.cached:
+            screen.say(f"  {outcome.name:<26} [yellow]would run[/yellow]   [dim]{outcome.why}[/dim]")
+    todo = sum(not outcome.cached for outcome in outcomes)
+    screen.say(f"{todo} of {len(outcomes)} stages would run; nothing was run")
+
+
+def show_results(screen: Screen, results: dict[str, Any]) -> None:
+    """Print the verdict table and where the report lies."""
+    stages = results["stages"]
+    ran = [stage for stage in stages if not stage["cached"]]
+    screen.say(
+        f"  {len(ran)} of {len(stages)} stages ran" if ran else f"  all {len(stages)} stages cached, none was executed"
+    )
+    colour = COLOURS[results["verdict"]]
+    table = Table(title=None, box=None, padding=(0, 2))
+    for column in ("", "WER %", "95 %", "S/D/I", "empty", "looping", "capped", "RTF p50"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for score in results["scores"]:
+        counts, interval = score["counts"], score["interval"]
+        table.add_row(
+            f"{score['subject']} [dim]({score['tier']})[/dim]",
+            f"{score['wer']:.2f}",
+            f"{interval[0]:.2f}–{interval[1]:.2f}",
+            f"{counts['substitutions']}/{counts['deletions']}/{counts['insertions']}",
+            *(str(score[kind]) for kind in ("empty", "looping", "capped")),
+            f"{score['rtf_p50']:.3f}" if score["rtf_p50"] is not None else "–",
+        )
+    screen.console.print(table)
+    for gate in results["gates"]:
+        gate_colour = COLOURS[gate["outcome"]]
+        screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {gate['sentence']}")
+    low, high = results["interval"]
+    screen.say(
+        f"[bold {colour}]{results['verdict']}[/bold {colour}]  Δ WER {results['delta_wer']:+.2f} points "
+        f"[{low:+.2f}, {high:+.2f}], {results['clips']} clips, tier {results['tier']}"
+    )
+    screen.say(f"report: {results['report']}")
+
+
+def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
+    """Print the texts of a comparison side by side."""
+    table = Table(box=None, padding=(0, 2))
+    for column in ("clip", "by", "seconds", "text"):
+        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    for clip in results["results"]:
+        for index, (by, said) in enumerate(clip["by"].items()):
+            table.add_row("" if index else clip["id"], by, f"{said['seconds']:.2f}", said["text"] or "[dim](empty)[/dim]")
+    screen.console.print(table)
+    screen.say(f"{results['equal']} of {results['clips']} clips have the same token ids in all three")
+    screen.say(f"JSONs: {results['out']}")
+
+
+def show_targets() -> None:
+    """List the targets with their boards and tiers."""
+    from nightjar.plugins import names, plugin
+
+    table = Table(box=None, padding=(0, 2))
+    for column in ("target", "boards (tier)", "precisions", "what it is"):
+        table.add_column(column)
+    for name in names("targets"):
+        module = plugin("targets", name).load()
+        boards = ", ".join(f"{board} ({tier})" for board, tier in module.TIERS.items())
+        precision = module.Options.model_json_schema()["properties"]["precision"]
+        precisions = ", ".join(precision.get("enum", [precision.get("const")]))
+        table.add_row(name, boards, precisions, (module.__doc__ or "").strip().splitlines()[0])
+    Console(highlight=False).print(table)
+
+
+def show_models() -> None:
+    """List the model names there are, by family."""
+    from nightjar.plugins import names, plugin
+    from nightjar.request import shipped_models
+
+    table = Table(box=None, padding=(0, 2))
+    for column in ("family", "shipped, with speech", "by name (downloaded once)"):
+        table.add_column(column, overflow="fold")
+    for family in names("models"):
+        module = plugin("models", family).load()
+        shipped = [name for name in shipped_models() if name.startswith(family)]
+        table.add_row(family, ", ".join(shipped), ", ".join(module.NAMES))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("any other checkpoint: --model LABEL --checkpoint PATH")
+
+
+def show_doctor(findings: Sequence[Any]) -> None:
+    """Print what a look at this machine found."""
+    colours = {"ok": "green", "absent": "yellow", "missing": "red"}
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for finding in findings:
+        colour = colours[finding.outcome]
+        table.add_row(f"[{colour}]{finding.outcome}[/{colour}]", finding.name, finding.detail)
+    Console(highlight=False).print(table)

@@ -1,0 +1,45 @@
+"""What the flow asks of a target's folder, whichever target it is.
+
+A target is a module `targets/<name>/__init__.py` with
+
+    NAME, TIERS {board: tier}, DEFAULT_BOARD, RUNTIMES (what runs on the board; their versions enter the key)
+    Options                                    frozen pydantic, with `precision`
+    recipe(model) -> Recipe
+    compile(graphs, calibration, options, out)
+
+and `runner.py`, the one file that runs a part on the board.
+"""
+
+from pydantic import BaseModel, ValidationError
+
+from nightjar.board import BoardRef, LocalBoard
+from nightjar.errors import BadOptions, BoardMissing
+from nightjar.plugins import Plugin
+
+
+def make_options(target: Plugin, precision: str) -> BaseModel:
+    """Make a target's options; raises BadOptions when it does not build this precision."""
+    module = target.load()
+    try:
+        options: BaseModel = module.Options(precision=precision)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise BadOptions(f"target {module.NAME} does not build --precision {precision}: {reason}") from error
+    return options
+
+
+def board_of(target: Plugin, alias: str | None) -> BoardRef:
+    """Name the board a target's binaries run on, by default the best that needs no hardware.
+
+    Raises BoardMissing for a board this target does not have.
+    """
+    module = target.load()
+    alias = alias or module.DEFAULT_BOARD
+    if alias not in module.TIERS:
+        raise BoardMissing(f"target {module.NAME} has no board {alias!r}; have {', '.join(module.TIERS)}: pass --board")
+    return BoardRef(alias=alias, tier=module.TIERS[alias], facts=LocalBoard().facts(module.RUNTIMES))
+
+
+def session_of(decode: Plugin, target: Plugin) -> tuple[Plugin, ...]:
+    """List the modules that travel to the board, so that their code enters the key."""
+    return decode, Plugin(module=f"{target.module}.runner")

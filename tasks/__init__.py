@@ -1,0 +1,1 @@
+"""Stages: where Prefect meets the nouns."""

@@ -1,0 +1,59 @@
+"""Score what was heard and hold the binary against its budgets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nightjar.verdict as verdicts
+from nightjar.data import Clip
+from nightjar.errors import BadManifest
+from nightjar.verdict import Budgets, Score, Tier
+from tasks.evaluate import read_hypotheses
+from tasks.stage import stage
+
+
+@stage
+def judge(
+    *, stock: Path, expected: Path, obtained: Path, language: str, tier: Tier, budgets: Budgets, out: Path
+) -> dict[str, str]:
+    """Score stock, float graphs (`expected`) and binary (`obtained`) on the clips that all three heard, and judge."""
+    heard = {"stock": read_hypotheses(stock), "float": read_hypotheses(expected), "binary": read_hypotheses(obtained)}
+    ids = [{line["id"] for line in lines if not line["probe"]} for lines in heard.values()]
+    clips = [_clip(line) for line in heard["binary"] if line["id"] in set.intersection(*ids)]
+    if not clips:
+        raise BadManifest("stock, float and binary have no clip in common: give speech that fits the window")
+    scores = {
+        subject: verdicts.score(subject, tier if subject == "binary" else "host", clips, lines, language)
+        for subject, lines in heard.items()
+    }
+    silence = verdicts.hear_silence(
+        *([line for line in heard[subject] if line["probe"]] for subject in ("float", "binary")), language
+    )
+    verdict = verdicts.judge(scores["stock"], scores["float"], scores["binary"], budgets, silence)
+    skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
+    content: dict[str, Any] = {
+        "verdict": verdict.model_dump(mode="json"),
+        "budgets": budgets.model_dump(mode="json"),
+        "scores": {subject: score.model_dump(mode="json") for subject, score in scores.items()},
+        "silence": silence.model_dump(mode="json"),
+        "skipped": sorted(skipped),
+    }
+    (out / "verdict.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {"verdict": verdict.outcome}
+
+
+def read_scores(folder: Path) -> dict[str, Score]:
+    """Read the scores that `judge` wrote, by subject."""
+    content = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+    return {subject: Score.model_validate(score) for subject, score in content["scores"].items()}
+
+
+def _clip(line: dict[str, Any]) -> Clip:
+    return Clip(
+        id=line["id"], audio=Path(), text=line["reference"], duration_s=line["audio_s"], speaker=line["speaker"]
+    )
+
+
+def _skipped(folder: Path) -> list[str]:
+    skipped: list[str] = json.loads((folder / "skipped.json").read_text(encoding="utf-8"))
+    return skipped

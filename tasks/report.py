@@ -1,0 +1,84 @@
+"""Write the results as one JSON and one page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nightjar.artifact import RECORD
+from nightjar.page import render
+from nightjar.verdict import Verdict
+from tasks.judge import read_scores
+from tasks.stage import stage
+
+
+@stage
+def report(
+    *,
+    model: str,
+    precision: str,
+    graphs: Path,
+    calibration: Path | None,
+    binary: Path,
+    verdict: Path,
+    out: Path,
+) -> dict[str, str]:
+    """Write `results.json` and `report.html`, self-contained, from everything a verdict rests on."""
+    built = json.loads((binary / "binary.json").read_text(encoding="utf-8"))
+    judged = json.loads((verdict / "verdict.json").read_text(encoding="utf-8"))
+    outcome = Verdict.model_validate(judged["verdict"])
+    scores = read_scores(verdict)
+    made_from: dict[str, Path] = {"graphs": graphs, "binary": binary, "verdict": verdict}
+    if calibration is not None:
+        made_from["calibration"] = calibration
+    binary_rtf = scores["binary"].rtf
+    results: dict[str, Any] = {
+        "model": model,
+        "target": built["target"],
+        "tier": outcome.tier,
+        "precision": precision,
+        "wer": round(outcome.wer, 3),
+        "wer_float": round(outcome.wer_float, 3),
+        "wer_stock": round(outcome.wer_stock, 3),
+        "delta_wer": round(outcome.delta_wer, 3),
+        "interval": [round(bound, 3) for bound in outcome.interval],
+        "verdict": outcome.outcome,
+        "unit": outcome.unit,
+        "clips": outcome.clips,
+        "words": outcome.words,
+        "skipped": len(judged["skipped"]),
+        "size_bytes": {name: part["size_bytes"] for name, part in built["parts"].items()},
+        "rtf": {name: rtf.model_dump() for name, rtf in binary_rtf.items()} if binary_rtf else None,
+        "int8_mac_share": {name: part["int8_mac_share"] for name, part in built["parts"].items()},
+        "hypotheses": outcome.hypotheses,
+        "gates": [gate.model_dump(mode="json") for gate in outcome.gates],
+        "scores": [
+            {
+                "subject": subject,
+                "tier": score.tier,
+                "wer": round(score.wer, 3),
+                "interval": [round(bound, 3) for bound in score.interval],
+                "counts": score.counts.model_dump(),
+                "empty": score.empty,
+                "looping": score.looping,
+                "capped": score.capped,
+                "rtf_p50": score.rtf["total"].p50 if score.rtf else None,
+            }
+            for subject, score in scores.items()
+        ],
+        "recipe": json.loads((graphs / "model.json").read_text(encoding="utf-8"))["recipe"],
+        "made_from": {name: _record(folder) for name, folder in made_from.items()},
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    coverage = None
+    if calibration is not None:
+        coverage = json.loads((calibration / "calibration.json").read_text(encoding="utf-8"))["coverage"]
+    page = render(results, outcome, scores, coverage)
+    (out / "report.html").write_text(page, encoding="utf-8")
+    return {"verdict": outcome.outcome}
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Take from an artifact's record what is needed to make it again."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    libraries = {part[8:]: version for part, version in record["parts"].items() if part.startswith("library ")}
+    return {"stage": record["stage"], "key": record["key"], "sha256": record["sha256"], "libraries": libraries}

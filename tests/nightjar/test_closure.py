@@ -1,0 +1,62 @@
+"""The code part of a key: what is followed, and what is not."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+
+from nightjar.closure import closure
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    files = {
+        "nightjar/__init__.py": "",
+        "nightjar/wer.py": "import numpy\n",
+        "nightjar/data.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nightjar import page\n",
+        "nightjar/page.py": "",
+        "tasks/__init__.py": "",
+        "tasks/stage.py": "import prefect\n",
+        "tasks/judge.py": "from nightjar import data\nfrom tasks.stage import stage\n\ndef f():\n    from nightjar.wer import align\n",
+        "models/m/__init__.py": "",
+        "models/m/export.py": "from . import surgery\nfrom .tokens import table\n",
+        "models/m/surgery.py": "",
+        "models/m/tokens.py": "",
+        "models/m/decode.py": "",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "README.md").write_text("read me")
+    return tmp_path
+
+
+def test_function_level_imports_count_and_type_checking_ones_do_not(root: Path) -> None:
+    found = closure(["tasks.judge"], root)
+    assert set(found.files) == {
+        "nightjar/__init__.py",
+        "nightjar/data.py",
+        "nightjar/wer.py",
+        "tasks/__init__.py",
+        "tasks/judge.py",
+    }
+
+
+def test_libraries_count_with_their_version_and_orchestration_never_does(root: Path) -> None:
+    assert closure(["tasks.judge"], root).libraries == {"numpy": numpy.__version__}
+
+
+def test_relative_imports_reach_siblings_only(root: Path) -> None:
+    found = closure(["models.m.export"], root).files
+    assert {"models/m/export.py", "models/m/surgery.py", "models/m/tokens.py"} <= set(found)
+    assert "models/m/decode.py" not in found
+
+
+def test_an_edit_changes_exactly_the_closures_that_reach_it(root: Path) -> None:
+    before = {module: closure([module], root) for module in ("tasks.judge", "models.m.export")}
+    (root / "nightjar/wer.py").write_text("import numpy\nx = 1\n")
+    (root / "README.md").write_text("read me twice")
+    after = {module: closure([module], root) for module in before}
+    assert before["tasks.judge"] != after["tasks.judge"]
+    assert before["models.m.export"] == after["models.m.export"]
