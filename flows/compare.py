@@ -73,7 +73,7 @@ def compare(request: CompareRequest) -> dict[str, Any]:
 
 
 def _write(request: CompareRequest, by_clip: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    results = [
+    results: list[dict[str, Any]] = [
         {
             "id": clip,
             "equal": len({tuple(line["tokens"]) for line in by.values()}) == 1,

@@ -1,17 +1,17 @@
 """Port one model to one target: the graph, in the order of its edges.
 
-    checkpoint ─export─▶ graphs ─build(float)─▶ binary ─harvest─▶ hidden ─calibrate─▶ calibration
-    graphs + calibration ─build─▶ binary ─evaluate─▶ hypotheses ─judge─▶ verdict ─report─▶ page
+checkpoint ─export─▶ graphs ─build(float)─▶ binary ─harvest─▶ hidden ─calibrate─▶ calibration
+graphs + calibration ─build─▶ binary ─evaluate─▶ hypotheses ─judge─▶ verdict ─report─▶ page
 """
 
 from typing import Any
 
 from prefect import flow
 
+from nightjar.plugins import plugin
 from nightjar.recipe import Recipe
 from nightjar.request import PortRequest, checkpoint_source, model_family, speech_sources
 from nightjar.target import board_of, make_options, session_of
-from nightjar.plugins import plugin
 from nightjar.verdict import Budgets
 from tasks.build import build
 from tasks.calibrate import calibrate
@@ -26,7 +26,7 @@ from tasks.stage import Pending, joining
 
 @flow(name="port", flow_run_name="port-{request.model}-{request.target}-{request.precision}")
 def port(request: PortRequest) -> dict[str, Any]:
-    """Export, harvest, calibrate, build, evaluate, judge and report; every step is taken from the store when it can be."""
+    """Export, harvest, calibrate, build, evaluate, judge, report; every step is taken from the store if it can be."""
     with joining(request.refresh) as run:
         family = model_family(request)
         target = plugin("targets", request.target)
@@ -40,8 +40,9 @@ def port(request: PortRequest) -> dict[str, Any]:
         options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
 
         graphs = export(checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=request.window is None)
-        reference = build(graphs=graphs, calibration=None, target=host, options=make_options(host, "fp"), label="reference")
-        floating = build(graphs=graphs, calibration=None, target=target, options=make_options(target, "fp"), label="float")
+        as_they_are = {"graphs": graphs, "calibration": None}
+        reference = build(**as_they_are, target=host, options=make_options(host, "fp"), label="reference")
+        floating = build(**as_they_are, target=target, options=make_options(target, "fp"), label="float")
         calibration = None
         if request.precision != "fp":
             hidden = harvest(
@@ -50,17 +51,24 @@ def port(request: PortRequest) -> dict[str, Any]:
                 session=session_of(part["decode"], target),
                 board=board,
                 samples=request.calibration_samples,
+                seed=0,
             )
             calibration = calibrate(
                 reference=reference,
                 hidden=hidden,
                 speech=calibration_speech,
                 model=part["calibrate"],
+                runner=session_of(part["decode"], host)[1],
                 samples=request.calibration_samples,
                 seed=0,
+                language=request.language,
             )
         binary = build(
-            graphs=graphs, calibration=calibration, target=target, options=make_options(target, request.precision)
+            graphs=graphs,
+            calibration=calibration,
+            target=target,
+            options=make_options(target, request.precision),
+            label="binary",
         )
 
         upstream = stock(checkpoint=checkpoint, speech=test_speech, model=part["stock"], options=options)
@@ -72,6 +80,7 @@ def port(request: PortRequest) -> dict[str, Any]:
             board=host_board,
             reference=None,
             options=options,
+            label="float",
         )
         obtained = evaluate(
             binary=binary,
@@ -81,6 +90,7 @@ def port(request: PortRequest) -> dict[str, Any]:
             board=board,
             reference=expected,
             options=options,
+            label="binary",
         )
         verdict = judge(
             stock=upstream,

@@ -1,6 +1,6 @@
 """Start a flow from the command line: with a server when one is configured, and without Prefect's temporary one."""
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import Flow
 from prefect.settings import PREFECT_API_URL
@@ -23,4 +23,4 @@ def run_flow(
     with running(run), screen:
         served = bool(PREFECT_API_URL.value()) and not plan
         results = flow(request) if served else flow.fn(request)
-    return results, run
+    return cast("dict[str, Any]", results), run

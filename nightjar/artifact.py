@@ -71,9 +71,7 @@ def digest_file(path: Path) -> str:
 def content_files(folder: Path) -> list[Path]:
     """List the files that are a folder's content: all but its record and its views, sorted."""
     return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in VIEWS and path != folder / RECORD
+        path for path in folder.rglob("*") if path.is_file() and path.name not in VIEWS and path != folder / RECORD
     )
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -40,7 +40,7 @@ class Board(Protocol):
 
     def run(self, command: list[str], timeout_s: float) -> Output: ...
 
-    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Iterator[str]: ...
+    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]: ...
 
     def put(self, local: Path, remote: Path) -> None: ...
 
@@ -59,10 +59,12 @@ class LocalBoard:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired as error:
-            raise SessionFailed(f"{command[0]} did not end within {timeout_s:g} s; run the same command again") from error
+            raise SessionFailed(
+                f"{command[0]} did not end within {timeout_s:g} s; run the same command again"
+            ) from error
         return Output(done.returncode, done.stdout, done.stderr)
 
-    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Iterator[str]:
+    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
         """Yield a command's output lines as they come.
 
         Raises SessionFailed with the command's last word when it fails, or when it says nothing for `silence_s`.
@@ -71,7 +73,8 @@ class LocalBoard:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         said: list[str] = []
 
         def listen() -> None:

@@ -1,7 +1,8 @@
 """A calibration set: real inputs of every part, each array stored once.
 
-`calibration.json` says, per part, what the inputs are and which files make each sample (docs/files.md). A sample may take
-the first rows of a longer array, so that a decoder's KV cache lies on disk once per clip and not once per step.
+`calibration.json` says, per part, what the inputs are and which files make each sample (docs/files.md).
+A sample may take the first rows of a longer array, so that a decoder's KV cache lies on disk once per clip and
+not once per step.
 """
 
 import json
@@ -31,7 +32,7 @@ class Ref(BaseModel, frozen=True):
     """A stored array, whole or its first `rows` of axis 1, zero-padded to the input's shape."""
 
     file: str
-    rows: int | None = Field(None, ge=0)
+    rows: int | None = Field(default=None, ge=0)
 
     @field_validator("file")
     @classmethod
@@ -60,8 +61,8 @@ class Index(BaseModel):
 class Spread:
     """Collect minimum, maximum and approximate percentiles of a stream of arrays in constant memory.
 
-    The histogram spans [-reach, reach] and doubles its reach by merging neighbouring bins, so a late outlier costs
-    resolution and no second pass. It sees at most about `VIEW` elements of an array, evenly spread; min and max see all.
+    The histogram spans [-reach, reach] and doubles its reach by merging neighbouring bins, so a late outlier
+    costs resolution and no second pass. It sees about `VIEW` elements of an array, evenly spread; min and max see all.
     """
 
     BINS = 8192
@@ -166,6 +167,10 @@ class CalibrationWriter:
         if unknown:
             raise BadInput(f"part '{part}' refers to {unknown[0]!r}, which was not stored")
         entry.samples.append({i.name: sample[i.name] for i in entry.inputs})
+
+    def count(self, part: str) -> int:
+        """Return the number of samples added to a part so far."""
+        return len(self._index.parts[part].samples)
 
     def close(self, coverage: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
         """Write calibration.json with the coverage given, and `ranges` per part and input added to it."""

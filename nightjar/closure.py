@@ -60,7 +60,7 @@ def module_file(module: str, root: Path = ROOT) -> Path | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _scan(path: Path, module: str, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]

@@ -1,25 +1,18 @@
-"""Speech lists (manifest, LibriSpeech tree, plain folder) and audio of any rate as int16."""
+"""Speech lists: NeMo manifests, LibriSpeech trees and plain folders of audio with text beside it."""
 
 import hashlib
 import json
 import re
-import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import soundfile as sf
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
+from nightjar.audio import SUFFIXES, duration_s, load_audio
 from nightjar.errors import BadAudio, BadManifest, SpeakersOverlap
 
-SAMPLE_RATE = 16_000
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
-# What libsndfile calls the containers whose truncation this module can see; it opens many more.
-FORMATS = ("WAV", "WAVEX", "FLAC", "MP3", "OGG")
 KINDS = "a .jsonl manifest, a LibriSpeech tree, or a folder with a .txt beside each audio file"
 LINE = '{"audio_filepath": "a.wav", "text": "what is said"}'
 
@@ -54,17 +47,20 @@ class _Row(NamedTuple):
     id: str
 
 
-def load_speech(path: Path) -> list[Clip]:
+def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
     """List the clips of a manifest, a LibriSpeech tree or a plain folder, sorted by id.
 
+    With `transcribed=False` a folder needs no text beside its audio, and a single audio file is a list too.
     Raises BadManifest or BadAudio with the file and line at fault; no clip is left out silently.
     """
     path = Path(path)
     if path.is_dir():
         transcripts = sorted(path.rglob("*.trans.txt"))
-        rows = _librispeech(path, transcripts) if transcripts else _folder(path)
+        rows = _librispeech(path, transcripts) if transcripts else _folder(path, transcribed)
     elif path.is_file() and path.suffix.lower() in (".jsonl", ".json"):
         rows = _manifest(path)
+    elif path.is_file() and not transcribed:
+        rows = [_Row(str(path), path.name, "", None, slug(path.stem))]
     elif path.is_file():
         raise BadManifest(f"{path}: not a speech list; give {KINDS}")
     else:
@@ -81,30 +77,6 @@ def load_speech(path: Path) -> list[Clip]:
         seen[row.id] = row.where
         clips.append(_clip(root, row))
     return sorted(clips, key=lambda clip: clip.id)
-
-
-def load_audio(path: Path) -> NDArray[np.int16]:
-    """Read a wav, flac, mp3 or ogg file as `(n,) int16`, 16 kHz, mono; raise BadAudio otherwise.
-
-    Channels are averaged and the rate changed in float32; 16 kHz 16-bit mono stays bit for bit.
-    """
-    path = Path(path)
-    with _opened(path) as file:
-        parts = [block.mean(axis=1, dtype=np.float32) for block in _blocks(path, file)]
-        expected, rate, exact = file.frames, file.samplerate, file.format != "MP3"
-    wave = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    if not wave.size:
-        raise _no_sound(path)
-    # Encoder delay and padding make an mp3's own count approximate; `_opened` checked its bytes.
-    if exact and wave.size < expected:
-        raise _truncated(path)
-    if not np.isfinite(wave).all():
-        raise BadAudio(f"{path}: samples that are NaN or infinite; write the file again")
-    if rate != SAMPLE_RATE:
-        import librosa  # takes seconds to import, and most speech is at 16 kHz already
-
-        wave = librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
-    return np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def speech_digest(clips: Sequence[Clip]) -> str:
@@ -142,6 +114,11 @@ def check_disjoint(calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> N
         raise SpeakersOverlap(
             f"calibration and evaluation share {len(shared)} utterance(s): {_first_five(shared)}; {advice}"
         )
+
+
+def shuffled(clips: Sequence[Clip], seed: int) -> list[Clip]:
+    """Return the clips in an order that depends on the seed and their ids, and on nothing else."""
+    return sorted(clips, key=lambda clip: (hashlib.sha256(f"{seed}:{clip.id}".encode()).hexdigest(), clip.id))
 
 
 def split_by_window(clips: Sequence[Clip], window_s: float) -> tuple[list[Clip], list[Clip]]:
@@ -182,9 +159,8 @@ def _manifest(path: Path) -> list[_Row]:
 
 def _librispeech(root: Path, transcripts: Sequence[Path]) -> list[_Row]:
     rows = []
+    unlisted = {audio.with_suffix(""): audio for audio in _audio_below(root)}
     for transcript in transcripts:
-        beside = {p.stem: p for p in transcript.parent.iterdir() if _is_audio(p)}
-        named = set()
         for number, line in enumerate(_read(transcript).split("\n"), 1):
             name, _, text = line.strip().partition(" ")
             if not name:
@@ -192,35 +168,38 @@ def _librispeech(root: Path, transcripts: Sequence[Path]) -> list[_Row]:
             where = f"{transcript}:{number}"
             if not text:
                 raise BadManifest(f"{where}: {name} has no text; write 'ID WHAT IS SAID'")
-            audio = beside.get(name, transcript.parent / f"{name}.flac")
-            named.add(name)
-            relative = audio.relative_to(root).as_posix()
-            rows.append(_Row(where, relative, text, name.split("-")[0], slug(name)))
-        for name in sorted(set(beside) - named):
-            raise BadManifest(f"{beside[name]}: not in {transcript.name}; add 'ID WHAT IS SAID'")
+            suffix = unlisted.pop(transcript.parent / name, Path("missing.flac")).suffix
+            audio = transcript.parent.relative_to(root) / f"{name}{suffix}"
+            rows.append(_Row(where, audio.as_posix(), text, name.split("-")[0], slug(name)))
+    for audio in unlisted.values():
+        raise BadManifest(f"{audio}: in no .trans.txt beside it; add '{audio.stem} WHAT IS SAID'")
     if not rows:
         raise BadManifest(f"{root}: its .trans.txt files are empty; write 'ID WHAT IS SAID' lines")
     return rows
 
 
-def _folder(root: Path) -> list[_Row]:
+def _folder(root: Path, transcribed: bool) -> list[_Row]:
     rows = []
-    for audio in sorted(path for path in root.rglob("*") if _is_audio(path)):
+    for audio in _audio_below(root):
         relative = audio.relative_to(root)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
         text = audio.with_suffix(".txt")
-        if not text.is_file():
+        if transcribed and not text.is_file():
             manifests = ", ".join(str(path) for path in sorted(root.glob("*.jsonl")))
-            advice = f"or give a manifest: {manifests}" if manifests else '"" for silence'
+            advice = f"or give a manifest: {manifests}" if manifests else "empty for silence"
             raise BadManifest(f"{audio}: no {text.name} to score it by; write it, {advice}")
         speaker = relative.parts[0] if len(relative.parts) > 1 else None
-        spoken = " ".join(_read(text).split())
+        spoken = " ".join(_read(text).split()) if text.is_file() else ""
         name = slug(relative.with_suffix("").as_posix())
         rows.append(_Row(str(audio), relative.as_posix(), spoken, speaker, name))
     if not rows:
-        raise BadManifest(f"{root}: no {', '.join(AUDIO_SUFFIXES)} file in it; give {KINDS}")
+        raise BadManifest(f"{root}: no {', '.join(SUFFIXES)} file in it; give {KINDS}")
     return rows
+
+
+def _audio_below(root: Path) -> list[Path]:
+    """List audio files in order; a dangling link is one too, to be refused later, not passed over."""
+    found = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def _clip(root: Path, row: _Row) -> Clip:
@@ -234,10 +213,10 @@ def _clip(root: Path, row: _Row) -> Clip:
             "folder: move it there, or the list to a folder above both"
         )
     try:
-        duration_s = _duration_s(audio)
+        length_s = duration_s(audio)
     except BadAudio as exc:
         raise BadAudio(f"{row.where}: {exc}" if row.where != str(audio) else str(exc)) from exc
-    return Clip(id=row.id, audio=audio, text=row.text, duration_s=duration_s, speaker=row.speaker)
+    return Clip(id=row.id, audio=audio, text=row.text, duration_s=length_s, speaker=row.speaker)
 
 
 def slug(name: str) -> str:
@@ -247,7 +226,7 @@ def slug(name: str) -> str:
     """
     kept = name.replace("/", "_")
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", kept).lstrip(".-")[:100]
-    if safe == kept:
+    if safe == kept and safe:
         return safe
     return f"{safe[:80] or 'clip'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -259,127 +238,6 @@ def _read(path: Path) -> str:
         raise BadManifest(f"{path}: cannot be read ({exc.strerror}); check the path") from exc
     except UnicodeDecodeError as exc:
         raise BadManifest(f"{path}: not UTF-8 (byte {exc.start}); save it as UTF-8") from exc
-
-
-def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
-
-
-# -- audio -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[sf.SoundFile]:
-    """Open audio, or raise BadAudio; libsndfile reads a cut wav or ogg as a shorter, sound one."""
-    if not path.is_file():
-        raise BadAudio(f"{path}: no such audio file; check the path")
-    if not path.stat().st_size:
-        raise _no_sound(path)
-    try:
-        file = sf.SoundFile(path)
-    except (sf.SoundFileError, TypeError) as exc:
-        raise BadAudio(
-            f"{path}: not audio, or cut inside its header; wav, flac, mp3 and ogg are read: copy or convert it again"
-        ) from exc
-    with file:
-        if file.format not in FORMATS:
-            raise BadAudio(f"{path}: {file.format} audio; convert it to wav, flac, mp3 or ogg")
-        with path.open("rb") as raw:
-            if _is_cut(raw, file.format, path.stat().st_size):
-                raise _truncated(path)
-        if file.samplerate <= 0 or file.frames <= 0:
-            raise _no_sound(path)
-        if file.frames > 1 << 40:  # libsndfile's word for a FLAC streamed into a pipe
-            raise BadAudio(f"{path}: its header does not say how long it is; convert it again")
-        yield file
-
-
-def _blocks(path: Path, file: Any) -> Iterator[NDArray[np.float32]]:
-    """Read `(n, channels) float32` blocks to the end: a header that lies cannot claim memory."""
-    try:
-        while len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
-            yield block
-    except sf.SoundFileError as exc:
-        raise _truncated(path) from exc
-
-
-def _duration_s(path: Path) -> float:
-    """Tell how long the audio lasts by its own header, after a look at its last sample."""
-    with _opened(path) as file:
-        frames = file.frames
-        if file.format == "FLAC":
-            try:
-                file.seek(frames - 1)
-                file.read(1)
-            except sf.SoundFileError as exc:
-                raise _truncated(path) from exc
-        elif file.format == "MP3":
-            with path.open("rb") as raw:
-                counted = _mp3_bytes(raw) is not None
-            if not counted:  # libsndfile guesses from the first frame's bit rate
-                frames = sum(len(block) for block in _blocks(path, file))
-        return float(frames / file.samplerate)
-
-
-def _is_cut(raw: BinaryIO, kind: str, size: int) -> bool:
-    """Tell whether a file ends before its own header or last page says."""
-    if kind in ("WAV", "WAVEX"):
-        return _wav_is_cut(raw, size)
-    if kind == "OGG":
-        return _ogg_is_cut(raw, size)
-    if kind == "MP3":
-        declared = _mp3_bytes(raw)
-        # mpg123 allows 1 % too: encoders disagree on whether the tag's own frame counts
-        return declared is not None and size < 0.99 * declared
-    return False
-
-
-def _wav_is_cut(raw: BinaryIO, size: int) -> bool:
-    order = ">" if raw.read(4) == b"RIFX" else "<"
-    raw.seek(12)
-    while len(head := raw.read(8)) == 8:
-        (length,) = struct.unpack(order + "I", head[4:])
-        if head[:4] == b"data":
-            # sox and ffmpeg write (nearly) the largest number when they stream into a pipe
-            return bool(length < 0x7FFF_0000 and raw.tell() + length > size)
-        raw.seek(length + length % 2, 1)
-    return True
-
-
-def _ogg_is_cut(raw: BinaryIO, size: int) -> bool:
-    """Tell whether the last page is incomplete or not marked as the last (RFC 3533, section 6)."""
-    raw.seek(max(0, size - 2 * 65_307))
-    tail = raw.read()
-    page = tail[tail.rfind(b"OggS") :]
-    if len(page) < 27 or len(page) < 27 + page[26]:
-        return True
-    body = sum(page[27 : 27 + page[26]])
-    return len(page) < 27 + page[26] + body or not page[5] & 4
-
-
-def _mp3_bytes(raw: BinaryIO) -> int | None:
-    """Read how many bytes an mp3's Xing or Info tag declares; None where there is no tag."""
-    raw.seek(0)
-    start = 0
-    while len(head := raw.read(10)) == 10 and head[:3] == b"ID3":
-        start += 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
-        start += 10 if head[5] & 0x10 else 0
-        raw.seek(start)
-    raw.seek(start)
-    frame = raw.read(256)
-    at = max(frame.find(b"Xing"), frame.find(b"Info"))
-    if at >= 0 and len(frame) >= at + 16 and frame[at + 7] & 2:
-        field = at + (12 if frame[at + 7] & 1 else 8)
-        return start + int(struct.unpack(">I", frame[field : field + 4])[0])
-    return None
-
-
-def _truncated(path: Path) -> BadAudio:
-    return BadAudio(f"{path}: truncated: it ends before its header says; copy or fetch it again")
-
-
-def _no_sound(path: Path) -> BadAudio:
-    return BadAudio(f"{path}: holds no audio (zero samples); take it out or record it again")
 
 
 def _sha256(path: Path) -> str:

@@ -60,12 +60,16 @@ def _server() -> Finding:
 
     url = PREFECT_API_URL.value()
     if not url:
-        return Finding("Prefect server", "absent", "none configured, flows run without one (set PREFECT_API_URL to use one)")
+        return Finding(
+            "Prefect server", "absent", "none configured, flows run without one (set PREFECT_API_URL to use one)"
+        )
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5):
             return Finding("Prefect server", "ok", url)
     except (urllib.error.URLError, OSError) as error:
-        return Finding("Prefect server", "missing", f"{url} does not answer ({error}): start it, or unset PREFECT_API_URL")
+        return Finding(
+            "Prefect server", "missing", f"{url} does not answer ({error}): start it, or unset PREFECT_API_URL"
+        )
 
 
 def _models() -> list[Finding]:

@@ -16,9 +16,10 @@ import numpy as np
 
 import nightjar.session  # travels in the zipapp, so its code is part of every key that runs one
 from nightjar.artifact import storing, write_atomic
+from nightjar.audio import load_audio
 from nightjar.board import Board
 from nightjar.closure import ROOT, closure, module_file
-from nightjar.data import Clip, load_audio
+from nightjar.data import Clip
 from nightjar.errors import SessionFailed
 from nightjar.progress import tick
 
@@ -83,9 +84,7 @@ def run_session(
     job = {
         "model": json.loads((binary / "model.json").read_text(encoding="utf-8")),
         "parts": wanted,
-        "clips": [
-            {"id": name, "file": f"clips/{name}.npy", "forced": (forced or {}).get(name)} for name in waves
-        ],
+        "clips": [{"id": name, "file": f"clips/{name}.npy", "forced": (forced or {}).get(name)} for name in waves],
         "decode": decode,
         "harvest": list(harvest),
         "language": language,

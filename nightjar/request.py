@@ -27,7 +27,8 @@ class PortRequest(BaseModel):
     checkpoint: Path | None = Field(None, description="checkpoint file; its family is read from the file")
     target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
     board: str | None = Field(
-        None, description="local, simulator, stand-in or a board's ssh alias; default: the target's best without hardware"
+        None,
+        description="local, simulator, stand-in or an ssh alias; default: the target's best without hardware",
     )
     precision: Literal["fp", "int8", "auto"] = Field("int8", description="numbers the binary computes with")
     window: float | None = Field(None, gt=0, description="audio window in seconds; default: the target's recipe")
@@ -43,7 +44,7 @@ class PortRequest(BaseModel):
     )
     calibration_samples: int = Field(200, ge=1, description="samples per part; below 100 warns")
     test_set: Path | None = Field(None, description="evaluation speech, in the same forms; its speakers must be others")
-    limit: int | None = Field(None, ge=1, description="evaluate only the first N clips")
+    limit: int | None = Field(None, ge=1, description="evaluate only N clips, drawn by their ids")
     long: Literal["skip", "refuse"] = Field("skip", description="what to do with clips longer than the window")
     max_delta_wer: float = Field(1.0, ge=0, description="budget: points of WER the binary may lose against float")
     refresh: tuple[StageName, ...] = Field((), description="stages to run again although they are cached")
@@ -70,7 +71,7 @@ def model_family(request: PortRequest) -> str:
             )
         return found[0]
     for name, module in families.items():
-        if request.model in module.NAMES or request.model in shipped_models() and request.model.startswith(name):
+        if request.model in module.NAMES or (request.model in shipped_models() and request.model.startswith(name)):
             return name
     known = [*shipped_models(), *(known for module in families.values() for known in module.NAMES)]
     raise UnknownName(
@@ -96,7 +97,9 @@ def speech_sources(request: PortRequest) -> tuple[Source, Source]:
     ):
         path = given or ROOT / "data" / request.model / shipped
         if given is None and not path.exists():
-            raise BadOptions(f"{request.model} ships no speech: give {flag} a NeMo manifest, LibriSpeech tree or folder")
+            raise BadOptions(
+                f"{request.model} ships no speech: give {flag} a NeMo manifest, LibriSpeech tree or folder"
+            )
         found.append((path.resolve(), load_speech(path)))
     (calibration, calibration_clips), (evaluation, evaluation_clips) = found
     check_disjoint(calibration_clips, evaluation_clips)

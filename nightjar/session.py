@@ -2,9 +2,9 @@
 
     python3 session.pyz JOB_FOLDER
 
-Only numpy, the runners' own runtimes and the standard library are imported. A job folder holds `job.json`, the clips as
-int16 .npy files and the binary's parts. Finished lines are appended to `lines.jsonl` there, so a session that was killed
-says at its next start what it has, and goes on from there.
+Only numpy, the runners' own runtimes and the standard library are imported. A job folder holds `job.json`, the clips
+as int16 .npy files and the binary's parts. Finished lines are appended to `lines.jsonl` there, so a session that was
+killed says at its next start what it has, and goes on from there.
 """
 
 import importlib
@@ -47,9 +47,7 @@ class Parts:
             runner.close()
 
 
-def run_clip(
-    parts: Parts, clip: dict[str, Any], folder: Path, job: dict[str, Any], tables: Tensors
-) -> dict[str, Any]:
+def run_clip(parts: Parts, clip: dict[str, Any], folder: Path, job: dict[str, Any], tables: Tensors) -> dict[str, Any]:
     """Run one clip and return its line; harvested tensors are on disk before the line is."""
     family = importlib.import_module(f"models.{job['model']['family']}.decode")
     model, parts.seconds = job["model"], {}
@@ -97,10 +95,10 @@ def run_job(folder: Path, out: TextIO) -> None:
         parts = Parts(folder, job)
         with lines_path.open("a", encoding="utf-8") as kept:
             for clip in todo:
-                line = json.dumps(run_clip(parts, clip, folder, job, tables))
-                print(line, file=kept, flush=True)
+                text = json.dumps(run_clip(parts, clip, folder, job, tables))
+                print(text, file=kept, flush=True)
                 os.fsync(kept.fileno())
-                print(line, file=out, flush=True)
+                print(text, file=out, flush=True)
         parts.close()
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024}), file=out, flush=True)

@@ -31,6 +31,8 @@ class Screen:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 120  # a log has no width of its own
         self._live = Live(console=self.console, transient=True, auto_refresh=False)
         self._stage, self._began, self._said_at = "", 0.0, 0.0
 
@@ -123,7 +125,9 @@ def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
     for clip in results["results"]:
         for index, (by, said) in enumerate(clip["by"].items()):
-            table.add_row("" if index else clip["id"], by, f"{said['seconds']:.2f}", said["text"] or "[dim](empty)[/dim]")
+            table.add_row(
+                "" if index else clip["id"], by, f"{said['seconds']:.2f}", said["text"] or "[dim](empty)[/dim]"
+            )
     screen.console.print(table)
     screen.say(f"{results['equal']} of {results['clips']} clips have the same token ids in all three")
     screen.say(f"JSONs: {results['out']}")

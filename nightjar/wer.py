@@ -1,6 +1,7 @@
 """Word error rate: normalise, align, corpus WER or CER with S/D/I, bootstrap intervals, loops."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -79,8 +80,12 @@ def _normaliser(code: str) -> Any:
     # lazily: openai-whisper brings torch with it, and most of this module needs neither
     from whisper import normalizers
 
-    english: Any = normalizers.EnglishTextNormalizer
-    return english() if code == "en" else normalizers.BasicTextNormalizer(split_letters=code in CHARACTER_LANGUAGES)
+    make: Any = normalizers.EnglishTextNormalizer
+    if code != "en":
+        return normalizers.BasicTextNormalizer(split_letters=code in CHARACTER_LANGUAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # whisper leaves english.json open
+        return make()
 
 
 @cache

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from nightjar.board import BoardRef
-from nightjar.data import Clip, load_speech, split_by_window
+from nightjar.data import Clip, load_speech, shuffled, split_by_window
 from nightjar.errors import BadManifest, BadOptions
 from nightjar.job import run_session
 from nightjar.plugins import Plugin
@@ -22,7 +22,7 @@ class EvaluateOptions(BaseModel, frozen=True):
     """Say which clips are transcribed and what is measured on the way."""
 
     language: str = Field("en", description="language spoken")
-    limit: int | None = Field(None, ge=1, description="only the first N clips")
+    limit: int | None = Field(None, ge=1, description="only N clips, drawn by their ids")
     long: str = Field("skip", description="skip or refuse clips longer than the window")
     transcribed: bool = Field(True, description="whether the speech comes with its text")
     agree_clips: int = Field(64, ge=0, description="clips on which teacher-forced agreement is measured")
@@ -41,9 +41,11 @@ def evaluate(
     out: Path,
     work: Path,
 ) -> dict[str, str]:
-    """Transcribe with a binary on a board; `reference` is the evaluation whose tokens are forced to measure agreement."""
+    """Transcribe with a binary on a board; the tokens of `reference`, another evaluation, measure agreement."""
     model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
-    clips, skipped = select_clips(load_speech(speech, transcribed=options.transcribed), model["recipe"]["window_s"], options)
+    clips, skipped = select_clips(
+        load_speech(speech, transcribed=options.transcribed), model["recipe"]["window_s"], options
+    )
     probes = silent_probes(model["recipe"]["window_s"])
     forced = None
     if reference is not None:
@@ -73,11 +75,13 @@ def stock(*, checkpoint: Path, speech: Path, model: Plugin, options: EvaluateOpt
 
 
 def select_clips(clips: list[Clip], window_s: float, options: EvaluateOptions) -> tuple[list[Clip], list[Clip]]:
-    """Take the first `limit` clips and part those longer than the window from them.
+    """Draw `limit` clips and part those longer than the window from them.
 
     Raises BadOptions when clips are too long and `long` is "refuse", BadManifest when none is left.
     """
-    kept, skipped = split_by_window(clips[: options.limit], window_s)
+    if options.limit is not None:
+        clips = shuffled(clips, seed=0)[: options.limit]  # sorted ids would take one speaker
+    kept, skipped = split_by_window(clips, window_s)
     if skipped and options.long == "refuse":
         raise BadOptions(
             f"{len(skipped)} clips are longer than the {window_s:g} s window, first {skipped[0].id} with "
@@ -115,4 +119,4 @@ def write_hypotheses(out: Path, lines: list[dict[str, Any]], clips: list[Clip], 
 def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
     """Read what `write_hypotheses` wrote."""
     text = (folder / "hypotheses.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from nightjar.board import BoardRef
-from nightjar.calibration import choose_clips
-from nightjar.data import load_speech, split_by_window
+from nightjar.data import load_speech, shuffled, split_by_window
 from nightjar.job import run_session
 from nightjar.plugins import Plugin
 from tasks.stage import stage
@@ -19,13 +18,14 @@ def harvest(
     session: tuple[Plugin, ...],
     board: BoardRef,
     samples: int,
+    seed: int,
     out: Path,
     work: Path,
 ) -> dict[str, str]:
-    """Harvest float16 hidden states of up to `samples` calibration clips from the float binary on the board."""
+    """Harvest float16 hidden states of `samples` clips, drawn by seed, from the float binary on the board."""
     model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
     kept, skipped = split_by_window(load_speech(speech), model["recipe"]["window_s"])
-    clips = choose_clips(kept, samples)
+    clips = shuffled(kept, seed)[:samples]
     lines = run_session(board.connect(), binary, clips, work, decode=False, harvest=model["harvest"])
     for path in sorted((work / "harvest").glob("*.npy")):
         path.rename(out / path.name)

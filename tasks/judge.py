@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import nightjar.verdict as verdicts
 from nightjar.data import Clip
 from nightjar.errors import BadManifest
-from nightjar.verdict import Budgets, Score, Tier
+from nightjar.score import Score, Tier, hear_silence, score
+from nightjar.verdict import Budgets
+from nightjar.verdict import judge as judge_scores
 from tasks.evaluate import read_hypotheses
 from tasks.stage import stage
 
@@ -23,18 +24,17 @@ def judge(
     if not clips:
         raise BadManifest("stock, float and binary have no clip in common: give speech that fits the window")
     scores = {
-        subject: verdicts.score(subject, tier if subject == "binary" else "host", clips, lines, language)
+        subject: score(subject, tier if subject == "binary" else "host", clips, lines, language)
         for subject, lines in heard.items()
     }
-    silence = verdicts.hear_silence(
-        *([line for line in heard[subject] if line["probe"]] for subject in ("float", "binary")), language
-    )
-    verdict = verdicts.judge(scores["stock"], scores["float"], scores["binary"], budgets, silence)
+    probes = {subject: [line for line in lines if line["probe"]] for subject, lines in heard.items()}
+    silence = hear_silence(probes["float"], probes["binary"], language)
+    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
     content: dict[str, Any] = {
         "verdict": verdict.model_dump(mode="json"),
         "budgets": budgets.model_dump(mode="json"),
-        "scores": {subject: score.model_dump(mode="json") for subject, score in scores.items()},
+        "scores": {subject: said.model_dump(mode="json") for subject, said in scores.items()},
         "silence": silence.model_dump(mode="json"),
         "skipped": sorted(skipped),
     }
@@ -45,7 +45,7 @@ def judge(
 def read_scores(folder: Path) -> dict[str, Score]:
     """Read the scores that `judge` wrote, by subject."""
     content = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-    return {subject: Score.model_validate(score) for subject, score in content["scores"].items()}
+    return {subject: Score.model_validate(said) for subject, said in content["scores"].items()}
 
 
 def _clip(line: dict[str, Any]) -> Clip:

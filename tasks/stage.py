@@ -1,8 +1,8 @@
 """`@stage`: a function from artifacts to an artifact, run once per content of what goes into it.
 
-The key is ours, not Prefect's (see docs/decisions/001-stage-key.md): stage name, inputs by content, options, the import closure of
-the code, the versions of the libraries it imports, board facts. A result found in the store ends the Prefect task as
-`Cached`; so a retry of a failed run, tomorrow's run and a second worker on the same store all take the same way.
+The key is ours, not Prefect's (docs/decisions/001-stage-key.md): stage name, inputs by content, options, the import
+closure of the code, the versions of the libraries it imports, board facts. A result found in the store ends the Prefect
+task as `Cached`; so a retry of a failed run, tomorrow's run and a second worker on this store all take the same way.
 
 Without a server there is no Prefect run around a stage and the same body is called directly.
 """
@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.states import Completed, State
+from prefect.states import Completed
 from pydantic import BaseModel
 
 from nightjar.artifact import Artifact, Record, Source, Store, digest, storing
@@ -112,8 +113,9 @@ def current_run() -> Run:
 def stage(body: Callable[..., dict[str, str] | None]) -> Callable[..., Any]:
     """Make a cached stage of `body(*, inputs…, options…, out, work)`.
 
-    The body gets every Artifact and Source as a path, writes its files into the empty folder `out`, may keep what a killed
-    run should not lose in `work`, and returns meta for the record. The stage returns an Artifact (a Pending when planning).
+    The body gets every Artifact and Source as a path, writes its files into the empty folder `out`, may keep what a
+    killed run should not lose in `work`, and returns meta for the record. The stage returns an Artifact, or a Pending
+    when planning.
     """
     name = body.__name__
     signature = inspect.signature(body)
@@ -125,8 +127,8 @@ def stage(body: Callable[..., dict[str, str] | None]) -> Callable[..., Any]:
         return Completed(message=f"ran because {outcome.why}", data=artifact)
 
     # One retry-free task per stage; NO_CACHE because the store decides, and it verifies what it gives out.
-    prefect_task = task(
-        run_stage, name=name, description=inspect.getdoc(body), cache_policy=NO_CACHE, task_run_name="{label}"
+    prefect_task = task(name=name, description=inspect.getdoc(body), cache_policy=NO_CACHE, task_run_name="{label}")(
+        run_stage
     )
 
     @functools.wraps(body)
@@ -134,7 +136,9 @@ def stage(body: Callable[..., dict[str, str] | None]) -> Callable[..., Any]:
         label = f"{name} {label}".strip()
         signature.bind(**arguments, **{own: None for own in ("out", "work") if own in signature.parameters})
         if FlowRunContext.get() is not None and not current_run().plan:
-            artifact: Artifact = prefect_task(label, arguments)
+            returned = prefect_task(label, arguments)
+            # A task that returns a state gives that state back to a direct caller.
+            artifact: Artifact = returned.result() if isinstance(returned, State) else returned
             return artifact
         return _resolve(name, label, body, arguments)[1]
 

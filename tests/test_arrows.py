@@ -8,7 +8,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(p for top in ("nightjar", "models", "targets", "tasks", "flows") for p in (ROOT / top).rglob("*.py"))
-VENDOR_SDKS = {"rknn", "rknnlite", "mtk_converter", "mtk_quantization", "mtk_neuron", "hailo_sdk_client", "hailo_platform"}
+VENDOR_SDKS = {
+    "rknn",
+    "rknnlite",
+    "mtk_converter",
+    "mtk_quantization",
+    "mtk_neuron",
+    "hailo_sdk_client",
+    "hailo_platform",
+}
 ON_THE_BOARD = {"session.py", "features.py", "decode.py", "stream.py", "runner.py"}
 BOARD_RUNTIMES = {"numpy", "onnxruntime", "torch", "rknnlite", "hailo_platform"}
 
@@ -72,5 +80,9 @@ def test_no_model_imports_another_nor_any_target() -> None:
 def test_flows_never_name_a_target() -> None:
     names = {path.parent.name for path in (ROOT / "targets").glob("*/__init__.py")} - {"onnx", "torchscript"}
     for path in (ROOT / "flows").glob("*.py"):
-        texts = [node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)]
+        texts = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant)
+        ]
         assert not names & {text for text in texts if isinstance(text, str)}, name_of(path)

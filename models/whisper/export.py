@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,22 +187,41 @@ def _write_onnx(part: Part, file: Path) -> None:
 
 
 def _write_torchscript(part: Part, file: Path) -> None:
-    """Write one part as TorchScript, without what would tell this run from another.
-
-    A compilation unit of its own keeps class names from counting up with every trace of the
-    process; the archive's debug tables hold source paths of this machine and are left out.
-    """
+    """Write one part as TorchScript, traced."""
+    # A class traced before gets another name; forgetting them gives every trace the same names.
     torch._C._jit_clear_class_registry()
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
     torch.jit._state._clear_class_state()
     with torch.no_grad():
         traced = torch.jit.trace(
-            part.module,
-            tuple(part.inputs.values()),
-            check_trace=False,
-            _store_inputs=False,
+            part.module, tuple(part.inputs.values()), check_trace=False, _store_inputs=False
         )
     traced.save(str(file))
+    _strip(file)
+
+
+def _strip(file: Path) -> None:
+    """Rewrite a TorchScript archive without what tells one run or machine from another.
+
+    Those are the debug tables (source paths), the id over all content, and the number that torch
+    counts up in `___torch_mangle_<n>` for the whole life of a process.
+    """
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    numbers = {int(n) for name in entries for n in re.findall(r"torch_mangle_(\d+)", name)}
+    places = {b"%d" % n: b"%03d" % i for i, n in enumerate(sorted(numbers))}
+
+    def renumber(content: bytes) -> bytes:
+        return re.sub(rb"(?<=torch_mangle_)\d+", lambda m: places[m[0]], content)
+
+    kept = {
+        renumber(name.encode()).decode(): renumber(content) if "/data/" not in name else content
+        for name, content in entries.items()
+        if not name.endswith((".debug_pkl", "serialization_id"))
+    }
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in sorted(kept):
+            archive.writestr(zipfile.ZipInfo(name), kept[name])  # dated 1980
 
 
 def _write_tables(model: Checkpoint, out: Path) -> None:

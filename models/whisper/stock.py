@@ -10,7 +10,7 @@ import whisper
 from whisper.decoding import DecodingOptions
 
 from models.whisper.checkpoint import load_checkpoint, stock
-from nightjar.data import load_audio
+from nightjar.audio import load_audio
 
 
 class Stock:

@@ -17,7 +17,8 @@ def root(tmp_path: Path) -> Path:
         "nightjar/page.py": "",
         "tasks/__init__.py": "",
         "tasks/stage.py": "import prefect\n",
-        "tasks/judge.py": "from nightjar import data\nfrom tasks.stage import stage\n\ndef f():\n    from nightjar.wer import align\n",
+        "tasks/judge.py": "from nightjar import data\nfrom tasks.stage import stage\n\n"
+        "def f():\n    from nightjar.wer import align\n",
         "models/m/__init__.py": "",
         "models/m/export.py": "from . import surgery\nfrom .tokens import table\n",
         "models/m/surgery.py": "",

@@ -1,0 +1,186 @@
+"""Scores: what a subject heard on a test set, clip by clip, counted against what was said."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from nightjar.data import Clip
+from nightjar.errors import BadInput, SessionFailed
+from nightjar.wer import Counts, align, bootstrap, corpus, count, looping, normalise, unit
+
+Tier = Literal["device", "vendor-simulator", "host", "stand-in"]
+TIMED_TIERS = ("device", "host")  # a simulator's or a stand-in's seconds say nothing of the port
+
+
+def _part_of_whole(agree: tuple[int, int]) -> tuple[int, int]:
+    if not 0 <= agree[0] <= agree[1]:
+        raise ValueError(f"{agree[0]} of {agree[1]} tokens cannot agree")
+    return agree
+
+
+class Hypothesis(BaseModel, frozen=True):
+    """One line of hypotheses.jsonl, as docs/files.md has it; stock Whisper leaves most out."""
+
+    id: str
+    text: str
+    tokens: tuple[int, ...] = ()
+    capped: bool = False
+    agree: Annotated[tuple[int, int], AfterValidator(_part_of_whole)] | None = None
+    seconds: dict[str, float] = {}
+    audio_s: float | None = None
+
+
+class ClipScore(BaseModel, frozen=True):
+    """Score one clip: its errors, and whether the hypothesis is empty, looping or capped."""
+
+    id: str
+    speaker: str | None
+    duration_s: float
+    reference: str
+    hypothesis: str
+    counts: Counts
+    tokens: int
+    empty: bool
+    looping: bool
+    capped: bool
+    agree: tuple[int, int] | None
+
+    @property
+    def silent(self) -> bool:
+        """Tell whether nothing is said in the clip, so that every word heard is invented."""
+        return self.counts.reference == 0
+
+
+class Percentiles(BaseModel, frozen=True):
+    """Real-time factors over clips: seconds of work per second of audio."""
+
+    p50: float
+    p95: float
+
+
+class Score(BaseModel, frozen=True):
+    """Score one subject ("stock", "float", "binary") on a test set; rates are in percent."""
+
+    subject: str
+    tier: Tier
+    language: str
+    unit: Literal["word", "character"]
+    counts: Counts
+    wer: float
+    interval: tuple[float, float]
+    empty: int
+    looping: int
+    capped: int
+    agree: tuple[int, int] | None = Field(description="teacher-forced tokens: matching, of")
+    rtf: dict[str, Percentiles] | None = Field(
+        description="per part and in total (features and decode loop included); device or host only"
+    )
+    clips: tuple[ClipScore, ...]
+
+
+class Silence(BaseModel, frozen=True):
+    """Count words heard on silent probe clips by the float graphs and by the binary, per clip."""
+
+    float_words: dict[str, int]
+    binary_words: dict[str, int]
+
+
+def score(
+    subject: str, tier: Tier, clips: Sequence[Clip], hypotheses: Iterable[Mapping[str, Any]], language: str = "en"
+) -> Score:
+    """Score hypotheses (lines of hypotheses.jsonl) on the clips; lines of other clips are ignored.
+
+    Raises SessionFailed if a clip has no hypothesis: leaving it out would score a different test.
+    """
+    if not clips:
+        raise BadInput(f"{subject}: no clips to score; give a test set with clips in the window")
+    heard = _by_id(subject, hypotheses)
+    missing = [clip.id for clip in clips if clip.id not in heard]
+    if missing:
+        raise SessionFailed(
+            f"{subject}: no hypothesis for {len(missing)} of {len(clips)} clips "
+            f"({', '.join(missing[:5])}); every clip is scored or none: run it again"
+        )
+    ordered = sorted(clips, key=lambda clip: clip.id)
+    scores = tuple(_clip_score(clip, heard[clip.id], language) for clip in ordered)
+    agrees = [clip.agree for clip in scores if clip.agree]
+    return Score(
+        subject=subject,
+        tier=tier,
+        language=language,
+        unit=unit(language),
+        counts=sum((clip.counts for clip in scores), Counts()),
+        wer=corpus(clip.counts for clip in scores),
+        interval=bootstrap(*errors_and_words(scores)),
+        empty=sum(clip.empty for clip in scores),
+        looping=sum(clip.looping for clip in scores),
+        capped=sum(clip.capped for clip in scores),
+        agree=(sum(a for a, _ in agrees), sum(of for _, of in agrees)) if agrees else None,
+        rtf=_rtf([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else None,
+        clips=scores,
+    )
+
+
+def hear_silence(
+    float_lines: Iterable[Mapping[str, Any]], binary_lines: Iterable[Mapping[str, Any]], language: str = "en"
+) -> Silence:
+    """Count the words in hypotheses of silent probe clips; both must have heard the same clips."""
+    words = []
+    for subject, lines in (("float", float_lines), ("binary", binary_lines)):
+        heard = _by_id(f"silence, {subject}", lines)
+        words.append({i: len(normalise(line.text, language).split()) for i, line in heard.items()})
+    if words[0].keys() != words[1].keys():
+        odd = sorted(words[0].keys() ^ words[1].keys())
+        raise SessionFailed(f"silence: only one of float and binary heard {odd[0]}; run it again")
+    return Silence(float_words=words[0], binary_words=words[1])
+
+
+def _by_id(subject: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, Hypothesis]:
+    heard: dict[str, Hypothesis] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            one = Hypothesis.model_validate(dict(line))
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            raise SessionFailed(
+                f"{subject}: hypothesis {number}: {first['loc']}: {first['msg']}; a line has id, "
+                "text, tokens, capped, agree, seconds and audio_s: run it again"
+            ) from exc
+        if heard.setdefault(one.id, one).text != one.text:
+            raise SessionFailed(f"{subject}: two different hypotheses for {one.id}; run it again")
+    return heard
+
+
+def _clip_score(clip: Clip, heard: Hypothesis, language: str) -> ClipScore:
+    reference = normalise(clip.text, language).split()
+    words = normalise(heard.text, language).split()
+    return ClipScore(
+        id=clip.id,
+        speaker=clip.speaker,
+        duration_s=clip.duration_s,
+        reference=clip.text,
+        hypothesis=heard.text,
+        counts=count(align(reference, words)),
+        tokens=len(heard.tokens),
+        empty=bool(reference) and not words,
+        # the raw words too: the English normaliser makes one number of "one one one one"
+        looping=looping(heard.tokens) or looping(words) or looping(heard.text.lower().split()),
+        capped=heard.capped,
+        agree=heard.agree,
+    )
+
+
+def _rtf(heard: Sequence[Hypothesis]) -> dict[str, Percentiles] | None:
+    timed = [line for line in heard if line.audio_s and line.seconds]
+    rtf = {}
+    for part in dict.fromkeys(part for line in timed for part in line.seconds):
+        rates = [line.seconds[part] / (line.audio_s or 1) for line in timed if part in line.seconds]
+        p50, p95 = np.percentile(rates, [50, 95])
+        rtf[part] = Percentiles(p50=float(p50), p95=float(p95))
+    return rtf or None
+
+
+def errors_and_words(clips: Sequence[ClipScore]) -> tuple[list[int], list[int]]:
+    return [clip.counts.errors for clip in clips], [clip.counts.reference for clip in clips]

@@ -1,0 +1,67 @@
+"""The reference target: onnxruntime on this machine, float or int8.
+
+Importing it needs neither onnx nor onnxruntime; `compile` does.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from nightjar.errors import BadOptions
+from nightjar.recipe import Recipe
+
+NAME = "onnx"
+TIERS = {"local": "host"}
+DEFAULT_BOARD = "local"
+RUNTIMES = ("onnxruntime",)
+
+
+class Options(BaseModel, frozen=True):
+    """How graphs become binaries; the defaults are measured in README.md."""
+
+    precision: Literal["fp", "int8"] = Field("fp", description="float32, or int8 weights and activations")
+    per_channel: bool = Field(True, description="int8: a scale per output channel of the weights instead of one")
+    method: Literal["minmax", "percentile"] = Field("minmax", description="int8: where activation ranges end")
+    percentile: float = Field(99.99, gt=50, le=100, description="int8, percentile: the part of the values kept")
+    float_rules: bool = Field(True, description="int8: keep the layers of targets/onnx/quantize.py's rules float")
+    float_nodes: tuple[str, ...] = Field(
+        (), description="int8: more nodes to keep float, `part:glob`, such as encoder:/blocks.0/mlp/*"
+    )
+
+
+def recipe(model: str) -> Recipe:
+    """Return what this target wants of an export: onnxruntime runs everything, so the most exact and fastest."""
+    return Recipe(
+        window_s=30, graph_format="onnx", decoder="cached", decoder_length=448, positional="first", host_embedding=False
+    )
+
+
+def compile(graphs: Path, calibration: Path | None, options: Options, out: Path) -> None:
+    """Write the binary of docs/files.md: the graphs as they are, or each one quantized with its calibration part.
+
+    The same inputs give the same bytes. Raises BadOptions for int8 without calibration, for graphs that are not
+    ONNX and for a `float_nodes` pattern that fits no layer; Broken for a graph that does not load and for an int8
+    part without one int8 layer.
+    """
+    from targets.onnx.build import copy_part, quantize_parts  # onnx and onnxruntime, only where they are needed
+
+    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    if model["recipe"]["graph_format"] != "onnx":
+        raise BadOptions("target onnx runs ONNX graphs, these are TorchScript: export with graph_format onnx")
+    files = {name: part["file"] for name, part in model["parts"].items()}
+    out.mkdir(parents=True, exist_ok=True)
+    audits: dict[str, dict[str, Any]]
+    if options.precision == "fp":
+        audits = {name: copy_part(graphs / file, out / file) for name, file in files.items()}
+    elif calibration is None:
+        raise BadOptions("int8 needs calibration data: run calibrate first, or build with --precision fp")
+    else:
+        audits = quantize_parts(graphs, files, calibration, options, out)
+    for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
+        shutil.copyfile(path, out / path.name)
+    parts = {name: {"runner": NAME, "file": files[name], **audits[name]} for name in files}
+    description = {"target": NAME, "precision": options.precision, "parts": parts}
+    (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,82 @@
+"""Make the parts of a binary: copied float graphs, or graphs quantized with their calibration samples."""
+
+import fnmatch
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nightjar.calibration import CalibrationSet, Spread, Tensors
+from nightjar.errors import BadOptions, Broken
+from nightjar.progress import tick
+from targets.onnx import Options
+from targets.onnx.audit import audit
+from targets.onnx.quantize import collect_ranges, float_by_rule, linear_nodes, load_graph, open_session, quantize
+
+Audit = dict[str, Any]
+
+
+def copy_part(graph: Path, file: Path) -> Audit:
+    """Copy a float graph and return its audit; Broken where onnxruntime cannot load it."""
+    try:
+        open_session(str(graph))
+    except Exception as exc:  # onnxruntime raises classes of its own, without a base
+        reason = str(exc).strip().splitlines()[0][:300]
+        raise Broken(f"onnxruntime cannot load {graph}: {reason}; export again") from exc
+    shutil.copyfile(graph, file)
+    return audit(file)
+
+
+def quantize_parts(
+    graphs: Path, files: Mapping[str, str], calibration: Path, options: Options, out: Path
+) -> dict[str, Audit]:
+    """Quantize every part with its own calibration samples, one sample in memory at a time; return the audits."""
+    samples = CalibrationSet.open(calibration)
+    patterns = _patterns(options.float_nodes, files)
+    total = sum(samples.count(part) for part in files)
+    done = 0
+    audits = {}
+    for part, file in files.items():
+        model = load_graph(graphs / file)
+        nodes = {node.name: node for node in linear_nodes(model)}
+        kept = set(float_by_rule(model)) if options.float_rules else set()
+        for pattern in patterns[part]:
+            matching = fnmatch.filter(nodes, pattern)
+            if not matching:
+                raise BadOptions(
+                    f"float_nodes '{part}:{pattern}' fits no layer that could be int8; {part} has {', '.join(nodes)}"
+                )
+            kept.update(matching)
+        wanted = [name for name in nodes if name not in kept]
+        spreads = collect_ranges(
+            model, (nodes[name].input[0] for name in wanted), _ticking(samples.samples(part), done, total)
+        )
+        done += samples.count(part)
+        ranges = {name: _range(spread, options) for name, spread in spreads.items()}
+        (out / file).write_bytes(quantize(model, wanted, ranges, options.per_channel).SerializeToString())
+        audits[part] = audit(out / file)
+        if not audits[part]["nodes_int8"]:
+            raise Broken(f"part '{part}' came out without one int8 layer; build with --precision fp")
+    return audits
+
+
+def _range(spread: Spread, options: Options) -> tuple[float, float]:
+    if options.method == "percentile":
+        return spread.percentile(100 - options.percentile), spread.percentile(options.percentile)
+    return spread.low, spread.high
+
+
+def _patterns(float_nodes: tuple[str, ...], parts: Mapping[str, str]) -> dict[str, list[str]]:
+    patterns: dict[str, list[str]] = {part: [] for part in parts}
+    for entry in float_nodes:
+        part, _, pattern = entry.partition(":")
+        if part not in patterns or not pattern:
+            raise BadOptions(f"float_nodes '{entry}' is not PART:GLOB with a PART of {', '.join(parts)}")
+        patterns[part].append(pattern)
+    return patterns
+
+
+def _ticking(samples: Iterator[Tensors], done: int, total: int) -> Iterator[Tensors]:
+    for number, sample in enumerate(samples, 1):
+        yield sample
+        tick(done + number, total)

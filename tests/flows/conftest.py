@@ -1,0 +1,64 @@
+"""A command line in a process of its own, on a store of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[2]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that tests of this folder may fill for one another; what they assert does not depend on it."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    def run(*arguments: object, store: Path = tmp_path / "artifacts", **environment: str) -> Any:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+        return subprocess.run(
+            [sys.executable, "-m", "nightjar.cli", *map(str, arguments)],
+            cwd=ROOT,
+            env={**clean, "NIGHTJAR_STORE": str(store), "COLUMNS": "200", **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    return run
+
+
+def write_speech(folder: Path, clips: dict[str, str], speaker: str = "ada", seconds: float = 1.0, **extra: Any) -> Path:
+    """Write noise clips and their manifest; return the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(clips) + len(speaker))
+    lines = []
+    for name, text in clips.items():
+        samples = (rng.standard_normal(int(16000 * seconds)) * 500).astype(np.int16)
+        soundfile.write(folder / f"{name}.wav", samples, 16000)
+        lines.append(
+            json.dumps(
+                {
+                    "audio_filepath": f"{name}.wav",
+                    "text": text,
+                    "duration": seconds,
+                    "speaker": speaker,
+                    "id": name,
+                    **extra,
+                }
+            )
+        )
+    manifest = folder / "speech.jsonl"
+    manifest.write_text("".join(f"{line}\n" for line in lines))
+    return manifest

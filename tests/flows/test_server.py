@@ -1,0 +1,121 @@
+"""With a real Prefect server: states a person sees, and a retry that repeats only what had not finished."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.flows.conftest import Cli, write_speech
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server of its own on a free port; its API URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = tmp_path_factory.mktemp("prefect")
+    environment = os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_ENABLED": "false",
+    }
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(240):
+            try:
+                if httpx.get(f"{url}/health", timeout=1).is_success:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.25)
+        else:
+            pytest.fail(f"the server did not start: {(home / 'server.log').read_text()[-2000:]}")
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def task_states(url: str) -> list[tuple[str, str]]:
+    """Return (name, state) of the newest flow run's tasks, in order."""
+    run = httpx.post(f"{url}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()[0]
+    found: list[dict[str, Any]] = httpx.post(
+        f"{url}/task_runs/filter",
+        json={"task_runs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"},
+    ).json()
+    return [(task["name"], task["state_name"]) for task in found]
+
+
+def states_when_settled(url: str, count: int) -> list[tuple[str, str]]:
+    """Wait for the server to have taken in the run's events: the client sends them in the background."""
+    for _ in range(100):
+        states = task_states(url)
+        if len(states) >= count and all(state not in ("Pending", "Running") for _, state in states):
+            return states
+        time.sleep(0.1)
+    return states
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> list[str]:
+    words = ("red", "blue", "stop", "start")
+    calibration = write_speech(tmp_path / "calibration", {f"c{i}": word for i, word in enumerate(words)}, speaker="ada")
+    test = write_speech(tmp_path / "test", {f"t{i}": word for i, word in enumerate(words)}, speaker="bob")
+    return ["--calibration-set", str(calibration), "--test-set", str(test)]
+
+
+def test_a_second_run_is_cached_in_the_ui_and_a_failed_one_goes_on_from_its_failure(
+    server: str, cli: Cli, speech: list[str], tmp_path: Path
+) -> None:
+    store = tmp_path / "artifacts"
+    # The evaluation fails: the store's folder for it cannot be made.
+    store.mkdir()
+    (store / "evaluate").write_text("in the way")
+    failed = cli("port", *speech, store=store, PREFECT_API_URL=server)
+    assert failed.returncode == 4, failed.stdout + failed.stderr
+    before = dict(states_when_settled(server, 6))
+    assert before["export"] == before["stock"] == "Completed"
+    assert before["evaluate float"] == "Failed"
+
+    (store / "evaluate").unlink()
+    done = cli("port", *speech, store=store, PREFECT_API_URL=server)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    after = dict(states_when_settled(server, 11))
+    finished = {name for name, state in before.items() if state in ("Completed", "Cached")}
+    assert {after[name] for name in finished} == {"Cached"}
+    assert after["evaluate float"] == after["judge"] == "Completed"
+
+    third = cli("port", *speech, store=store, PREFECT_API_URL=server)
+    assert "none was executed" in third.stdout
+    assert {state for _, state in states_when_settled(server, 11)} == {"Cached"}
+
+
+def test_verdict_and_scores_are_artifacts_in_the_ui(server: str, cli: Cli, speech: list[str], tmp_path: Path) -> None:
+    done = cli("port", *speech, "--precision", "fp", store=tmp_path / "artifacts", PREFECT_API_URL=server)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    keys = {artifact["key"] for artifact in httpx.post(f"{server}/artifacts/filter", json={}).json()}
+    assert {"verdict-whisper-nano-onnx-fp", "scores-whisper-nano-onnx-fp"} <= keys
+
+
+def test_the_server_is_found_by_doctor(server: str, cli: Cli) -> None:
+    done = cli("doctor", PREFECT_API_URL=server)
+    assert server in done.stdout
+    silent = cli("doctor", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert silent.returncode == 3
+    assert "does not answer" in silent.stdout
