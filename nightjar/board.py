@@ -101,11 +101,14 @@ class LocalBoard:
                     break
                 yield line.rstrip("\n")
             status = process.wait()
-            listener.join(timeout=5)
         finally:
+            timer.cancel()
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            listener.join(timeout=5)
+            process.stdout.close()
+            process.stderr.close()
         if hung.is_set():
             raise SessionFailed(
                 f"the session said nothing for {silence_s:g} s and was ended; "

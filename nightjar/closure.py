@@ -27,7 +27,7 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
     """Follow the imports of `modules` through this repository.
 
     Function-level imports count, `if TYPE_CHECKING` does not; the packages on the way to a module count, as Python runs
-    them. A library counts with its version when this repository's code imports it directly.
+    them, except a target's on the way to its runner. A library counts with its version when this repository's code imports it directly.
     """
     todo, seen = list(modules), set[str]()
     files: dict[str, str] = {}
@@ -42,8 +42,10 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
             if top not in sys.stdlib_module_names and top not in ORCHESTRATION and (found := version(top)):
                 libraries[top] = found
             continue
-        if "." in module:
-            todo.append(module.rpartition(".")[0])
+        parent = module.rpartition(".")[0]
+        # A target's package compiles; its runner runs on boards that have nothing of it, so it is no way to the runner.
+        if parent and not parent.startswith("targets."):
+            todo.append(parent)
         if (path := module_file(module, root)) is not None:
             sha256, imported = _scan(path, module, path.stat().st_mtime_ns)
             files[path.relative_to(root).as_posix()] = sha256

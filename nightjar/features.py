@@ -32,7 +32,8 @@ def log_mel(wave: Array, n_mels: int, n_frames: int) -> Array:
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32, copy=False)
     mel = np.full((n_mels, n_frames), -10.0, np.float32)
     mel[:, :used] = np.log10(np.maximum(mel_filters(n_mels) @ power.T, 1e-10))
-    return (np.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0
+    clamped: Array = np.maximum(mel, mel.max() - 8.0)
+    return (clamped + 4.0) / 4.0
 
 
 @lru_cache(maxsize=2)

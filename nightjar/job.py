@@ -18,7 +18,7 @@ import nightjar.session  # travels in the zipapp, so its code is part of every k
 from nightjar.artifact import storing, write_atomic
 from nightjar.audio import load_audio
 from nightjar.board import Board
-from nightjar.closure import ROOT, closure, module_file
+from nightjar.closure import ROOT, closure
 from nightjar.data import Clip
 from nightjar.errors import SessionFailed
 from nightjar.progress import tick
@@ -30,17 +30,8 @@ SILENCE_S = 300.0  # a clip that takes longer than this is a hung runtime
 
 def zipapp(modules: Sequence[str]) -> bytes:
     """Pack the session and the modules it runs into one file, byte for byte the same for the same code."""
-    wanted = {
-        module
-        for path in closure([nightjar.session.__name__, *modules]).files
-        if (module := path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
-    }
     members = {"__main__.py": b"import sys\nfrom nightjar.session import main\nsys.exit(main(sys.argv[1]))\n"}
-    for module in sorted(wanted):
-        path = module_file(module)
-        # A target's package imports what only the host has (pydantic, converters); its runner must not need it.
-        if path is not None and not (module.startswith("targets.") and path.name == "__init__.py"):
-            members[path.relative_to(ROOT).as_posix()] = path.read_bytes()
+    members |= {name: (ROOT / name).read_bytes() for name in closure([nightjar.session.__name__, *modules]).files}
     for name in list(members):
         for parent in Path(name).parents:
             if parent.name:

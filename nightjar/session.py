@@ -7,6 +7,7 @@ as int16 .npy files and the binary's parts. Finished lines are appended to `line
 killed says at its next start what it has, and goes on from there.
 """
 
+import fcntl
 import importlib
 import json
 import os
@@ -83,6 +84,13 @@ def run_clip(parts: Parts, clip: dict[str, Any], folder: Path, job: dict[str, An
 
 def run_job(folder: Path, out: TextIO) -> None:
     """Run the clips that have no line yet; print what is there first, then each new line when it is safe on disk."""
+    with (folder / "lock").open("a") as lock:
+        # A session whose host was killed ends at its next line; until then the folder is still its own.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _run_locked(folder, out)
+
+
+def _run_locked(folder: Path, out: TextIO) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     (folder / "harvest").mkdir(exist_ok=True)
     lines_path = folder / "lines.jsonl"
@@ -121,6 +129,9 @@ def main(folder: str) -> int:
         run_job(Path(folder), sys.stdout)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the host is gone; what is finished is on disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 4
     except Exception as error:  # the host reads the last line; the traceback above it is for the log
         import traceback
 

@@ -1,5 +1,7 @@
 """Run TorchScript graphs on the host, for `compare` and for tests."""
 
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,40 +14,48 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class TorchScriptRunner:
-    """Hold one TorchScript module per part; the order of inputs and outputs is model.json's."""
+    """Hold one TorchScript module per part."""
 
-    def __init__(self, modules: Mapping[str, torch.jit.ScriptModule], parts: Mapping[str, Mapping[str, Any]]) -> None:
-        self.modules = dict(modules)
-        self.inputs = {part: [i["name"] for i in parts[part]["inputs"]] for part in modules}
-        self.outputs = {part: [o["name"] for o in parts[part]["outputs"]] for part in modules}
+    def __init__(self, modules: Mapping[str, torch.nn.Module], names: Mapping[str, Mapping[str, list[str]]]) -> None:
+        self.modules, self.names = dict(modules), names
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
         """Run one part and return its outputs by name; raises RuntimeError with one line."""
         if part not in self.modules:
             raise RuntimeError(f"no part {part!r} here: have {', '.join(sorted(self.modules))}")
-        given = {**inputs, **constant}
-        if given.keys() != set(self.inputs[part]):
-            raise RuntimeError(f"{part} takes {', '.join(self.inputs[part])}, not {', '.join(given)}")
+        given, names = {**inputs, **constant}, self.names[part]
+        if given.keys() != set(names["inputs"]):
+            raise RuntimeError(f"{part} takes {', '.join(names['inputs'])}, not {', '.join(given)}")
         with torch.inference_mode():
-            tensors = [torch.from_numpy(np.asarray(given[name])) for name in self.inputs[part]]
-            results = self.modules[part](*tensors)
+            arrays = (np.require(given[name], requirements=["C", "W"]) for name in names["inputs"])
+            results = self.modules[part](*map(torch.from_numpy, arrays))
         if isinstance(results, torch.Tensor):
             results = (results,)
-        return dict(zip(self.outputs[part], (r.numpy() for r in results), strict=True))
+        return dict(zip(names["outputs"], (result.numpy() for result in results), strict=True))
 
     def close(self) -> None:
         """Drop the modules and their memory."""
         self.modules.clear()
 
 
-def open_runner(folder: Path, model: Mapping[str, Any]) -> TorchScriptRunner:
-    """Open every part that `model` (model.json) lists, from `folder`; raises RuntimeError."""
-    modules = {}
-    for name, part in model["parts"].items():
-        file = Path(folder) / part["file"]
+def open_runner(
+    folder: Path, parts: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any] | None = None
+) -> TorchScriptRunner:
+    """Open `parts` (name to {"file", ...}, as in binary.json or model.json) that lie in `folder`.
+
+    options: none so far. The files carry the names of their inputs and outputs. Raises RuntimeError with one line.
+    """
+    modules, names = {}, {}
+    for name, part in parts.items():
+        file, extra = Path(folder) / part["file"], {"names.json": ""}
         try:
-            modules[name] = torch.jit.load(str(file), map_location="cpu").eval()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of TorchScript as a whole
+                modules[name] = torch.jit.load(str(file), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as exc:
             reason = str(exc).strip().splitlines()[0]
-            raise RuntimeError(f"torch cannot load {file} for {name}: {reason}") from exc
-    return TorchScriptRunner(modules, model["parts"])
+            raise RuntimeError(f"torch cannot load {file} for part {name!r}: {reason}") from exc
+        if not extra["names.json"]:
+            raise RuntimeError(f"{file} does not name its inputs and outputs: export it again")
+        names[name] = json.loads(extra["names.json"])
+    return TorchScriptRunner(modules, names)

@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from models.whisper.decode import MASKED, Runner, Tensors, decode, features
+from nightjar.audio import load_audio
 from nightjar.calibration import CalibrationWriter, Input, Ref
-from nightjar.data import Clip, load_audio
+from nightjar.data import Clip
 from nightjar.errors import BadInput
 from nightjar.progress import tick
 
@@ -77,7 +78,6 @@ def calibrate(
     if not order:
         raise BadInput("no clips to calibrate with; give a calibration set of 100 or more")
     writer = CalibrationWriter(out, parts, options.seed)
-    total = len(order) + min(len(order), options.decoder_clips)
     results: dict[str, tuple[int, bool]] = {}
     for number, clip in enumerate(order):
         wave = load_audio(clip.audio).astype(np.float32) / 32768.0
@@ -88,7 +88,7 @@ def calibrate(
         counter = Recorder(runner)
         capped = decode(counter, encoded, model, options.language, tables)["capped"]
         results[clip.id] = (counter.steps, capped)
-        tick(number + 1, total)
+        tick(number + 1, 2 * len(order))
     steps = decoder_steps(results, options.decoder_clips)
     chosen = choose_steps(steps, options.samples, options.seed)
     for number, clip in enumerate(order):
@@ -96,7 +96,7 @@ def calibrate(
             recorder = Recorder(runner, chosen[clip.id])
             decode(recorder, {"hidden": load_hidden(hidden, clip.id, model)}, model, options.language, tables)
             _store_steps(writer, number, parts["decoder"], recorder)
-        tick(min(len(order) + number + 1, total), total)
+        tick(len(order) + number + 1, 2 * len(order))
     speakers = {clip.speaker for clip in order} - {None}
     coverage = {
         "clips": len(order),
@@ -238,8 +238,8 @@ def _warnings(counts: Mapping[str, int], coverage: Mapping[str, Any]) -> list[st
         )
     if coverage["never_ended"]:
         warnings.append(
-            f"{coverage['never_ended']} of {coverage['clips']} calibration clips never end in the float decoder"
-            " and lend it no samples unless all do"
+            f"{coverage['never_ended']} of {coverage['clips']} calibration clips never end in the float decoder;"
+            " loops give no decoder samples unless every clip loops"
         )
     covered = coverage["decoder"]["steps_covered"]
     if 0 in covered:

@@ -44,9 +44,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             warnings.simplefilter("ignore")  # torch warns that a TorchScript archive is one
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # a corrupt or hostile pickle may raise anything at all
-        raise BadCheckpoint(
-            f"cannot read {path} as plain weights ({_reason(exc)}): {FORMAT}; {NEXT}"
-        ) from exc
+        raise BadCheckpoint(f"cannot read {path} as plain weights ({_reason(exc)}): {FORMAT}; {NEXT}") from exc
     try:
         dims, state = _dims(content), _state(content)
         _check_tensors(dims, state)
@@ -71,8 +69,7 @@ def find_checkpoint(name: str) -> Path:
     urls: dict[str, str] = whisper._MODELS
     if name not in urls:
         raise UnknownName(
-            f"no model {name!r}: have {', '.join([*SHIPPED, *urls])}; for a file of your own "
-            f"pass --checkpoint PATH"
+            f"no model {name!r}: have {', '.join([*SHIPPED, *urls])}; for a file of your own pass --checkpoint PATH"
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
     try:
@@ -86,9 +83,7 @@ def find_checkpoint(name: str) -> Path:
         ) from exc
 
 
-def stock(
-    checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: str = "first"
-) -> Whisper:
+def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: str = "first") -> Whisper:
     """Build openai-whisper itself with these weights: the reference every port is held against.
 
     n_audio_ctx: encoder rows of a shorter window (50 per second), the model's own by default;
@@ -148,9 +143,7 @@ def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:
         raise ValueError(f"{len(unknown)} tensors are unknown, {unknown[0]} first")
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
-            raise ValueError(
-                f"{name} is {tuple(state[name].shape)} where its dims ask for {shape}"
-            )
+            raise ValueError(f"{name} is {tuple(state[name].shape)} where its dims ask for {shape}")
         if not state[name].is_floating_point():
             raise ValueError(f"{name} is {state[name].dtype}")
         if not bool(torch.isfinite(state[name]).all()):

@@ -115,7 +115,7 @@ def _repeats(token: int, model: Model) -> bool:
     rknn_model_zoo skips a timestamp (above <|0.00|>) and leaves the window as it was, so that every
     further step samples it again, until the guard of 1000 steps.
     """
-    return model["recipe"]["decoder"] == "window" and token > model["tokens"]["timestamp_begin"]
+    return bool(model["recipe"]["decoder"] == "window" and token > model["tokens"]["timestamp_begin"])
 
 
 def _picker(model: Model) -> Callable[[Array, bool], int]:
@@ -164,9 +164,7 @@ def _feed(model: Model, n_rows: int, tables: Tensors | None) -> tuple[Tensors, P
     return {"embedding": rows}, put_rows
 
 
-def _static(
-    runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None
-) -> Logits:
+def _static(runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None) -> Logits:
     """Step over the whole padded prefix; the causal mask hides the padding."""
     length = model["recipe"]["decoder_length"]
     inputs, put = _feed(model, length, tables)
@@ -187,9 +185,7 @@ def _static(
     return logits
 
 
-def _window(
-    runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None
-) -> Logits:
+def _window(runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None) -> Logits:
     """Step over 12 tokens as rknn_model_zoo does: the prompt repeated, the text sliding in behind.
 
     Each token pushes out the one at `pop_id`, which walks from 12 down to the first prompt's end;
@@ -210,14 +206,13 @@ def _window(
         done = len(tokens)
         for row, token in enumerate(window):
             put(row, token, row)
-        return runner.run("decoder", inputs, constant)["out"][0, -1]
+        last: Array = runner.run("decoder", inputs, constant)["out"][0, -1]
+        return last
 
     return logits
 
 
-def _cached(
-    runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None
-) -> Logits:
+def _cached(runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None) -> Logits:
     """Step one token at a time over a KV cache kept here, written in place."""
     if "cross_k_0" not in encoded:
         encoded.update(runner.run("cross", {"hidden": _hidden(encoded)}))

@@ -46,16 +46,19 @@ class Part:
         return {"inputs": _described(self.inputs), "outputs": _described(outputs)}
 
 
-def export(checkpoint: Path, recipe: Recipe, out: Path) -> None:
+def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> Recipe:
     """Write the graphs of docs/files.md into `out`; the same inputs give the same bytes.
 
-    Raises BadCheckpoint, and BadOptions for a window the model does not reach; `decoder_length` is
-    clamped to the model's text context.
+    clamp: cut a window beyond the model's context to it, instead of refusing it (a recipe's default is clamped, a
+    window asked for is not); `decoder_length` always is. Returns the recipe that was exported. Raises BadCheckpoint
+    and BadOptions.
     """
     model = load_checkpoint(checkpoint)
+    if not clamp:
+        frames(recipe, model.dims)
+    recipe = clamped(recipe, model.dims)
     n_frames = frames(recipe, model.dims)
     tokens = token_table(model.dims["n_vocab"])
-    recipe = clamp(recipe, model.dims)
     out.mkdir(parents=True, exist_ok=True)
     described = {}
     for name, part in cut(model, recipe).items():
@@ -78,9 +81,10 @@ def export(checkpoint: Path, recipe: Recipe, out: Path) -> None:
         "parts": described,
     }
     (out / "model.json").write_text(json.dumps(content, indent=1) + "\n")
+    return recipe
 
 
-def clamp(recipe: Recipe, dims: Mapping[str, int]) -> Recipe:
+def clamped(recipe: Recipe, dims: Mapping[str, int]) -> Recipe:
     """Cut a recipe's window and decoder length to what a model of these dimensions has."""
     return recipe.model_copy(
         update={
@@ -193,18 +197,19 @@ def _write_torchscript(part: Part, file: Path) -> None:
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
     torch.jit._state._clear_class_state()
     with torch.no_grad():
-        traced = torch.jit.trace(
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             part.module, tuple(part.inputs.values()), check_trace=False, _store_inputs=False
         )
     traced.save(str(file))
-    _strip(file)
+    _canonical(file, {"inputs": list(part.inputs), "outputs": part.outputs})
 
 
-def _strip(file: Path) -> None:
+def _canonical(file: Path, names: dict[str, list[str]]) -> None:
     """Rewrite a TorchScript archive without what tells one run or machine from another.
 
-    Those are the debug tables (source paths), the id over all content, and the number that torch
-    counts up in `___torch_mangle_<n>` for the whole life of a process.
+    Those are the debug tables (source paths), the id over all content, and the number that torch counts up in
+    `___torch_mangle_<n>` for the whole life of a process. The names of inputs and outputs, which TorchScript does not
+    keep, go in as the extra file `names.json`.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -219,6 +224,7 @@ def _strip(file: Path) -> None:
         for name, content in entries.items()
         if not name.endswith((".debug_pkl", "serialization_id"))
     }
+    kept[f"{file.stem}/extra/names.json"] = json.dumps(names).encode()
     with zipfile.ZipFile(file, "w") as archive:
         for name in sorted(kept):
             archive.writestr(zipfile.ZipInfo(name), kept[name])  # dated 1980

@@ -40,7 +40,8 @@ class Attention(nn.Module):
         v = value.reshape(heads).permute(0, 2, 1, 3)
         scores = q @ k if mask is None else q @ k + mask
         mixed = torch.softmax(scores, dim=-1) @ v
-        return self.out(mixed.permute(0, 2, 1, 3).reshape(1, -1, self.n_head * self.d_head))
+        rows: Tensor = self.out(mixed.permute(0, 2, 1, 3).reshape(1, -1, self.n_head * self.d_head))
+        return rows
 
 
 class EncoderBlock(nn.Module):
@@ -56,11 +57,18 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.attn_ln(x)
         x = x + self.attn(y, self.attn.key(y), self.attn.value(y))
-        return x + self.mlp(self.mlp_ln(x))
+        return self.feed(x)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Run the feed-forward half."""
+        y: Tensor = self.mlp(self.mlp_ln(x))
+        return x + y
 
 
 class Encoder(nn.Module):
     """mel (1, n_mels, 2 * n_ctx) -> hidden (1, n_ctx, d)."""
+
+    positional_embedding: Tensor
 
     def __init__(self, dims: Dims, n_ctx: int) -> None:
         super().__init__()
@@ -77,7 +85,8 @@ class Encoder(nn.Module):
         x = x.permute(0, 2, 1) + self.positional_embedding
         for block in self.blocks:
             x = block(x)
-        return self.ln_post(x)
+        hidden: Tensor = self.ln_post(x)
+        return hidden
 
 
 class KeyValue(nn.Module):
@@ -92,18 +101,28 @@ class KeyValue(nn.Module):
         return self.key(x), self.value(x)
 
 
+class CrossBlock(nn.Module):
+    """Hold one layer's projections under the name they have in a decoder block."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.cross_attn = KeyValue(d)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        pair: tuple[Tensor, Tensor] = self.cross_attn(hidden)
+        return pair
+
+
 class Cross(nn.Module):
     """hidden (1, n_audio_ctx, d) -> cross_k_0, cross_v_0, cross_k_1, ... of the same shape."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
         layers = range(dims["n_text_layer"])
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({"cross_attn": KeyValue(dims["n_text_state"])}) for _ in layers
-        )
+        self.blocks = nn.ModuleList(CrossBlock(dims["n_text_state"]) for _ in layers)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        return tuple(rows for block in self.blocks for rows in block["cross_attn"](hidden))
+        return tuple(rows for block in self.blocks for rows in block(hidden))
 
 
 class DecoderBlock(EncoderBlock):
@@ -115,8 +134,8 @@ class DecoderBlock(EncoderBlock):
         self.cross_attn_ln = nn.LayerNorm(d)
 
     def rest(self, x: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
-        x = x + self.cross_attn(self.cross_attn_ln(x), cross_k, cross_v)
-        return x + self.mlp(self.mlp_ln(x))
+        """Run what follows self-attention."""
+        return self.feed(x + self.cross_attn(self.cross_attn_ln(x), cross_k, cross_v))
 
 
 class PrefixBlock(DecoderBlock):
@@ -132,7 +151,12 @@ class CachedBlock(DecoderBlock):
     """Run one row over a cache: x (1, 1, d) -> x, its new key and value rows, (1, 1, d) each."""
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, mask: Tensor, self_k: Tensor, self_v: Tensor, cross_k: Tensor,
+        self,
+        x: Tensor,
+        mask: Tensor,
+        self_k: Tensor,
+        self_v: Tensor,
+        cross_k: Tensor,
         cross_v: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         y = self.attn_ln(x)
@@ -148,9 +172,10 @@ class Decoder(nn.Module):
     length: rows of the prefix or the cache; with host embedding the positional table stays out.
     """
 
-    def __init__(
-        self, dims: Dims, length: int, host_embedding: bool, block: type[DecoderBlock]
-    ) -> None:
+    positional_embedding: Tensor
+    no_bias: Tensor
+
+    def __init__(self, dims: Dims, length: int, host_embedding: bool, block: type[DecoderBlock]) -> None:
         super().__init__()
         d, cached = dims["n_text_state"], block is CachedBlock
         self.d, self.length, self.host_embedding = d, length, host_embedding
@@ -166,9 +191,7 @@ class Decoder(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """(1, n, d) -> (1, n, n_vocab); the 2-D product becomes one Gemm on the shared table."""
-        rows = functional.linear(
-            self.ln(x).reshape(-1, self.d), self.token_embedding.weight, self.no_bias
-        )
+        rows = functional.linear(self.ln(x).reshape(-1, self.d), self.token_embedding.weight, self.no_bias)
         return rows.reshape(1, -1, self.token_embedding.num_embeddings)
 
 

@@ -1,5 +1,6 @@
 """Whisper's special tokens for a decode loop, and text from token ids; host side."""
 
+import warnings
 from typing import Any
 
 from whisper.decoding import DecodingOptions, DecodingTask
@@ -26,28 +27,35 @@ def token_table(n_vocab: int) -> dict[str, Any]:
         "timestamp_begin": tokenizer.timestamp_begin,
         "languages": _languages(tokenizer) if n_vocab > ENGLISH_ONLY else {},
         "suppress": _suppressed(tokenizer),
-        "suppress_first": [*tokenizer.encode(" "), tokenizer.eot],
+        "suppress_first": [*tokenizer.encoding.encode(" "), tokenizer.eot],
         "n_vocab": n_vocab,
     }
 
 
 def text(tokens: list[int], multilingual: bool) -> str:
     """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped."""
-    return get_tokenizer(multilingual).decode(tokens).strip()
+    return _load(multilingual).decode(tokens).strip()
 
 
 def _tokenizer(n_vocab: int) -> Tokenizer:
     """Give openai-whisper's tokenizer of this vocabulary."""
     n_languages = n_vocab - MULTILINGUAL
     if n_vocab == ENGLISH_ONLY:
-        return get_tokenizer(False)
+        return _load(False)
     if not 99 <= n_languages <= len(LANGUAGES):
         raise BadCheckpoint(
             f"a vocabulary of {n_vocab} tokens is none of Whisper's: allowed are {ENGLISH_ONLY} "
             f"(English only) and {MULTILINGUAL + 99} to {MULTILINGUAL + len(LANGUAGES)}; "
             f"pass another checkpoint with --checkpoint"
         )
-    return get_tokenizer(True, num_languages=n_languages)
+    return _load(True, n_languages)
+
+
+def _load(multilingual: bool, n_languages: int = 99) -> Tokenizer:
+    """Load openai-whisper's tokenizer, which leaves its vocabulary file for the garbage collector to close."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        return get_tokenizer(multilingual, num_languages=n_languages)
 
 
 def _languages(tokenizer: Tokenizer) -> dict[str, int]:

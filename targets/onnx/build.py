@@ -48,6 +48,8 @@ def quantize_parts(
                 )
             kept.update(matching)
         wanted = [name for name in nodes if name not in kept]
+        if not wanted:  # the quantizer would read an empty list as "all of them"
+            raise _no_int8(part)
         spreads = collect_ranges(
             model, (nodes[name].input[0] for name in wanted), _ticking(samples.samples(part), done, total)
         )
@@ -56,8 +58,12 @@ def quantize_parts(
         (out / file).write_bytes(quantize(model, wanted, ranges, options.per_channel).SerializeToString())
         audits[part] = audit(out / file)
         if not audits[part]["nodes_int8"]:
-            raise Broken(f"part '{part}' came out without one int8 layer; build with --precision fp")
+            raise _no_int8(part)
     return audits
+
+
+def _no_int8(part: str) -> Broken:
+    return Broken(f"part '{part}' came out without one int8 layer; keep fewer nodes float or build with --precision fp")
 
 
 def _range(spread: Spread, options: Options) -> tuple[float, float]:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
+import onnxruntime as ort  # it marks no name as exported, hence the ignores below
 from numpy.typing import NDArray
 
 Tensors = dict[str, NDArray[Any]]
@@ -14,7 +13,7 @@ Tensors = dict[str, NDArray[Any]]
 class OnnxRunner:
     """Hold one onnxruntime session per part."""
 
-    def __init__(self, sessions: Mapping[str, ort.InferenceSession]) -> None:
+    def __init__(self, sessions: Mapping[str, Any]) -> None:
         self.sessions = dict(sessions)
         self.outputs = {part: [o.name for o in s.get_outputs()] for part, s in sessions.items()}
 
@@ -43,7 +42,7 @@ def open_runner(
 
     options: `threads` (every core by default). Raises RuntimeError with one line.
     """
-    settings = ort.SessionOptions()
+    settings = ort.SessionOptions()  # type: ignore[attr-defined]
     settings.intra_op_num_threads = int((options or {}).get("threads", 0))  # 0: every core
     settings.log_severity_level = 3
     sessions = {}
@@ -52,7 +51,7 @@ def open_runner(
         if not file.is_file():
             raise RuntimeError(f"no file {file} for part {name!r}")
         try:
-            sessions[name] = ort.InferenceSession(
+            sessions[name] = ort.InferenceSession(  # type: ignore[attr-defined]
                 str(file), settings, providers=["CPUExecutionProvider"]
             )
         except Exception as exc:  # see run

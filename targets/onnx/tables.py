@@ -4,29 +4,41 @@ Whisper's head is a Gemm on the table that a Gather reads. As it stands onnxrunt
 table at every step (20 million elements in tiny.en), for the Gather and for a Gemm that it runs in float.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 import onnx
 from onnx import helper, numpy_helper
 
 
-def untie(model: onnx.ModelProto, names: list[str]) -> None:
+def untie(model: onnx.ModelProto, names: Collection[str]) -> None:
     """Turn each named Gemm on a constant into a MatMul on the transposed one, and Gathers on the same one into int8.
 
     The look-up keeps one scale per row; the MatMul is still float, and keeps the Gemm's name and input.
     """
     graph = model.graph
     constants = _constants(graph)
-    for node in [n for n in graph.node if n.op_type == "Gemm" and n.name in set(names)]:
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if attributes.get("transA", 0) or {attributes.get("alpha", 1.0), attributes.get("beta", 1.0)} != {1.0}:
-            continue
+    for node in [n for n in graph.node if n.op_type == "Gemm" and n.name in names]:
         table = node.input[1]
-        weight = constants[table].T if attributes.get("transB", 0) else constants[table]
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        weight = constants[table].T if transposed else constants[table]
         _replace(graph, node, _matmul(graph, node, weight, constants))
         for gather in [n for n in graph.node if n.op_type == "Gather" and n.input[0] == table]:
             if not any(a.name == "axis" and a.i for a in gather.attribute):
                 _replace(graph, gather, _lookup(graph, gather, constants[table]))
+
+
+def is_plain_gemm(node: onnx.NodeProto) -> bool:
+    """Say whether a node is a Gemm that `untie` can turn into a MatMul: nothing scaled, left factor as it is."""
+    plain = {"transA": 0, "alpha": 1.0, "beta": 1.0}
+    return node.op_type == "Gemm" and all(
+        helper.get_attribute_value(a) == plain[a.name] for a in node.attribute if a.name in plain
+    )
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove the initializers that no node reads any more."""
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]

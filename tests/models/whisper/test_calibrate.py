@@ -199,7 +199,7 @@ def test_refuses_no_clips_and_a_clip_that_was_not_harvested(tmp_path: Path) -> N
     with pytest.raises(BadInput, match="no clips"):
         calibrate(graphs, speech, [], CalibrationOptions(), Speaker(), tmp_path / "set")
     (speech / "clip-1.hidden.npy").unlink()
-    with pytest.raises(BadInput, match="'clip-1'.*harvest"):
+    with pytest.raises(BadInput, match=r"'clip-1'.*harvest"):
         calibrate(graphs, speech, clips, CalibrationOptions(), Speaker(), tmp_path / "set")
     np.save(speech / "clip-1.hidden.npy", np.zeros((N_CTX + 1, D), np.float16))
     with pytest.raises(BadInput, match="shape"):

@@ -10,38 +10,34 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
-import whisper
+import soundfile as sf
 from pydantic import ValidationError
 
 from models.whisper import decode
 from models.whisper.calibrate import CalibrationOptions, calibrate, load_hidden
 from models.whisper.export import export
+from nightjar.audio import load_audio
 from nightjar.calibration import CalibrationSet, CalibrationWriter
-from nightjar.data import Clip, load_audio, load_speech
+from nightjar.data import Clip, load_speech
 from nightjar.errors import BadInput, BadOptions, Broken
 from nightjar.recipe import Recipe
 from targets import onnx as target
 from targets.onnx.quantize import float_by_rule, linear_nodes, load_graph
 from targets.onnx.runner import open_runner
+from tests.conftest import SPEECH, WEIGHTS, need
+
+# openai-whisper's tokenizer, which export asks, leaves its vocabulary file open.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
 
 ROOT = Path(__file__).resolve().parents[3]
-SHARED = Path(os.environ.get("NIGHTJAR_DATA", ROOT.parent / "shared" / "data")).parent
 INT8 = target.Options(precision="int8")
+ONE = {"threads": 1}  # more would spin against whatever else the machine runs
 
 
-def _checkpoint(path: Path) -> Path:
-    """Write a small Whisper of seeded random weights."""
-    dims = whisper.model.ModelDimensions(
-        **{"n_mels": 80, "n_audio_ctx": 500, "n_audio_state": 96, "n_audio_head": 4, "n_audio_layer": 2},
-        **{"n_vocab": 51864, "n_text_ctx": 64, "n_text_state": 96, "n_text_head": 4, "n_text_layer": 2},
-    )
-    torch.manual_seed(0)
-    model = whisper.Whisper(dims)
-    torch.nn.init.normal_(model.decoder.positional_embedding, std=0.1)
-    torch.nn.init.normal_(model.decoder.token_embedding.weight, std=0.2)
-    torch.save({"dims": vars(dims), "model_state_dict": model.state_dict()}, path)
-    return path
+def _noise(folder: Path, number: int) -> Clip:
+    path = folder / f"{number}.wav"
+    sf.write(path, np.cumsum(np.random.default_rng(number).normal(size=32000)) * 1e-3, 16000)
+    return Clip(id=str(number), audio=path, text="", duration_s=2.0, speaker=str(number))
 
 
 def _prepare(checkpoint: Path, recipe: Recipe, clips: list[Clip], folder: Path, samples: int) -> Path:
@@ -49,7 +45,7 @@ def _prepare(checkpoint: Path, recipe: Recipe, clips: list[Clip], folder: Path, 
     graphs = folder / "graphs"
     export(checkpoint, recipe, graphs)
     model = json.loads((graphs / "model.json").read_text())
-    runner = open_runner(graphs, model["parts"])
+    runner = open_runner(graphs, model["parts"], ONE)
     (folder / "hidden").mkdir()
     for clip in clips:
         hidden = decode.encode(runner, _features(clip, model), model)["hidden"]
@@ -64,18 +60,12 @@ def _features(clip: Clip, model: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
     """A random cached Whisper with calibration on three clips of noise."""
-    import soundfile as sf
-
     folder = tmp_path_factory.mktemp("small")
-    rng, clips = np.random.default_rng(0), []
-    for number in range(3):
-        path = folder / f"{number}.wav"
-        sf.write(path, np.cumsum(rng.normal(size=32000)) * 1e-3, 16000)
-        clips.append(Clip(id=str(number), audio=path, text="", duration_s=2.0, speaker=str(number)))
+    clips = [_noise(folder, number) for number in range(3)]
     recipe = Recipe(window_s=10, decoder="cached", decoder_length=64)
-    return _prepare(_checkpoint(folder / "small.pt"), recipe, clips, folder, samples=20)
+    return _prepare(random_checkpoint, recipe, clips, folder, samples=20)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +86,8 @@ def _snr_db(exact: np.ndarray, found: np.ndarray) -> float:
 
 
 def _outputs(folder: Path, files: dict[str, Any], calibration: Path) -> dict[str, list[dict[str, np.ndarray]]]:
-    runner, found = open_runner(folder, files), CalibrationSet.open(calibration)
-    return {part: [runner.run(part, sample) for sample in found.samples(part)] for part in found.parts}
+    runner, found = open_runner(folder, files, ONE), CalibrationSet.open(calibration)
+    return {part: [runner.run(part, sample) for sample in found.samples(part)] for part in files}
 
 
 def test_float_is_the_graphs_themselves(small: Path, tmp_path: Path) -> None:
@@ -123,7 +113,9 @@ def test_int8_is_int8_in_the_file_and_in_what_runs(small: Path, int8: Path) -> N
         kept = load_graph(small / "graphs" / part["file"])
         assert part["nodes_int8"] == len(list(linear_nodes(kept))) - len(float_by_rule(kept)), name
         assert part["nodes_run_int8"] == part["nodes_int8"], f"{name}: onnxruntime runs int8 layers in float"
-        assert part["size_bytes"] < (small / "graphs" / part["file"]).stat().st_size * 0.75
+        assert part["size_bytes"] < (small / "graphs" / part["file"]).stat().st_size
+    # The table is there twice, for the look-up and for the head: two bytes per element instead of four.
+    assert parts["decoder"]["size_bytes"] < (small / "graphs" / "decoder.onnx").stat().st_size * 0.6
     weights = {t.data_type for t in onnx.load(int8 / "cross.onnx").graph.initializer if len(t.dims) == 2}
     assert weights == {onnx.TensorProto.INT8}
 
@@ -155,6 +147,22 @@ def test_int8_decodes(small: Path, int8: Path) -> None:
     encoded = {"hidden": load_hidden(small / "hidden", "0", model)}
     result = decode.decode(open_runner(int8, _description(int8)["parts"]), encoded, model)
     assert result["steps"] > 0
+
+
+@pytest.mark.parametrize(("protocol", "host_embedding"), [("window", False), ("static", True)])
+def test_the_other_protocols_are_int8_and_close_too(
+    random_checkpoint: Path, tmp_path: Path, protocol: Any, host_embedding: bool
+) -> None:
+    recipe = Recipe(window_s=10, decoder=protocol, decoder_length=64, host_embedding=host_embedding)
+    _prepare(random_checkpoint, recipe, [_noise(tmp_path, 5)], tmp_path, samples=6)
+    target.compile(tmp_path / "graphs", tmp_path / "calibration", INT8, tmp_path / "int8")
+    decoder = _description(tmp_path / "int8")["parts"]["decoder"]
+    assert decoder["nodes_run_int8"] == decoder["nodes_int8"] > 0
+    assert (tmp_path / "int8" / "token_embedding.npy").exists() == host_embedding
+    exact = _outputs(tmp_path / "graphs", {"decoder": decoder}, tmp_path / "calibration")["decoder"]
+    found = _outputs(tmp_path / "int8", {"decoder": decoder}, tmp_path / "calibration")["decoder"]
+    name = "out" if protocol == "window" else "logits"
+    assert min(_snr_db(a[name], b[name]) for a, b in zip(exact, found, strict=True)) > 20
 
 
 def test_nodes_are_kept_float_on_request(small: Path, tmp_path: Path) -> None:
@@ -214,23 +222,24 @@ def test_importing_the_target_needs_no_onnx() -> None:
 
 
 def test_real_weights_survive(tmp_path: Path) -> None:
-    """The outliers of real weights, which random ones do not have: plain w8a8 leaves 2.7 dB of this encoder."""
-    checkpoint, speech = SHARED / "models" / "tiny.en-refit.pt", SHARED / "data" / "librispeech"
-    if not checkpoint.exists() or not speech.exists():
-        pytest.skip("no ../shared: real weights and speech")
-    clips = load_speech(speech / "calibration.jsonl")[::25]
-    folder = _prepare(checkpoint, Recipe(decoder="cached"), clips, tmp_path, samples=12)
+    """Real weights have outliers, which random ones do not: plain w8a8 leaves 2.7 dB of this encoder."""
+    need("shared", WEIGHTS.is_file() and SPEECH.is_dir(), "real weights and speech: NIGHTJAR_MODELS and NIGHTJAR_DATA")
+    calibration, evaluation = (
+        [clip for clip in load_speech(SPEECH / name) if 4 < clip.duration_s <= 10]
+        for name in ("calibration.jsonl", "evaluation.jsonl")
+    )
+    folder = _prepare(WEIGHTS, Recipe(window_s=10, decoder="cached"), calibration[::16], tmp_path, samples=8)
     target.compile(folder / "graphs", folder / "calibration", INT8, folder / "int8")
     model = json.loads((folder / "graphs" / "model.json").read_text())
     parts = _description(folder / "int8")["parts"]
     assert parts["encoder"]["int8_mac_share"] > 0.3
     assert parts["decoder"]["size_bytes"] < 60e6
-    exact, found = open_runner(folder / "graphs", parts), open_runner(folder / "int8", parts)
+    exact, found = (open_runner(folder / name, parts, ONE) for name in ("graphs", "int8"))
     same = steps = 0
-    for clip in load_speech(speech / "evaluation.jsonl")[::80]:
+    for clip in evaluation[::50]:
         encoded = decode.encode(exact, _features(clip, model), model)
         int8 = decode.encode(found, _features(clip, model), model)
-        assert _snr_db(encoded["hidden"], int8["hidden"]) > 22
+        assert _snr_db(encoded["hidden"], int8["hidden"]) > 20
         tokens = decode.decode(exact, encoded, model)["tokens"]
         same += decode.agree(found, int8, model, tokens)
         steps += len(tokens) + 1

@@ -1,0 +1,40 @@
+"""What tests of every folder share: where real speech and weights lie, and how a test says that they are absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SPEECH = Path(os.environ.get("NIGHTJAR_DATA", SHARED / "data")) / "librispeech"
+WEIGHTS = Path(os.environ.get("NIGHTJAR_MODELS", SHARED / "models")) / "tiny.en-refit.pt"
+
+
+def need(name: str, present: bool, why: str) -> None:
+    """Skip by name where something is absent, and fail instead where NIGHTJAR_REQUIRE (a comma list) names it."""
+    if present:
+        return
+    if name in os.environ.get("NIGHTJAR_REQUIRE", "").split(","):
+        pytest.fail(f"{name} is required and absent: {why}")
+    pytest.skip(f"{name}: {why}")
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded English-only Whisper of 10 s and 64 tokens whose weights are noise, stored in fp16 as OpenAI's are."""
+    import torch
+    from whisper.model import ModelDimensions, Whisper
+
+    dims = ModelDimensions(80, 500, 32, 2, 2, 51864, 64, 32, 2, 2)
+    noise = torch.Generator().manual_seed(7)
+    state = {}
+    for name, tensor in Whisper(dims).state_dict().items():
+        value = torch.randn(tensor.shape, generator=noise)
+        if "ln" in name and name.endswith("weight"):
+            value = 1 + value / 4
+        elif tensor.ndim > 1 and "embedding" not in name:
+            value *= 2 / tensor[0].numel() ** 0.5  # loud enough that tokens depend on what is heard
+        state[name] = value.half()
+    path = tmp_path_factory.mktemp("random") / "random.pt"
+    torch.save({"dims": vars(dims), "model_state_dict": state}, path)
+    return path

@@ -1,0 +1,146 @@
+"""A session on the local board: the zipapp alone, killed and gone on from, hung, crashed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from models.whisper.export import export
+from nightjar.board import LocalBoard
+from nightjar.data import Clip, load_speech
+from nightjar.errors import SessionFailed
+from nightjar.job import run_session, session_modules, zipapp
+from nightjar.recipe import Recipe
+from targets.onnx import Options, compile
+
+
+@pytest.fixture(scope="module")
+def binary(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    graphs, out = tmp_path_factory.mktemp("graphs"), tmp_path_factory.mktemp("binary")
+    export(random_checkpoint, Recipe(window_s=5), graphs)
+    compile(graphs, None, Options(precision="fp"), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    for number in range(12):
+        soundfile.write(folder / f"c{number:02d}.wav", (rng.standard_normal(16000) * 900).astype(np.int16), 16000)
+    return load_speech(folder, transcribed=False)
+
+
+def run(binary: Path, clips: list[Clip], folder: Path, **settings: Any) -> list[dict[str, Any]]:
+    return run_session(LocalBoard(), binary, clips, folder, decode=True, **settings)
+
+
+def test_the_zipapp_is_the_same_bytes_and_holds_only_what_the_board_has(binary: Path) -> None:
+    modules = session_modules(binary)
+    packed = zipapp(modules)
+    assert packed == zipapp(modules)
+    sources = {
+        name: zipfile.ZipFile(BytesIO(packed)).read(name).decode()
+        for name in zipfile.ZipFile(BytesIO(packed)).namelist()
+    }
+    assert {"nightjar/session.py", "models/whisper/decode.py", "targets/onnx/runner.py"} <= sources.keys()
+    assert not [name for name, source in sources.items() if "import pydantic" in source or "from pydantic" in source]
+
+
+def test_the_zipapp_runs_where_nothing_of_ours_is_on_the_path(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
+    run(binary, clips[:1], tmp_path / "job")
+    (tmp_path / "job" / "lines.jsonl").unlink()
+    done = subprocess.run(
+        [sys.executable, "-I", "session.pyz", "."], cwd=tmp_path / "job", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line.get("id") for line in lines] == [clips[0].id, None]
+    assert lines[-1]["end"] == 1
+
+
+def test_lines_say_what_a_score_needs(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
+    lines = run(binary, clips[:2], tmp_path / "job", forced={clips[0].id: [50, 60]})
+    first, second = lines
+    assert [first["id"], second["id"]] == [clips[0].id, clips[1].id]
+    assert first["audio_s"] == 1.0
+    assert first["seconds"].keys() >= {"features", "encoder", "cross", "decoder", "total"}
+    assert first["seconds"]["total"] >= first["seconds"]["encoder"] > 0
+    assert first["agree"][1] == 3
+    assert second["agree"] is None
+
+
+def test_a_harvest_keeps_float16_hidden_states_and_decodes_nothing(
+    binary: Path, clips: list[Clip], tmp_path: Path
+) -> None:
+    lines = run_session(LocalBoard(), binary, clips[:2], tmp_path / "job", decode=False, harvest=["hidden"])
+    assert "tokens" not in lines[0]
+    hidden = np.load(tmp_path / "job" / "harvest" / f"{clips[0].id}.hidden.npy")
+    assert hidden.dtype == np.float16
+    assert hidden.shape == (250, 32)
+
+
+def test_a_killed_session_goes_on_and_computes_no_clip_twice(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
+    run(binary, clips, tmp_path / "whole")
+    expected = [json.loads(line) for line in (tmp_path / "whole" / "lines.jsonl").read_text().splitlines()]
+    folder = tmp_path / "job"
+    run(binary, clips, folder)
+    lines = (folder / "lines.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "lines.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])  # killed in the middle of a line
+    kept = [json.loads(line) for line in lines[:5]]
+    again = run(binary, clips, folder)
+    by_id = {line["id"]: line for line in again}
+    assert all(by_id[line["id"]] == line for line in kept)
+    assert [line["tokens"] for line in again] == [line["tokens"] for line in expected]
+
+
+def test_two_sessions_never_work_in_one_folder(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
+    run(binary, clips, tmp_path / "job")
+    (tmp_path / "job" / "lines.jsonl").unlink()
+    command = [sys.executable, str(tmp_path / "job" / "session.pyz"), str(tmp_path / "job")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert len((tmp_path / "job" / "lines.jsonl").read_text().splitlines()) == len(clips)
+    for output in outputs:
+        assert len(output.splitlines()) == len(clips) + 1
+
+
+def test_a_crash_is_one_line_with_the_sessions_last_word(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
+    broken = tmp_path / "binary"
+    broken.mkdir()
+    for path in binary.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes() if path.suffix != ".onnx" else b"no graph")
+    with pytest.raises(SessionFailed, match="cannot load") as failed:
+        run(broken, clips, tmp_path / "job")
+    assert "\n" not in str(failed.value)
+
+
+def test_a_silent_command_is_ended_in_time() -> None:
+    started = time.monotonic()
+    with pytest.raises(SessionFailed, match="said nothing for 1 s"):
+        list(
+            LocalBoard().lines(
+                [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 1.0, print
+            )
+        )
+    assert time.monotonic() - started < 20
+
+
+def test_leaving_the_lines_ends_the_command(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); print('on', flush=True); time.sleep(60)"
+    lines = LocalBoard().lines([sys.executable, "-c", code, str(pid_file)], 30.0, print)
+    assert next(lines) == "on"
+    lines.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), signal.SIGCONT)
