@@ -240,12 +240,12 @@ class CalibrationSet:
         """Write dataset.txt, the list that vendor toolkits read, and return its path.
 
         One sample per line, absolute paths in graph order with one space between them; rows of a longer array are
-        written out beside the list. Without `folder` it goes beside the set, to `<set>.dataset/<part>/`, because the
-        paths are this machine's and no content of the set. A path with white space raises BadInput: the format
-        (rknn-toolkit2, `dataset`) has no quoting.
+        written out beside the list. Without `folder` it goes to `dataset/<part>/` of the set: a view of it where it
+        lies now, no part of its content. A path with white space raises BadInput: the format (rknn-toolkit2, `dataset`)
+        has no quoting.
         """
         store = self.folder.resolve()
-        out = (folder or store.with_name(f"{store.name}.dataset") / part).resolve()
+        out = (folder or store / "dataset" / part).resolve()
         for path in (store, out):
             if any(character.isspace() for character in str(path)):
                 raise BadInput(
@@ -255,14 +255,17 @@ class CalibrationSet:
         out.mkdir(parents=True, exist_ok=True)
         entry = self._part(part)
         lines = []
-        for number, tensors in enumerate(self.samples(part)):
+        for number, sample in enumerate(entry.samples):
+            where = f"sample {number} of part '{part}' in {self.folder}"
+            _check_names(sample, entry, where)
             paths = []
             for spec in entry.inputs:
-                ref = entry.samples[number][spec.name]
-                path = store / ref.file
+                ref, path = sample[spec.name], store / sample[spec.name].file
                 if ref.rows is not None:
                     path = out / f"{spec.name}_{number:06d}.npy"
-                    np.save(path, tensors[spec.name], allow_pickle=False)
+                    np.save(path, _materialise(self._load(ref.file, where), ref, spec, where), allow_pickle=False)
+                elif not path.is_file():
+                    raise BadInput(f"{where}: '{ref.file}' is missing; run calibrate again")
                 paths.append(str(path))
             lines.append(" ".join(paths) + "\n")
         (out / "dataset.txt").write_text("".join(lines), encoding="utf-8")

@@ -27,7 +27,8 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
     """Follow the imports of `modules` through this repository.
 
     Function-level imports count, `if TYPE_CHECKING` does not; the packages on the way to a module count, as Python runs
-    them, except a target's on the way to its runner. A library counts with its version when this repository's code imports it directly.
+    them, except a target's on the way to its runner. A library counts with its version when this repository's code
+    imports it directly.
     """
     todo, seen = list(modules), set[str]()
     files: dict[str, str] = {}
@@ -39,7 +40,8 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
         seen.add(module)
         top, _, _ = module.partition(".")
         if top not in PACKAGES:
-            if top not in sys.stdlib_module_names and top not in ORCHESTRATION and (found := version(top)):
+            foreign = top not in sys.stdlib_module_names and top not in ORCHESTRATION
+            if foreign and (found := version(top)):
                 libraries[top] = found
             continue
         parent = module.rpartition(".")[0]

@@ -1,6 +1,7 @@
 """Make the calibration set: encoder inputs, and decoder inputs of real decode steps over harvested hidden states."""
 
 import json
+import logging
 from pathlib import Path
 
 from nightjar.calibration import CalibrationSet
@@ -8,8 +9,28 @@ from nightjar.data import load_speech, split_by_window
 from nightjar.plugins import Plugin
 from tasks.stage import stage
 
+log = logging.getLogger(__name__)
 
-@stage
+
+def list_datasets(calibration: Path) -> None:
+    """Write the classic dataset.txt for each part whose samples are whole files, with this machine's paths.
+
+    A part with KV caches is left out: written out step by step they would take a hundred times the set's space, so a
+    target that needs them asks `CalibrationSet.write_dataset` for them.
+    """
+    if any(character.isspace() for character in str(calibration.resolve())):
+        log.info("no dataset.txt: it cannot quote the white space in %s", calibration)
+        return
+    made = CalibrationSet.open(calibration)
+    for part in made.parts:
+        samples = made.index.parts[part].samples
+        listed = calibration / "dataset" / part / "dataset.txt"
+        here = listed.is_file() and listed.read_text(encoding="utf-8").startswith(str(calibration.resolve()))
+        if not here and all(ref.rows is None for ref in samples[0].values()):
+            made.write_dataset(part)
+
+
+@stage(view=list_datasets)
 def calibrate(
     *,
     reference: Path,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -110,18 +110,34 @@ def current_run() -> Run:
     return _run.get()
 
 
-def stage(body: Callable[..., dict[str, str] | None]) -> Callable[..., Any]:
+Body = Callable[..., dict[str, str] | None]
+
+
+@overload
+def stage(body: Body) -> Callable[..., Any]: ...
+@overload
+def stage(*, view: Callable[[Path], None]) -> Callable[[Body], Callable[..., Any]]: ...
+def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = None) -> Callable[..., Any]:
     """Make a cached stage of `body(*, inputs…, options…, out, work)`.
 
     The body gets every Artifact and Source as a path, writes its files into the empty folder `out`, may keep what a
     killed run should not lose in `work`, and returns meta for the record. The stage returns an Artifact, or a Pending
-    when planning.
+    when planning. `view` is called with an artifact's folder each time it is given out: to write what depends on where
+    the store lies and so cannot be content.
     """
+    if body is None:
+        return functools.partial(stage, view=view)
     name = body.__name__
     signature = inspect.signature(body)
 
-    def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
+    def resolve(label: str, arguments: dict[str, Any]) -> tuple[Outcome, Artifact | Pending]:
         outcome, artifact = _resolve(name, label, body, arguments)
+        if view is not None and isinstance(artifact, Artifact) and not current_run().plan:
+            view(current_run().store.path(artifact))
+        return outcome, artifact
+
+    def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
+        outcome, artifact = resolve(label, arguments)
         if outcome.cached:
             return Completed(name="Cached", message=f"taken from the store: {outcome.key[:12]}", data=artifact)
         return Completed(message=f"ran because {outcome.why}", data=artifact)
@@ -140,7 +156,7 @@ def stage(body: Callable[..., dict[str, str] | None]) -> Callable[..., Any]:
             # A task that returns a state gives that state back to a direct caller.
             artifact: Artifact = returned.result() if isinstance(returned, State) else returned
             return artifact
-        return _resolve(name, label, body, arguments)[1]
+        return resolve(label, arguments)[1]
 
     return call
 

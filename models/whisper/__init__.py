@@ -7,7 +7,7 @@ from pathlib import Path
 
 FAMILY = "whisper"
 
-# What openai-whisper's own loader fetches; listed here so that `nightjar models` needs no torch (a test holds them equal).
+# What openai-whisper's own loader fetches; a copy, so that `nightjar models` needs no torch (a test holds them equal).
 NAMES = (
     *("tiny.en", "tiny", "base.en", "base", "small.en", "small", "medium.en", "medium"),
     *("large-v1", "large-v2", "large-v3", "large", "large-v3-turbo", "turbo"),
@@ -15,5 +15,5 @@ NAMES = (
 
 
 def recognises(checkpoint: Path) -> bool:
-    """Say whether a file looks like an openai-whisper checkpoint; export opens it and decides."""
-    return checkpoint.is_file() and checkpoint.suffix == ".pt"
+    """Say whether a path may be a Whisper checkpoint; export opens it and decides."""
+    return checkpoint.is_file()

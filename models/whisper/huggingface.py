@@ -59,7 +59,7 @@ def load_folder(folder: Path) -> dict[str, Any]:
     """Read a folder as openai-whisper's `{"dims", "model_state_dict"}`; nothing in it is run.
 
     Raises BadCheckpoint for missing or damaged files, and for an output projection that is not the token embedding:
-    openai-whisper ties the two, so such a fine-tune cannot be said in its terms.
+    openai-whisper ties the two.
     """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if absent := sorted({key for key in DIMS.values() if key not in config}):
@@ -68,7 +68,7 @@ def load_folder(folder: Path) -> dict[str, Any]:
     projection = state.pop("proj_out.weight", None)
     if projection is not None and not projection.equal(state["decoder.token_embedding.weight"]):
         raise BadCheckpoint(
-            f"{folder}: proj_out differs from embed_tokens, and Whisper ties the two: fine-tune with tie_word_embeddings"
+            f"{folder}: proj_out is not embed_tokens, and Whisper ties the two: fine-tune with tie_word_embeddings"
         )
     return {"dims": {dim: config[key] for dim, key in DIMS.items()}, "model_state_dict": state}
 

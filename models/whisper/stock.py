@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import whisper
-from whisper.decoding import DecodingOptions
+from whisper.audio import HOP_LENGTH, log_mel_spectrogram, pad_or_trim
+from whisper.decoding import DecodingOptions, DecodingResult
+from whisper.decoding import decode as whisper_decode
 
 from models.whisper.checkpoint import load_checkpoint, stock
 from nightjar.audio import load_audio
@@ -26,10 +27,10 @@ class Stock:
         wave = load_audio(audio).astype(np.float32) / 32768.0
         options = DecodingOptions(language=language, without_timestamps=True, fp16=False)
         start = time.perf_counter()
-        padded = whisper.pad_or_trim(wave, self.n_frames * whisper.audio.HOP_LENGTH)
-        mel = whisper.log_mel_spectrogram(torch.from_numpy(padded), self.model.dims.n_mels)
-        result = whisper.decode(self.model, mel, options)
-        assert isinstance(result, whisper.DecodingResult)
+        padded = pad_or_trim(wave, self.n_frames * HOP_LENGTH)
+        mel = log_mel_spectrogram(torch.from_numpy(padded), self.model.dims.n_mels)
+        result = whisper_decode(self.model, mel, options)
+        assert isinstance(result, DecodingResult)
         total_s = time.perf_counter() - start
         return {
             "tokens": list(result.tokens),

@@ -5,10 +5,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnxruntime as ort
-
 import onnx
+
 from nightjar.errors import Broken
+from targets.onnx.quantize import open_session
 
 MULTIPLYING = ("MatMul", "Gemm", "Conv")
 PLUMBING = ("Constant", "QuantizeLinear", "DequantizeLinear")
@@ -73,8 +73,5 @@ def count_integer_kernels(path: Path) -> int:
     """Count the nodes that onnxruntime runs with an integer kernel on this machine's CPU."""
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(optimized)
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        open_session(str(path), optimized)
         return sum(n.op_type in INTEGER_KERNELS for n in onnx.load(optimized).graph.node)

@@ -7,14 +7,15 @@ and it takes a Python loop per output channel, of which a vocabulary has 50,000.
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-
 import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+
 from nightjar.calibration import Spread, Tensors
 from nightjar.errors import Broken
-from onnx import helper, numpy_helper
 from targets.onnx.tables import drop_unused, is_plain_gemm, untie
 
 
@@ -117,11 +118,16 @@ def quantize(
     return model
 
 
-def open_session(model: str | bytes) -> ort.InferenceSession:
-    """Open a graph on the CPU, quietly: onnxruntime's warnings are about its own optimiser."""
-    options = ort.SessionOptions()
+def open_session(model: str | bytes, optimized: Path | None = None) -> Any:
+    """Open a graph on the CPU; with `optimized`, write there what onnxruntime makes of it.
+
+    Quiet: onnxruntime's warnings are about its own optimiser.
+    """
+    options = ort.SessionOptions()  # type: ignore[attr-defined]
     options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
 
 
 def _round_activation(graph: onnx.GraphProto, name: str, low: float, high: float) -> list[onnx.NodeProto]:

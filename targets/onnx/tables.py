@@ -7,7 +7,6 @@ table at every step (20 million elements in tiny.en), for the Gather and for a G
 from collections.abc import Collection
 
 import numpy as np
-
 import onnx
 from onnx import helper, numpy_helper
 

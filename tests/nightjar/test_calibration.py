@@ -64,7 +64,7 @@ def test_index_has_seed_warnings_and_ranges(folder: Path) -> None:
 
 def test_dataset_names_whole_files_and_writes_rows_out(folder: Path) -> None:
     listed = CalibrationSet.open(folder).write_dataset("decoder")
-    assert folder not in listed.parents, "the view must not change the artifact"
+    assert listed == folder / "dataset" / "decoder" / "dataset.txt"
     lines = listed.read_text().splitlines()
     assert len(lines) == 3
     for line, sample in zip(lines, CalibrationSet.open(folder).samples("decoder"), strict=True):

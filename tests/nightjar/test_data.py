@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 from numpy.typing import NDArray
-from tests.conftest import need
 
 from nightjar.audio import load_audio
 from nightjar.data import Clip, check_disjoint, load_speech, slug, speech_digest, split_by_window
 from nightjar.errors import BadAudio, BadManifest, NightjarError, SpeakersOverlap
+from tests.conftest import need
 
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[3] / "shared" / "data")) / "librispeech"
 FORMATS = ("wav", "flac", "ogg", "mp3")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import need
 
 from nightjar.data import load_speech
 from nightjar.errors import BadInput, BadOptions
@@ -26,6 +25,7 @@ from nightjar.wer import (
     paired_bootstrap,
     unit,
 )
+from tests.conftest import need
 
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[3] / "shared" / "data")) / "librispeech"
 

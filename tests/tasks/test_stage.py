@@ -147,6 +147,28 @@ def test_a_plan_returns_what_is_there_and_pending_for_what_is_not(store: Store, 
         assert isinstance(double(source=source, options=Options(times=9)), Pending)
 
 
+def list_paths(folder: Path) -> None:
+    (folder / "dataset.txt").write_text(str(folder / "loud.txt"))
+
+
+@stage(view=list_paths)
+def point(*, text: Path, out: Path) -> None:
+    """Write something that a list with absolute paths points at."""
+    (out / "loud.txt").write_text((text / "text.txt").read_text())
+
+
+def test_a_view_follows_the_store_and_is_no_content(store: Store, source: Source, tmp_path: Path) -> None:
+    for root in (store.root, tmp_path / "moved"):
+        if root != store.root:
+            shutil.move(store.root, root)
+        with running(Run(Store(root))) as run:
+            made = point(text=double(source=source, options=Options()))
+        listed = run.store.path(made) / "dataset.txt"
+        assert Path(listed.read_text()).read_text() == "abab"
+        assert Path(listed.read_text()).is_relative_to(root)
+    assert [outcome.cached for outcome in run.outcomes] == [True, True]
+
+
 def test_a_failing_stage_leaves_no_artifact(store: Store) -> None:
     with running(Run(store)), pytest.raises(BadManifest, match="nothing here"):
         refuse()

@@ -22,6 +22,7 @@ from nightjar.data import Clip, load_speech
 from nightjar.errors import BadInput, BadOptions, Broken
 from nightjar.recipe import Recipe
 from targets import onnx as target
+from targets.onnx.measure import measure
 from targets.onnx.quantize import float_by_rule, linear_nodes, load_graph
 from targets.onnx.runner import open_runner
 from tests.conftest import SPEECH, WEIGHTS, need
@@ -127,6 +128,14 @@ def test_int8_is_close_to_float(small: Path, int8: Path) -> None:
     for part, name in (("encoder", "hidden"), ("cross", "cross_k_0"), ("decoder", "logits")):
         snr_db = [_snr_db(a[name], b[name]) for a, b in zip(exact[part], found[part], strict=True)]
         assert min(snr_db) > 20, part
+
+
+def test_measure_tells_float_from_int8(small: Path, int8: Path, tmp_path: Path) -> None:
+    target.compile(small / "graphs", None, target.Options(), tmp_path)
+    same = measure(small / "graphs", tmp_path, small / "calibration", limit=2)
+    rounded = measure(small / "graphs", int8, small / "calibration", limit=2)
+    for part in ("encoder", "cross", "decoder"):
+        assert same[part]["snr_db"] > 100 > rounded[part]["snr_db"] > 20
 
 
 def test_the_same_calibration_gives_the_same_bytes_in_another_process(small: Path, int8: Path, tmp_path: Path) -> None:
