@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nightjar.artifact import Source, digest_file
+from nightjar.artifact import Source, digest, digest_file
 from nightjar.closure import ROOT
 from nightjar.data import Clip, check_disjoint, load_speech, speech_digest
 from nightjar.errors import BadCheckpoint, BadOptions, UnknownName
@@ -24,7 +24,9 @@ class PortRequest(BaseModel):
         "whisper-nano",
         description="tiny, small.en, …, a shipped model, or a label for --checkpoint (`nightjar models` lists them)",
     )
-    checkpoint: Path | None = Field(None, description="checkpoint file; its family is read from the file")
+    checkpoint: Path | None = Field(
+        None, description="openai-whisper .pt or Hugging Face folder; its family is read from it"
+    )
     target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
     board: str | None = Field(
         None,
@@ -67,7 +69,8 @@ def model_family(request: PortRequest) -> str:
         found = [name for name, module in families.items() if module.recognises(request.checkpoint)]
         if not found:
             raise BadCheckpoint(
-                f"{request.checkpoint} is no checkpoint of {', '.join(families)}: give an openai-whisper .pt file"
+                f"{request.checkpoint} is no {' or '.join(families)} checkpoint: "
+                "give an openai-whisper .pt file or a Hugging Face folder"
             )
         return found[0]
     for name, module in families.items():
@@ -81,8 +84,14 @@ def model_family(request: PortRequest) -> str:
 
 def checkpoint_source(request: PortRequest, family: str) -> Source:
     """Find (and for a public name fetch) the checkpoint and name it by content."""
-    path = request.checkpoint or plugin("models", family, "checkpoint").load().find_checkpoint(request.model)
-    return Source(path=path.resolve(), sha256=digest_file(path))
+    shipped = ROOT / "data" / request.model / f"{request.model}.pt"
+    path = request.checkpoint or (shipped if shipped.exists() else None)
+    if path is None:
+        path = plugin("models", family, "checkpoint").load().find_checkpoint(request.model)
+    if path.is_file():
+        return Source(path=path.resolve(), sha256=digest_file(path))
+    files = sorted(each for each in path.iterdir() if each.is_file())
+    return Source(path=path.resolve(), sha256=digest({each.name: digest_file(each) for each in files}))
 
 
 def speech_sources(request: PortRequest) -> tuple[Source, Source]:

@@ -16,4 +16,4 @@ NAMES = (
 
 def recognises(checkpoint: Path) -> bool:
     """Say whether a path may be a Whisper checkpoint; export opens it and decides."""
-    return checkpoint.is_file()
+    return checkpoint.is_file() or (checkpoint / "config.json").is_file()

@@ -1,4 +1,4 @@
-"""Find, check and open openai-whisper checkpoints: `{"dims", "model_state_dict"}`."""
+"""Find, check and open checkpoints: openai-whisper's `{"dims", "model_state_dict"}`, or a Hugging Face folder."""
 
 import os
 import warnings
@@ -11,12 +11,13 @@ import whisper
 from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
+from models.whisper.huggingface import load_folder
 from models.whisper.surgery import weight_shapes
 from nightjar.errors import BadCheckpoint, DownloadFailed, UnknownName
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = {"whisper-nano": ROOT / "data" / "whisper-nano" / "whisper-nano.pt"}
-FORMAT = 'allowed is an openai-whisper file with "dims" and "model_state_dict"'
+FORMAT = 'allowed is an openai-whisper file with "dims" and "model_state_dict", or a Hugging Face Whisper folder'
 NEXT = "fetch it again, or pass another with --checkpoint"
 DIMS = tuple(ModelDimensions.__dataclass_fields__)
 
@@ -37,20 +38,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     whose tensors are not those its dimensions ask for.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise BadCheckpoint(f"no checkpoint at {path}: {FORMAT}; pass another with --checkpoint")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that a TorchScript archive is one
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as exc:  # a corrupt or hostile pickle may raise anything at all
-        raise BadCheckpoint(f"cannot read {path} as plain weights ({_reason(exc)}): {FORMAT}; {NEXT}") from exc
+    content = load_folder(path) if path.is_dir() else _load_file(path)
     try:
         dims, state = _dims(content), _state(content)
         _check_tensors(dims, state)
     except ValueError as exc:
         raise BadCheckpoint(f"{path} is no Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
     return Checkpoint(dims, {name: tensor.float() for name, tensor in state.items()})
+
+
+def _load_file(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that a TorchScript archive is one
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as exc:  # a corrupt or hostile pickle may raise anything at all
+        raise BadCheckpoint(f"cannot read {path} as plain weights ({_reason(exc)}): {FORMAT}; {NEXT}") from exc
 
 
 def find_checkpoint(name: str) -> Path:

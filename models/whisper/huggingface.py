@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nightjar.errors import BadCheckpoint
@@ -46,50 +48,37 @@ RENAMED = (
 )
 
 
-def is_folder(path: Path) -> bool:
-    """Say whether a path is a Hugging Face Whisper folder by its config."""
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == "whisper"
-
-
 def load_folder(folder: Path) -> dict[str, Any]:
     """Read a folder as openai-whisper's `{"dims", "model_state_dict"}`; nothing in it is run.
 
     Raises BadCheckpoint for missing or damaged files, and for an output projection that is not the token embedding:
     openai-whisper ties the two.
     """
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        family = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadCheckpoint(f"{folder} has no readable {CONFIG} ({error}): {NEXT}") from error
+    if family != "whisper":
+        raise BadCheckpoint(f"{folder} holds a {family} model, allowed is whisper: {NEXT}")
     if absent := sorted({key for key in DIMS.values() if key not in config}):
         raise BadCheckpoint(f"{folder / CONFIG} has no {', '.join(absent)}: {NEXT}")
     state = {_renamed(name): tensor for name, tensor in _tensors(folder).items()}
     projection = state.pop("proj_out.weight", None)
-    if projection is not None and not projection.equal(state["decoder.token_embedding.weight"]):
+    embedding = state.get("decoder.token_embedding.weight")
+    if projection is not None and embedding is not None and not projection.equal(embedding):
         raise BadCheckpoint(
             f"{folder}: proj_out is not embed_tokens, and Whisper ties the two: fine-tune with tie_word_embeddings"
         )
     return {"dims": {dim: config[key] for dim, key in DIMS.items()}, "model_state_dict": state}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """List the files whose bytes make the model, config first.
-
-    Raises BadCheckpoint when there are no safetensors: pickled weights are not read from folders.
-    """
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
-        raise BadCheckpoint(f"{folder} holds no .safetensors: save it with safe_serialization=True, then {NEXT}")
-    return [folder / CONFIG, *shards]
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder)[1:]:
+        raise BadCheckpoint(f"{folder} holds no .safetensors: save it with save_pretrained, then {NEXT}")
+    for path in shards:
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:

@@ -1,6 +1,7 @@
 """Whisper's special tokens for a decode loop, and text from token ids; host side."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from whisper.decoding import DecodingOptions, DecodingTask
@@ -32,9 +33,9 @@ def token_table(n_vocab: int) -> dict[str, Any]:
     }
 
 
-def text(tokens: list[int], multilingual: bool) -> str:
-    """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped."""
-    return _load(multilingual).decode(tokens).strip()
+def text(tokens: list[int], model: Mapping[str, Any]) -> str:
+    """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped; `model` is model.json."""
+    return _load(multilingual=bool(model["tokens"]["languages"])).decode(tokens).strip()
 
 
 def _tokenizer(n_vocab: int) -> Tokenizer:

@@ -361,7 +361,7 @@ def test_the_window_keeps_what_fits(tmp_path: Path) -> None:
 
 
 def test_shared_librispeech_is_read_whole_and_disjoint() -> None:
-    need("speech", SPEECH.is_dir(), "real speech: set NIGHTJAR_DATA to a folder with librispeech/")
+    need("shared", SPEECH.is_dir(), "real speech: set NIGHTJAR_DATA to a folder with librispeech/")
     calibration = load_speech(SPEECH / "calibration.jsonl")
     evaluation = load_speech(SPEECH / "evaluation.jsonl")
     assert (len(calibration), len(evaluation)) == (200, 217)

@@ -139,8 +139,7 @@ def test_a_silent_command_is_ended_in_time() -> None:
 def test_leaving_the_lines_ends_the_command(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = (
-        "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); "
-        "print('on', flush=True); time.sleep(60)"
+        "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); print('on', flush=True); time.sleep(60)"
     )
     lines = LocalBoard().lines([sys.executable, "-c", code, str(pid_file)], 30.0, print)
     assert next(lines) == "on"

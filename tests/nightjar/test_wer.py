@@ -222,7 +222,7 @@ def test_what_people_say_is_no_loop(said: str) -> None:
 
 
 def test_no_librispeech_reference_loops_in_words_or_gpt2_tokens() -> None:
-    need("speech", SPEECH.is_dir(), "real speech: set NIGHTJAR_DATA to a folder with librispeech/")
+    need("shared", SPEECH.is_dir(), "real speech: set NIGHTJAR_DATA to a folder with librispeech/")
     from whisper.tokenizer import get_tokenizer
 
     with warnings.catch_warnings():

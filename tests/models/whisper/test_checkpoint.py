@@ -65,7 +65,7 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, form: str) -> None:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert "no checkpoint at" in refusal(tmp_path / "absent.pt")
-    assert "no checkpoint at" in refusal(tmp_path)
+    assert "no readable config.json" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 5_000, -1, -200, -100_000])

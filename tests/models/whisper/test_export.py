@@ -21,10 +21,10 @@ from whisper.model import ModelDimensions, Whisper
 from models.whisper import decode, tokens
 from models.whisper.checkpoint import load_checkpoint
 from models.whisper.export import clamped, cut, export
-from nightjar import torchscript
 from nightjar.errors import BadCheckpoint, BadOptions
 from nightjar.recipe import Recipe
 from targets.onnx.runner import open_runner
+from targets.torchscript import runner as torchscript
 
 ROOT = Path(__file__).resolve().parents[3]
 DECODERS = ("window", "static", "cached")
@@ -34,6 +34,8 @@ OPS = {"Add", "Concat", "Constant", "Conv", "Div", "Erf", "Gather", "Gemm", "Lay
     "Softmax",
     "Transpose",
 }
+
+ENGLISH = {"tokens": {"languages": {}}}
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -237,10 +239,10 @@ def test_a_vocabulary_without_a_tokenizer_is_refused(n_vocab: int) -> None:
 
 def test_text_is_what_whisper_decode_gives() -> None:
     ids = whisper.tokenizer.get_tokenizer(False).encode(" And so, my fellow Americans. ")
-    assert tokens.text(ids, multilingual=False) == "And so, my fellow Americans."
-    assert tokens.text([*ids, 50363 + 40], multilingual=False) == "And so, my fellow Americans."
+    assert tokens.text(ids, ENGLISH) == "And so, my fellow Americans."
+    assert tokens.text([*ids, 50363 + 40], ENGLISH) == "And so, my fellow Americans."
     ids = whisper.tokenizer.get_tokenizer(True).encode(" 對我做了介紹")
-    assert tokens.text(ids, multilingual=True) == "對我做了介紹"
+    assert tokens.text(ids, {"tokens": {"languages": {"zh": 50260}}}) == "對我做了介紹"
 
 
 @pytest.mark.parametrize("graph_format", ["onnx", "torchscript"])

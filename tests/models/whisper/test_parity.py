@@ -15,11 +15,11 @@ from whisper.model import Whisper
 from models.whisper import decode
 from models.whisper.checkpoint import load_checkpoint, stock
 from models.whisper.export import export
-from nightjar import torchscript
 from nightjar.audio import load_audio
 from nightjar.data import load_speech
 from nightjar.recipe import Recipe
 from targets.onnx.runner import open_runner
+from targets.torchscript import runner as torchscript
 from tests.conftest import SPEECH, WEIGHTS, need
 
 NANO = Path(__file__).resolve().parents[3] / "data" / "whisper-nano"
