@@ -123,7 +123,8 @@ class Store:
                 return f"{name} was altered"
             seen[name] = stamp
         if seen != memo:
-            write_atomic(memo_path, json.dumps(seen))
+            with contextlib.suppress(OSError):  # a memo saves time next time; a full disk must not stop a reader
+                write_atomic(memo_path, json.dumps(seen))
         return ""
 
     def records(self, stage: str) -> Iterator[Record]:

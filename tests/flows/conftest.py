@@ -42,7 +42,7 @@ def cli(tmp_path: Path) -> Cli:
 def write_speech(folder: Path, clips: dict[str, str], speaker: str = "ada", seconds: float = 1.0, **extra: Any) -> Path:
     """Write noise clips and their manifest; return the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(clips) + len(speaker))
+    rng = np.random.default_rng([len(clips), *speaker.encode()])
     lines = []
     for name, text in clips.items():
         samples = (rng.standard_normal(int(16000 * seconds)) * 500).astype(np.int16)

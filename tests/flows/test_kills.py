@@ -15,6 +15,7 @@ import pytest
 from nightjar.artifact import Store
 from tests.flows.conftest import ROOT, Cli, write_speech
 
+MODEL = ("--model", "random", "--checkpoint")
 KILLS = int(os.environ.get("NIGHTJAR_KILLS", "10"))
 
 
@@ -50,11 +51,11 @@ def finished_clips(store: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def test_kills_lose_nothing_that_was_finished(cli: Cli, tmp_path: Path) -> None:
+def test_kills_lose_nothing_that_was_finished(cli: Cli, tmp_path: Path, random_checkpoint: Path) -> None:
     words = ("red", "blue", "stop", "start", "left", "right")
     calibration = write_speech(tmp_path / "calibration", {f"c{i}": word for i, word in enumerate(words)}, speaker="ada")
     test = write_speech(tmp_path / "test", {f"t{i}": word for i, word in enumerate(words)}, speaker="bob")
-    arguments = ["--calibration-set", str(calibration), "--test-set", str(test)]
+    arguments = [*MODEL, str(random_checkpoint), "--calibration-set", str(calibration), "--test-set", str(test)]
     store, chance = tmp_path / "artifacts", random.Random(20261120)
     stages: dict[tuple[str, str], str] = {}
     clips: dict[tuple[str, str], Any] = {}
@@ -88,10 +89,10 @@ def test_kills_lose_nothing_that_was_finished(cli: Cli, tmp_path: Path) -> None:
     assert not list(store.glob(".work/*")), "scratch was left behind"
 
 
-def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(cli: Cli, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(cli: Cli, tmp_path: Path, random_checkpoint: Path) -> None:
     calibration = write_speech(tmp_path / "calibration", {"c0": "red", "c1": "blue"}, speaker="ada")
     test = write_speech(tmp_path / "test", {f"t{i}": "stop" for i in range(40)}, speaker="bob")
-    arguments = ["--calibration-set", str(calibration), "--test-set", str(test)]
+    arguments = [*MODEL, str(random_checkpoint), "--calibration-set", str(calibration), "--test-set", str(test)]
     store = tmp_path / "artifacts"
     process = start(arguments, store)
     deadline = time.monotonic() + 120
@@ -108,14 +109,16 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(cli: Cli, tmp_path: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
-def test_a_full_disk_is_one_line_and_exit_4_and_the_store_stays_sound(cli: Cli, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_exit_4_and_the_store_stays_sound(
+    cli: Cli, tmp_path: Path, random_checkpoint: Path
+) -> None:
     calibration = write_speech(tmp_path / "calibration", {"c0": "red", "c1": "blue"}, speaker="ada")
     test = write_speech(tmp_path / "test", {"t0": "stop", "t1": "start"}, speaker="bob")
-    arguments = ["--calibration-set", str(calibration), "--test-set", str(test)]
+    arguments = [*MODEL, str(random_checkpoint), "--calibration-set", str(calibration), "--test-set", str(test)]
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(small)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("this machine does not mount a tmpfs")

@@ -73,11 +73,12 @@ def states_when_settled(url: str, count: int) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def speech(tmp_path: Path) -> list[str]:
+def speech(tmp_path: Path, random_checkpoint: Path) -> list[str]:
     words = ("red", "blue", "stop", "start")
     calibration = write_speech(tmp_path / "calibration", {f"c{i}": word for i, word in enumerate(words)}, speaker="ada")
     test = write_speech(tmp_path / "test", {f"t{i}": word for i, word in enumerate(words)}, speaker="bob")
-    return ["--calibration-set", str(calibration), "--test-set", str(test)]
+    lists = ["--calibration-set", str(calibration), "--test-set", str(test)]
+    return ["--model", "random", "--checkpoint", str(random_checkpoint), *lists]
 
 
 def test_a_second_run_is_cached_in_the_ui_and_a_failed_one_goes_on_from_its_failure(
@@ -110,7 +111,7 @@ def test_verdict_and_scores_are_artifacts_in_the_ui(server: str, cli: Cli, speec
     done = cli("port", *speech, "--precision", "fp", store=tmp_path / "artifacts", PREFECT_API_URL=server)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     keys = {artifact["key"] for artifact in httpx.post(f"{server}/artifacts/filter", json={}).json()}
-    assert {"verdict-whisper-nano-onnx-fp", "scores-whisper-nano-onnx-fp"} <= keys
+    assert {"verdict-random-onnx-fp", "scores-random-onnx-fp"} <= keys
 
 
 def test_the_server_is_found_by_doctor(server: str, cli: Cli) -> None:
