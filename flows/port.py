@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect import flow
 
+from nightjar.artifact import Source
 from nightjar.plugins import plugin
 from nightjar.recipe import Recipe
 from nightjar.request import PortRequest, checkpoint_source, model_family, speech_sources
@@ -36,7 +37,7 @@ def port(request: PortRequest) -> dict[str, Any]:
         board = board_of(target, request.board)
         host = plugin("targets", recipe.graph_format)  # the float graphs, as they are, on this machine
         host_board = board_of(host, "local")
-        part = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "calibrate", "stock")}
+        part = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "stock")}
         options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
 
         graphs = export(checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=request.window is None)
@@ -45,24 +46,7 @@ def port(request: PortRequest) -> dict[str, Any]:
         floating = build(**as_they_are, target=target, options=make_options(target, "fp"), label="float")
         calibration = None
         if request.precision != "fp":
-            hidden = harvest(
-                binary=floating,
-                speech=calibration_speech,
-                session=session_of(part["decode"], target),
-                board=board,
-                samples=request.calibration_samples,
-                seed=0,
-            )
-            calibration = calibrate(
-                reference=reference,
-                hidden=hidden,
-                speech=calibration_speech,
-                model=part["calibrate"],
-                runner=session_of(part["decode"], host)[1],
-                samples=request.calibration_samples,
-                seed=0,
-                language=request.language,
-            )
+            calibration = calibrated(request, family, floating, reference, calibration_speech)
         binary = build(
             graphs=graphs,
             calibration=calibration,
@@ -109,6 +93,31 @@ def port(request: PortRequest) -> dict[str, Any]:
             precision=request.precision,
         )
         return {} if isinstance(page, Pending) else publish(request, page, run.outcomes)
+
+
+def calibrated(request: PortRequest, family: str, floating: Any, reference: Any, speech: Source) -> Any:
+    """Harvest from the `floating` binary where the target runs and calibrate on the host's `reference` graphs."""
+    target = plugin("targets", request.target)
+    decode = plugin("models", family, "decode")
+    host = plugin("targets", target.load().recipe(family).graph_format)
+    hidden = harvest(
+        binary=floating,
+        speech=speech,
+        session=session_of(decode, target),
+        board=board_of(target, request.board),
+        samples=request.calibration_samples,
+        seed=0,
+    )
+    return calibrate(
+        reference=reference,
+        hidden=hidden,
+        speech=speech,
+        model=plugin("models", family, "calibrate"),
+        runner=session_of(decode, host)[1],
+        samples=request.calibration_samples,
+        seed=0,
+        language=request.language,
+    )
 
 
 def recipe_for(request: PortRequest, recipe: Recipe) -> Recipe:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from nightjar.request import PortRequest
+    from nightjar.request import EvaluateRequest, ImportRequest, PortRequest, TranscribeRequest
 
     parser = argparse.ArgumentParser(
         prog="nightjar",
@@ -59,8 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     port = commands.add_parser("port", help="the whole graph for one model and one target", epilog=EXIT_CODES)
     add_options(port, PortRequest)
     port.add_argument("--plan", action="store_true", help="print what would run and why, and run nothing")
-    port.add_argument("--json", type=Path, metavar="F", help="write the results here too")
-    port.set_defaults(command=_port)
+    _add_json(port, _port)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="score files made elsewhere without building, as port scores its own", epilog=EXIT_CODES
+    )
+    add_options(evaluate, EvaluateRequest, EvaluateRequest.FLAGS)
+    _add_json(evaluate, _evaluate)
+
+    transcribe = commands.add_parser("transcribe", help="text from a port's binary, built if need be")
+    add_options(transcribe, TranscribeRequest, TranscribeRequest.FLAGS)
+    _add_json(transcribe, _transcribe)
+
+    calibrate = commands.add_parser("calibrate", help="calibration sets made of other tools' files")
+    calibrating = calibrate.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    import_dumps = calibrating.add_parser("import-dumps", help="enc_*.bin dumps to a calibration set")
+    add_options(import_dumps, ImportRequest, ImportRequest.FLAGS)
+    _add_json(import_dumps, _import_dumps)
 
     compare = commands.add_parser(
         "compare", help="stock Whisper, TorchScript and ONNX on given clips: text, token ids, seconds"
@@ -81,22 +96,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_options(parser: argparse.ArgumentParser, options: type[BaseModel]) -> None:
-    """Give a parser one flag per field of a pydantic model: its name, type, choices, default and description."""
-    for name, field in options.model_fields.items():
+def add_options(parser: argparse.ArgumentParser, options: type[BaseModel], only: Sequence[str] = ()) -> None:
+    """Give a parser one flag per field of a pydantic model, or per field in `only`: its name, type, choices, default.
+
+    A field called `files` is not a flag: it is what the command takes.
+    """
+    parser.set_defaults(called=parser.prog)
+    for name in only or options.model_fields:
+        field = options.model_fields[name]
         inner, many = _plain_type(field.annotation)
         choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else None
-        shown = "" if field.default in (None, ()) else f" (default: {field.default})"
+        shown = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
+        described = f"{field.description}{shown}".replace("%", "%%")
+        if name == "files":
+            parser.add_argument(name, type=inner, nargs="+", metavar="FILE", help=described)
+            continue
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
             default=argparse.SUPPRESS,
+            required=field.is_required(),
             type=str if choices else inner,
             choices=choices,
             nargs="+" if many else None,
             metavar=None if choices and not many else name.rpartition("_")[2].upper(),
-            help=f"{field.description}{shown}".replace("%", "%%"),
+            help=described,
         )
+
+
+def _add_json(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int]) -> None:
+    parser.add_argument("--json", type=Path, metavar="F", help="write the results here too")
+    parser.set_defaults(command=command)
 
 
 def parse_options(arguments: argparse.Namespace, options: type[BaseModel]) -> Any:
@@ -107,7 +137,7 @@ def parse_options(arguments: argparse.Namespace, options: type[BaseModel]) -> An
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise BadOptions(f"{flag} {first['input']}: {first['msg']}; see `nightjar port --help`") from error
+        raise BadOptions(f"{flag} {first['input']}: {first['msg']}; see `{arguments.called} --help`") from error
 
 
 def _plain_type(annotation: Any) -> tuple[Any, bool]:
@@ -134,9 +164,64 @@ def _port(arguments: argparse.Namespace) -> int:
         show_plan(screen, run.outcomes)
         return 0
     show_results(screen, results)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    _write_json(arguments, results)
     return 0 if results["verdict"] == "PASS" else 1
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from nightjar.request import EvaluateRequest
+    from nightjar.show import Screen, show_results
+
+    request = parse_options(arguments, EvaluateRequest)
+    screen = Screen()
+    screen.say(f"[bold]evaluate[/bold] {request.model} on {request.target}, {len(request.files)} files as given")
+    from flows.evaluate import evaluate_files
+    from flows.start import run_flow
+
+    results, _ = run_flow(evaluate_files, request, screen, refresh=request.refresh)
+    show_results(screen, results)
+    _write_json(arguments, results)
+    return 0 if results["verdict"] == "PASS" else 1
+
+
+def _transcribe(arguments: argparse.Namespace) -> int:
+    from nightjar.plugins import plugin
+    from nightjar.request import TranscribeRequest
+    from nightjar.show import Screen, show_transcripts
+    from nightjar.target import board_of
+
+    request = parse_options(arguments, TranscribeRequest)
+    tier = board_of(plugin("targets", request.target), request.board).tier
+    screen = Screen()
+    screen.say(f"[bold]transcribe[/bold] {request.model} → {request.target}, {request.precision}, tier {tier}")
+    from flows.start import run_flow
+    from flows.transcribe import transcribe
+
+    results, _ = run_flow(transcribe, request, screen, refresh=request.refresh)
+    show_transcripts(screen, results)
+    _write_json(arguments, results)
+    return 0
+
+
+def _import_dumps(arguments: argparse.Namespace) -> int:
+    from nightjar.request import ImportRequest
+    from nightjar.show import Screen, show_calibration
+
+    request = parse_options(arguments, ImportRequest)
+    screen = Screen()
+    screen.say(f"[bold]import-dumps[/bold] {request.bin_dir} for {request.model} → {request.target}")
+    from flows.import_dumps import import_dumps_flow
+    from flows.start import run_flow
+
+    results, _ = run_flow(import_dumps_flow, request, screen, refresh=request.refresh)
+    show_calibration(screen, results)
+    _write_json(arguments, results)
+    return 0
+
+
+def _write_json(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -116,6 +116,11 @@ def check_disjoint(calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> N
         )
 
 
+def line_order(path: Path) -> list[str]:
+    """List a manifest's clip ids in the order of its lines; empty for trees and folders, which have no order."""
+    return [row.id for row in _manifest(path)] if path.is_file() else []
+
+
 def shuffled(clips: Sequence[Clip], seed: int) -> list[Clip]:
     """Return the clips in an order that depends on the seed and their ids, and on nothing else."""
     return sorted(clips, key=lambda clip: (hashlib.sha256(f"{seed}:{clip.id}".encode()).hexdigest(), clip.id))

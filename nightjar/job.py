@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,9 @@ def run_session(
     harvest: Sequence[str] = (),
     language: str = "en",
     forced: dict[str, list[int]] | None = None,
-    probes: dict[str, np.ndarray] | None = None,
+    waves: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
-    """Run clips (and probe waves, int16) through a binary on a board and return the session's lines in clip order.
+    """Run clips, then `waves` (int16 by id), through a binary on a board and return the session's lines in that order.
 
     `folder` is the job's scratch folder; finished clips found there from an earlier, killed run are not run again.
     Raises SessionFailed when the session ends early.
@@ -71,11 +71,11 @@ def run_session(
     description = json.loads((binary / "binary.json").read_text(encoding="utf-8"))
     parts = description["parts"]
     wanted = parts if decode else {"encoder": parts["encoder"]}
-    waves: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | (probes or {})
+    sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
     job = {
         "model": json.loads((binary / "model.json").read_text(encoding="utf-8")),
         "parts": wanted,
-        "clips": [{"id": name, "file": f"clips/{name}.npy", "forced": (forced or {}).get(name)} for name in waves],
+        "clips": [{"id": name, "file": f"clips/{name}.npy", "forced": (forced or {}).get(name)} for name in sources],
         "decode": decode,
         "harvest": list(harvest),
         "language": language,
@@ -89,7 +89,7 @@ def run_session(
                 board.put(path, folder / path.name)
         (folder / "session.pyz").write_bytes(app)
         write_atomic(folder / "job.json", json.dumps(job))
-        for name, source in waves.items():
+        for name, source in sources.items():
             if not (target := folder / "clips" / f"{name}.npy").exists():
                 wave = load_audio(source) if isinstance(source, Path) else source
                 with target.with_suffix(".part").open("wb") as file:
@@ -104,11 +104,11 @@ def run_session(
                 ended = True
                 continue
             lines[line["id"]] = line
-            tick(len(lines), len(waves))
-    if not ended or lines.keys() != waves.keys():
-        missing = next(iter(waves.keys() - lines.keys()), "its last line")
+            tick(len(lines), len(sources))
+    if not ended or lines.keys() != sources.keys():
+        missing = next(iter(sources.keys() - lines.keys()), "its last line")
         raise SessionFailed(f"the session gave no result for {missing}; run the same command again")
-    return [lines[name] for name in waves]
+    return [lines[name] for name in sources]
 
 
 def _parsed(said: Iterator[str]) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ code,pre{font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace}pre{overflow
 
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{{ r.verdict }} · {{ r.model }} on {{ r.target }}</title><style>{{ style }}</style></head><body><main>
+<title>{{ r.verdict }} · {{ r.model }} on {{ r.target }}, {{ r.precision }}</title><style>{{ style }}</style></head><body><main>
 <h1>{{ r.model }} → {{ r.target }} <span class="tag">{{ r.precision }}</span> <span class="tag">tier {{ r.tier }}</span></h1>
 <p class="verdict {{ r.verdict }}">{{ r.verdict }}</p>
 <p class="lead">Δ {{ unit }} <b>{{ "%+.2f"|format(r.delta_wer) }}</b> points against the float graphs,

@@ -1,7 +1,7 @@
 """What a person asks of a port: one frozen model is the command line, the Prefect form and the documentation."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,7 +47,11 @@ class PortRequest(BaseModel):
     calibration_samples: int = Field(200, ge=1, description="samples per part; below 100 warns")
     test_set: Path | None = Field(None, description="evaluation speech, in the same forms; its speakers must be others")
     limit: int | None = Field(None, ge=1, description="evaluate only N clips, drawn by their ids")
-    long: Literal["skip", "refuse"] = Field("skip", description="what to do with clips longer than the window")
+    long: Literal["skip", "refuse", "chunk"] = Field(
+        "skip",
+        description="clips longer than the window: skip and count them, refuse them, "
+        "or chunk: cut them at pauses, decode the pieces and join their text",
+    )
     max_delta_wer: float = Field(1.0, ge=0, description="budget: points of WER the binary may lose against float")
     refresh: tuple[StageName, ...] = Field((), description="stages to run again although they are cached")
 
@@ -116,3 +120,57 @@ def speech_sources(request: PortRequest) -> tuple[Source, Source]:
         Source(path=calibration, sha256=speech_digest(calibration_clips)),
         Source(path=evaluation, sha256=speech_digest(evaluation_clips)),
     )
+
+
+class ImportRequest(PortRequest):
+    """Make a calibration set of encoder outputs that another tool dumped."""
+
+    FLAGS: ClassVar[tuple[str, ...]] = (
+        *("model", "checkpoint", "target", "window", "decoder", "positional", "language", "bin_dir"),
+        *("calibration_set", "calibration_samples", "refresh"),
+    )
+
+    bin_dir: Path = Field(
+        description="folder of enc_000000.bin, … (lines of the calibration manifest, from 0) or enc_CLIPID.bin: "
+        "little-endian float32, encoder rows × width"
+    )
+
+
+class EvaluateRequest(PortRequest):
+    """Score files made elsewhere as `port` scores its own; which file is what is read from them."""
+
+    FLAGS: ClassVar[tuple[str, ...]] = (
+        *("files", "model", "checkpoint", "target", "board", "positional", "language", "test_set"),
+        *("limit", "long", "max_delta_wer", "refresh"),
+    )
+
+    files: tuple[Path, ...] = Field(description="the parts' files as the target runs them, in any order")
+
+
+class TranscribeRequest(PortRequest):
+    """Print what a port hears in audio files."""
+
+    FLAGS: ClassVar[tuple[str, ...]] = (
+        *("files", "model", "checkpoint", "target", "board", "precision", "window", "language"),
+        *("calibration_set", "calibration_samples", "long", "refresh"),
+    )
+
+    files: tuple[Path, ...] = Field(description="audio files, manifests or folders")
+    precision: Literal["fp", "int8", "auto"] = Field("fp", description="numbers the binary computes with")
+    long: Literal["skip", "refuse", "chunk"] = Field(
+        "chunk", description="audio longer than the window: chunk cuts it at pauses and joins the text of the pieces"
+    )
+
+
+def speech_source(request: PortRequest, kind: Literal["calibration", "test"]) -> Source:
+    """Return one list of speech by content; raises BadOptions when none is given to a model that ships none."""
+    given, shipped = {
+        "calibration": (request.calibration_set, "calibration.jsonl"),
+        "test": (request.test_set, "evaluation.jsonl"),
+    }[kind]
+    path = given or ROOT / "data" / request.model / shipped
+    if given is None and not path.exists():
+        raise BadOptions(
+            f"{request.model} ships no speech: give --{kind}-set a NeMo manifest, LibriSpeech tree or folder"
+        )
+    return Source(path=path.resolve(), sha256=speech_digest(load_speech(path)))

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -131,6 +132,27 @@ def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
     screen.console.print(table)
     screen.say(f"{results['equal']} of {results['clips']} clips have the same token ids in all three")
     screen.say(f"JSONs: {results['out']}")
+
+
+def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
+    """Print `file: text`, a line each."""
+    for heard in results["files"]:
+        said = " ".join(heard["text"].split()) or "(empty)"
+        screen.console.print(f"{heard['file']}: {said}", markup=False)
+
+
+def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
+    """Print where a calibration set lies, what is in it and what it lacks."""
+    counts = ", ".join(f"{part} {count}" for part, count in results["samples"].items())
+    skipped = f"; {results['skipped']} clips longer than the window left out" if results["skipped"] else ""
+    screen.say(f"samples: {counts}{skipped}")
+    for warning in results["warnings"]:
+        screen.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
+    screen.console.print(f"calibration set: {results['calibration']}", markup=False)
+    for listed in results["datasets"]:
+        screen.console.print(f"dataset.txt: {listed}", markup=False)
+    if not results["datasets"]:
+        screen.say("no dataset.txt: it cannot quote white space in the store's path; set NIGHTJAR_STORE to one without")
 
 
 def show_targets() -> None:

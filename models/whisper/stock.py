@@ -1,6 +1,9 @@
 """openai-whisper itself, in its own window: the baseline that none of our code has touched."""
 
+import contextlib
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from whisper.audio import HOP_LENGTH, log_mel_spectrogram, pad_or_trim
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.decoding import decode as whisper_decode
+from whisper.transcribe import transcribe as whisper_transcribe
 
 from models.whisper.checkpoint import load_checkpoint, stock
 from nightjar.audio import load_audio
@@ -41,6 +45,50 @@ class Stock:
             "audio_s": round(len(wave) / 16000, 4),
             "text": result.text,
         }
+
+    def transcribe_long(self, audio: Path, language: str) -> dict[str, Any]:
+        """Return a session line's fields for one clip of any length, by openai-whisper's own long form.
+
+        That is whisper.transcribe at temperature 0, each window on its own and without timestamps: cut wherever the
+        window ends, and a window passed over where it takes it for silence.
+        """
+        wave = load_audio(audio).astype(np.float32) / 32768.0
+        start = time.perf_counter()
+        with _window_of(self.n_frames):
+            result = whisper_transcribe(
+                self.model,
+                wave,
+                verbose=None,
+                temperature=0.0,
+                condition_on_previous_text=False,
+                language=language,
+                without_timestamps=True,
+                fp16=False,
+            )
+        total_s = time.perf_counter() - start
+        windows = [segment["tokens"] for segment in result["segments"]]
+        tokens = [token for window in windows for token in window]
+        return {
+            "tokens": tokens,
+            "steps": len(tokens),
+            "capped": any(len(window) >= self.model.dims.n_text_ctx // 2 for window in windows),
+            "agree": None,
+            "seconds": {"total": round(total_s, 5)},
+            "audio_s": round(len(wave) / 16000, 4),
+            "text": result["text"].strip(),
+        }
+
+
+@contextlib.contextmanager
+def _window_of(n_frames: int) -> Iterator[None]:
+    """Let whisper.transcribe step by `n_frames`: it takes 30 s for granted, and a model may have less."""
+    module: Any = sys.modules["whisper.transcribe"]  # as an attribute of whisper it is the function
+    kept = module.N_FRAMES, module.N_SAMPLES
+    module.N_FRAMES, module.N_SAMPLES = n_frames, n_frames * HOP_LENGTH
+    try:
+        yield
+    finally:
+        module.N_FRAMES, module.N_SAMPLES = kept
 
 
 def load_stock(checkpoint: Path) -> Stock:

@@ -1,0 +1,72 @@
+"""Make a calibration set of encoder outputs that people's own tools dumped, as if they were harvested."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.port import recipe_for
+from nightjar.calibration import CalibrationSet
+from nightjar.plugins import plugin
+from nightjar.request import ImportRequest, checkpoint_source, model_family, speech_source
+from nightjar.target import make_options, session_of
+from tasks.build import build
+from tasks.calibrate import calibrate
+from tasks.export import export
+from tasks.import_dumps import dumps_source, import_dumps, ordered_source
+from tasks.stage import joining
+
+
+@flow(name="import-dumps", flow_run_name="import-dumps-{request.model}-{request.target}")
+def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
+    """Export, check and take in the dumps, calibrate; return where the set lies and what is in it."""
+    with joining(request.refresh) as run:
+        family = model_family(request)
+        recipe = recipe_for(request, plugin("targets", request.target).load().recipe(family))
+        dumps, speech = dumps_source(request.bin_dir), speech_source(request, "calibration")
+        checkpoint = checkpoint_source(request, family)
+        host = plugin("targets", recipe.graph_format)
+        graphs = export(
+            checkpoint=checkpoint,
+            model=plugin("models", family, "export"),
+            recipe=recipe,
+            clamp=request.window is None,
+        )
+        hidden = import_dumps(
+            dumps=dumps,
+            graphs=graphs,
+            speech=ordered_source(speech),
+            samples=request.calibration_samples,
+            seed=0,
+        )
+        reference = build(
+            graphs=graphs, calibration=None, target=host, options=make_options(host, "fp"), label="reference"
+        )
+        calibration = calibrate(
+            reference=reference,
+            hidden=hidden,
+            speech=speech,
+            model=plugin("models", family, "calibrate"),
+            runner=session_of(plugin("models", family, "decode"), host)[1],
+            samples=request.calibration_samples,
+            seed=0,
+            language=request.language,
+        )
+        return {
+            "model": request.model,
+            "target": request.target,
+            "dumps": request.bin_dir.as_posix(),
+            "skipped": int(hidden.meta["skipped"]),
+            **describe(run.store.path(calibration)),
+        }
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Say where a calibration set lies, its samples per part, its warnings and its dataset.txt lists."""
+    made = CalibrationSet.open(folder)
+    return {
+        "calibration": folder.as_posix(),
+        "samples": {part: made.count(part) for part in made.parts},
+        "warnings": made.index.warnings,
+        "datasets": [path.as_posix() for path in sorted(folder.glob("dataset/*/dataset.txt"))],
+    }

@@ -1,0 +1,89 @@
+"""Print what a port hears: build its binary, or take it from the store, and run it on a board."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.port import calibrated, recipe_for
+from nightjar.artifact import Source
+from nightjar.data import load_speech, speech_digest
+from nightjar.errors import BadAudio
+from nightjar.plugins import plugin
+from nightjar.request import TranscribeRequest, checkpoint_source, model_family, speech_source
+from nightjar.target import board_of, make_options, session_of
+from tasks.build import build
+from tasks.evaluate import EvaluateOptions, evaluate, read_hypotheses
+from tasks.export import export
+from tasks.stage import joining
+
+
+@flow(name="transcribe", flow_run_name="transcribe-{request.model}-{request.target}-{request.precision}")
+def transcribe(request: TranscribeRequest) -> dict[str, Any]:
+    """Export, calibrate where the precision wants it, build, and let the binary hear every file, each cached."""
+    with joining(request.refresh) as run:
+        family = model_family(request)
+        target = plugin("targets", request.target)
+        recipe = recipe_for(request, target.load().recipe(family))
+        audio = {path: _audio_source(path) for path in request.files}
+        calibration_speech = speech_source(request, "calibration") if request.precision != "fp" else None
+        checkpoint = checkpoint_source(request, family)
+        host, board = plugin("targets", recipe.graph_format), board_of(target, request.board)
+        part = {name: plugin("models", family, name) for name in ("export", "decode", "tokens")}
+
+        graphs = export(checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=request.window is None)
+        as_they_are = {"graphs": graphs, "calibration": None}
+        calibration = None
+        if calibration_speech is not None:
+            reference = build(**as_they_are, target=host, options=make_options(host, "fp"), label="reference")
+            floating = build(**as_they_are, target=target, options=make_options(target, "fp"), label="float")
+            calibration = calibrated(request, family, floating, reference, calibration_speech)
+        binary = build(
+            graphs=graphs,
+            calibration=calibration,
+            target=target,
+            options=make_options(target, request.precision),
+            label="binary",
+        )
+        heard: list[dict[str, Any]] = []
+        for path, speech in audio.items():
+            evaluated = evaluate(
+                binary=binary,
+                speech=speech,
+                session=session_of(part["decode"], target),
+                words=part["tokens"],
+                board=board,
+                reference=None,
+                options=EvaluateOptions(language=request.language, long=request.long, transcribed=False),
+                label=path.name,
+            )
+            lines = [line for line in read_hypotheses(run.store.path(evaluated)) if not line["probe"]]
+            heard += [_described(path, line) for line in lines]
+        return {
+            "model": request.model,
+            "target": request.target,
+            "tier": board.tier,
+            "precision": request.precision,
+            "language": request.language,
+            "window_s": float(graphs.meta["window_s"]),
+            "files": heard,
+            "stages": [outcome.model_dump(include={"name", "seconds", "cached", "why"}) for outcome in run.outcomes],
+        }
+
+
+def _audio_source(path: Path) -> Source:
+    if not path.exists():
+        raise BadAudio(f"no file {path}: give audio files, manifests or folders")
+    return Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
+
+
+def _described(path: Path, line: dict[str, Any]) -> dict[str, Any]:
+    """Say what was heard; a clip of a folder or manifest is called by both."""
+    listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")
+    return {
+        "file": f"{path.as_posix()}#{line['id']}" if listed else path.as_posix(),
+        "text": line["text"],
+        "tokens": line["tokens"],
+        "seconds": line["seconds"],
+        "audio_s": line["audio_s"],
+    }
