@@ -13,9 +13,11 @@ from nightjar.plugins import plugin
 from nightjar.request import PortRequest, checkpoint_source, model_family
 from nightjar.target import board_of, make_options, session_of
 from tasks.build import build
-from tasks.evaluate import EvaluateOptions, evaluate, read_hypotheses, stock
+from tasks.evaluate import evaluate
 from tasks.export import export
+from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import joining
+from tasks.stock import stock
 
 
 class CompareRequest(BaseModel, frozen=True):

@@ -15,12 +15,14 @@ from nightjar.target import board_of, make_options, session_of
 from nightjar.verdict import Budgets
 from tasks.adopt import adopt, adopting, given_files, recognise
 from tasks.build import build
-from tasks.evaluate import EvaluateOptions, evaluate, stock
+from tasks.evaluate import evaluate
 from tasks.export import export
+from tasks.hypotheses import EvaluateOptions
 from tasks.judge import judge
 from tasks.publish import publish
 from tasks.report import report
 from tasks.stage import Pending, joining
+from tasks.stock import stock
 
 PRECISION = "as given"  # a file does not say how it was made
 

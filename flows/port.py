@@ -16,13 +16,15 @@ from nightjar.target import board_of, make_options, session_of
 from nightjar.verdict import Budgets
 from tasks.build import build
 from tasks.calibrate import calibrate
-from tasks.evaluate import EvaluateOptions, evaluate, stock
+from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.harvest import harvest
+from tasks.hypotheses import EvaluateOptions
 from tasks.judge import judge
 from tasks.publish import publish
 from tasks.report import report
 from tasks.stage import Pending, joining
+from tasks.stock import stock
 
 
 @flow(name="port", flow_run_name="port-{request.model}-{request.target}-{request.precision}")
@@ -51,7 +53,7 @@ def port(request: PortRequest) -> dict[str, Any]:
             graphs=graphs,
             calibration=calibration,
             target=target,
-            options=make_options(target, request.precision),
+            options=make_options(target, request.precision, request.float_nodes),
             label="binary",
         )
 
@@ -122,5 +124,10 @@ def calibrated(request: PortRequest, family: str, floating: Any, reference: Any,
 
 def recipe_for(request: PortRequest, recipe: Recipe) -> Recipe:
     """Lay what the request asks for over the target's recipe."""
-    asked = {"window_s": request.window, "decoder": request.decoder, "positional": request.positional}
+    asked = {
+        "window_s": request.window,
+        "decoder": request.decoder,
+        "positional": request.positional,
+        "host_embedding": request.host_embedding,
+    }
     return recipe.model_copy(update={name: value for name, value in asked.items() if value is not None})

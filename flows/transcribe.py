@@ -13,8 +13,9 @@ from nightjar.plugins import plugin
 from nightjar.request import TranscribeRequest, checkpoint_source, model_family, speech_source
 from nightjar.target import board_of, make_options, session_of
 from tasks.build import build
-from tasks.evaluate import EvaluateOptions, evaluate, read_hypotheses
+from tasks.evaluate import evaluate
 from tasks.export import export
+from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import joining
 
 

@@ -22,6 +22,9 @@ EXIT_CODES = """exit codes: 0 pass; 1 fail or undecided; 2 bad input; 3 a toolch
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code; every explained failure is one line on stderr."""
     arguments = _parser().parse_args(argv)
+    # So that what our code logs appears with a flow run in the Prefect UI; read when Prefect is imported.
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "nightjar,models,targets,tasks")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped worker ends its session in order too
     try:
         code: int = arguments.command(arguments)
@@ -110,6 +113,12 @@ def add_options(parser: argparse.ArgumentParser, options: type[BaseModel], only:
         described = f"{field.description}{shown}".replace("%", "%%")
         if name == "files":
             parser.add_argument(name, type=inner, nargs="+", metavar="FILE", help=described)
+            continue
+        if inner is bool:
+            switch = argparse.BooleanOptionalAction
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, action=switch, help=described
+            )
             continue
         parser.add_argument(
             f"--{name.replace('_', '-')}",

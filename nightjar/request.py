@@ -40,6 +40,13 @@ class PortRequest(BaseModel):
     positional: Literal["first", "last"] | None = Field(
         None, description="positional rows a shorter window keeps; rknn_model_zoo keeps the last"
     )
+    host_embedding: bool | None = Field(
+        None,
+        description="look tokens up on the CPU, so that the decoder takes embeddings; default: the target's recipe",
+    )
+    float_nodes: tuple[str, ...] = Field(
+        (), description="int8: nodes to keep float, as `part:glob`, such as encoder:/blocks.0/mlp/*"
+    )
     language: str = Field("en", description="language spoken, as Whisper abbreviates it")
     calibration_set: Path | None = Field(
         None, description="NeMo manifest, LibriSpeech tree or folder of audio with .txt; default: the shipped model's"

@@ -1,5 +1,6 @@
 """What the command line prints: live stage lines, plans, verdicts, listings."""
 
+import logging
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+OURS = ("nightjar", "models", "targets", "tasks")
 COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
 
 
@@ -36,8 +38,12 @@ class Screen:
             self.console.width = 120  # a log has no width of its own
         self._live = Live(console=self.console, transient=True, auto_refresh=False)
         self._stage, self._began, self._said_at = "", 0.0, 0.0
+        self._warnings = _Warnings(self)
 
     def __enter__(self) -> "Screen":
+        for name in OURS:
+            logging.getLogger(name).addHandler(self._warnings)
+            logging.getLogger(name).propagate = False  # Prefect's console would say it again
         if self.console.is_terminal:
             self._live.start()
         return self
@@ -46,6 +52,9 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+        for name in OURS:
+            logging.getLogger(name).removeHandler(self._warnings)
+            logging.getLogger(name).propagate = True
 
     def say(self, text: str) -> None:
         """Print one line of rich markup."""
@@ -75,6 +84,17 @@ class Screen:
         self._live.update("", refresh=self.console.is_terminal)
         self.say(line)
         self._stage = ""
+
+
+class _Warnings(logging.Handler):
+    """Print what our code warns of between the stage lines."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.say(f"  [yellow]warning[/yellow] {escape(record.getMessage())}")
 
 
 def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:

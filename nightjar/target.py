@@ -17,11 +17,14 @@ from nightjar.errors import BadOptions, BoardMissing
 from nightjar.plugins import Plugin
 
 
-def make_options(target: Plugin, precision: str) -> BaseModel:
-    """Make a target's options; raises BadOptions when it does not build this precision."""
+def make_options(target: Plugin, precision: str, float_nodes: tuple[str, ...] = ()) -> BaseModel:
+    """Make a target's options; raises BadOptions when it does not build this precision or keeps no nodes float."""
     module = target.load()
+    if float_nodes and "float_nodes" not in module.Options.model_fields:
+        raise BadOptions(f"target {module.NAME} has no say over single nodes: leave out --float-nodes")
+    kept = {"float_nodes": float_nodes} if float_nodes else {}
     try:
-        options: BaseModel = module.Options(precision=precision)
+        options: BaseModel = module.Options(precision=precision, **kept)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise BadOptions(f"target {module.NAME} does not build --precision {precision}: {reason}") from error

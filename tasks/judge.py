@@ -9,7 +9,7 @@ from nightjar.errors import BadManifest
 from nightjar.score import Score, Tier, hear_silence, score
 from nightjar.verdict import Budgets
 from nightjar.verdict import judge as judge_scores
-from tasks.evaluate import read_hypotheses
+from tasks.hypotheses import read_hypotheses
 from tasks.stage import stage
 
 

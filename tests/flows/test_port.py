@@ -135,3 +135,33 @@ def test_listings(cli: Cli, command: str, said: str) -> None:
     done = cli(command)
     assert done.returncode == 0, done.stderr + done.stdout
     assert said in done.stdout
+
+
+def test_host_embedding_changes_the_files_and_not_the_text(
+    cli: Cli, few: list[str], store: Path, tmp_path: Path
+) -> None:
+    done = cli(
+        "port",
+        *few,
+        "--precision",
+        "fp",
+        "--host-embedding",
+        "--limit",
+        "4",
+        "--json",
+        tmp_path / "r.json",
+        store=store,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["recipe"]["host_embedding"] is True
+    assert results["wer_float"] == results["wer_stock"]
+
+
+def test_nodes_can_be_kept_float(cli: Cli, few: list[str], store: Path, tmp_path: Path) -> None:
+    cli("port", *few, "--json", tmp_path / "int8.json", store=store)
+    done = cli("port", *few, "--float-nodes", "encoder:*blocks.0*", "--json", tmp_path / "kept.json", store=store)
+    assert done.returncode in (0, 1), done.stderr
+    share = {name: json.loads((tmp_path / f"{name}.json").read_text())["int8_mac_share"] for name in ("int8", "kept")}
+    assert share["kept"]["encoder"] < share["int8"]["encoder"]
+    assert share["kept"]["decoder"] == share["int8"]["decoder"]

@@ -28,8 +28,10 @@ from nightjar.plugins import plugin
 from nightjar.recipe import Recipe
 from nightjar.target import board_of, session_of
 from targets.onnx import Options, compile
-from tasks.evaluate import EvaluateOptions, evaluate, read_hypotheses, stock
+from tasks.evaluate import evaluate
+from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import Run, running
+from tasks.stock import stock
 
 WINDOW_S = 5.0
 LENGTHS_S = {"long": 17.0, "long.000": 2.0, "short": 3.0}  # the second is called what the first one's piece would be
