@@ -261,9 +261,12 @@ def _flat(name: str, value: Any) -> dict[str, str]:
 
 
 def _explain_miss(store: Store, name: str, parts: dict[str, str]) -> str:
-    """Say what differs from the nearest earlier artifact of this stage."""
+    """Say what differs from the nearest earlier artifact of this stage, made by the same model's and target's code."""
     nearest: list[str] | None = None
+    plug_ins = {part: module for part, module in parts.items() if part.startswith("plug-in ")}
     for record in store.records(name):
+        if any(record.parts.get(part) != module for part, module in plug_ins.items()):
+            continue
         differing = sorted(
             part for part in parts.keys() | record.parts.keys() if parts.get(part) != record.parts.get(part)
         )

@@ -182,6 +182,8 @@ def test_stocks_long_form_steps_by_the_models_own_window(random_checkpoint: Path
     wave = torch.from_numpy(load_audio(speech / "long.wav").astype(np.float32) / 32768.0)
     mel = log_mel_spectrogram(wave, padding=160_000)[:, :1700]
     options = DecodingOptions(language="en", without_timestamps=True, fp16=False)
-    windows = [whisper_decode(original.model, pad_or_trim(part, 1000), options) for part in mel.split(1000, dim=1)]
+    windows: list[Any] = [
+        whisper_decode(original.model, pad_or_trim(part, 1000), options) for part in mel.split(1000, dim=1)
+    ]
     assert line["tokens"] == [token for window in windows for token in window.tokens]
     assert line["capped"] == any(len(window.tokens) >= 32 for window in windows)
