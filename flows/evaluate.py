@@ -80,7 +80,13 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
             budgets=Budgets(max_delta_wer=request.max_delta_wer),
         )
         page = report(
-            verdict=verdict, graphs=graphs, binary=binary, calibration=None, model=request.model, precision=PRECISION
+            verdict=verdict,
+            graphs=graphs,
+            binary=binary,
+            obtained=obtained,
+            calibration=None,
+            model=request.model,
+            precision=PRECISION,
         )
         if isinstance(page, Pending):
             return {}

@@ -90,6 +90,7 @@ def port(request: PortRequest) -> dict[str, Any]:
             verdict=verdict,
             graphs=graphs,
             binary=binary,
+            obtained=obtained,
             calibration=calibration,
             model=request.model,
             precision=request.precision,

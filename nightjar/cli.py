@@ -91,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", type=Path, default=Path("reports/compare"), help="folder for the JSONs")
     compare.set_defaults(command=_compare)
 
+    reproduce = commands.add_parser("reproduce", help="run again what a report says, and compare", epilog=EXIT_CODES)
+    reproduce.add_argument("report", type=Path, help="report.html or the results.json beside it")
+    reproduce.set_defaults(command=_reproduce)
+
     for kind in ("targets", "models"):
         listing = commands.add_parser(kind, help=f"list the {kind} there are")
         listing.set_defaults(command=_listing(kind))
@@ -231,6 +235,28 @@ def _import_dumps(arguments: argparse.Namespace) -> int:
 def _write_json(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from nightjar.reproduce import differences, read_report
+    from nightjar.show import Screen, show_results
+
+    before, request = read_report(arguments.report)
+    screen = Screen()
+    screen.say(f"[bold]reproduce[/bold] {before['command']}")
+    from flows.evaluate import evaluate_files
+    from flows.port import port
+    from flows.start import run_flow
+
+    results, _ = run_flow(evaluate_files if hasattr(request, "files") else port, request, screen)
+    show_results(screen, results)
+    differing, changed = differences(before, results)
+    for line in changed:
+        screen.say(f"  [dim]{line}[/dim]")
+    for line in differing:
+        screen.say(f"  [red]differs[/red]   {line}")
+    screen.say("not reproduced" if differing else "reproduced: the same scores and verdict")
+    return 1 if differing else 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

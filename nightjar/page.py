@@ -1,5 +1,6 @@
 """The report: one HTML page that works from a file, in light and dark, on a phone, with nothing fetched."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,18 +98,32 @@ binary: what the target compiled, where it ran.</p>
 <p class="text"><span class="who">float</span>{{ clip.float_html }}</p>
 <p class="text"><span class="who">binary</span>{{ clip.binary_html }}</p></details>{% else %}<p>none</p>{% endfor %}
 </div>
-{% if left_out %}<p class="soft">{{ left_out }} more differing clips are in results' hypotheses, not on this page.</p>{% endif %}
+{% if left_out %}<p class="soft">{{ left_out }} more differing clips are left out of this page; the artifact's verdict.json has all.</p>{% endif %}
 
-<h2>Made from</h2><div class="card"><table>
-<tr><th>artifact</th><th class="l">key</th><th class="l">sha256</th><th class="l">libraries</th></tr>
-{% for name, made in r.made_from.items() %}<tr><td>{{ name }}</td><td class="l"><code>{{ made.stage }}/{{ made.key }}</code></td>
-<td class="l"><code>{{ made.sha256[:16] }}</code></td>
-<td class="l wrap soft">{% for library, version in made.libraries.items() %}{{ library }} {{ version }}{{ ", " if not loop.last }}{% endfor %}</td>
-</tr>{% endfor %}</table>
-<pre>{{ r.recipe }}</pre></div>
+{{ this_run }}
+<h2>Made from</h2><div class="card">
+{% for name, made in r.made_from.items() %}<details><summary>{{ name }} <code>{{ made.stage }}/{{ made.key[:12] }}</code>
+<span class="soft">{{ made.seconds }} s, {{ made.finished }}</span></summary><table>
+<tr><td>content</td><td class="l"><code>{{ made.sha256 }}</code></td></tr>
+<tr><td>code</td><td class="l"><code>{{ made.code_sha256 }}</code></td></tr>
+{% for input, sha256 in made.inputs.items() %}<tr><td>{{ input }}</td><td class="l"><code>{{ sha256 }}</code></td></tr>{% endfor %}
+{% if made.board %}<tr><td>board</td><td class="l wrap">{% for fact, value in made.board.items() %}{{ fact }} {{ value }}{{ ", " if not loop.last }}{% endfor %}</td></tr>{% endif %}
+<tr><td>libraries</td><td class="l wrap">{% for library, version in made.libraries.items() %}{{ library }} {{ version }}{{ ", " if not loop.last }}{% endfor %}</td></tr>
+</table></details>{% endfor %}
+<details><summary>recipe</summary><table>
+{% for field, value in r.recipe.items() %}<tr><td>{{ field }}</td><td class="l">{{ value }}</td></tr>{% endfor %}</table></details></div>
 </main></body></html>
 """
 
+RUN = """<h2>This run</h2><div class="card"><table>
+<tr><th>stage</th><th>seconds</th><th class="l">why it ran</th></tr>
+{% for s in stages %}<tr><td>{{ s.name }}</td><td>{{ "cached" if s.cached else "%.1f"|format(s.seconds) }}</td>
+<td class="l wrap soft">{{ s.why }}</td></tr>{% endfor %}</table>
+<p>Again, here or elsewhere: <code>nightjar reproduce report.html</code>, which runs</p><pre>{{ command }}</pre></div>
+<script type="application/json" id="results">{{ results }}</script>
+"""
+
+THIS_RUN = "<!-- this run -->"  # where `complete` puts what a cached page cannot know
 MOST_CLIPS = 400  # keeps the page under a megabyte
 
 
@@ -137,7 +152,28 @@ def render(
         coverage=_covered(coverage),
         differing=differing[:MOST_CLIPS],
         left_out=max(0, len(differing) - MOST_CLIPS),
+        this_run=Markup(THIS_RUN),
     )
+
+
+def complete(page: str, results: Mapping[str, Any]) -> str:
+    """Add to a page the stages of a run, the command that repeats it, and the results themselves for `embedded`."""
+    # "<" may not end the script element early; JSON reads \\u003c as the same character
+    text = json.dumps(results, ensure_ascii=False).replace("<", "\\u003c")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    run = environment.from_string(RUN).render(
+        stages=results["stages"], command=results["command"], results=Markup(text)
+    )
+    return page.replace(THIS_RUN, run, 1)
+
+
+def embedded(page: str) -> dict[str, Any]:
+    """Read the results that `complete` put into a page; raises ValueError when there are none."""
+    _, found, rest = page.partition('<script type="application/json" id="results">')
+    if not found:
+        raise ValueError("no results in this page")
+    loaded: dict[str, Any] = json.loads(rest.partition("</script>")[0])
+    return loaded
 
 
 def _difference(expected: ClipScore, obtained: ClipScore, language: str) -> dict[str, Any]:

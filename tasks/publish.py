@@ -2,7 +2,7 @@
 
 import json
 import re
-import shutil
+import shlex
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -10,6 +10,7 @@ from prefect.context import FlowRunContext
 
 from nightjar.artifact import Artifact, storing, write_atomic
 from nightjar.closure import ROOT
+from nightjar.page import complete
 from nightjar.request import PortRequest
 from tasks.stage import Outcome, current_run
 
@@ -24,14 +25,31 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
     ]
     name = re.sub(r"[^a-z0-9]+", "-", f"{request.model}-{request.target}-{request.precision}".lower()).strip("-")
     folder = ROOT / "reports" / name
+    results["request"] = request.model_dump(mode="json")
+    results["command"] = command_line(request)
     results["report"] = (folder / "report.html").relative_to(ROOT).as_posix()
     with storing():
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made / "report.html", folder / "report.html")
+        page_text = (made / "report.html").read_text(encoding="utf-8")
+        write_atomic(folder / "report.html", complete(page_text, results))
         write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     if FlowRunContext.get() is not None:
         _show_in_ui(name, results)
     return results
+
+
+def command_line(request: PortRequest) -> str:
+    """Return the command that asks for this request again; what was run again on purpose is left out."""
+    words = ["nightjar", "evaluate" if "files" in type(request).model_fields else "port"]
+    for name, value in request.model_dump(mode="json", exclude_defaults=True, exclude={"refresh"}).items():
+        values = [str(each) for each in (value if isinstance(value, list) else [value])]
+        if name == "files":
+            words += values
+        elif isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+        else:
+            words += [f"--{name.replace('_', '-')}", *values]
+    return shlex.join(words)
 
 
 def _show_in_ui(name: str, results: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nightjar.artifact import RECORD
+from nightjar.artifact import RECORD, digest
 from nightjar.page import render
 from nightjar.verdict import Verdict
 from tasks.judge import read_scores
@@ -19,6 +19,7 @@ def report(
     graphs: Path,
     calibration: Path | None,
     binary: Path,
+    obtained: Path,
     verdict: Path,
     out: Path,
 ) -> dict[str, str]:
@@ -27,7 +28,12 @@ def report(
     judged = json.loads((verdict / "verdict.json").read_text(encoding="utf-8"))
     outcome = Verdict.model_validate(judged["verdict"])
     scores = read_scores(verdict)
-    made_from: dict[str, Path] = {"graphs": graphs, "binary": binary, "verdict": verdict}
+    made_from: dict[str, Path] = {
+        "graphs": graphs,
+        "binary": binary,
+        "hypotheses": obtained,
+        "verdict": verdict,
+    }
     if calibration is not None:
         made_from["calibration"] = calibration
     binary_rtf = scores["binary"].rtf
@@ -78,7 +84,21 @@ def report(
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Take from an artifact's record what is needed to make it again."""
+    """Take from an artifact's record what is needed to make it again: inputs, code and board by hash or version."""
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    libraries = {part[8:]: version for part, version in record["parts"].items() if part.startswith("library ")}
-    return {"stage": record["stage"], "key": record["key"], "sha256": record["sha256"], "libraries": libraries}
+    parts: dict[str, str] = record["parts"]
+
+    def those(kind: str) -> dict[str, str]:
+        return {part.removeprefix(kind): value for part, value in parts.items() if part.startswith(kind)}
+
+    return {
+        "stage": record["stage"],
+        "key": record["key"],
+        "sha256": record["sha256"],
+        "seconds": record["seconds"],
+        "finished": record["finished"],
+        "inputs": those("input "),
+        "libraries": those("library "),
+        "board": those("board."),
+        "code_sha256": digest(those("code ")),
+    }

@@ -165,3 +165,25 @@ def test_nodes_can_be_kept_float(cli: Cli, few: list[str], store: Path, tmp_path
     share = {name: json.loads((tmp_path / f"{name}.json").read_text())["int8_mac_share"] for name in ("int8", "kept")}
     assert share["kept"]["encoder"] < share["int8"]["encoder"]
     assert share["kept"]["decoder"] == share["int8"]["decoder"]
+
+
+def test_a_report_repeats_itself_elsewhere(cli: Cli, few: list[str], store: Path, tmp_path: Path) -> None:
+    cli("port", *few, "--limit", "6", "--json", tmp_path / "r.json", store=store)
+    report = tmp_path / "report.html"
+    shutil.copyfile(ROOT / json.loads((tmp_path / "r.json").read_text())["report"], report)
+    again = cli("reproduce", report, store=tmp_path / "empty")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "reproduced: the same scores and verdict" in again.stdout
+    assert "--limit 6" in again.stdout
+
+
+def test_a_report_that_was_tampered_with_is_not_reproduced(
+    cli: Cli, few: list[str], store: Path, tmp_path: Path
+) -> None:
+    cli("port", *few, "--limit", "6", "--json", tmp_path / "r.json", store=store)
+    results = json.loads((tmp_path / "r.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps(results | {"wer_float": 1.5}))
+    again = cli("reproduce", tmp_path / "r.json", store=store)
+    assert again.returncode == 1
+    assert "wer_float: 1.5 then" in again.stdout
+    assert cli("reproduce", "README.md", store=store).returncode == 2
