@@ -12,7 +12,8 @@ setup: .venv/installed
 	@touch $@
 
 demo: setup  ## port the shipped model to the reference target, print the verdict, write the report
-	$(BIN)/nightjar port --model whisper-nano --target onnx
+	@$(BIN)/nightjar port --model whisper-nano --target onnx; code=$$?; \
+	    test $$code -le 1 || exit $$code  # a verdict that is not PASS is a result all the same
 
 test: setup  ## everything that needs no vendor SDK
 	$(BIN)/python -m pytest $(PYTEST)
