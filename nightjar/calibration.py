@@ -5,7 +5,6 @@ A sample may take the first rows of a longer array, so that a decoder's KV cache
 not once per step.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nightjar.errors import BadInput
 Tensors = dict[str, np.ndarray]
 
 INDEX = "calibration.json"
+AGAIN = "run the same command with --refresh calibrate"
 
 
 class Input(BaseModel, frozen=True):
@@ -82,7 +82,7 @@ class Spread:
         if not np.isfinite([low, high]).all():
             raise BadInput(
                 "calibration values contain NaN or infinity; ranges need finite values: check the"
-                " float graphs and the clip, then run calibrate again"
+                f" float graphs and the clip, then {AGAIN}"
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
@@ -149,7 +149,7 @@ class CalibrationWriter:
         spec = next((i for i in self._index.parts[part].inputs if i.name == name), None)
         if spec is None:
             have = ", ".join(i.name for i in self._index.parts[part].inputs)
-            raise BadInput(f"part '{part}' has no input '{name}'; it has {have}")
+            raise BadInput(f"part '{part}' has no input '{name}'; it has {have}; give it one of these")
         if file in self._stored:
             raise BadInput(f"'{file}' is stored already; give each array a name of its own")
         array = np.ascontiguousarray(array, dtype=spec.dtype)
@@ -165,7 +165,7 @@ class CalibrationWriter:
         _check_names(sample, entry, f"sample {len(entry.samples)} of part '{part}'")
         unknown = [ref.file for ref in sample.values() if ref.file not in self._stored]
         if unknown:
-            raise BadInput(f"part '{part}' refers to {unknown[0]!r}, which was not stored")
+            raise BadInput(f"part '{part}' refers to {unknown[0]!r}, which was not stored; store it first")
         entry.samples.append({i.name: sample[i.name] for i in entry.inputs})
 
     def count(self, part: str) -> int:
@@ -198,11 +198,11 @@ class CalibrationSet:
         try:
             index = Index.model_validate_json(path.read_bytes())
         except FileNotFoundError as exc:
-            raise BadInput(
-                f"no {INDEX} in {folder}: not a calibration set, or one cut short; run calibrate again"
-            ) from exc
-        except (ValidationError, json.JSONDecodeError) as exc:
-            raise BadInput(f"{path} is malformed; run calibrate again: {exc}") from exc
+            raise BadInput(f"no {INDEX} in {folder}: not a calibration set, or one cut short; {AGAIN}") from exc
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise BadInput(f"{path} is malformed, {place}: {first['msg']}; {AGAIN}") from exc
         return cls(folder, index)
 
     @property
@@ -265,7 +265,7 @@ class CalibrationSet:
                     path = out / f"{spec.name}_{number:06d}.npy"
                     np.save(path, _materialise(self._load(ref.file, where), ref, spec, where), allow_pickle=False)
                 elif not path.is_file():
-                    raise BadInput(f"{where}: '{ref.file}' is missing; run calibrate again")
+                    raise BadInput(f"{where}: '{ref.file}' is missing; {AGAIN}")
                 paths.append(str(path))
             lines.append(" ".join(paths) + "\n")
         (out / "dataset.txt").write_text("".join(lines), encoding="utf-8")
@@ -274,8 +274,8 @@ class CalibrationSet:
     def _part(self, part: str) -> Part:
         if part not in self.index.parts:
             raise BadInput(
-                f"{self.folder} has no samples for part '{part}'; it has {', '.join(self.parts)};"
-                " calibrate with the recipe the graphs were exported with"
+                f"{self.folder} has no samples for part '{part}'; it has {', '.join(self.parts)},"
+                f" and is of another recipe than the graphs: {AGAIN}"
             )
         return self.index.parts[part]
 
@@ -283,7 +283,7 @@ class CalibrationSet:
         try:
             array: np.ndarray = np.load(self.folder / file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as exc:
-            raise BadInput(f"{where}: cannot read '{file}'; run calibrate again: {exc}") from exc
+            raise BadInput(f"{where}: cannot read '{file}' ({exc}); {AGAIN}") from exc
         array.flags.writeable = False
         return array
 
@@ -291,12 +291,12 @@ class CalibrationSet:
 def _materialise(array: np.ndarray, ref: Ref, spec: Input, where: str) -> np.ndarray:
     where = f"{where}, file '{ref.file}'"
     if array.dtype != np.dtype(spec.dtype):
-        raise BadInput(f"{where}: dtype {array.dtype}, but input '{spec.name}' is {spec.dtype}")
+        raise BadInput(f"{where}: dtype {array.dtype}, but input '{spec.name}' is {spec.dtype}; {AGAIN}")
     _check_shape(array, spec, where, ref.rows is not None)
     if ref.rows is None:
         return array
     if ref.rows > array.shape[1]:
-        raise BadInput(f"{where}: {ref.rows} rows wanted, {array.shape[1]} stored")
+        raise BadInput(f"{where}: {ref.rows} rows wanted, {array.shape[1]} stored; {AGAIN}")
     full = np.zeros(spec.shape, array.dtype)
     full[:, : ref.rows] = array[:, : ref.rows]
     return full
@@ -307,11 +307,11 @@ def _check_shape(array: np.ndarray, spec: Input, where: str, rows: bool) -> None
     if rows and array.ndim == len(wanted) > 1:
         wanted[1] = min(wanted[1], array.shape[1])
     if list(array.shape) != wanted:
-        raise BadInput(f"{where}: shape {array.shape}, but input '{spec.name}' is {spec.shape}")
+        raise BadInput(f"{where}: shape {array.shape}, but input '{spec.name}' is {spec.shape}; {AGAIN}")
 
 
 def _check_names(sample: Mapping[str, Ref], part: Part, where: str) -> None:
     wanted = {i.name for i in part.inputs}
     if set(sample) != wanted:
         missing, extra = sorted(wanted - set(sample)), sorted(set(sample) - wanted)
-        raise BadInput(f"{where}: missing inputs {missing}, unknown inputs {extra}")
+        raise BadInput(f"{where}: missing inputs {missing}, unknown inputs {extra}; {AGAIN}")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from nightjar.errors import BadOptions, NightjarError, StoreBroken
 
-EXIT_CODES = """exit codes: 0 pass; 1 fail or undecided; 2 bad input; 3 a toolchain or board is missing;
+EXIT_CODES = """exit codes: 0 pass; 1 fail or undecided; 2 bad input; 3 a toolchain, board or server is missing;
 4 a tool or board broke on the way (can be run again); 130 interrupted"""
 
 

@@ -64,7 +64,7 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
     elif path.is_file():
         raise BadManifest(f"{path}: not a speech list; give {KINDS}")
     else:
-        raise BadManifest(f"{path}: no such file or folder; give {KINDS}")
+        raise BadManifest(f"{path}: no such file or folder; check the path, or give {KINDS}")
     root = (path if path.is_dir() else path.parent).resolve()
     seen: dict[str, str] = {}
     clips = []
@@ -94,7 +94,7 @@ def check_disjoint(calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> N
     An utterance is shared when the audio bytes are equal, or when id, length and samples are: the
     same clip in another container. An id alone is no proof: many lists count from clip_0001.
     """
-    advice = "calibrate on other speech than is scored, or the score flatters the port"
+    advice = "move them to one of the two sets: a score on calibrated voices flatters the port"
     speakers = {c.speaker for c in calibration} & {c.speaker for c in evaluation} - {None}
     if speakers:
         raise SpeakersOverlap(
@@ -211,7 +211,9 @@ def _clip(root: Path, row: _Row) -> Clip:
     try:
         audio = (root / row.audio).resolve()
     except (OSError, RuntimeError, ValueError) as exc:  # a symlink loop, a NUL, a name too long
-        raise BadManifest(f"{row.where}: {row.audio!r} is no path ({exc}); mend it") from exc
+        raise BadManifest(
+            f"{row.where}: {row.audio!r} is no path ({exc}); give a path inside the list's folder"
+        ) from exc
     if not audio.is_relative_to(root):
         raise BadManifest(
             f"{row.where}: {row.audio} leads out of {root}; audio must lie in the list's own "

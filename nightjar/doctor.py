@@ -5,6 +5,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -63,13 +64,28 @@ def _server() -> Finding:
         return Finding(
             "Prefect server", "absent", "none configured, flows run without one (set PREFECT_API_URL to use one)"
         )
+    if reason := server_answers(url):
+        return Finding(
+            "Prefect server", "missing", f"{url} does not answer ({reason}): start it, or unset PREFECT_API_URL"
+        )
+    return Finding("Prefect server", "ok", url)
+
+
+def server_answers(url: str) -> str:
+    """Ask the Prefect server at this API address for its health; return why there is no answer, or "" when there is.
+
+    A server that wants to know who asks (401, 403) is there.
+    """
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5):
-            return Finding("Prefect server", "ok", url)
-    except (urllib.error.URLError, OSError) as error:
-        return Finding(
-            "Prefect server", "missing", f"{url} does not answer ({error}): start it, or unset PREFECT_API_URL"
-        )
+            return ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return "" if error.code in (401, 403) else str(error)
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, HTTPException, ValueError) as error:  # silence after the connection; no HTTP; no address
+        return str(error) or type(error).__name__
 
 
 def _models() -> list[Finding]:

@@ -10,7 +10,8 @@
     │   └── SpeakersOverlap      calibration and evaluation share a speaker or an utterance
     ├── Missing                  exit 3: something must be installed or plugged in first
     │   ├── ToolchainMissing     a vendor SDK is not installed
-    │   └── BoardMissing         no such board, or it does not answer
+    │   ├── BoardMissing         no such board, or it does not answer
+    │   └── ServerMissing        the Prefect server that is configured does not answer
     └── Broken                   exit 4: a tool, board or disk broke on the way; can be run again
         ├── DownloadFailed       a checkpoint could not be fetched
         ├── SessionFailed        the session on a board ended early
@@ -68,6 +69,10 @@ class ToolchainMissing(Missing):
 
 class BoardMissing(Missing):
     """No such board, or it does not answer."""
+
+
+class ServerMissing(Missing):
+    """The Prefect server that is configured does not answer."""
 
 
 class Broken(NightjarError):

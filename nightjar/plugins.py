@@ -38,5 +38,7 @@ def plugin(kind: Kind, name: str, module: str = "") -> Plugin:
         raise UnknownName(f"no {kind[:-1]} {name!r}; have {', '.join(known)}: see `nightjar {kind}`")
     path = ".".join(filter(None, (kind, name, module)))
     if module_file(path) is None:
-        raise UnknownName(f"{kind[:-1]} {name!r} has no {module}.py; see docs/design.md, The tree")
+        raise UnknownName(
+            f"{kind[:-1]} {name!r} has no {module}.py: add {kind}/{name}/{module}.py, see docs/design.md, The tree"
+        )
     return Plugin(module=path)

@@ -30,7 +30,7 @@ class PortRequest(BaseModel):
     target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
     board: str | None = Field(
         None,
-        description="local, simulator, stand-in or an ssh alias; default: the target's best without hardware",
+        description="local, or what `nightjar targets` lists for the target; default: its best without hardware",
     )
     precision: Literal["fp", "int8", "auto"] = Field("int8", description="numbers the binary computes with")
     window: float | None = Field(None, gt=0, description="audio window in seconds; default: the target's recipe")
@@ -76,7 +76,10 @@ def model_family(request: PortRequest) -> str:
     families = {name: plugin("models", name).load() for name in names("models")}
     if request.checkpoint is not None:
         if not request.checkpoint.exists():
-            raise BadCheckpoint(f"no checkpoint at {request.checkpoint}: give an existing file with --checkpoint")
+            raise BadCheckpoint(
+                f"no checkpoint at {request.checkpoint}: "
+                "give an openai-whisper .pt file or a Hugging Face folder with --checkpoint"
+            )
         found = [name for name, module in families.items() if module.recognises(request.checkpoint)]
         if not found:
             raise BadCheckpoint(

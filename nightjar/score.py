@@ -11,6 +11,7 @@ from nightjar.errors import BadInput, SessionFailed
 from nightjar.wer import Counts, align, bootstrap, corpus, count, looping, normalise, unit
 
 Tier = Literal["device", "vendor-simulator", "host", "stand-in"]
+AGAIN = "run the same command with --refresh evaluate stock"
 TIMED_TIERS = ("device", "host")  # a simulator's or a stand-in's seconds say nothing of the port
 
 
@@ -95,13 +96,13 @@ def score(
     Raises SessionFailed if a clip has no hypothesis: leaving it out would score a different test.
     """
     if not clips:
-        raise BadInput(f"{subject}: no clips to score; give a test set with clips in the window")
+        raise BadInput(f"{subject}: no clips to score; give clips in the window, or pass --long chunk")
     heard = _by_id(subject, hypotheses)
     missing = [clip.id for clip in clips if clip.id not in heard]
     if missing:
         raise SessionFailed(
             f"{subject}: no hypothesis for {len(missing)} of {len(clips)} clips "
-            f"({', '.join(missing[:5])}); every clip is scored or none: run it again"
+            f"({', '.join(missing[:5])}); every clip is scored or none: {AGAIN}"
         )
     ordered = sorted(clips, key=lambda clip: clip.id)
     scores = tuple(_clip_score(clip, heard[clip.id], language) for clip in ordered)
@@ -133,7 +134,7 @@ def hear_silence(
         words.append({i: len(normalise(line.text, language).split()) for i, line in heard.items()})
     if words[0].keys() != words[1].keys():
         odd = sorted(words[0].keys() ^ words[1].keys())
-        raise SessionFailed(f"silence: only one of float and binary heard {odd[0]}; run it again")
+        raise SessionFailed(f"silence: only one of float and binary heard {odd[0]}; {AGAIN}")
     return Silence(float_words=words[0], binary_words=words[1])
 
 
@@ -144,12 +145,13 @@ def _by_id(subject: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, Hypoth
             one = Hypothesis.model_validate(dict(line))
         except ValidationError as exc:
             first = exc.errors()[0]
+            place = ".".join(map(str, first["loc"]))
             raise SessionFailed(
-                f"{subject}: hypothesis {number}: {first['loc']}: {first['msg']}; a line has id, "
-                "text, tokens, capped, agree, seconds and audio_s: run it again"
+                f"{subject}: hypothesis {number}: {place}: {first['msg']}; a line has id, "
+                f"text, tokens, capped, agree, seconds and audio_s: {AGAIN}"
             ) from exc
         if heard.setdefault(one.id, one).text != one.text:
-            raise SessionFailed(f"{subject}: two different hypotheses for {one.id}; run it again")
+            raise SessionFailed(f"{subject}: two different hypotheses for {one.id}; {AGAIN}")
     return heard
 
 

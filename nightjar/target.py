@@ -27,7 +27,9 @@ def make_options(target: Plugin, precision: str, float_nodes: tuple[str, ...] = 
         options: BaseModel = module.Options(precision=precision, **kept)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise BadOptions(f"target {module.NAME} does not build --precision {precision}: {reason}") from error
+        raise BadOptions(
+            f"target {module.NAME} does not build --precision {precision}: {reason}; see `nightjar targets`"
+        ) from error
     return options
 
 

@@ -141,7 +141,7 @@ def _same_clips(stock: Score, float_: Score, binary: Score) -> None:
             what = f"clip {odd[0]}" if odd else f"language {binary.language} and {other.language}"
             raise BadInput(
                 f"the scores of {other.subject} and {binary.subject} differ in {what}; a verdict "
-                "needs all three on the same clips: score them in one run"
+                "needs all three on the same clips: run the same command with --refresh evaluate stock"
             )
 
 

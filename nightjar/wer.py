@@ -98,7 +98,7 @@ def _code(language: str) -> str:
 
     code = TO_LANGUAGE_CODE.get(code, code)
     if code not in LANGUAGES:
-        raise BadOptions(f"no language {language!r}; have {', '.join(sorted(LANGUAGES))}")
+        raise BadOptions(f"no language {language!r}; have {', '.join(sorted(LANGUAGES))}: pass one with --language")
     return str(code)
 
 

@@ -35,12 +35,13 @@ def select_clips(clips: list[Clip], window_s: float, options: EvaluateOptions) -
     if skipped and options.long == "refuse":
         raise BadOptions(
             f"{len(skipped)} clips are longer than the {window_s:g} s window, first {skipped[0].id} with "
-            f"{skipped[0].duration_s:.1f} s: pass --long skip or --long chunk, or a larger --window"
+            f"{skipped[0].duration_s:.1f} s: pass --long skip or --long chunk, "
+            "or (port, transcribe) a larger --window"
         )
     if not kept:
         raise BadManifest(
             f"all {len(skipped)} clips are longer than the {window_s:g} s window: give shorter speech, "
-            "or pass --long chunk"
+            "or pass --long chunk to port, evaluate or transcribe"
         )
     return kept, skipped
 

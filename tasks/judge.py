@@ -22,7 +22,9 @@ def judge(
     ids = [{line["id"] for line in lines if not line["probe"]} for lines in heard.values()]
     clips = [_clip(line) for line in heard["binary"] if line["id"] in set.intersection(*ids)]
     if not clips:
-        raise BadManifest("stock, float and binary have no clip in common: give speech that fits the window")
+        raise BadManifest(
+            "stock, float and binary have no clip in common: give speech that fits the window, or pass --long chunk"
+        )
     scores = {
         subject: score(subject, tier if subject == "binary" else "host", clips, lines, language)
         for subject, lines in heard.items()

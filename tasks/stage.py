@@ -177,7 +177,7 @@ def _resolve(
         return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
     if run.plan:
         return _finish(run, Outcome(name=label, seconds=0, cached=False, why=why, key=key), label)
-    with run.store.lock(name, key, on_wait=lambda: log.info("%s: another run is making it; waiting", name)):
+    with run.store.lock(name, key, on_wait=lambda: log.warning("%s: another run is making it; waiting", name)):
         record, _ = _look_up(run, name, key, parts)  # the run we waited for may have made it
         if record is not None:
             return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)

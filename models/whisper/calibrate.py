@@ -24,6 +24,7 @@ from nightjar.progress import tick
 
 log = logging.getLogger(__name__)
 
+AGAIN = "run the same command with --refresh harvest"
 FEW = 100  # samples below which ranges depend on which clips were drawn
 SHARE = 0.1  # of the decoder's samples that one clip may give beyond the steps nobody else has
 
@@ -76,7 +77,9 @@ def calibrate(
     parts = {name: [Input(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
     order = shuffled(clips, options.seed)[: options.samples]
     if not order:
-        raise BadInput("no clips to calibrate with; give a calibration set of 100 or more")
+        raise BadInput(
+            "no clip of the calibration set fits the window; give 100 or more that do with --calibration-set"
+        )
     writer = CalibrationWriter(out, parts, options.seed)
     results: dict[str, tuple[int, bool]] = {}
     for number, clip in enumerate(order):
@@ -120,9 +123,9 @@ def load_hidden(folder: Path, clip_id: str, model: Mapping[str, Any]) -> np.ndar
     try:
         array: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as exc:
-        raise BadInput(f"no hidden states of clip '{clip_id}': {exc}; harvest this calibration speech again") from exc
+        raise BadInput(f"no hidden states of clip '{clip_id}': {exc}; {AGAIN}") from exc
     if array.shape not in (shape, shape[1:]):
-        raise BadInput(f"{path}: shape {array.shape}, but these graphs have {shape}; harvest with this recipe again")
+        raise BadInput(f"{path}: shape {array.shape}, but these graphs have {shape}; {AGAIN}")
     return array.astype(np.float32).reshape(shape)
 
 

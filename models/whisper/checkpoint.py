@@ -39,7 +39,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise BadCheckpoint(f"no checkpoint at {path}: {FORMAT}; pass another with --checkpoint")
+        raise BadCheckpoint(
+            f"no checkpoint at {path}: give an openai-whisper .pt file or a Hugging Face folder with --checkpoint"
+        )
     content = load_folder(path) if path.is_dir() else _load_file(path)
     try:
         dims, state = _dims(content), _state(content)
@@ -74,7 +76,8 @@ def find_checkpoint(name: str) -> Path:
     urls: dict[str, str] = whisper._MODELS
     if name not in urls:
         raise UnknownName(
-            f"no model {name!r}: have {', '.join([*SHIPPED, *urls])}; for a file of your own pass --checkpoint PATH"
+            f"no model {name!r}; have {', '.join([*SHIPPED, *urls])}, or give a file with --checkpoint: "
+            "see `nightjar models`"
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
     try:

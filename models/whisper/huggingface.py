@@ -68,7 +68,8 @@ def load_folder(folder: Path) -> dict[str, Any]:
     embedding = state.get("decoder.token_embedding.weight")
     if projection is not None and embedding is not None and not projection.equal(embedding):
         raise BadCheckpoint(
-            f"{folder}: proj_out is not embed_tokens, and Whisper ties the two: fine-tune with tie_word_embeddings"
+            f"{folder}: proj_out is not embed_tokens, and Whisper ties the two: fine-tune with tie_word_embeddings, "
+            "then give that folder with --checkpoint"
         )
     return {"dims": {dim: config[key] for dim, key in DIMS.items()}, "model_state_dict": state}
 

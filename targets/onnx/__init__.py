@@ -50,14 +50,17 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
 
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     if model["recipe"]["graph_format"] != "onnx":
-        raise BadOptions("target onnx runs ONNX graphs, these are TorchScript: export with graph_format onnx")
+        raise BadOptions(
+            "target onnx runs ONNX graphs, these are TorchScript: pass --target torchscript, "
+            "or export with graph_format onnx"
+        )
     files = {name: part["file"] for name, part in model["parts"].items()}
     out.mkdir(parents=True, exist_ok=True)
     audits: dict[str, dict[str, Any]]
     if options.precision == "fp":
         audits = {name: copy_part(graphs / file, out / file) for name, file in files.items()}
     elif calibration is None:
-        raise BadOptions("int8 needs calibration data: run calibrate first, or build with --precision fp")
+        raise BadOptions("int8 needs calibration data: pass a calibration set, or build with --precision fp")
     else:
         audits = quantize_parts(graphs, files, calibration, options, out)
     for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:

@@ -12,6 +12,7 @@ from targets.onnx.quantize import open_session
 
 MULTIPLYING = ("MatMul", "Gemm", "Conv")
 PLUMBING = ("Constant", "QuantizeLinear", "DequantizeLinear")
+FIXED = "export with fixed shapes (a graph of ours: --refresh export)"
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv", "MatMulInteger", "ConvInteger")
 
 
@@ -56,7 +57,7 @@ def count_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> i
     try:
         left, right, out = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
     except KeyError as exc:
-        raise Broken(f"no shape for {exc} at node '{node.name}'; export with fixed shapes") from exc
+        raise Broken(f"no shape for {exc} at node '{node.name}'; {FIXED}") from exc
     if node.op_type == "Conv":  # weights (out, in / groups, kernel...)
         inner = math.prod(right[1:])
     elif node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute):
@@ -65,7 +66,7 @@ def count_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> i
         inner = left[-1]
     macs = math.prod(out) * inner
     if macs <= 0:
-        raise Broken(f"node '{node.name}' has no fixed shape {left} x {right} -> {out}; export with fixed shapes")
+        raise Broken(f"node '{node.name}' has no fixed shape {left} x {right} -> {out}; {FIXED}")
     return macs
 
 

@@ -22,7 +22,7 @@ def copy_part(graph: Path, file: Path) -> Audit:
         open_session(str(graph))
     except Exception as exc:  # onnxruntime raises classes of its own, without a base
         reason = str(exc).strip().splitlines()[0][:300]
-        raise Broken(f"onnxruntime cannot load {graph}: {reason}; export again") from exc
+        raise Broken(f"onnxruntime cannot load {graph}: {reason}; run the same command with --refresh export") from exc
     shutil.copyfile(graph, file)
     return audit(file)
 

@@ -70,7 +70,9 @@ def collect_ranges(model: onnx.ModelProto, tensors: Iterable[str], samples: Iter
     try:
         probe.graph.output.extend(known[name] for name in probed)
     except KeyError as exc:
-        raise Broken(f"no type for tensor {exc} of the float graph; export again with fixed shapes") from exc
+        raise Broken(
+            f"no type for tensor {exc} of the float graph; run the same command with --refresh export"
+        ) from exc
     session = open_session(probe.SerializeToString()) if probed else None
     for sample in samples:
         values = dict(zip(probed, session.run(probed, sample), strict=True)) if session else {}

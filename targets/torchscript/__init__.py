@@ -31,7 +31,10 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
     """Copy the graphs and describe them; raises BadOptions when they are not TorchScript."""
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     if model["recipe"]["graph_format"] != "torchscript":
-        raise BadOptions("target torchscript runs TorchScript graphs: export with graph_format torchscript")
+        raise BadOptions(
+            "target torchscript runs TorchScript graphs, these are ONNX: pass --target onnx, "
+            "or export with graph_format torchscript"
+        )
     parts = {}
     for name, part in model["parts"].items():
         shutil.copyfile(graphs / part["file"], out / part["file"])

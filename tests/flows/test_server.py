@@ -1,6 +1,7 @@
 """With a real Prefect server: states a person sees, and a retry that repeats only what had not finished."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -120,3 +121,10 @@ def test_the_server_is_found_by_doctor(server: str, cli: Cli) -> None:
     silent = cli("doctor", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert silent.returncode == 3
     assert "does not answer" in silent.stdout
+
+
+def test_a_server_that_is_away_ends_a_run_before_it_starts(cli: Cli, tmp_path: Path) -> None:
+    away = cli("port", store=tmp_path / "artifacts", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert away.returncode == 3
+    assert re.fullmatch(r"nightjar: Prefect server http://127\.0\.0\.1:9/api does not answer \(.+\): .+\n", away.stderr)
+    assert not (tmp_path / "artifacts" / "export").exists()

@@ -196,7 +196,7 @@ def test_a_loop_is_no_sample(tmp_path: Path) -> None:
 def test_refuses_no_clips_and_a_clip_that_was_not_harvested(tmp_path: Path) -> None:
     graphs, speech = _graphs(tmp_path / "graphs", "static"), tmp_path / "speech"
     clips = _speech(speech, [3, 4])
-    with pytest.raises(BadInput, match="no clips"):
+    with pytest.raises(BadInput, match="no clip of the calibration set fits"):
         calibrate(graphs, speech, [], CalibrationOptions(), Speaker(), tmp_path / "set")
     (speech / "clip-1.hidden.npy").unlink()
     with pytest.raises(BadInput, match=r"'clip-1'.*harvest"):
