@@ -49,14 +49,14 @@ class Espeak:
 
     def __init__(self) -> None:
         """Load and start the library."""
-        self.library = ctypes.CDLL(LIBRARY)
-        rate_hz = self.library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
+        self.engine = ctypes.CDLL(LIBRARY)
+        rate_hz = self.engine.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
         if rate_hz != RATE_HZ:
             raise RuntimeError(f"espeak-ng speaks at {rate_hz} Hz instead of {RATE_HZ}")
         self.samples: list[np.ndarray] = []
         self.events: list[tuple[int, int, str]] = []
         self.callback = Callback(self.hear)  # kept: the library only borrows it
-        self.library.espeak_SetSynthCallback(self.callback)
+        self.engine.espeak_SetSynthCallback(self.callback)
 
     def hear(self, samples: "ctypes._Pointer", n_samples: int, events: "ctypes._Pointer") -> int:
         """Keep a piece of sound and its events."""
@@ -74,13 +74,13 @@ class Espeak:
     def say(self, text: str, voice: str, speed_wpm: int, pitch: int, gap_10ms: int) -> tuple[np.ndarray, list[Sound]]:
         """Return the speech (n_samples,) float32 at 22 050 Hz and its sounds in order."""
         self.samples, self.events = [], []
-        if self.library.espeak_SetVoiceByName(voice.encode()):
+        if self.engine.espeak_SetVoiceByName(voice.encode()):
             raise RuntimeError(f"espeak-ng has no voice {voice!r}")
         for parameter, value in ((SPEED, speed_wpm), (VOLUME, AMPLITUDE), (PITCH, pitch), (WORD_GAP, gap_10ms)):
-            self.library.espeak_SetParameter(parameter, value, 0)
+            self.engine.espeak_SetParameter(parameter, value, 0)
         spoken = text.encode()
-        failed = self.library.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, UTF8, None, None)
-        self.library.espeak_Synchronize()
+        failed = self.engine.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, UTF8, None, None)
+        self.engine.espeak_Synchronize()
         if failed or not self.samples or not any(np.any(piece) for piece in self.samples):
             raise RuntimeError(f"espeak-ng could not say {text!r} as {voice!r}")
         samples = np.concatenate(self.samples).astype(np.float32) / 32768.0

@@ -8,41 +8,34 @@ from typing import Any
 
 from prefect import flow
 
+from flows.judged import judged
 from nightjar.artifact import Source
 from nightjar.plugins import plugin
 from nightjar.recipe import Recipe
 from nightjar.request import PortRequest, checkpoint_source, model_family, speech_sources
 from nightjar.target import board_of, make_options, session_of
-from nightjar.verdict import Budgets
 from tasks.build import build
 from tasks.calibrate import calibrate
-from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.harvest import harvest
-from tasks.hypotheses import EvaluateOptions
-from tasks.judge import judge
-from tasks.publish import publish
-from tasks.report import report
-from tasks.stage import Pending, joining
-from tasks.stock import stock
+from tasks.stage import joining
 
 
 @flow(name="port", flow_run_name="port-{request.model}-{request.target}-{request.precision}")
 def port(request: PortRequest) -> dict[str, Any]:
     """Export, harvest, calibrate, build, evaluate, judge, report; every step is taken from the store if it can be."""
-    with joining(request.refresh) as run:
+    with joining(request.refresh):
         family = model_family(request)
         target = plugin("targets", request.target)
         recipe = recipe_for(request, target.load().recipe(family))
+        wanted = make_options(target, request.precision, request.float_nodes)
+        board_of(target, request.board)  # what is missing is said before anything runs
         checkpoint = checkpoint_source(request, family)
         calibration_speech, test_speech = speech_sources(request)
-        board = board_of(target, request.board)
         host = plugin("targets", recipe.graph_format)  # the float graphs, as they are, on this machine
-        host_board = board_of(host, "local")
-        part = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "stock")}
-        options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
 
-        graphs = export(checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=request.window is None)
+        exporter = plugin("models", family, "export")
+        graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=request.window is None)
         as_they_are = {"graphs": graphs, "calibration": None}
         reference = build(**as_they_are, target=host, options=make_options(host, "fp"), label="reference")
         floating = build(**as_they_are, target=target, options=make_options(target, "fp"), label="float")
@@ -53,49 +46,21 @@ def port(request: PortRequest) -> dict[str, Any]:
             graphs=graphs,
             calibration=calibration,
             target=target,
-            options=make_options(target, request.precision, request.float_nodes),
+            options=wanted,
             label="binary",
         )
 
-        upstream = stock(checkpoint=checkpoint, speech=test_speech, model=part["stock"], options=options)
-        expected = evaluate(
-            binary=reference,
+        return judged(
+            request,
+            family=family,
+            host=host,
+            checkpoint=checkpoint,
             speech=test_speech,
-            session=session_of(part["decode"], host),
-            words=part["tokens"],
-            board=host_board,
-            reference=None,
-            options=options,
-            label="float",
-        )
-        obtained = evaluate(
-            binary=binary,
-            speech=test_speech,
-            session=session_of(part["decode"], target),
-            words=part["tokens"],
-            board=board,
-            reference=expected,
-            options=options,
-            label="binary",
-        )
-        verdict = judge(
-            stock=upstream,
-            expected=expected,
-            obtained=obtained,
-            language=request.language,
-            tier=board.tier,
-            budgets=Budgets(max_delta_wer=request.max_delta_wer),
-        )
-        page = report(
-            verdict=verdict,
             graphs=graphs,
+            reference=reference,
             binary=binary,
-            obtained=obtained,
             calibration=calibration,
-            model=request.model,
-            precision=request.precision,
         )
-        return {} if isinstance(page, Pending) else publish(request, page, run.outcomes)
 
 
 def calibrated(request: PortRequest, family: str, floating: Any, reference: Any, speech: Source) -> Any:

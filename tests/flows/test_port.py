@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from nightjar.wer import normalise
 from tests.flows.conftest import ROOT, Cli
 
 SCHEMA = {
@@ -75,7 +76,7 @@ def test_a_silent_clip_is_scored_and_what_is_heard_in_it_counts(cli: Cli, few: l
     assert cli("port", *few, store=store).returncode in (0, 1)
     verdict = json.loads(next((store / "judge").glob("*/verdict.json")).read_text())
     silent = next(clip for clip in verdict["scores"]["binary"]["clips"] if clip["id"] == "silent")
-    heard = len(silent["hypothesis"].split())
+    heard = len(normalise(silent["hypothesis"]).split())
     assert silent["counts"]["insertions"] == heard
     assert set(verdict["silence"]["binary_words"]) == {"probe-silence", "probe-noise", "probe-hum"}
 

@@ -1,0 +1,79 @@
+"""The end of every graph: the same speech heard three times, one verdict, one page."""
+
+from typing import Any
+
+from nightjar.artifact import Source
+from nightjar.plugins import Plugin, plugin
+from nightjar.request import PortRequest
+from nightjar.target import board_of, session_of
+from nightjar.verdict import Budgets
+from tasks.evaluate import evaluate
+from tasks.hypotheses import EvaluateOptions
+from tasks.judge import judge
+from tasks.publish import publish
+from tasks.report import report
+from tasks.stage import Pending, current_run
+from tasks.stock import stock
+
+
+def judged(
+    request: PortRequest,
+    *,
+    family: str,
+    host: Plugin,
+    checkpoint: Source,
+    speech: Source,
+    graphs: Any,
+    reference: Any,
+    binary: Any,
+    calibration: Any,
+) -> dict[str, Any]:
+    """Evaluate stock, the float graphs (`reference`, on `host`) and the binary; judge, report and publish.
+
+    graphs, reference, binary, calibration: artifacts, or what a plan has in their place. The results are empty when
+    planning.
+    """
+    target = plugin("targets", request.target)
+    board = board_of(target, request.board)
+    decode, words = plugin("models", family, "decode"), plugin("models", family, "tokens")
+    options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
+
+    upstream = stock(checkpoint=checkpoint, speech=speech, model=plugin("models", family, "stock"), options=options)
+    expected = evaluate(
+        binary=reference,
+        speech=speech,
+        session=session_of(decode, host),
+        words=words,
+        board=board_of(host, "local"),
+        reference=None,
+        options=options,
+        label="float",
+    )
+    obtained = evaluate(
+        binary=binary,
+        speech=speech,
+        session=session_of(decode, target),
+        words=words,
+        board=board,
+        reference=expected,
+        options=options,
+        label="binary",
+    )
+    verdict = judge(
+        stock=upstream,
+        expected=expected,
+        obtained=obtained,
+        language=request.language,
+        tier=board.tier,
+        budgets=Budgets(max_delta_wer=request.max_delta_wer),
+    )
+    page = report(
+        verdict=verdict,
+        graphs=graphs,
+        binary=binary,
+        obtained=obtained,
+        calibration=calibration,
+        model=request.model,
+        precision=request.precision,
+    )
+    return {} if isinstance(page, Pending) else publish(request, page, current_run().outcomes)
