@@ -11,7 +11,6 @@ from nightjar.data import Clip, check_disjoint, load_speech, speech_digest
 from nightjar.errors import BadCheckpoint, BadOptions, UnknownName
 from nightjar.plugins import names, plugin
 
-STAGES = ("export", "build", "harvest", "calibrate", "evaluate", "stock", "judge", "report")
 StageName = Literal["export", "build", "harvest", "calibrate", "evaluate", "stock", "judge", "report"]
 
 
