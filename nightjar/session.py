@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,38 +49,51 @@ class Parts:
             runner.close()
 
 
-def run_clip(parts: Parts, clip: dict[str, Any], folder: Path, job: dict[str, Any], tables: Tensors) -> dict[str, Any]:
-    """Run one clip and return its line; harvested tensors are on disk before the line is."""
+def run_clips(parts: Parts, folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Run clips and yield the line of each as it ends; harvested tensors are on disk before the line is."""
     family = importlib.import_module(f"models.{job['model']['family']}.decode")
-    model, parts.seconds = job["model"], {}
-    wave = np.load(folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
+    if not job["decode"]:
+        for clip in clips:
+            line, _ = encode_clip(parts, family, clip, folder, job)
+            yield _rounded(line)
+        return
+    begun: dict[str, dict[str, Any]] = {}
 
-    start = time.perf_counter()
-    features = family.features(wave, model)
+    def jobs() -> Iterator[Any]:
+        for clip in clips:
+            begun[clip["id"]], encoded = encode_clip(parts, family, clip, folder, job)
+            yield family.Job(clip["id"], encoded, clip.get("forced"))
+
+    tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
+    lanes = job["parts"]["decoder"].get("lanes", 1)
+    for name, heard in family.hear(parts, jobs(), job["model"], job["language"], tables, lanes, parts.seconds):
+        line = begun.pop(name)
+        seconds, spent = line["seconds"], heard.pop("seconds")
+        seconds |= {**spent, "total": seconds["total"] + spent["total"]}
+        yield _rounded({**line, "agree": None, **heard})
+
+
+def encode_clip(
+    parts: Parts, family: Any, clip: dict[str, Any], folder: Path, job: dict[str, Any]
+) -> tuple[dict[str, Any], Tensors]:
+    """Run one clip's encoder, keep what is harvested, and return the beginning of its line."""
+    wave = np.load(folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
+    start, before = time.perf_counter(), parts.seconds.get("encoder", 0.0)
+    features = family.features(wave, job["model"])
     features_s = time.perf_counter() - start
-    encoded = family.encode(parts, features, model)
-    line: dict[str, Any] = {"id": clip["id"], "audio_s": round(len(wave) / 16000, 4)}
+    encoded: Tensors = family.encode(parts, features, job["model"])
     for name in job["harvest"]:
         target = folder / "harvest" / f"{clip['id']}.{name}.npy"
         with target.with_suffix(".part").open("wb") as file:
             np.save(file, encoded[name][0].astype(np.float16))
         target.with_suffix(".part").rename(target)
-    if job["decode"]:
-        line |= family.decode(parts, encoded, model, job["language"], tables)
-        total_s = time.perf_counter() - start
-        line["seconds"] = {"features": features_s, **parts.seconds, "total": total_s}
-        line["agree"] = None
-        if clip.get("forced") is not None:
-            matching = family.agree(parts, encoded, model, clip["forced"], job["language"], tables)
-            line["agree"] = [matching, len(clip["forced"]) + 1]
-    else:
-        line["seconds"] = {
-            "features": features_s,
-            **parts.seconds,
-            "total": time.perf_counter() - start,
-        }
-    line["seconds"] = {name: round(value, 5) for name, value in line["seconds"].items()}
-    return line
+    seconds = {"features": features_s, "encoder": parts.seconds["encoder"] - before}
+    seconds["total"] = time.perf_counter() - start
+    return {"id": clip["id"], "audio_s": round(len(wave) / 16000, 4), "seconds": seconds}, encoded
+
+
+def _rounded(line: dict[str, Any]) -> dict[str, Any]:
+    return {**line, "seconds": {name: round(value, 5) for name, value in line["seconds"].items()}}
 
 
 def run_job(folder: Path, out: TextIO) -> None:
@@ -99,11 +113,10 @@ def _run_locked(folder: Path, out: TextIO) -> None:
         print(json.dumps(line), file=out, flush=True)
     todo = [clip for clip in job["clips"] if clip["id"] not in done]
     if todo:
-        tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
         parts = Parts(folder, job)
         with lines_path.open("a", encoding="utf-8") as kept:
-            for clip in todo:
-                text = json.dumps(run_clip(parts, clip, folder, job, tables))
+            for line in run_clips(parts, folder, job, todo):
+                text = json.dumps(line)
                 print(text, file=kept, flush=True)
                 os.fsync(kept.fileno())
                 print(text, file=out, flush=True)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-from models.whisper.decode import MASKED, Runner, Tensors, decode, features
+from models.whisper.decode import decode, features
+from models.whisper.protocols import MASKED, Runner, Tensors
 from nightjar.audio import load_audio
 from nightjar.calibration import CalibrationWriter, Input, Ref
 from nightjar.data import Clip

@@ -1,28 +1,16 @@
 """Whisper's decode loop over anything that runs parts: host, simulator or board; numpy only."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+import contextlib
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors
 from nightjar.features import log_mel
 
-Array = NDArray[Any]
-Tensors = dict[str, Array]
-Model = Mapping[str, Any]  # model.json
-Logits = Callable[[list[int]], Array]  # every token so far -> the logits that follow, (n_vocab,)
-Put = Callable[[int, int, int], None]
-
-MASKED = -1e4  # as in the graphs: finite for fp16 and int8, and exactly 0 after softmax
-WINDOW = 12  # tokens of rknn_model_zoo's decoder
-
-
-class Runner(Protocol):
-    """What a decode loop needs of a runner."""
-
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, Array] = {}) -> Tensors:
-        """Run one part; `constant` holds the same arrays for a whole clip, `inputs` is reused."""
+Steps = Generator[list[int], Array, Any]  # gives every token so far, takes the logits that follow, (n_vocab,)
 
 
 def features(wave: Array, model: Model) -> Tensors:
@@ -49,20 +37,9 @@ def decode(
     tensors in `encoded`, so that a second call does not run that part again. `tables` are the
     host-embedding tables. Raises ValueError for a language the model does not have.
     """
-    prompt, pick = prompt_tokens(model, language), _picker(model)
-    logits = _PROTOCOLS[model["recipe"]["decoder"]](runner, encoded, model, prompt, tables)
-    tokens, token, sampled = list(prompt), -1, 0
-    for sampled in range(1, min(model["max_tokens"], _room(model, prompt)) + 1):
-        token = pick(logits(tokens), sampled == 1)
-        if token == model["tokens"]["eot"] or _repeats(token, model):
-            break
-        tokens.append(token)
-    prefill = len(prompt) - 1 if model["recipe"]["decoder"] == "cached" else 0
-    return {
-        "tokens": tokens[len(prompt) :],
-        "steps": prefill + sampled,
-        "capped": token != model["tokens"]["eot"],
-    }
+    steps = _greedy(model, prompt_tokens(model, language), None)
+    result: dict[str, Any] = _alone(runner, encoded, model, language, tables, steps)
+    return result
 
 
 def agree(
@@ -77,11 +54,128 @@ def agree(
 
     What the graph has no room for counts as missed. Raises ValueError as `decode` does.
     """
-    prompt, pick = prompt_tokens(model, language), _picker(model)
-    logits = _PROTOCOLS[model["recipe"]["decoder"]](runner, encoded, model, prompt, tables)
-    prefix, matching = list(prompt), 0
+    steps = _agreement(model, prompt_tokens(model, language), tokens, [])
+    matching: int = _alone(runner, encoded, model, language, tables, steps)
+    return matching
+
+
+class Job(NamedTuple):
+    """One clip to hear: what the encoder made of it, and perhaps the tokens to measure agreement with."""
+
+    name: str
+    encoded: Tensors
+    forced: list[int] | None = None
+
+
+def hear(
+    runner: Runner,
+    jobs: Iterable[Job],
+    model: Model,
+    language: str = "en",
+    tables: Tensors | None = None,
+    lanes: int = 1,
+    clock: Mapping[str, float] = {},
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Decode clips as `decode` does, `lanes` of them in each decoder run, and yield them as they end.
+
+    A lane takes the next job when its clip ends, so `jobs` is read no faster than it is worked off. More than one lane
+    needs a `cached` decoder that takes any number of lanes and of cache rows. clock: the runner's count of seconds per
+    part; a result's `seconds` has the clip's share of each run, and of the loop itself as `total`. With `forced` tokens
+    a result has `agree` [matching, of]; steps that the decoding has shown already are not run again.
+    """
+    prompt = prompt_tokens(model, language)
+    protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, prompt, tables, lanes)
+    waiting, busy = iter(jobs), dict[int, _Lane]()
+    while True:
+        for lane in range(lanes):
+            if lane not in busy and (job := next(waiting, None)) is not None:
+                busy[lane] = _Lane(job.name, _greedy(model, prompt, job.forced))
+                with _charging([busy[lane]], clock):
+                    protocol.begin(lane, job.encoded)
+        if not busy:
+            return
+        with _charging(busy.values(), clock):
+            found = protocol.step({lane: taken.prefix for lane, taken in busy.items()})
+            ended = [lane for lane, logits in found.items() if busy[lane].advance(logits)]
+        for lane in ended:
+            done = busy.pop(lane)
+            yield done.name, {**done.result, "seconds": done.seconds}
+
+
+@contextlib.contextmanager
+def _charging(clips: Collection["_Lane"], clock: Mapping[str, float]) -> Iterator[None]:
+    """Charge the seconds of what is run inside to clips, in equal shares."""
+    began, before = time.perf_counter(), dict(clock)
+    yield
+    spent = {part: seconds - before.get(part, 0.0) for part, seconds in clock.items()}
+    spent = {part: seconds for part, seconds in spent.items() if seconds} | {"total": time.perf_counter() - began}
+    for clip in clips:
+        for part, seconds in spent.items():
+            clip.seconds[part] = clip.seconds.get(part, 0.0) + seconds / len(clips)
+
+
+class _Lane:
+    """One clip on its way."""
+
+    def __init__(self, name: str, steps: Steps) -> None:
+        self.name, self.steps, self.prefix = name, steps, next(steps)
+        self.seconds: dict[str, float] = {}
+        self.result: Any = None
+
+    def advance(self, logits: Array) -> bool:
+        """Take the logits that follow the prefix, and tell whether the clip has ended."""
+        try:
+            self.prefix = self.steps.send(logits)
+        except StopIteration as end:
+            self.result = end.value
+            return True
+        return False
+
+
+def _alone(runner: Runner, encoded: Tensors, model: Model, language: str, tables: Tensors | None, steps: Steps) -> Any:
+    """Run one clip's steps and return what they return."""
+    protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, prompt_tokens(model, language), tables, 1)
+    protocol.begin(0, encoded)
+    prefix = next(steps)
+    while True:
+        for logits in protocol.step({0: prefix}).values():
+            try:
+                prefix = steps.send(logits)
+            except StopIteration as end:
+                return end.value
+
+
+def _greedy(model: Model, prompt: list[int], forced: list[int] | None) -> Steps:
+    """Sample until eot or a limit; then go on along `forced` where the text left it."""
+    pick = _picker(model)
+    tokens, token, picked = list(prompt), -1, list[int]()
+    for _ in range(min(model["max_tokens"], _room(model, prompt))):
+        token = pick((yield tokens), not picked)
+        picked.append(token)
+        if token == model["tokens"]["eot"] or _repeats(token, model):
+            break
+        tokens.append(token)
+    prefill = len(prompt) - 1 if model["recipe"]["decoder"] == "cached" else 0
+    result = {
+        "tokens": tokens[len(prompt) :],
+        "steps": prefill + len(picked),
+        "capped": token != model["tokens"]["eot"],
+    }
+    if forced is not None:
+        result["agree"] = [(yield from _agreement(model, prompt, forced, picked)), len(forced) + 1]
+    return result
+
+
+def _agreement(model: Model, prompt: list[int], tokens: list[int], picked: list[int]) -> Steps:
+    """Count the targets predicted; `picked` is known to follow each prefix for as long as it is the targets."""
+    pick = _picker(model)
+    prefix, matching, known = list(prompt), 0, list(picked)
     for target in [*tokens, model["tokens"]["eot"]][: _room(model, prompt)]:
-        matching += pick(logits(prefix), len(prefix) == len(prompt)) == target
+        token = known.pop(0) if known else pick((yield prefix), len(prefix) == len(prompt))
+        if token == target:
+            matching += 1
+        else:
+            known.clear()
         prefix.append(target)
     return matching
 
@@ -137,113 +231,3 @@ def _picker(model: Model) -> Callable[[Array, bool], int]:
         return int(np.add(logits[:n_vocab], start if first else later, out=scratch).argmax())
 
     return pick
-
-
-def _feed(model: Model, n_rows: int, tables: Tensors | None) -> tuple[Tensors, Put]:
-    """Make a decoder's token inputs of `n_rows` rows, and what puts (row, token, position) there.
-
-    Rows not yet written hold eot, embedded on the host exactly as the graph would embed it.
-    """
-    recipe, eot = model["recipe"], model["tokens"]["eot"]
-    if not recipe["host_embedding"]:
-        ids, positions = np.full((1, n_rows), eot, np.int64), np.zeros((1, n_rows), np.int64)
-
-        def put_ids(row: int, token: int, position: int) -> None:
-            ids[0, row], positions[0, row] = token, position
-
-        one = recipe["decoder"] == "cached"
-        return {"token": ids, "position": positions} if one else {"tokens": ids}, put_ids
-    if tables is None:
-        raise ValueError("host embedding needs the tables token_embedding and positional_embedding")
-    words, places = tables["token_embedding"], tables["positional_embedding"]
-    rows = (words[eot] + places[:n_rows])[None].astype(np.float32)
-
-    def put_rows(row: int, token: int, position: int) -> None:
-        np.add(words[token], places[position], out=rows[0, row])
-
-    return {"embedding": rows}, put_rows
-
-
-def _static(runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None) -> Logits:
-    """Step over the whole padded prefix; the causal mask hides the padding."""
-    length = model["recipe"]["decoder_length"]
-    inputs, put = _feed(model, length, tables)
-    last = np.zeros((1, 1, length), np.float32)
-    inputs["last"] = last
-    constant = {"audio": _hidden(encoded)}
-    done = 0
-
-    def logits(tokens: list[int]) -> Array:
-        nonlocal done
-        for row in range(done, len(tokens)):
-            put(row, tokens[row], row)
-        done = len(tokens)
-        last[:] = 0.0
-        last[0, 0, done - 1] = 1.0
-        return runner.run("decoder", inputs, constant)["logits"].reshape(-1)
-
-    return logits
-
-
-def _window(runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None) -> Logits:
-    """Step over 12 tokens as rknn_model_zoo does: the prompt repeated, the text sliding in behind.
-
-    Each token pushes out the one at `pop_id`, which walks from 12 down to the first prompt's end;
-    the zoo knows multilingual prompts alone (4 tokens, three times): English-only ones go in six
-    times, and 2 tokens stay.
-    """
-    inputs, put = _feed(model, WINDOW, tables)
-    constant = {"audio": _hidden(encoded)}
-    window = prompt * (WINDOW // len(prompt))
-    pop_id, done = WINDOW, len(prompt)
-
-    def logits(tokens: list[int]) -> Array:
-        nonlocal pop_id, done
-        for token in tokens[done:]:
-            pop_id = max(pop_id - 1, len(prompt))
-            window.append(token)
-            window.pop(pop_id)
-        done = len(tokens)
-        for row, token in enumerate(window):
-            put(row, token, row)
-        last: Array = runner.run("decoder", inputs, constant)["out"][0, -1]
-        return last
-
-    return logits
-
-
-def _cached(runner: Runner, encoded: Tensors, model: Model, prompt: list[int], tables: Tensors | None) -> Logits:
-    """Step one token at a time over a KV cache kept here, written in place."""
-    if "cross_k_0" not in encoded:
-        encoded.update(runner.run("cross", {"hidden": _hidden(encoded)}))
-    length, d = model["recipe"]["decoder_length"], model["dims"]["n_text_state"]
-    layers = [f"{kind}_{i}" for i in range(model["dims"]["n_text_layer"]) for kind in "kv"]
-    constant = {f"cross_{layer}": encoded[f"cross_{layer}"] for layer in layers}
-    cache = {layer: np.zeros((1, length, d), np.float32) for layer in layers}
-    mask = np.full((1, 1, 1, length + 1), MASKED, np.float32)
-    mask[..., -1] = 0.0  # the token itself, which the graph sets behind the cache's rows
-    inputs, put = _feed(model, 1, tables)
-    inputs |= {"mask": mask, **{f"self_{layer}": rows for layer, rows in cache.items()}}
-    writes = [(rows[0], f"new_{layer}") for layer, rows in cache.items()]
-    done = 0
-
-    def logits(tokens: list[int]) -> Array:
-        nonlocal done
-        for position in range(done, len(tokens)):
-            put(0, tokens[position], position)
-            outputs = runner.run("decoder", inputs, constant)
-            for rows, name in writes:
-                rows[position] = outputs[name][0, 0]
-            mask[..., position] = 0.0
-        done = len(tokens)
-        return outputs["logits"].reshape(-1)
-
-    return logits
-
-
-def _hidden(encoded: Tensors) -> Array:
-    """Take the hidden states as float32; a harvest stores them as float16."""
-    return np.asarray(encoded["hidden"], np.float32)
-
-
-_PROTOCOLS = {"window": _window, "static": _static, "cached": _cached}

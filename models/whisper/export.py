@@ -156,7 +156,10 @@ def _cached(model: Checkpoint, recipe: Recipe, audio: Tensor) -> Part:
     inputs["mask"] = torch.zeros(1, 1, 1, length + 1)
     cache = torch.zeros(1, length, dims["n_text_state"])
     inputs |= {name: cache.clone() for name in _layers(dims, "self_k", "self_v")}
-    inputs |= {name: audio.clone() for name in _layers(dims, "cross_k", "cross_v")}
+    n_head, n_audio = dims["n_text_head"], audio.shape[1]
+    d_head = dims["n_text_state"] // n_head
+    across = {"cross_k": (n_head, d_head, n_audio), "cross_v": (n_head, n_audio, d_head)}
+    inputs |= {name: torch.zeros(across[name.rpartition("_")[0]]) for name in _layers(dims, *across)}
     outputs = ["logits", *_layers(dims, "new_k", "new_v")]
     return Part(load(module, model.state, "decoder"), inputs, outputs)
 

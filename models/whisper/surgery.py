@@ -24,13 +24,12 @@ class Attention(nn.Module):
     x: (1, m, d), key and value: (1, n, d), mask: additive, broadcast to (1, heads, m, n).
     """
 
-    def __init__(self, d: int, n_head: int, projects: bool = True) -> None:
+    def __init__(self, d: int, n_head: int) -> None:
         super().__init__()
         self.n_head, self.d_head = n_head, d // n_head
         self.query = nn.Linear(d, d)
-        if projects:
-            self.key = nn.Linear(d, d, bias=False)
-            self.value = nn.Linear(d, d)
+        self.key = nn.Linear(d, d, bias=False)
+        self.value = nn.Linear(d, d)
         self.out = nn.Linear(d, d)
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -42,6 +41,25 @@ class Attention(nn.Module):
         mixed = torch.softmax(scores, dim=-1) @ v
         rows: Tensor = self.out(mixed.permute(0, 2, 1, 3).reshape(1, -1, self.n_head * self.d_head))
         return rows
+
+
+class SplitAttention(nn.Module):
+    """Attend with one row to keys and values that come split into heads.
+
+    x: (1, 1, d), key: (n_head, d_head, n), value: (n_head, n, d_head).
+    """
+
+    def __init__(self, d: int, n_head: int) -> None:
+        super().__init__()
+        self.n_head, self.d_head = n_head, d // n_head
+        self.query = nn.Linear(d, d)
+        self.out = nn.Linear(d, d)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q = (self.query(x) * self.d_head**-0.5).reshape(self.n_head, 1, self.d_head)
+        mixed = torch.softmax(q @ key, dim=-1) @ value
+        row: Tensor = self.out(mixed.reshape(1, 1, self.n_head * self.d_head))
+        return row
 
 
 class EncoderBlock(nn.Module):
@@ -90,23 +108,28 @@ class Encoder(nn.Module):
 
 
 class KeyValue(nn.Module):
-    """Project rows to keys and values."""
+    """Project rows to keys and values as each head multiplies by them, so that no decoder step transposes them.
 
-    def __init__(self, d: int) -> None:
+    x: (1, n, d) -> (n_head, d_head, n), (n_head, n, d_head).
+    """
+
+    def __init__(self, d: int, n_head: int) -> None:
         super().__init__()
+        self.heads = (-1, n_head, d // n_head)
         self.key = nn.Linear(d, d, bias=False)
         self.value = nn.Linear(d, d)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.key(x), self.value(x)
+        keys, values = self.key(x).reshape(self.heads), self.value(x).reshape(self.heads)
+        return keys.permute(1, 2, 0), values.permute(1, 0, 2)
 
 
 class CrossBlock(nn.Module):
     """Hold one layer's projections under the name they have in a decoder block."""
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, d: int, n_head: int) -> None:
         super().__init__()
-        self.cross_attn = KeyValue(d)
+        self.cross_attn = KeyValue(d, n_head)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         pair: tuple[Tensor, Tensor] = self.cross_attn(hidden)
@@ -114,12 +137,12 @@ class CrossBlock(nn.Module):
 
 
 class Cross(nn.Module):
-    """hidden (1, n_audio_ctx, d) -> cross_k_0, cross_v_0, cross_k_1, ... of the same shape."""
+    """hidden (1, n_audio_ctx, d) -> cross_k_0, cross_v_0, cross_k_1, ... as `KeyValue` splits them."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
-        layers = range(dims["n_text_layer"])
-        self.blocks = nn.ModuleList(CrossBlock(dims["n_text_state"]) for _ in layers)
+        d, n_head = dims["n_text_state"], dims["n_text_head"]
+        self.blocks = nn.ModuleList(CrossBlock(d, n_head) for _ in range(dims["n_text_layer"]))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
         return tuple(rows for block in self.blocks for rows in block(hidden))
@@ -128,9 +151,11 @@ class Cross(nn.Module):
 class DecoderBlock(EncoderBlock):
     """Self-attention, cross-attention and feed-forward."""
 
+    cross_attn: nn.Module
+
     def __init__(self, d: int, n_head: int, cached: bool) -> None:
         super().__init__(d, n_head)
-        self.cross_attn = Attention(d, n_head, projects=not cached)
+        self.cross_attn = SplitAttention(d, n_head) if cached else Attention(d, n_head)
         self.cross_attn_ln = nn.LayerNorm(d)
 
     def rest(self, x: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
@@ -140,6 +165,8 @@ class DecoderBlock(EncoderBlock):
 
 class PrefixBlock(DecoderBlock):
     """Run over a whole prefix: x (1, n, d), audio (1, n_audio_ctx, d) -> (1, n, d)."""
+
+    cross_attn: Attention
 
     def forward(self, x: Tensor, audio: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         y = self.attn_ln(x)
@@ -220,7 +247,7 @@ class CachedDecoder(Decoder):
     """Protocol `cached`: one token against a KV cache that the host keeps.
 
     token, position (1, 1) int64 or embedding (1, 1, d); mask (1, 1, 1, length + 1); then per layer
-    self_k, self_v (1, length, d) and per layer cross_k, cross_v (1, n_audio_ctx, d)
+    self_k, self_v (1, length, d) and per layer cross_k, cross_v as `Cross` puts them out
     -> logits (1, 1, n_vocab), then per layer new_k, new_v (1, 1, d).
     """
 

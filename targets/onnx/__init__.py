@@ -42,11 +42,13 @@ def recipe(model: str) -> Recipe:
 def compile(graphs: Path, calibration: Path | None, options: Options, out: Path) -> None:
     """Write the binary of docs/files.md: the graphs as they are, or each one quantized with its calibration part.
 
+    A `cached` decoder comes out with as many lanes as memory allows (lanes.py).
     The same inputs give the same bytes. Raises BadOptions for int8 without calibration, for graphs that are not
     ONNX and for a `float_nodes` pattern that fits no layer; Broken for a graph that does not load and for an int8
     part without one int8 layer.
     """
-    from targets.onnx.build import copy_part, quantize_parts  # onnx and onnxruntime, only where they are needed
+    # onnx and onnxruntime, only where they are needed
+    from targets.onnx.build import copy_part, open_lanes, quantize_parts
 
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     if model["recipe"]["graph_format"] != "onnx":
@@ -63,6 +65,8 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
         raise BadOptions("int8 needs calibration data: pass a calibration set, or build with --precision fp")
     else:
         audits = quantize_parts(graphs, files, calibration, options, out)
+    if model["recipe"]["decoder"] == "cached":
+        audits["decoder"] |= open_lanes(out / files["decoder"], model["parts"]["decoder"])
     for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
         shutil.copyfile(path, out / path.name)
     parts = {name: {"runner": NAME, "file": files[name], **audits[name]} for name in files}

@@ -10,7 +10,8 @@ from nightjar.calibration import CalibrationSet, Spread, Tensors
 from nightjar.errors import BadOptions, Broken
 from nightjar.progress import tick
 from targets.onnx import Options
-from targets.onnx.audit import audit
+from targets.onnx.audit import audit, count_integer_kernels
+from targets.onnx.lanes import count_lanes, free_lanes
 from targets.onnx.quantize import collect_ranges, float_by_rule, linear_nodes, load_graph, open_session, quantize
 
 Audit = dict[str, Any]
@@ -25,6 +26,20 @@ def copy_part(graph: Path, file: Path) -> Audit:
         raise Broken(f"onnxruntime cannot load {graph}: {reason}; run the same command with --refresh export") from exc
     shutil.copyfile(graph, file)
     return audit(file)
+
+
+def open_lanes(file: Path, decoder: Mapping[str, Any]) -> Audit:
+    """Let a `cached` decoder take several clips in one run; return what that changes in its audit."""
+    lanes = count_lanes(decoder)
+    if lanes == 1:
+        return {}
+    before = count_integer_kernels(file)
+    free_lanes(file)
+    if (now := count_integer_kernels(file)) != before:
+        raise Broken(
+            f"{file.name} runs {now} int8 layers with several lanes, {before} with one; build with --precision fp"
+        )
+    return {"lanes": lanes, "size_bytes": file.stat().st_size}
 
 
 def quantize_parts(

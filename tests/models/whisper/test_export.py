@@ -136,7 +136,7 @@ def test_parts_are_those_of_the_contract(graphs: dict[tuple[str, bool], Path]) -
     assert shapes("static", False, "inputs") == {"tokens": [1, 64], "audio": audio, "last": [1, 1, 64]}
     assert shapes("static", True, "outputs") == {"logits": [1, 1, vocabulary]}
     cache = {f"self_{kind}_{i}": [1, 64, 32] for i in (0, 1) for kind in "kv"}
-    cross = {f"cross_{kind}_{i}": audio for i in (0, 1) for kind in "kv"}
+    cross = {f"cross_{kind}_{i}": shape for i in (0, 1) for kind, shape in (("k", [2, 16, 250]), ("v", [2, 250, 16]))}
     mask = {"mask": [1, 1, 1, 65]}
     assert shapes("cached", False, "inputs") == {"token": [1, 1], "position": [1, 1], **mask, **cache, **cross}
     assert shapes("cached", True, "inputs") == {"embedding": [1, 1, 32], **mask, **cache, **cross}

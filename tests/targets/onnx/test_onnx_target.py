@@ -96,8 +96,9 @@ def test_float_is_the_graphs_themselves(small: Path, tmp_path: Path) -> None:
     described = _description(tmp_path)
     assert (described["target"], described["precision"]) == ("onnx", "fp")
     assert list(described["parts"]) == ["encoder", "cross", "decoder"]
-    for part in described["parts"].values():
-        assert (tmp_path / part["file"]).read_bytes() == (small / "graphs" / part["file"]).read_bytes()
+    for name, part in described["parts"].items():
+        if name != "decoder":  # which takes several clips at once
+            assert (tmp_path / part["file"]).read_bytes() == (small / "graphs" / part["file"]).read_bytes()
         assert part["runner"] == "onnx"
         assert (part["int8_mac_share"], part["nodes_int8"]) == (0.0, 0)
         assert part["size_bytes"] == (tmp_path / part["file"]).stat().st_size

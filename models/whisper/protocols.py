@@ -1,0 +1,185 @@
+"""The decoder protocols: what a decoder graph is given for a prefix of tokens, and what stays between steps."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Tensors = dict[str, Array]
+Model = Mapping[str, Any]  # model.json
+Put = Callable[[int, int, int, int], None]
+
+MASKED = -1e4  # as in the graphs: finite for fp16 and int8, and exactly 0 after softmax
+WINDOW = 12  # tokens of rknn_model_zoo's decoder
+ROWS = 64  # of a KV cache that can grow, to begin with: most clips of 10 s stay below
+
+
+class Runner(Protocol):
+    """What a decode loop needs of a runner."""
+
+    def run(self, part: str, inputs: Tensors, constant: Mapping[str, Array] = {}) -> Tensors:
+        """Run one part; `constant` holds the same arrays for a whole clip, `inputs` is reused."""
+
+
+def _feed(model: Model, lanes: int, n_rows: int, tables: Tensors | None) -> tuple[Tensors, Put]:
+    """Make a decoder's token inputs of `n_rows` rows, and what puts (lane, row, token, position) there.
+
+    Rows not yet written hold eot, embedded on the host exactly as the graph would embed it.
+    """
+    recipe, eot = model["recipe"], model["tokens"]["eot"]
+    if not recipe["host_embedding"]:
+        ids, positions = np.full((lanes, n_rows), eot, np.int64), np.zeros((lanes, n_rows), np.int64)
+
+        def put_ids(lane: int, row: int, token: int, position: int) -> None:
+            ids[lane, row], positions[lane, row] = token, position
+
+        one = recipe["decoder"] == "cached"
+        return {"token": ids, "position": positions} if one else {"tokens": ids}, put_ids
+    if tables is None:
+        raise ValueError("host embedding needs the tables token_embedding and positional_embedding")
+    words, places = tables["token_embedding"], tables["positional_embedding"]
+    rows = np.repeat((words[eot] + places[:n_rows])[None], lanes, axis=0).astype(np.float32)
+
+    def put_rows(lane: int, row: int, token: int, position: int) -> None:
+        np.add(words[token], places[position], out=rows[lane, row])
+
+    return {"embedding": rows}, put_rows
+
+
+class Static:
+    """Step over the whole padded prefix; the causal mask hides the padding."""
+
+    def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
+        length = model["recipe"]["decoder_length"]
+        self.runner = runner
+        self.inputs, self.put = _feed(model, 1, length, tables)
+        self.last = self.inputs["last"] = np.zeros((1, 1, length), np.float32)
+
+    def begin(self, lane: int, encoded: Tensors) -> None:
+        self.constant, self.fed = {"audio": _hidden(encoded)}, list[int]()
+
+    def step(self, prefixes: Mapping[int, list[int]]) -> dict[int, Array]:
+        tokens = prefixes[0]
+        for row in range(_common(self.fed, tokens), len(tokens)):
+            self.put(0, row, tokens[row], row)
+        self.fed = list(tokens)
+        self.last[:] = 0.0
+        self.last[0, 0, len(tokens) - 1] = 1.0
+        return {0: self.runner.run("decoder", self.inputs, self.constant)["logits"].reshape(-1)}
+
+
+class Window:
+    """Step over 12 tokens as rknn_model_zoo does: the prompt repeated, the text sliding in behind.
+
+    Each token pushes out the one at `pop_id`, which walks from 12 down to the first prompt's end;
+    the zoo knows multilingual prompts alone (4 tokens, three times): English-only ones go in six
+    times, and 2 tokens stay.
+    """
+
+    def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
+        self.runner, self.prompt = runner, prompt
+        self.inputs, self.put = _feed(model, 1, WINDOW, tables)
+
+    def begin(self, lane: int, encoded: Tensors) -> None:
+        self.constant = {"audio": _hidden(encoded)}
+
+    def step(self, prefixes: Mapping[int, list[int]]) -> dict[int, Array]:
+        prompt = self.prompt
+        window, pop_id = prompt * (WINDOW // len(prompt)), WINDOW
+        for token in prefixes[0][len(prompt) :]:
+            pop_id = max(pop_id - 1, len(prompt))
+            window.append(token)
+            window.pop(pop_id)
+        for row, token in enumerate(window):
+            self.put(0, row, token, row)
+        return {0: self.runner.run("decoder", self.inputs, self.constant)["out"][0, -1]}
+
+
+class Cached:
+    """Step one token a lane over a KV cache kept here, written in place."""
+
+    def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
+        self.runner, self.lanes, self.length = runner, lanes, model["recipe"]["decoder_length"]
+        self.layers = [f"{kind}_{i}" for i in range(model["dims"]["n_text_layer"]) for kind in "kv"]
+        self.inputs, self.put = _feed(model, lanes, 1, tables)
+        self.across: Tensors = {}
+        self.fed: list[list[int]] = [[] for _ in range(lanes)]
+        d, rows = model["dims"]["n_text_state"], min(ROWS, self.length) if lanes > 1 else self.length
+        self.cache = {layer: np.zeros((lanes, rows, d), np.float32) for layer in self.layers}
+        self.mask = np.full((lanes, 1, 1, rows + 1), MASKED, np.float32)
+        self.mask[..., -1] = 0.0  # the token itself, which the graph sets behind the cache's rows
+
+    def begin(self, lane: int, encoded: Tensors) -> None:
+        if "cross_k_0" not in encoded:
+            encoded.update(self.runner.run("cross", {"hidden": _hidden(encoded)}))
+        for name in (f"cross_{layer}" for layer in self.layers):
+            if self.lanes == 1:
+                self.across[name] = encoded[name]
+                continue
+            heads = len(encoded[name])
+            if name not in self.across:
+                self.across[name] = np.zeros((self.lanes * heads, *encoded[name].shape[1:]), np.float32)
+            self.across[name][lane * heads : (lane + 1) * heads] = encoded[name]
+        self._rewind(lane, 0)
+
+    def step(self, prefixes: Mapping[int, list[int]]) -> dict[int, Array]:
+        """Feed each lane its next token; logits come for those that have been fed their whole prefix."""
+        at = {}
+        for lane, tokens in prefixes.items():
+            self._rewind(lane, min(_common(self.fed[lane], tokens), len(tokens) - 1))
+            at[lane] = len(self.fed[lane])
+            self.put(lane, 0, tokens[at[lane]], at[lane])
+        self._reach(max(at.values()))
+        outputs = self._run(max(at) + 1)
+        for layer, rows in self.cache.items():
+            new = outputs[f"new_{layer}"]
+            for lane, position in at.items():
+                rows[lane, position] = new[lane, 0]
+        for lane, position in at.items():
+            self.mask[lane, ..., position] = 0.0
+            self.fed[lane].append(prefixes[lane][position])
+        whole = [lane for lane, tokens in prefixes.items() if len(self.fed[lane]) == len(tokens)]
+        return {lane: outputs["logits"][lane].reshape(-1) for lane in whole}
+
+    def _run(self, lanes: int) -> Tensors:
+        """Run the first lanes; the others are idle."""
+        caches = {f"self_{layer}": rows for layer, rows in self.cache.items()}
+        inputs, constant = {**self.inputs, "mask": self.mask, **caches}, self.across
+        if lanes < self.lanes:
+            inputs = {name: array[:lanes] for name, array in inputs.items()}
+            constant = {name: array[: len(array) * lanes // self.lanes] for name, array in constant.items()}
+        return self.runner.run("decoder", inputs, constant)
+
+    def _rewind(self, lane: int, rows: int) -> None:
+        """Forget what a lane was fed after its first rows."""
+        self.mask[lane, ..., rows : len(self.fed[lane])] = MASKED
+        del self.fed[lane][rows:]
+
+    def _reach(self, position: int) -> None:
+        """Let the caches grow until they have a row for a position; fixed ones always do."""
+        have = self.mask.shape[-1] - 1
+        if position < have:
+            return
+        more = min(2 * have, self.length) - have
+        for layer, rows in self.cache.items():
+            self.cache[layer] = np.pad(rows, ((0, 0), (0, more), (0, 0)))
+        wider = np.full((self.lanes, 1, 1, have + more + 1), MASKED, np.float32)
+        wider[..., :have], wider[..., -1] = self.mask[..., :have], 0.0
+        self.mask = wider
+
+
+def _common(fed: list[int], tokens: list[int]) -> int:
+    """Count the tokens that two prefixes begin with alike."""
+    if tokens[: len(fed)] == fed:
+        return len(fed)
+    return next((i for i, (old, new) in enumerate(zip(fed, tokens, strict=False)) if old != new), len(tokens))
+
+
+def _hidden(encoded: Tensors) -> Array:
+    """Take the hidden states as float32; a harvest stores them as float16."""
+    return np.asarray(encoded["hidden"], np.float32)
+
+
+PROTOCOLS: dict[str, Any] = {"window": Window, "static": Static, "cached": Cached}

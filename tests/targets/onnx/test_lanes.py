@@ -1,0 +1,99 @@
+"""Several clips in one decoder run: each is heard as it is alone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from models.whisper import decode, protocols
+from models.whisper.export import export
+from nightjar.audio import load_audio
+from nightjar.data import load_speech
+from nightjar.recipe import Recipe
+from targets.onnx import Options, compile
+from targets.onnx.lanes import count_lanes
+from targets.onnx.runner import open_runner
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
+ONE = {"threads": 1}
+
+
+NANO = Path(__file__).resolve().parents[3] / "data" / "whisper-nano"
+CLIPS = load_speech(NANO / "evaluation.jsonl")[:60:6]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["tokens", "embedding"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lanes")
+    recipe = Recipe(window_s=10, decoder="cached", decoder_length=64, host_embedding=request.param)
+    export(NANO / "whisper-nano.pt", recipe, folder / "graphs", clamp=True)
+    compile(folder / "graphs", None, Options(), folder / "binary")
+    return folder
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text())
+    return found
+
+
+def jobs(runner: Any, model: dict[str, Any], count: int, forced: list[int] | None = None) -> Iterator[decode.Job]:
+    for clip in CLIPS[:count]:
+        features = decode.features(load_audio(clip.audio).astype(np.float32) / 32768, model)
+        yield decode.Job(clip.id, decode.encode(runner, features, model), forced)
+
+
+def test_clips_are_heard_in_lanes_as_they_are_alone(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "ROWS", 4)  # so that the caches grow
+    model, parts = read(built / "graphs", "model.json"), read(built / "binary", "binary.json")["parts"]
+    tables = {path.stem: np.load(path) for path in (built / "binary").glob("*_embedding.npy")}
+    static, free = open_runner(built / "graphs", model["parts"], ONE), open_runner(built / "binary", parts, ONE)
+    alone = {
+        job.name: decode.decode(static, job.encoded, model, "en", tables) for job in jobs(static, model, len(CLIPS))
+    }
+    assert len({len(heard["tokens"]) for heard in alone.values()}) > 3, "lanes must end at different times"
+    for lanes in (2, 8):
+        found = {}
+        for name, heard in decode.hear(free, jobs(free, model, len(CLIPS)), model, "en", tables, lanes):
+            assert heard.pop("seconds").keys() == {"total"}  # no clock was given
+            found[name] = heard
+        assert found == alone
+
+
+def test_agreement_in_lanes_is_that_of_a_forced_run(built: Path) -> None:
+    model, parts = read(built / "graphs", "model.json"), read(built / "binary", "binary.json")["parts"]
+    tables = {path.stem: np.load(path) for path in (built / "binary").glob("*_embedding.npy")}
+    static, free = open_runner(built / "graphs", model["parts"], ONE), open_runner(built / "binary", parts, ONE)
+    first = next(jobs(static, model, 1))
+    text = decode.decode(static, first.encoded, model, "en", tables)["tokens"]
+    forced = [*text[:2], (text[2] + 1) % 1000, *text[3:]]  # leaves the text and comes back to it
+    expected = {
+        job.name: [decode.agree(static, job.encoded, model, forced, "en", tables), len(forced) + 1]
+        for job in jobs(static, model, 5)
+    }
+    heard = decode.hear(free, jobs(free, model, 5, forced), model, "en", tables, 4)
+    assert {name: result["agree"] for name, result in heard} == expected
+    assert 2 < expected[first.name][0] <= len(forced)
+
+
+def test_the_graph_takes_any_lanes_and_rows_and_the_rest_is_fixed(built: Path) -> None:
+    part = read(built / "binary", "binary.json")["parts"]["decoder"]
+    assert part["lanes"] == 8
+    model = read(built / "binary", "model.json")
+    d = model["dims"]["n_text_state"]
+    session = onnxruntime.InferenceSession(built / "binary" / part["file"])
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    assert shapes["self_k_0"] == ["lanes", "rows", d]
+    assert shapes["cross_k_0"] == ["heads", d // model["dims"]["n_text_head"], model["n_audio_ctx"]]
+    assert shapes["mask"] == ["lanes", 1, 1, "rows_and_own"]
+
+
+def test_lanes_fit_memory() -> None:
+    def decoder(rows: int) -> dict[str, Any]:
+        return {"inputs": [{"name": "mask", "shape": [1]}, {"name": "cross_k_0", "shape": [1, rows, 2**20]}]}
+
+    assert [count_lanes(decoder(rows)) for rows in (1, 16, 40, 1000)] == [8, 8, 3, 1]
+    assert count_lanes({"inputs": [{"name": "audio", "shape": [1, 1500, 384]}]}) == 1
