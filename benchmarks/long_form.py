@@ -83,7 +83,7 @@ def join(clips: Sequence[Clip], rng: np.random.Generator) -> tuple[NDArray[np.in
 def transcribe(speech: Path, store: Store, window_s: float) -> dict[str, Score]:
     """Run the float graphs with chunks and stock's own long form, through the stages a port runs."""
     target, options = plugin("targets", "onnx"), EvaluateOptions(long="chunk")
-    decode = plugin("models", "whisper", "decode")
+    decode, board = plugin("models", "whisper", "decode"), board_of(target, "local")
     checkpoint = Source(path=CHECKPOINT, sha256=digest_file(CHECKPOINT))
     source = Source(path=speech, sha256=speech_digest(load_speech(speech)))
     heard: dict[str, Artifact] = {}
@@ -98,9 +98,9 @@ def transcribe(speech: Path, store: Store, window_s: float) -> dict[str, Score]:
         heard["chunk"] = evaluate(
             binary=binary,
             speech=source,
-            session=session_of(decode, target),
+            session=session_of(decode, target, board),
             words=plugin("models", "whisper", "tokens"),
-            board=board_of(target, "local"),
+            board=board,
             reference=None,
             options=options,
         )

@@ -48,7 +48,7 @@ def compare(request: CompareRequest) -> dict[str, Any]:
             }
             for name in ("torchscript", "onnx"):
                 target = plugin("targets", name)
-                recipe = target.load().recipe(family)
+                local, recipe = board_of(target, "local"), target.load().recipe(family)
                 if request.window:
                     recipe = recipe.model_copy(update={"window_s": request.window})
                 graphs = export(
@@ -60,9 +60,9 @@ def compare(request: CompareRequest) -> dict[str, Any]:
                 heard[name] = evaluate(
                     binary=binary,
                     speech=speech,
-                    session=session_of(part["decode"], target),
+                    session=session_of(part["decode"], target, local),
                     words=part["tokens"],
-                    board=board_of(target, "local"),
+                    board=local,
                     reference=None,
                     options=options,
                     label=name,

@@ -9,7 +9,7 @@ from flows.port import recipe_for
 from nightjar.calibration import CalibrationSet
 from nightjar.plugins import plugin
 from nightjar.request import ImportRequest, checkpoint_source, model_family, speech_source
-from nightjar.target import make_options, session_of
+from nightjar.target import make_options
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export
@@ -47,7 +47,7 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
             hidden=hidden,
             speech=speech,
             model=plugin("models", family, "calibrate"),
-            runner=session_of(plugin("models", family, "decode"), host)[1],
+            runner=plugin("targets", host.load().NAME, "runner"),
             samples=request.calibration_samples,
             seed=0,
             language=request.language,

@@ -42,7 +42,7 @@ def judged(
     expected = evaluate(
         binary=reference,
         speech=speech,
-        session=session_of(decode, host),
+        session=session_of(decode, host, board_of(host, "local")),
         words=words,
         board=board_of(host, "local"),
         reference=None,
@@ -52,7 +52,7 @@ def judged(
     obtained = evaluate(
         binary=binary,
         speech=speech,
-        session=session_of(decode, target),
+        session=session_of(decode, target, board),
         words=words,
         board=board,
         reference=expected,

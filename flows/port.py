@@ -66,13 +66,13 @@ def port(request: PortRequest) -> dict[str, Any]:
 def calibrated(request: PortRequest, family: str, floating: Any, reference: Any, speech: Source) -> Any:
     """Harvest from the `floating` binary where the target runs and calibrate on the host's `reference` graphs."""
     target = plugin("targets", request.target)
-    decode = plugin("models", family, "decode")
+    decode, board = plugin("models", family, "decode"), board_of(target, request.board)
     host = plugin("targets", target.load().recipe(family).graph_format)
     hidden = harvest(
         binary=floating,
         speech=speech,
-        session=session_of(decode, target),
-        board=board_of(target, request.board),
+        session=session_of(decode, target, board),
+        board=board,
         samples=request.calibration_samples,
         seed=0,
     )
@@ -81,7 +81,7 @@ def calibrated(request: PortRequest, family: str, floating: Any, reference: Any,
         hidden=hidden,
         speech=speech,
         model=plugin("models", family, "calibrate"),
-        runner=session_of(decode, host)[1],
+        runner=plugin("targets", host.load().NAME, "runner"),
         samples=request.calibration_samples,
         seed=0,
         language=request.language,

@@ -51,7 +51,7 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
             evaluated = evaluate(
                 binary=binary,
                 speech=speech,
-                session=session_of(part["decode"], target),
+                session=session_of(part["decode"], target, board),
                 words=part["tokens"],
                 board=board,
                 reference=None,

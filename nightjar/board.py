@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,6 +15,9 @@ from pydantic import BaseModel
 
 from nightjar.closure import version
 from nightjar.errors import SessionFailed
+from nightjar.toolchain import toolchain
+
+WORKER_BYTES = 3 * 2**30  # of one simulator: what tiny's three parts take, twice over
 
 
 class Output(NamedTuple):
@@ -34,9 +37,14 @@ class BoardFacts(BaseModel, frozen=True):
 
 
 class Board(Protocol):
-    """Run commands on a board and move files; every method raises SessionFailed when the board is lost."""
+    """Run commands on a board and move files; every method raises SessionFailed when the board is lost.
+
+    runners: the module that runs a target's parts there, where it is not its runner.py; workers: sessions side by side.
+    """
 
     python: str
+    runners: Mapping[str, str]
+    workers: int
 
     def run(self, command: list[str], timeout_s: float) -> Output: ...
 
@@ -50,14 +58,23 @@ class Board(Protocol):
 
 
 class LocalBoard:
-    """Use this machine as the board, with this Python."""
+    """Use this machine as the board, with this Python or that of an SDK's environment."""
 
-    python = sys.executable
+    def __init__(
+        self,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        runners: Mapping[str, str] = {},
+        workers: int = 1,
+    ) -> None:
+        self.python, self.environment, self.runners, self.workers = python, environment, runners, workers
 
     def run(self, command: list[str], timeout_s: float) -> Output:
         """Run a command to its end."""
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout_s, check=False, env=self.environment
+            )
         except subprocess.TimeoutExpired as error:
             raise SessionFailed(
                 f"{command[0]} did not end within {timeout_s:g} s; run the same command again"
@@ -71,7 +88,12 @@ class LocalBoard:
         """
         # Its own process group: Ctrl-C in the terminal reaches only us, and we end it in order.
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=self.environment,
         )
         assert process.stdout is not None
         assert process.stderr is not None
@@ -144,14 +166,32 @@ class BoardRef(BaseModel, frozen=True):
     alias: str
     tier: str
     facts: BoardFacts
+    toolchain: str = ""  # of the target whose SDK is the board: its simulator
 
     def identity(self) -> dict[str, object]:
         """Return the part a result depends on."""
         return {"tier": self.tier, **self.facts.model_dump()}
 
     def connect(self) -> Board:
-        """Open the board."""
-        return LocalBoard()
+        """Open the board; raises ToolchainMissing for the simulator of an SDK that is not installed."""
+        if not self.toolchain:
+            return LocalBoard()
+        sdk = toolchain(self.toolchain)
+        # A simulator keeps one core busy, whatever its thread count says.
+        environment = {name: value for name, value in sdk.environment().items() if name != "PYTHONPATH"}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        return LocalBoard(str(sdk.python), environment, {self.toolchain: runner_module(self)}, workers())
+
+
+def runner_module(board: BoardRef) -> str:
+    """Name the module that runs a target's parts in the target's own SDK."""
+    return f"targets.{board.toolchain}.toolchain.simulate"
+
+
+def workers() -> int:
+    """Say how many simulators run side by side: one per core, if each can have 3 GiB."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
 
 
 def _cpu_model() -> str:

@@ -4,6 +4,7 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -82,7 +83,7 @@ def _imports(tree: ast.AST, package: str) -> Iterable[str]:
             prefix = ".".join([*parents, node.module or ""]).strip(".") if node.level else node.module or ""
             yield prefix
             yield from (f"{prefix}.{alias.name}" for alias in node.names)  # may be a module, may be a name
-        else:
+        elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):  # no expression imports
             yield from _imports(node, package)
 
 
@@ -95,5 +96,7 @@ def version(top: str) -> str:
                 return importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 continue
+    if importlib.util.find_spec(top) is None:  # an SDK of another environment; asking for all distributions is slow
+        return ""
     distributions = importlib.metadata.packages_distributions().get(top, [])
     return importlib.metadata.version(distributions[0]) if distributions else ""

@@ -15,6 +15,8 @@
     └── Broken                   exit 4: a tool, board or disk broke on the way; can be run again
         ├── DownloadFailed       a checkpoint could not be fetched
         ├── SessionFailed        the session on a board ended early
+        ├── ToolchainBroken      a vendor SDK is installed and does not work
+        ├── ToolchainFailed      a vendor SDK refused, crashed, or ran out of time or memory
         └── StoreBroken          the artifact store cannot be read or written
 
 Every message says what happened, what is allowed, and the next command to run.
@@ -87,6 +89,14 @@ class DownloadFailed(Broken):
 
 class SessionFailed(Broken):
     """The session on a board ended early."""
+
+
+class ToolchainBroken(Broken):
+    """A vendor SDK is installed and does not work, or cannot be installed."""
+
+
+class ToolchainFailed(Broken):
+    """A vendor SDK refused its work, crashed, or ran out of time or memory."""
 
 
 class StoreBroken(Broken):

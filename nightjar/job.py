@@ -43,12 +43,12 @@ def zipapp(modules: Sequence[str]) -> bytes:
     return packed.getvalue()
 
 
-def session_modules(binary: Path) -> list[str]:
-    """Name the modules a binary needs on a board: its model's decode loop and its parts' runners."""
+def session_modules(binary: Path, runners: Mapping[str, str] = {}) -> list[str]:
+    """Name the modules a binary needs on a board: its model's decode loop and its parts' runners, as the board says."""
     model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
     parts = json.loads((binary / "binary.json").read_text(encoding="utf-8"))["parts"]
-    runners = sorted({entry["runner"] for entry in parts.values()})
-    return [f"models.{model['family']}.decode", *(f"targets.{runner}.runner" for runner in runners)]
+    needed = sorted({entry["runner"] for entry in parts.values()})
+    return [f"models.{model['family']}.decode", *(runners.get(name, f"targets.{name}.runner") for name in needed)]
 
 
 def run_session(
@@ -79,8 +79,10 @@ def run_session(
         "decode": decode,
         "harvest": list(harvest),
         "language": language,
+        "runners": dict(board.runners),
+        "workers": board.workers,
     }
-    app = zipapp(session_modules(binary))
+    app = zipapp(session_modules(binary, board.runners))
     with storing():
         _keep_or_clear(folder, job, app)
         (folder / "clips").mkdir(parents=True, exist_ok=True)

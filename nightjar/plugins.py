@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from nightjar.closure import ROOT, module_file
 from nightjar.errors import UnknownName
+from nightjar.toolchain import toolchain
 
 Kind = Literal["models", "targets"]
 
@@ -20,6 +21,18 @@ class Plugin(BaseModel, frozen=True):
     def load(self) -> ModuleType:
         """Import the module."""
         return importlib.import_module(self.module)
+
+    def tools(self) -> tuple[str, ...]:
+        """List the modules that run inside a target's SDK, which no import reaches."""
+        inside = ROOT.joinpath(*self.module.split("."), "toolchain")
+        return tuple(f"{self.module}.toolchain.{path.stem}" for path in sorted(inside.glob("*.py")))
+
+    def sdk(self) -> dict[str, str]:
+        """Return what is installed beside a target's SDK, nothing for a target without one.
+
+        Raises ToolchainMissing where it is not installed.
+        """
+        return toolchain(self.module.rpartition(".")[2]).versions() if self.tools() else {}
 
 
 def names(kind: Kind) -> list[str]:

@@ -12,8 +12,10 @@ import importlib
 import json
 import os
 import resource
+import selectors
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,9 +35,8 @@ class Parts:
         for part, entry in job["parts"].items():
             by_runner.setdefault(entry["runner"], {})[part] = entry
         for name, parts in by_runner.items():
-            opened = importlib.import_module(f"targets.{name}.runner").open_runner(
-                folder, parts, job.get("runner_options", {}).get(name)
-            )
+            module = job["runners"].get(name, f"targets.{name}.runner")
+            opened = importlib.import_module(module).open_runner(folder, parts)
             self._runner_of.update(dict.fromkeys(parts, opened))
 
     def run(self, part: str, inputs: Tensors, constant: Tensors = {}) -> Tensors:  # noqa: B006 (never written)
@@ -113,16 +114,61 @@ def _run_locked(folder: Path, out: TextIO) -> None:
         print(json.dumps(line), file=out, flush=True)
     todo = [clip for clip in job["clips"] if clip["id"] not in done]
     if todo:
-        parts = Parts(folder, job)
         with lines_path.open("a", encoding="utf-8") as kept:
-            for line in run_clips(parts, folder, job, todo):
-                text = json.dumps(line)
+            for text in _worked(folder, job, todo):
                 print(text, file=kept, flush=True)
                 os.fsync(kept.fileno())
                 print(text, file=out, flush=True)
-        parts.close()
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024}), file=out, flush=True)
+
+
+def _worked(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of clips as text, from `workers` processes where one runtime keeps one core busy."""
+    workers = min(job["workers"], len(clips))
+    if workers == 1:
+        parts = Parts(folder, job)
+        yield from map(json.dumps, run_clips(parts, folder, job, clips))
+        parts.close()
+        return
+    with selectors.DefaultSelector() as waiting:
+        for number in range(workers):
+            pid, pipe = _fork(folder, job, clips[number::workers])
+            waiting.register(pipe, selectors.EVENT_READ, pid)
+        while waiting.get_map():
+            for key, _ in waiting.select():
+                if text := key.fileobj.readline().decode():
+                    if error := json.loads(text).get("error"):
+                        raise RuntimeError(error)
+                    yield text.rstrip("\n")
+                    continue
+                waiting.unregister(key.fileobj)
+                key.fileobj.close()
+                if status := os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1]):
+                    raise RuntimeError(f"a worker was ended by signal {-status}")
+
+
+def _fork(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> tuple[int, Any]:
+    """Start a worker on its clips; return its process id and where its lines come from.
+
+    It has no runtime yet, so a fork is safe. Its parent gone, it ends at its next line, and holds the lock until then.
+    """
+    reading, writing = os.pipe()
+    if pid := os.fork():
+        os.close(writing)
+        return pid, os.fdopen(reading, "rb", buffering=0)  # what is buffered, select does not see
+    os.close(reading)
+    try:
+        with os.fdopen(writing, "w", encoding="utf-8") as out:
+            try:
+                parts = Parts(folder, job)
+                for line in run_clips(parts, folder, job, clips):
+                    print(json.dumps(line), file=out, flush=True)
+            except Exception as error:
+                traceback.print_exc()
+                print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)
+    finally:
+        os._exit(0)  # a fork must not go on in its parent's code
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
@@ -146,8 +192,6 @@ def main(folder: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 4
     except Exception as error:  # the host reads the last line; the traceback above it is for the log
-        import traceback
-
         traceback.print_exc()
         print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
         return 4

@@ -99,6 +99,7 @@ def _record(folder: Path) -> dict[str, Any]:
         "finished": record["finished"],
         "inputs": those("input "),
         "libraries": those("library "),
+        "sdk": those("sdk "),
         "board": those("board."),
         "code_sha256": digest(those("code ")),
     }

@@ -238,8 +238,10 @@ def key_parts(name: str, body: Callable[..., Any], arguments: dict[str, Any]) ->
         if isinstance(value, Artifact | Source):
             parts[f"input {argument}"] = value.sha256
         elif plugins := _plugins(value):
-            parts[f"plug-in {argument}"] = " ".join(plugins)
-            modules.extend(plugins)
+            parts[f"plug-in {argument}"] = " ".join(each.module for each in plugins)
+            for each in plugins:
+                modules += [each.module, *each.tools()]
+                parts |= {f"sdk {name}": version for name, version in each.sdk().items()}
         elif hasattr(value, "identity"):
             parts |= _flat(argument, value.identity())
         else:
@@ -249,9 +251,8 @@ def key_parts(name: str, body: Callable[..., Any], arguments: dict[str, Any]) ->
     return parts | {f"library {library}": version for library, version in libraries.items()}
 
 
-def _plugins(value: Any) -> list[str]:
-    values = value if isinstance(value, tuple) else (value,)
-    return [each.module for each in values if isinstance(each, Plugin)]
+def _plugins(value: Any) -> list[Plugin]:
+    return [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Plugin)]
 
 
 def _flat(name: str, value: Any) -> dict[str, str]:

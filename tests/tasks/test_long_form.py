@@ -69,12 +69,13 @@ def source(speech: Path) -> Source:
 
 def heard(store: Store, binary: Path, speech: Path, reference: Artifact | None = None, **options: Any) -> Artifact:
     target = plugin("targets", "onnx")
+    board = board_of(target, "local")
     made: Artifact = evaluate(
         binary=binary,
         speech=source(speech),
-        session=session_of(plugin("models", "whisper", "decode"), target),
+        session=session_of(plugin("models", "whisper", "decode"), target, board),
         words=plugin("models", "whisper", "tokens"),
-        board=board_of(target, "local"),
+        board=board,
         reference=reference,
         options=EvaluateOptions(**options),
     )

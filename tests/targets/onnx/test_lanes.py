@@ -81,7 +81,7 @@ def test_agreement_in_lanes_is_that_of_a_forced_run(built: Path) -> None:
 
 def test_the_graph_takes_any_lanes_and_rows_and_the_rest_is_fixed(built: Path) -> None:
     part = read(built / "binary", "binary.json")["parts"]["decoder"]
-    assert part["lanes"] == 8
+    assert part["lanes"] == 16
     model = read(built / "binary", "model.json")
     d = model["dims"]["n_text_state"]
     session = onnxruntime.InferenceSession(built / "binary" / part["file"])
@@ -95,5 +95,5 @@ def test_lanes_fit_memory() -> None:
     def decoder(rows: int) -> dict[str, Any]:
         return {"inputs": [{"name": "mask", "shape": [1]}, {"name": "cross_k_0", "shape": [1, rows, 2**20]}]}
 
-    assert [count_lanes(decoder(rows)) for rows in (1, 16, 40, 1000)] == [8, 8, 3, 1]
+    assert [count_lanes(decoder(rows)) for rows in (1, 16, 40, 1000)] == [16, 8, 3, 1]
     assert count_lanes({"inputs": [{"name": "audio", "shape": [1, 1500, 384]}]}) == 1

@@ -1,0 +1,90 @@
+"""Run a command in a process group of its own, and make a log of what vendors' tools print."""
+
+import contextvars
+import logging
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger(__name__)
+
+PIECE = re.compile(rb"[\r\n]")
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+BAR = re.compile(r"(\w[\w .]*?)\s*:\s*\d+%\|.*?\|\s*(\d+)/(\d+)")  # tqdm's
+
+Progress = Callable[[str, int, int], None]  # what, done, total: of the SDK's own progress bars
+
+
+def run_logged(
+    command: list[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    log_file: Path,
+    timeout_s: float,
+    on_progress: Progress | None = None,
+) -> int | None:
+    """Run a command in a process group of its own, write its cleaned output to a file and to this module's log.
+
+    Returns its exit status, or None when it outlived `timeout_s`. The group is killed on every way out.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    said = (_listen, process.stdout, log_file, on_progress)
+    reader = threading.Thread(target=contextvars.copy_context().run, args=said, daemon=True)  # it ticks for the caller
+    reader.start()
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            log.debug("process group %d has ended", process.pid)
+        process.wait()
+        reader.join(timeout=10)
+        process.stdin.close()
+        process.stdout.close()
+
+
+def last_line(said: str) -> str:
+    """Find the line of a log that says most: the last error line, else the last that is no traceback's."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(E |ERROR|\w*Error: )", line) and "Traceback" not in line]
+    return (errors or [line for line in lines if not line.startswith(("File ", "Traceback"))] or [""])[-1][:300]
+
+
+def _listen(stream: IO[bytes], log_file: Path, on_progress: Progress | None) -> None:
+    """Pass output on without colours and without progress bars, which go to `on_progress`."""
+    with log_file.open("a", encoding="utf-8") as kept:
+        for piece in _pieces(stream):
+            text = ANSI.sub("", piece).rstrip()
+            if bar := BAR.search(text):
+                if on_progress is not None:
+                    on_progress(bar[1].strip(), int(bar[2]), int(bar[3]))
+            elif text:
+                print(text, file=kept, flush=True)
+                log.debug("%s", text)
+
+
+def _pieces(stream: IO[bytes]) -> Iterator[str]:
+    """Split a stream at line ends and carriage returns as they come."""
+    rest = b""
+    while block := os.read(stream.fileno(), 65536):
+        *whole, rest = PIECE.split(rest + block)
+        yield from (piece.decode(errors="replace") for piece in whole)
+    yield rest.decode(errors="replace")

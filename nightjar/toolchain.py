@@ -1,0 +1,284 @@
+"""A vendor SDK in an environment of its own: install it, look at it, call it with JSON.
+
+`targets/<t>/toolchain/requirements.txt` is a complete lock, installed without resolving anything (`--no-deps`): the
+vendors' own version ranges contradict what works. An environment counts as installed when its probe has run, and only
+then takes its place, so a killed install leaves nothing half made.
+"""
+
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nightjar.closure import ROOT
+from nightjar.errors import ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
+from nightjar.logged import Progress, last_line, run_logged
+
+log = logging.getLogger(__name__)
+
+MARKER = "installed.json"
+INSTALL_S = 3600.0
+PROBE_S = 600.0
+OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|cannot allocate memory|can't allocate memory|MemoryError", re.I)
+
+
+class Toolchain(NamedTuple):
+    """An installed SDK: its environment and the target it belongs to."""
+
+    target: str
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        return self.folder / "bin" / "python"
+
+    def versions(self) -> dict[str, str]:
+        """List what is installed by the names of its metadata folders; starts nothing, so it may enter every key."""
+        return installed_versions(self.folder)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables its processes run with: this repository importable, hashing fixed, a thread per core."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
+        cores = str(len(os.sched_getaffinity(0)))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), cores)
+        return {
+            **kept,
+            **threads,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONHASHSEED": "0",  # toolkits order what they write by sets
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LC_ALL": "C.UTF-8",
+            "TERM": "dumb",
+        }
+
+    def call(
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        folder: Path,
+        timeout_s: float,
+        memory_bytes: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Run `main(job)` of one of our modules inside and return its result.
+
+        `folder` is the call's own: its working folder, with job.json, result.json and log.txt. The process and all it
+        starts end with this call, however that ends. Raises ToolchainBroken where the SDK does not import, and
+        ToolchainFailed where it refuses, crashes, or outgrows its time or memory.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        (folder / "result.json").unlink(missing_ok=True)
+        command = [str(self.python), "-P", "-m", "nightjar.inside", module, "job.json", "result.json"]
+        status = run_logged(
+            [*command, str(memory_bytes or 0)], self.environment(), folder, folder / "log.txt", timeout_s, on_progress
+        )
+        result: dict[str, Any] = {}
+        if (folder / "result.json").is_file():
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if status == 0 and "result" in result:
+            found: dict[str, Any] = result["result"]
+            return found
+        raise self._failure(module, status, result, folder / "log.txt", timeout_s, memory_bytes)
+
+    def _failure(
+        self,
+        module: str,
+        status: int | None,
+        result: Mapping[str, Any],
+        log_file: Path,
+        timeout_s: float,
+        memory_bytes: int | None,
+    ) -> ToolchainBroken | ToolchainFailed:
+        """Say in one line why a call gave no result, and keep its log where the message says."""
+        kind, message = result.get("error", ""), result.get("message", "")
+        said = log_file.read_text(encoding="utf-8", errors="replace")
+        kept = self.folder.parent / "logs" / f"{self.target}.{module.rpartition('.')[2]}.txt"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log_file, kept)
+        where = f"toolchain {self.target} ({module.rpartition('.')[2]})"
+        if status is None:
+            return ToolchainFailed(
+                f"{where} did not end within {timeout_s:g} s and was ended; log in {kept}: run the same command again"
+            )
+        if kind == "ImportError":
+            return ToolchainBroken(
+                f"{where} does not import: {message}; run `nightjar toolchain install {self.target}` to make it anew"
+            )
+        if kind == "MemoryError" or (not kind and status != -signal.SIGKILL and OUT_OF_MEMORY.search(said)):
+            limit = f" of {memory_bytes / 2**30:.1f} GiB" if memory_bytes else ""
+            return ToolchainFailed(
+                f"{where} ran out of memory{limit}; log in {kept}: "
+                "free memory or give fewer calibration samples, then run the same command again"
+            )
+        if status < 0:
+            why = ", which is mostly the kernel's for want of memory" if status == -signal.SIGKILL else ""
+            return ToolchainFailed(
+                f"{where} was killed by {signal.Signals(-status).name}{why}; log in {kept}: run the same command again"
+            )
+        reason = message or last_line(said) or f"exit status {status}"
+        return ToolchainFailed(
+            f"{where} failed: {reason}; log in {kept}: mend the cause or report it, then run the same command again"
+        )
+
+
+def folder_of(target: str) -> Path:
+    """Say where a target's environment lies, or would."""
+    return Path(os.environ.get("NIGHTJAR_TOOLCHAINS") or ROOT / "toolchains") / target
+
+
+def requirements_of(target: str) -> Path:
+    """Return a target's lock; raises UnknownName for a target that has no SDK."""
+    path = ROOT / "targets" / target / "toolchain" / "requirements.txt"
+    if not path.is_file():
+        raise UnknownName(
+            f"target {target!r} has no toolchain; have {', '.join(with_toolchain())}: see `nightjar targets`"
+        )
+    return path
+
+
+def with_toolchain() -> list[str]:
+    """List the targets that have an SDK of their own."""
+    return sorted(path.parent.parent.name for path in (ROOT / "targets").glob("*/toolchain/requirements.txt"))
+
+
+def toolchain(target: str) -> Toolchain:
+    """Return a target's installed SDK; raises ToolchainMissing where it is absent or of other versions than pinned."""
+    found, wanted = Toolchain(target, folder_of(target)), pinned(requirements_of(target))
+    if not (found.folder / MARKER).is_file() or not found.python.exists():
+        raise ToolchainMissing(f"the toolchain of {target} is not installed: run `nightjar toolchain install {target}`")
+    have = found.versions()
+    for name, version in wanted.items():
+        if have.get(name) != version:
+            raise ToolchainMissing(
+                f"the toolchain of {target} has {name} {have.get(name, 'not at all')} where {version} is pinned: "
+                f"run `nightjar toolchain install {target}`"
+            )
+    return found
+
+
+def install(target: str, say: Callable[[str], None] = log.info) -> Toolchain:
+    """Make an environment, probe it and put it in place, unless the one there is as pinned and passes its probe.
+
+    Raises ToolchainBroken when pip fails and what `Toolchain.call` raises when the probe does.
+    """
+    requirements, folder = requirements_of(target), folder_of(target)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_suffix(".lock")):
+        if _is_current(folder, requirements):
+            try:
+                probe(Toolchain(target, folder))
+                return Toolchain(target, folder)
+            except (ToolchainBroken, ToolchainFailed) as exc:
+                say(f"{exc}; making it anew")
+        for stale in folder.parent.glob(f".{target}.*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{target}.", dir=folder.parent))
+        try:
+            place.chmod(0o755)
+            _fill(Toolchain(target, place), requirements, say)
+            if folder.exists():
+                folder.rename(place.with_name(f".{target}.old"))
+            place.rename(folder)
+        finally:
+            for stale in folder.parent.glob(f".{target}.*"):
+                shutil.rmtree(stale, ignore_errors=True)
+    return Toolchain(target, folder)
+
+
+def probe(found: Toolchain) -> dict[str, Any]:
+    """Import the SDK for real and let it do its smallest piece of work; raises what `Toolchain.call` does."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return found.call(f"targets.{found.target}.toolchain.probe", {}, Path(scratch), PROBE_S)
+
+
+def pinned(requirements: Path) -> dict[str, str]:
+    """Read a lock of `name==version` lines."""
+    lines = (line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
+    return {_canonical(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+
+
+def installed_versions(folder: Path) -> dict[str, str]:
+    """List an environment's distributions by name, and `python`, from the names of its metadata folders."""
+    found = {"python": _python_version(folder)}
+    for path in sorted(folder.glob("lib/python*/site-packages/*.dist-info")):
+        name, _, version = path.name.removesuffix(".dist-info").partition("-")
+        found[_canonical(name)] = version.partition("+")[0]  # torch 2.13.0+cpu is 2.13.0 of another build
+    found.pop("pip", None)
+    return found
+
+
+def _fill(found: Toolchain, requirements: Path, say: Callable[[str], None]) -> None:
+    """Make the environment at its temporary place, probe it, and write the marker last."""
+    say(f"making an environment for {found.target}: {', '.join(f'{n} {v}' for n, v in pinned(requirements).items())}")
+    log_file = found.folder / "install.txt"
+    outside = dict(os.environ)  # pip's own configuration says where packages come from
+    for command in (
+        [sys.executable, "-m", "venv", str(found.folder)],
+        [
+            *(str(found.python), "-m", "pip", "install", "--no-deps", "--progress-bar", "off", "--no-input"),
+            *("--disable-pip-version-check", "-r", str(requirements)),
+        ],
+    ):
+        status = run_logged(command, outside, found.folder, log_file, INSTALL_S, None)
+        if status != 0:
+            reason = last_line(log_file.read_text(encoding="utf-8", errors="replace"))
+            kept = found.folder.parent / "logs" / f"{found.target}.install.txt"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log_file, kept)
+            raise ToolchainBroken(
+                f"the toolchain of {found.target} cannot be installed: {reason or 'time limit'}; log in {kept}: "
+                f"go online or configure pip, then run `nightjar toolchain install {found.target}` again"
+            )
+    say(f"probing {found.target}: an import and a build of two ops")
+    marker = {"requirements": _sha256(requirements), "versions": found.versions(), "probe": probe(found)}
+    (found.folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_current(folder: Path, requirements: Path) -> bool:
+    """Say whether an environment was made of these requirements, and still has what they name."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    have = installed_versions(folder)
+    return marker.get("requirements") == _sha256(requirements) and pinned(requirements).items() <= have.items()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _python_version(folder: Path) -> str:
+    """Read the interpreter's version off the environment's own description."""
+    try:
+        text = (folder / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        return "absent"
+    found = re.search(r"^version\s*=\s*(\S+)", text, re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+@functools.cache
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
