@@ -1,0 +1,211 @@
+"""Make the parts of a binary by calling the toolkit: float16 at once, int8 by way of quantization parameters."""
+
+import fnmatch
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from nightjar.calibration import CalibrationSet
+from nightjar.errors import BadInput, BadOptions
+from nightjar.progress import tick
+from nightjar.toolchain import Toolchain, toolchain
+from targets.rknn import NAME, Options
+from targets.rknn.audit import audit, read_table, require_int8
+from targets.rknn.names import layers_from, precision_file, read_names, write_names
+from targets.rknn.toolchain import compile as inside
+
+BUILD_S = 3600.0
+QUANTIZE_S = 6 * 3600.0
+STEP1 = ("model", "data", "quantization.cfg")
+MADE = ("rknn", "sim.onnx", "sim.json")
+
+Entry = dict[str, Any]
+
+
+def build(
+    graphs: Path, calibration: Path | None, options: Options, out: Path, plan: Path | None, quantized: Path | None
+) -> None:
+    """Do what `targets.rknn.compile` says."""
+    model = read_model(graphs)
+    files = {name: part["file"] for name, part in model["parts"].items()}
+    kept = _planned(plan, files) if plan is not None else {}
+    if options.precision == "auto" and plan is None:
+        raise BadOptions(
+            "--precision auto needs the plan of a precision search; build with --precision int8 or fp instead"
+        )
+    _patterns(options.float_nodes, files)
+    found = toolchain(NAME)
+    out.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, Entry] = {}
+    with tempfile.TemporaryDirectory(prefix="nightjar-rknn-") as scratch:
+        if options.precision != "fp" and quantized is None:
+            if calibration is None:
+                raise BadOptions("int8 needs calibration data: pass a calibration set, or build with --precision fp")
+            quantized = Path(scratch) / "quantized"
+            quantization(graphs, calibration, options, quantized)
+        for number, part in enumerate(files):
+            if quantized is None:
+                entries[part] = build_float(found, graphs / files[part], part, options, out)
+            else:
+                names = read_names(quantized / f"{part}.quantization.cfg")
+                keep = [*kept[part]] if plan is not None else [*names["masked_attention"]] * options.float_rules
+                keep += matching(part, _patterns(options.float_nodes, files)[part], names)
+                entries[part] = hybrid(found, quantized, graphs / files[part], part, keep, out)
+                require_int8(part, entries[part])
+            tick(number + 1, len(files))
+    for entry in entries.values():
+        entry["soc"] = options.soc
+    for path in sorted(graphs.glob("*embedding*")):
+        shutil.copyfile(path, out / path.name)
+    for part in files:
+        model["parts"][part]["file"] = f"{part}.rknn"
+    (out / "model.json").write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
+    description = {"target": NAME, "precision": options.precision, "parts": entries}
+    (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def read_model(graphs: Path) -> dict[str, Any]:
+    """Read model.json; raises BadOptions for graphs that are not ONNX."""
+    model: dict[str, Any] = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    if model["recipe"]["graph_format"] != "onnx":
+        raise BadOptions("target rknn compiles ONNX graphs, these are TorchScript: export with graph_format onnx")
+    return model
+
+
+def build_float(found: Toolchain, graph: Path, part: str, options: Options, out: Path) -> Entry:
+    """Compile one part in float16 into `out`; return its entry of binary.json."""
+    with _working(part, graph) as folder:
+        job = {"kind": "float", "name": part, "config": _config(options)}
+        result = found.call(inside.__name__, job, folder, BUILD_S)
+        return _finish(graph, part, folder, result, out)
+
+
+def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
+    """Collect every part's quantization parameters over its calibration samples: the expensive step, minutes a part.
+
+    Writes per part NAME.model, NAME.data, NAME.quantization.cfg (the toolkit's) and NAME.names.json into `out`; they
+    depend on the graphs, the calibration set and the options for ranges, and on nothing else.
+    """
+    samples, files = CalibrationSet.open(calibration), {n: p["file"] for n, p in read_model(graphs)["parts"].items()}
+    found = toolchain(NAME)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (part, file) in enumerate(files.items()):
+
+        def show(what: str, done: int, total: int, before: int = number) -> None:
+            if what == "Quantizating":
+                tick(100 * before + 100 * done // total, 100 * len(files))
+
+        with _working(part, graphs / file) as folder:
+            dataset = samples.write_dataset(part, folder / "dataset")
+            (folder / "dataset.txt").write_text(thinned(dataset, options.samples), encoding="utf-8")
+            job = {"kind": "quantize", "name": part, "config": _config(options)}
+            result = found.call(inside.__name__, job, folder, QUANTIZE_S, on_progress=show)
+            for suffix in STEP1:
+                shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
+        write_names(onnx.load(graphs / file), layers_from(result["layers"]), out, part)
+
+
+def hybrid(found: Toolchain, quantized: Path, graph: Path, part: str, keep: Sequence[str], out: Path) -> Entry:
+    """Compile one part from its quantization parameters into `out`, the layers of `keep` in float16, the rest in int8.
+
+    keep: tensors of the float ONNX graph, or of the toolkit's own. Returns the part's entry of binary.json.
+    """
+    with _working(part, graph) as folder:
+        for suffix in ("model", "data"):
+            (folder / f"{part}.{suffix}").symlink_to((quantized / f"{part}.{suffix}").resolve())
+        try:
+            precision_file(quantized / f"{part}.quantization.cfg", keep, folder / f"{part}.quantization.cfg")
+        except BadInput as exc:
+            raise BadOptions(f"part '{part}': {exc}") from exc
+        result = found.call(inside.__name__, {"kind": "hybrid", "name": part}, folder, BUILD_S)
+        return _finish(graph, part, folder, result, out)
+
+
+def matching(part: str, patterns: Sequence[str], names: Mapping[str, Any]) -> list[str]:
+    """Find the layers that globs over the ONNX graph's nodes and tensors name; BadOptions for one that fits none."""
+    layer_of = {**names["tensors"], **names["nodes"]}
+    keep = []
+    for pattern in patterns:
+        fitting = fnmatch.filter(layer_of, pattern)
+        if not fitting:
+            raise BadOptions(
+                f"float_nodes '{part}:{pattern}' fits no layer that could be int8; "
+                f"{part} has {', '.join(names['nodes'])}"
+            )
+        keep += [layer_of[name] for name in fitting]
+    return keep
+
+
+def thinned(dataset: Path, samples: int) -> str:
+    """Return at most so many lines of a dataset.txt, spread evenly: a decoder's samples lie in order of their clips."""
+    lines = dataset.read_text(encoding="utf-8").splitlines(keepends=True)
+    step = max(1.0, len(lines) / samples)
+    return "".join(lines[int(number * step)] for number in range(min(samples, len(lines))))
+
+
+def _finish(graph: Path, part: str, folder: Path, result: Mapping[str, Any], out: Path) -> Entry:
+    """Move what a build made to `out`, audit it and describe it."""
+    for suffix in MADE:
+        shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
+    rows = read_table((folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
+    model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
+    figures, entries = audit(model, layers_from(result["layers"]), rows)
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    (out / f"{part}.layers.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    return {
+        "runner": NAME,
+        "file": f"{part}.rknn",
+        "size_bytes": (out / f"{part}.rknn").stat().st_size,
+        **figures,
+        "layers": f"{part}.layers.json",
+        "simulator": {"graph": f"{part}.sim.onnx", "tables": f"{part}.sim.json"},
+        "toolkit": result["toolkit"],
+    }
+
+
+@contextmanager
+def _working(part: str, graph: Path) -> Iterator[Path]:
+    """Give a call a folder of its own, with the graph under its part's name: paths get into what the toolkit writes."""
+    with tempfile.TemporaryDirectory(prefix="nightjar-rknn-") as name:
+        (Path(name) / f"{part}.onnx").symlink_to(graph.resolve())
+        yield Path(name)
+
+
+def _config(options: Options) -> dict[str, Any]:
+    return {
+        "target_platform": options.soc,
+        "quantized_algorithm": options.quantized_algorithm,
+        "quantized_method": options.quantized_method,
+        "optimization_level": options.optimization_level,
+    }
+
+
+def _patterns(float_nodes: Sequence[str], parts: Mapping[str, str]) -> dict[str, list[str]]:
+    patterns: dict[str, list[str]] = {part: [] for part in parts}
+    for entry in float_nodes:
+        part, _, pattern = entry.partition(":")
+        if part not in patterns or not pattern:
+            raise BadOptions(f"float_nodes '{entry}' is not PART:GLOB with a PART of {', '.join(parts)}")
+        patterns[part].append(pattern)
+    return patterns
+
+
+def _planned(plan: Path, parts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Read plan.json: part to the tensors kept float16; a part it does not name keeps none."""
+    try:
+        planned: dict[str, list[str]] = json.loads(plan.read_text(encoding="utf-8"))["float"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise BadInput(
+            f"{plan} is no plan ({exc}): it is {{'float': {{part: [tensor, …]}}}}; run the search again"
+        ) from exc
+    if unknown := sorted(planned.keys() - parts.keys()):
+        raise BadOptions(
+            f"the plan names part {unknown[0]!r}; these graphs have {', '.join(parts)}: run the search again"
+        )
+    return {part: list(planned.get(part, ())) for part in parts}

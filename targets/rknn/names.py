@@ -1,0 +1,149 @@
+"""Map the float graph's nodes and tensors to the toolkit's layers, and write what it shall keep float16.
+
+The toolkit fuses and renames: a MatMul with its bias becomes a Conv called `…/MatMul#2`, the five nodes of a GELU one
+`exGelu`, a whole attention `…/MatMul_1_2sdpa`. Its tensor names are no guide (an Add may put out
+`/Transpose_output_0_sw-rs`), the names of its layers are: each begins with the name of the last node it stands for.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+
+from nightjar.errors import BadInput
+
+# What the toolkit hangs on a node's name.
+ADDED = re.compile(r"(?:#\d+|_2[a-z]+|[-_](?:rs|tp|sw|mm|sdpa|ConvAdd|ConvRelu|bias|exSecondary)|_i\d+)*")
+MOVING = frozenset(
+    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "exDataConvert", "Cast", "Constant"}
+)
+LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
+SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
+NAMES = "names.json"
+
+
+class Layer(NamedTuple):
+    """A layer of the toolkit's optimised graph."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def layers_from(entries: Iterable[Mapping[str, Any]]) -> list[Layer]:
+    """Read what toolchain/compile.py returns."""
+    return [Layer(e["name"], e["op"], tuple(e["inputs"]), tuple(e["outputs"])) for e in entries]
+
+
+def node_name(layer: str, nodes: Iterable[str]) -> str | None:
+    """Find the float node a layer's name was made from: the longest that begins it, the rest being the toolkit's."""
+    fitting = [name for name in nodes if name and layer.startswith(name) and ADDED.fullmatch(layer, len(name))]
+    return max(fitting, key=len, default=None)
+
+
+def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
+    """Map each float node to the layer that does its work; nodes that became constants are left out.
+
+    A node without a layer of its own went into the one before (a bias, a scale, what only moves data) or into the one
+    behind (a GELU's parts, an attention's product, mask and softmax).
+    """
+    nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
+    found: dict[str, Layer] = {}
+    for layer in layers:
+        name = node_name(layer.name, nodes) if layer.op not in MOVING else None
+        if name is not None and nodes[name].op_type not in MOVING:
+            found.setdefault(name, layer)
+    makers = {out: node.name for node in nodes.values() for out in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in nodes.values():
+        for source in node.input:
+            readers.setdefault(source, []).append(node.name)
+
+    linear = {name for name, node in nodes.items() if node.op_type in LINEAR}
+    for name, node in nodes.items():  # a graph's nodes stand in an order in which inputs come first
+        before = [makers[source] for source in node.input if source in makers]
+        if name in found or not before:
+            continue
+        scales = node.op_type in SCALING and len(before) == 1 and before[0] in linear
+        if (scales or node.op_type in MOVING) and before[0] in found:
+            found[name] = found[before[0]]
+            if scales:
+                linear.add(name)
+    for name, node in reversed(nodes.items()):
+        behind = [found[reader] for out in node.output for reader in readers.get(out, ()) if reader in found]
+        if name not in found and behind:
+            found[name] = behind[0]
+    return found
+
+
+def tensor_names(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, str]:
+    """Map each tensor of the float graph that some layer computes to that layer's own output tensor."""
+    found = node_layers(model, layers)
+    return {
+        tensor: found[node.name].outputs[0]
+        for node in model.graph.node
+        if node.name in found
+        for tensor in node.output
+        if tensor
+    }
+
+
+def masked_attention(layers: Iterable[Layer]) -> list[str]:
+    """Name the outputs of attention layers that add a mask: query, key, value and mask."""
+    return [layer.outputs[0] for layer in layers if layer.op == "exSDPAttention" and len(layer.inputs) > 3]
+
+
+def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, part: str) -> None:
+    """Write beside a part's quantization parameters which tensor is which, and which layers there are."""
+    content = {
+        "tensors": tensor_names(model, layers),
+        "nodes": {node: layer.outputs[0] for node, layer in node_layers(model, layers).items()},
+        "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
+        "masked_attention": masked_attention(layers),
+    }
+    (folder / f"{part}.{NAMES}").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_names(quantization_cfg: Path) -> dict[str, Any]:
+    """Read what `write_names` left beside a part's .quantization.cfg; raises BadInput where there is nothing."""
+    path = quantization_cfg.with_name(quantization_cfg.name.removesuffix("quantization.cfg") + NAMES)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise BadInput(
+            f"{path} cannot be read: quantization parameters come with it; run the same command with --refresh build"
+        ) from exc
+    return found
+
+
+def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Path:
+    """Write the toolkit's configuration with the layers of these float tensors in float16; return its path.
+
+    keep: names of tensors of the float ONNX graph, or of the toolkit's own. Raises BadInput with every name that no
+    layer computes.
+    """
+    names = read_names(quantization_cfg)
+    own = set(names["outputs"])
+    chosen = {names["tensors"].get(name, name if name in own else None): name for name in keep}
+    unknown = [name for name in keep if name not in names["tensors"] and name not in own]
+    if unknown:
+        raise BadInput(
+            f"no layer computes {', '.join(unknown)}: "
+            f"name tensors of the float graph such as {', '.join(list(names['tensors'])[:3])} in the plan"
+        )
+    # As text: the toolkit refuses a file in which a number was written another way.
+    text = quantization_cfg.read_text(encoding="utf-8")
+    empty = "custom_quantize_layers: {}\n"
+    if not text.startswith(empty):
+        raise BadInput(
+            f"{quantization_cfg} does not begin with an empty custom_quantize_layers: "
+            "it is not as the toolkit wrote it; run the same command with --refresh build"
+        )
+    lines = "".join(f"    {json.dumps(name)}: float16\n" for name in sorted(filter(None, chosen)))
+    head = f"custom_quantize_layers:\n{lines}" if lines else empty
+    out.write_text(head + text.removeprefix(empty), encoding="utf-8")
+    return out
