@@ -97,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("report", type=Path, help="report.html or the results.json beside it")
     reproduce.set_defaults(command=_reproduce)
 
+    toolchain = commands.add_parser("toolchain", help="vendor SDKs, each in an environment of its own")
+    toolchains = toolchain.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for word, help_text in (("install", "make and probe a target's SDK"), ("status", "look at it and probe it")):
+        one = toolchains.add_parser(word, help=help_text, epilog=EXIT_CODES)
+        one.add_argument("target", help="the target it belongs to")
+        one.set_defaults(command=_toolchain, word=word)
+
     for kind in ("targets", "models"):
         listing = commands.add_parser(kind, help=f"list the {kind} there are")
         listing.set_defaults(command=_listing(kind))
@@ -290,6 +297,21 @@ def _listing(kind: str) -> Callable[[argparse.Namespace], int]:
         return 0
 
     return show
+
+
+def _toolchain(arguments: argparse.Namespace) -> int:
+    from nightjar.show import Screen
+    from nightjar.toolchain import install, probe, toolchain
+
+    screen = Screen()
+    if arguments.word == "install":
+        found = install(arguments.target, screen.say)
+    else:
+        found = toolchain(arguments.target)
+        probe(found)
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions().items())
+    screen.say(f"toolchain {found.target} in {found.folder} is as pinned and works: {versions}")
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

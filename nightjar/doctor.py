@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from nightjar.closure import ROOT, version
+from nightjar.errors import ToolchainMissing
 from nightjar.plugins import names, plugin
 from nightjar.request import shipped_models
+from nightjar.toolchain import pinned, requirements_of, toolchain, with_toolchain
 
 NEEDED = ("numpy", "torch", "onnx", "onnxruntime", "whisper", "prefect", "librosa", "soundfile", "pydantic")
 
@@ -25,8 +27,8 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Look at Python, libraries, store, server, shipped models, downloaded checkpoints and targets."""
-    return [_python(), *_libraries(), _store(), _server(), *_models(), *_targets()]
+    """Look at Python, libraries, store, server, shipped models, downloaded checkpoints, targets and toolchains."""
+    return [_python(), *_libraries(), _store(), _server(), *_models(), *_targets(), *_toolchains()]
 
 
 def _python() -> Finding:
@@ -103,4 +105,18 @@ def _targets() -> list[Finding]:
             findings.append(Finding(f"target {name}", "absent", f"no {', '.join(absent)} on this machine"))
         else:
             findings.append(Finding(f"target {name}", "ok", detail))
+    return findings
+
+
+def _toolchains() -> list[Finding]:
+    """Look at versions alone; `nightjar toolchain status NAME` starts the SDK."""
+    findings = []
+    for name in with_toolchain():
+        try:
+            toolchain(name)
+        except ToolchainMissing as error:
+            findings.append(Finding(f"toolchain {name}", "absent", str(error)))
+        else:
+            count = len(pinned(requirements_of(name)))
+            findings.append(Finding(f"toolchain {name}", "ok", f"{count} packages as pinned"))
     return findings

@@ -43,10 +43,10 @@ def zipapp(modules: Sequence[str]) -> bytes:
     return packed.getvalue()
 
 
-def session_modules(binary: Path, runners: Mapping[str, str] = {}) -> list[str]:
-    """Name the modules a binary needs on a board: its model's decode loop and its parts' runners, as the board says."""
-    model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
-    parts = json.loads((binary / "binary.json").read_text(encoding="utf-8"))["parts"]
+def session_modules(
+    model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], runners: Mapping[str, str] = {}
+) -> list[str]:
+    """Name the modules that parts need on a board: the model's decode loop, and runners as the board says."""
     needed = sorted({entry["runner"] for entry in parts.values()})
     return [f"models.{model['family']}.decode", *(runners.get(name, f"targets.{name}.runner") for name in needed)]
 
@@ -62,18 +62,25 @@ def run_session(
     language: str = "en",
     forced: dict[str, list[int]] | None = None,
     waves: Mapping[str, np.ndarray] | None = None,
+    stride: int = 0,
+    encoder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run clips, then `waves` (int16 by id), through a binary on a board and return the session's lines in that order.
 
     `folder` is the job's scratch folder; finished clips found there from an earlier, killed run are not run again.
-    Raises SessionFailed when the session ends early.
+    encoder: another binary whose encoder takes the place of this one's; stride: as in the model's `hear`. Raises
+    SessionFailed when the session ends early.
     """
-    description = json.loads((binary / "binary.json").read_text(encoding="utf-8"))
-    parts = description["parts"]
+    parts = _read(binary, "binary.json")["parts"]
+    model, files = _read(binary, "model.json"), {path.name: path for path in binary.iterdir() if path.is_file()}
+    if encoder is not None:
+        parts["encoder"] = _read(encoder, "binary.json")["parts"]["encoder"]
+        model["parts"]["encoder"] = _read(encoder, "model.json")["parts"]["encoder"]
+        files |= {path.name: path for path in encoder.glob("encoder.*")}
     wanted = parts if decode else {"encoder": parts["encoder"]}
     sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
     job = {
-        "model": json.loads((binary / "model.json").read_text(encoding="utf-8")),
+        "model": model,
         "parts": wanted,
         "clips": [{"id": name, "file": f"clips/{name}.npy", "forced": (forced or {}).get(name)} for name in sources],
         "decode": decode,
@@ -81,14 +88,15 @@ def run_session(
         "language": language,
         "runners": dict(board.runners),
         "workers": board.workers,
+        "stride": stride,
     }
-    app = zipapp(session_modules(binary, board.runners))
+    app = zipapp(session_modules(model, parts, board.runners))
     with storing():
         _keep_or_clear(folder, job, app)
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        for path in sorted(p for p in binary.iterdir() if p.is_file()):
-            if not (folder / path.name).exists():
-                board.put(path, folder / path.name)
+        for name, path in sorted(files.items()):
+            if not (folder / name).exists():
+                board.put(path, folder / name)
         (folder / "session.pyz").write_bytes(app)
         write_atomic(folder / "job.json", json.dumps(job))
         for name, source in sources.items():
@@ -111,6 +119,11 @@ def run_session(
         missing = next(iter(sources.keys() - lines.keys()), "its last line")
         raise SessionFailed(f"the session gave no result for {missing}; run the same command again")
     return [lines[name] for name in sources]
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return found
 
 
 def _parsed(said: Iterator[str]) -> Iterator[dict[str, Any]]:

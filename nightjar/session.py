@@ -67,7 +67,8 @@ def run_clips(parts: Parts, folder: Path, job: dict[str, Any], clips: list[dict[
 
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
     lanes = job["parts"]["decoder"].get("lanes", 1)
-    for name, heard in family.hear(parts, jobs(), job["model"], job["language"], tables, lanes, parts.seconds):
+    settings = {"tables": tables, "lanes": lanes, "clock": parts.seconds, "stride": job["stride"]}
+    for name, heard in family.hear(parts, jobs(), job["model"], job["language"], **settings):
         line = begun.pop(name)
         seconds, spent = line["seconds"], heard.pop("seconds")
         seconds |= {**spent, "total": seconds["total"] + spent["total"]}
@@ -134,17 +135,18 @@ def _worked(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> I
     with selectors.DefaultSelector() as waiting:
         for number in range(workers):
             pid, pipe = _fork(folder, job, clips[number::workers])
-            waiting.register(pipe, selectors.EVENT_READ, pid)
+            waiting.register(pipe, selectors.EVENT_READ, (pid, pipe))
         while waiting.get_map():
             for key, _ in waiting.select():
-                if text := key.fileobj.readline().decode():
+                pid, pipe = key.data
+                if text := pipe.readline().decode():
                     if error := json.loads(text).get("error"):
                         raise RuntimeError(error)
                     yield text.rstrip("\n")
                     continue
-                waiting.unregister(key.fileobj)
-                key.fileobj.close()
-                if status := os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1]):
+                waiting.unregister(pipe)
+                pipe.close()
+                if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
                     raise RuntimeError(f"a worker was ended by signal {-status}")
 
 

@@ -30,8 +30,12 @@ def evaluate(
     options: EvaluateOptions,
     out: Path,
     work: Path,
+    encoder: Path | None = None,
 ) -> dict[str, str]:
-    """Transcribe with a binary on a board; the tokens of `reference`, another evaluation, measure agreement."""
+    """Transcribe with a binary on a board; the tokens of `reference`, another evaluation, measure agreement.
+
+    encoder: another binary that lends its encoder.
+    """
     model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
     window_s = model["recipe"]["window_s"]
     clips, skipped = select_clips(load_speech(speech, transcribed=options.transcribed), window_s, options)
@@ -44,7 +48,16 @@ def evaluate(
         forced = {line["id"]: line["tokens"] for line in earlier}
     waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
     lines = run_session(
-        board.connect(), binary, whole, work, decode=True, language=options.language, forced=forced, waves=waves
+        board.connect(),
+        binary,
+        whole,
+        work,
+        decode=True,
+        language=options.language,
+        forced=forced,
+        waves=waves,
+        stride=options.stride,
+        encoder=encoder,
     )
     text = words.load().text
     for line in lines:

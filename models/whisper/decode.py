@@ -37,7 +37,7 @@ def decode(
     tensors in `encoded`, so that a second call does not run that part again. `tables` are the
     host-embedding tables. Raises ValueError for a language the model does not have.
     """
-    steps = _greedy(model, prompt_tokens(model, language), None)
+    steps = _greedy(model, prompt_tokens(model, language), None, 0)
     result: dict[str, Any] = _alone(runner, encoded, model, language, tables, steps)
     return result
 
@@ -54,7 +54,7 @@ def agree(
 
     What the graph has no room for counts as missed. Raises ValueError as `decode` does.
     """
-    steps = _agreement(model, prompt_tokens(model, language), tokens, [])
+    steps = _agreement(model, prompt_tokens(model, language), tokens, [], 0, [])
     matching: int = _alone(runner, encoded, model, language, tables, steps)
     return matching
 
@@ -75,13 +75,15 @@ def hear(
     tables: Tensors | None = None,
     lanes: int = 1,
     clock: Mapping[str, float] = {},
+    stride: int = 0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Decode clips as `decode` does, `lanes` of them in each decoder run, and yield them as they end.
 
     A lane takes the next job when its clip ends, so `jobs` is read no faster than it is worked off. More than one lane
     needs a `cached` decoder that takes any number of lanes and of cache rows. clock: the runner's count of seconds per
     part; a result's `seconds` has the clip's share of each run, and of the loop itself as `total`. With `forced` tokens
-    a result has `agree` [matching, of]; steps that the decoding has shown already are not run again.
+    a result has `agree` [matching, of]; steps that the decoding has shown already are not run again. stride: with
+    forced tokens, run every one of those steps and keep each `stride`th logit of it as `logits`.
     """
     prompt = prompt_tokens(model, language)
     protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, prompt, tables, lanes)
@@ -89,7 +91,7 @@ def hear(
     while True:
         for lane in range(lanes):
             if lane not in busy and (job := next(waiting, None)) is not None:
-                busy[lane] = _Lane(job.name, _greedy(model, prompt, job.forced))
+                busy[lane] = _Lane(job.name, _greedy(model, prompt, job.forced, stride))
                 with _charging([busy[lane]], clock):
                     protocol.begin(lane, job.encoded)
         if not busy:
@@ -145,7 +147,7 @@ def _alone(runner: Runner, encoded: Tensors, model: Model, language: str, tables
                 return end.value
 
 
-def _greedy(model: Model, prompt: list[int], forced: list[int] | None) -> Steps:
+def _greedy(model: Model, prompt: list[int], forced: list[int] | None, stride: int) -> Steps:
     """Sample until eot or a limit; then go on along `forced` where the text left it."""
     pick = _picker(model)
     tokens, token, picked = list(prompt), -1, list[int]()
@@ -162,16 +164,31 @@ def _greedy(model: Model, prompt: list[int], forced: list[int] | None) -> Steps:
         "capped": token != model["tokens"]["eot"],
     }
     if forced is not None:
-        result["agree"] = [(yield from _agreement(model, prompt, forced, picked)), len(forced) + 1]
+        seen: list[list[float]] = []
+        matching = yield from _agreement(model, prompt, forced, [] if stride else picked, stride, seen)
+        result["agree"] = [matching, len(forced) + 1]
+        if stride:
+            result["logits"] = seen
     return result
 
 
-def _agreement(model: Model, prompt: list[int], tokens: list[int], picked: list[int]) -> Steps:
-    """Count the targets predicted; `picked` is known to follow each prefix for as long as it is the targets."""
+def _agreement(
+    model: Model, prompt: list[int], tokens: list[int], picked: list[int], stride: int, seen: list[list[float]]
+) -> Steps:
+    """Count the targets predicted; `picked` is known to follow each prefix for as long as it is the targets.
+
+    Adds each `stride`th logit of a step to `seen`.
+    """
     pick = _picker(model)
     prefix, matching, known = list(prompt), 0, list(picked)
     for target in [*tokens, model["tokens"]["eot"]][: _room(model, prompt)]:
-        token = known.pop(0) if known else pick((yield prefix), len(prefix) == len(prompt))
+        if known:
+            token = known.pop(0)
+        else:
+            logits = yield prefix
+            token = pick(logits, len(prefix) == len(prompt))
+            if stride:
+                seen.append([round(float(value), 4) for value in logits[: model["tokens"]["n_vocab"] : stride]])
         if token == target:
             matching += 1
         else:

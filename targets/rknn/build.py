@@ -59,8 +59,9 @@ def build(
                 entries[part] = hybrid(found, quantized, graphs / files[part], part, keep, out)
                 require_int8(part, entries[part])
             tick(number + 1, len(files))
-    for entry in entries.values():
-        entry["soc"] = options.soc
+    for part, entry in entries.items():
+        described = {kind: model["parts"][part][kind] for kind in ("inputs", "outputs")}  # the runtime knows no names
+        entry |= {"soc": options.soc, **described}
     for path in sorted(graphs.glob("*embedding*")):
         shutil.copyfile(path, out / path.name)
     for part in files:

@@ -45,7 +45,8 @@ def run(binary: Path, clips: list[Clip], folder: Path, **settings: Any) -> list[
 
 
 def test_the_zipapp_is_the_same_bytes_and_holds_only_what_the_board_has(binary: Path) -> None:
-    modules = session_modules(binary)
+    described = [json.loads((binary / name).read_text()) for name in ("model.json", "binary.json")]
+    modules = session_modules(described[0], described[1]["parts"])
     packed = zipapp(modules)
     assert packed == zipapp(modules)
     sources = {

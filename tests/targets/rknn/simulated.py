@@ -1,0 +1,90 @@
+"""What the tests run inside the toolchain's environment: simulate stored inputs, in this process's build or restored."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nightjar.inside import enter_bare
+
+enter_bare("targets.rknn.toolchain.simulate")
+
+from targets.rknn.toolchain.sdk import checked, open_toolkit  # noqa: E402
+from targets.rknn.toolchain.simulate import open_runner  # noqa: E402
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Do what `job["do"]` names, with everything that reaches stdout counted."""
+    sys.stdout.flush()
+    saved, out = os.dup(1), os.open("stdout.txt", os.O_CREAT | os.O_WRONLY)
+    os.dup2(out, 1)
+    found: dict[str, Any] = {"run": run, "wrong": wrong, "in_process": in_process}[job["do"]](job)
+    sys.stdout.flush()
+    os.dup2(saved, 1)
+    return {**found, "printed": Path("stdout.txt").read_text()}
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Run every stored sample of every part and store the outputs beside it."""
+    binary = Path(job["binary"])
+    parts = json.loads((binary / "binary.json").read_text())["parts"]
+    seconds = {}
+    for part, samples in job["samples"].items():
+        start = time.perf_counter()
+        runner = open_runner(binary, {part: parts[part]})
+        seconds[part] = time.perf_counter() - start
+        for sample in samples:
+            np.savez(sample["out"], **runner.run(part, dict(np.load(sample["in"]))))
+        runner.close()
+    return {"open_s": seconds}
+
+
+def wrong(job: dict[str, Any]) -> dict[str, Any]:
+    """Collect what is said to calls that cannot work."""
+    binary = Path(job["binary"])
+    parts = json.loads((binary / "binary.json").read_text())["parts"]
+    good = dict(np.load(job["sample"]))
+    name = next(iter(good))
+    runner = open_runner(binary, {"encoder": parts["encoder"]})
+    (Path("damaged.onnx")).write_bytes(b"no graph")
+    (Path("damaged.json")).write_text((binary / parts["encoder"]["simulator"]["tables"]).read_text())
+    damaged = {"encoder": {"simulator": {"graph": "damaged.onnx", "tables": "damaged.json"}}}
+    calls = {
+        "part": lambda: runner.run("joiner", good),
+        "input": lambda: runner.run("encoder", {**good, "more": good[name]}),
+        "shape": lambda: runner.run("encoder", {name: good[name][:, :1]}),
+        "dtype": lambda: runner.run("encoder", {name: good[name].astype(np.float64)}),
+        "file": lambda: open_runner(binary, {"encoder": {"simulator": {"graph": "x", "tables": "y"}}}),
+        "damaged": lambda: open_runner(Path.cwd(), damaged),
+    }
+    said = {}
+    for case, call in calls.items():
+        try:
+            call()
+        except RuntimeError as exc:
+            said[case] = str(exc)
+    return {"said": said}
+
+
+def in_process(job: dict[str, Any]) -> dict[str, Any]:
+    """Build as compile.py does and simulate at once; say whether the restored simulator gives the very same."""
+    part, sample = job["part"], dict(np.load(job["sample"]))
+    toolkit = open_toolkit()
+    if "graph" in job:
+        checked("config", toolkit.config, target_platform="rk3588")
+        checked("load_onnx", toolkit.load_onnx, model=job["graph"])
+        checked("build", toolkit.build, do_quantization=False)
+    else:
+        files = (job[key] for key in ("model", "data", "cfg"))
+        checked("hybrid_quantization_step2", toolkit.hybrid_quantization_step2, *files)
+    checked("init_runtime", toolkit.init_runtime)
+    wanted = checked("inference", toolkit.inference, inputs=list(sample.values()), data_format="nchw")
+    binary = Path(job["binary"])
+    parts = json.loads((binary / "binary.json").read_text())["parts"]
+    found = open_runner(binary, {part: parts[part]}).run(part, sample)
+    equal = [bool(np.array_equal(np.ravel(a), np.ravel(b))) for a, b in zip(wanted, found.values(), strict=True)]
+    return {"equal": equal}

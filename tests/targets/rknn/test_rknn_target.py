@@ -1,0 +1,336 @@
+"""The Rockchip target with the real toolkit: what it calls int8 is int8, and the simulator is close to float."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import soundfile as sf
+from pydantic import ValidationError
+
+from models.whisper import decode
+from models.whisper.calibrate import CalibrationOptions, calibrate
+from models.whisper.export import export
+from nightjar.audio import load_audio
+from nightjar.calibration import CalibrationSet
+from nightjar.data import Clip
+from nightjar.errors import BadOptions, Broken, NightjarError, ToolchainFailed
+from nightjar.recipe import Recipe
+from nightjar.toolchain import Toolchain, toolchain
+from targets import rknn as target
+from targets.onnx.runner import open_runner
+from targets.rknn.build import hybrid, quantization
+from targets.rknn.names import read_names
+from tests.conftest import need
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
+
+ROOT = Path(__file__).resolve().parents[3]
+FP, INT8 = target.Options(), target.Options(precision="int8", samples=4)
+
+
+@pytest.fixture(scope="module")
+def sdk() -> Toolchain:
+    """The installed toolkit, or a skip by name."""
+    try:
+        return toolchain("rknn")
+    except NightjarError as error:
+        need("rknn", False, str(error))
+        raise
+
+
+def _clip(folder: Path, number: int) -> Clip:
+    path = folder / f"{number}.wav"
+    sf.write(path, np.cumsum(np.random.default_rng(number).normal(size=32000)) * 1e-3, 16000)
+    return Clip(id=str(number), audio=path, text="", duration_s=2.0, speaker=str(number))
+
+
+def _prepare(checkpoint: Path, folder: Path, **recipe: Any) -> Path:
+    """Export, harvest and calibrate into graphs/, hidden/ and calibration/."""
+    graphs, clips = folder / "graphs", [_clip(folder, number) for number in range(2)]
+    export(checkpoint, Recipe(window_s=10, decoder_length=64, **recipe), graphs)
+    model = json.loads((graphs / "model.json").read_text())
+    runner = open_runner(graphs, model["parts"], {"threads": 1})
+    (folder / "hidden").mkdir()
+    for clip in clips:
+        features = decode.features(load_audio(clip.audio).astype(np.float32) / 32768, model)
+        np.save(
+            folder / "hidden" / f"{clip.id}.hidden.npy",
+            decode.encode(runner, features, model)["hidden"][0].astype(np.float16),
+        )
+    options = CalibrationOptions(samples=4, decoder_clips=2)
+    calibrate(graphs, folder / "hidden", clips, options, runner, folder / "calibration")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
+    """A random cached Whisper with calibration on two clips of noise; its look-ups are in the graph."""
+    return _prepare(random_checkpoint, tmp_path_factory.mktemp("cached"), decoder="cached")
+
+
+@pytest.fixture(scope="module")
+def quantized(sdk: Toolchain, cached: Path) -> Path:
+    """Its quantization parameters."""
+    quantization(cached / "graphs", cached / "calibration", INT8, cached / "quantized")
+    return cached / "quantized"
+
+
+@pytest.fixture(scope="module")
+def int8(cached: Path, quantized: Path) -> Path:
+    """The cached model in int8 with the default options."""
+    target.compile(cached / "graphs", None, INT8, cached / "int8", quantized=quantized)
+    return cached / "int8"
+
+
+@pytest.fixture(scope="module")
+def fp(sdk: Toolchain, cached: Path) -> Path:
+    """The cached model in float16."""
+    target.compile(cached / "graphs", None, FP, cached / "fp")
+    return cached / "fp"
+
+
+def _parts(binary: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((binary / "binary.json").read_text())["parts"]
+    return found
+
+
+def _simulate(sdk: Toolchain, binary: Path, folder: Path, scratch: Path, limit: int = 3) -> dict[str, float]:
+    """Return per part the worst SNR in dB of any output over the calibration samples, against float onnxruntime."""
+    samples = CalibrationSet.open(folder / "calibration")
+    exact = open_runner(folder / "graphs", json.loads((folder / "graphs" / "model.json").read_text())["parts"])
+    scratch.mkdir(exist_ok=True)
+    listed: dict[str, list[dict[str, str]]] = {}
+    for part in _parts(binary):
+        for number, sample in enumerate(itertools.islice(samples.samples(part), limit)):
+            files = {side: str(scratch / f"{part}.{number}.{side}.npz") for side in ("in", "out")}
+            np.savez(files["in"], **sample)
+            listed.setdefault(part, []).append(files)
+    job = {"do": "run", "binary": str(binary), "samples": listed}
+    assert sdk.call("tests.targets.rknn.simulated", job, scratch, 120)["printed"] == ""
+    worst = {}
+    for part, files_of in listed.items():
+        found = []
+        for files in files_of:
+            wanted, got = exact.run(part, dict(np.load(files["in"]))), dict(np.load(files["out"]))
+            assert {k: v.shape for k, v in wanted.items()} == {k: v.shape for k, v in got.items()}
+            found += [_snr_db(wanted[name], got[name]) for name in wanted]
+        worst[part] = min(found)
+    return worst
+
+
+def _snr_db(exact: np.ndarray, found: np.ndarray) -> float:
+    exact, found = exact.astype(np.float64), found.astype(np.float64)
+    return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-30)))
+
+
+def test_fp_is_float16_and_close_to_float(sdk: Toolchain, cached: Path, fp: Path, tmp_path: Path) -> None:
+    described = json.loads((fp / "binary.json").read_text())
+    assert (described["target"], described["precision"]) == ("rknn", "fp")
+    assert list(described["parts"]) == ["encoder", "cross", "decoder"]
+    for name, part in described["parts"].items():
+        assert (part["runner"], part["file"], part["toolkit"]) == ("rknn", f"{name}.rknn", "2.5.0")
+        assert part["size_bytes"] == (fp / part["file"]).stat().st_size > 0
+        assert (part["int8_mac_share"], part["nodes_int8"]) == (0.0, 0)
+        assert {e["bits"] for e in json.loads((fp / part["layers"]).read_text())} <= {16, 32, 64}
+    model = json.loads((fp / "model.json").read_text())
+    assert [part["file"] for part in model["parts"].values()] == ["encoder.rknn", "cross.rknn", "decoder.rknn"]
+    assert described["parts"]["decoder"]["nodes_on_cpu"] == {"Gather": 2}
+    assert min(_simulate(sdk, fp, cached, tmp_path / "s").values()) > 50
+
+
+def test_int8_is_int8_and_close_to_float(sdk: Toolchain, cached: Path, fp: Path, int8: Path, tmp_path: Path) -> None:
+    parts = _parts(int8)
+    shares = {name: part["int8_mac_share"] for name, part in parts.items()}
+    assert shares["encoder"] == shares["cross"] == 1.0
+    assert 0.9 < shares["decoder"] < 1  # attention with a mask is not
+    for name, part in parts.items():
+        assert part["size_bytes"] < _parts(fp)[name]["size_bytes"]
+        assert 0 < part["nodes_int8"] <= part["nodes_total"]
+    layers = json.loads((int8 / "decoder.layers.json").read_text())
+    attention = [entry["bits"] for entry in layers if entry["op"] == "exSDPAttention"]
+    assert sorted(attention) == [8, 8, 16, 16]
+    worst = _simulate(sdk, int8, cached, tmp_path / "s")
+    assert min(worst.values()) > 20, worst
+
+
+def test_float_rules_rescue_attention_with_a_mask(
+    sdk: Toolchain, cached: Path, quantized: Path, int8: Path, tmp_path: Path
+) -> None:
+    """The mask's -10000 is in the range of the scores it is added to, whose int8 step is then 40."""
+    names = read_names(quantized / "decoder.quantization.cfg")
+    (tmp_path / "binary.json").write_text(json.dumps({"parts": {}}))
+    entry = hybrid(sdk, quantized, cached / "graphs" / "decoder.onnx", "decoder", [], tmp_path)
+    assert len(names["masked_attention"]) == 2
+    assert entry["int8_mac_share"] == 1.0
+    (tmp_path / "binary.json").write_text(json.dumps({"parts": {"decoder": entry}}))
+    without = _simulate(sdk, tmp_path, cached, tmp_path / "a")["decoder"]
+    assert without + 5 < _simulate(sdk, int8, cached, tmp_path / "b")["decoder"]
+
+
+def test_named_nodes_stay_float(sdk: Toolchain, cached: Path, quantized: Path, int8: Path, tmp_path: Path) -> None:
+    options = INT8.model_copy(update={"float_nodes": ("decoder:/blocks.1/mlp/*", "encoder:*/mlp.2/MatMul")})
+    target.compile(cached / "graphs", None, options, tmp_path, quantized=quantized)
+    for part, float_layers in (("decoder", ["/blocks.1/mlp/mlp.0", "/blocks.1/mlp/mlp.2"]), ("encoder", ["mlp.2"])):
+        bits = {e["name"]: e["bits"] for e in json.loads((tmp_path / f"{part}.layers.json").read_text())}
+        kept = {name for name, value in bits.items() if value == 16 and "MatMul#2" in name}
+        assert kept
+        assert all(any(prefix in name for prefix in float_layers) for name in kept)
+        assert 0 < _parts(tmp_path)[part]["int8_mac_share"] < _parts(int8)[part]["int8_mac_share"]
+    assert (tmp_path / "cross.rknn").read_bytes() == (int8 / "cross.rknn").read_bytes()
+
+
+def test_a_plan_says_what_stays_float(sdk: Toolchain, cached: Path, quantized: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"float": {"cross": ["cross_k_0"]}}))
+    one = tmp_path / "graphs"
+    _only(cached / "graphs", one, "cross")
+    options = target.Options(precision="auto")
+    target.compile(one, None, options, tmp_path / "out", plan=plan, quantized=quantized)
+    assert _parts(tmp_path / "out")["cross"]["int8_mac_share"] == 0.75
+    for content, said in (
+        ({"float": {"joiner": []}}, "names part 'joiner'"),
+        ({"float": {"cross": ["cross_k_9"]}}, "no layer computes cross_k_9"),
+        ({"kept": []}, "is no plan"),
+    ):
+        plan.write_text(json.dumps(content))
+        with pytest.raises(NightjarError, match=said) as caught:
+            target.compile(one, None, options, tmp_path / "out", plan=plan, quantized=quantized)
+        assert caught.value.exit_code == 2
+
+
+def _only(graphs: Path, out: Path, *parts: str) -> None:
+    """Copy graphs with some of their parts."""
+    shutil.copytree(graphs, out)
+    model = json.loads((graphs / "model.json").read_text())
+    model["parts"] = {part: model["parts"][part] for part in parts}
+    (out / "model.json").write_text(json.dumps(model))
+
+
+@pytest.mark.parametrize(("protocol", "host_embedding"), [("static", False), ("window", True), ("cached", True)])
+def test_every_protocol_runs_in_the_simulator(
+    sdk: Toolchain, tmp_path: Path, random_checkpoint: Path, protocol: str, host_embedding: bool
+) -> None:
+    folder = _prepare(random_checkpoint, tmp_path, decoder=protocol, host_embedding=host_embedding)
+    (folder / "graphs").rename(folder / "all")
+    _only(folder / "all", folder / "graphs", "decoder")
+    for options, least_db in ((FP, 45), (INT8, 15)):
+        out = folder / options.precision
+        target.compile(folder / "graphs", folder / "calibration", options, out)
+        assert _parts(out)["decoder"]["nodes_on_cpu"] == ({} if host_embedding else {"Gather": 1})
+        assert (out / "token_embedding.npy").is_file() == host_embedding
+        assert _simulate(sdk, out, folder, folder / "s")["decoder"] > least_db
+
+
+def test_the_restored_simulator_gives_the_very_outputs_of_a_build(
+    sdk: Toolchain, cached: Path, quantized: Path, fp: Path, int8: Path, tmp_path: Path
+) -> None:
+    part = "decoder"
+    np.savez(tmp_path / "in.npz", **next(CalibrationSet.open(cached / "calibration").samples(part)))
+    common = {"do": "in_process", "part": part, "sample": str(tmp_path / "in.npz")}
+    job = {**common, "binary": str(fp), "graph": str(cached / "graphs" / "decoder.onnx")}
+    assert all(sdk.call("tests.targets.rknn.simulated", job, tmp_path / "a", 120)["equal"])
+    from targets.rknn.names import precision_file
+
+    cfg, names = tmp_path / "kept.cfg", read_names(quantized / "decoder.quantization.cfg")
+    precision_file(quantized / "decoder.quantization.cfg", names["masked_attention"], cfg)
+    files = {"model": str(quantized / "decoder.model"), "data": str(quantized / "decoder.data"), "cfg": str(cfg)}
+    job = {**common, "binary": str(int8), **files}
+    assert all(sdk.call("tests.targets.rknn.simulated", job, tmp_path / "b", 120)["equal"])
+
+
+def test_the_same_inputs_give_the_same_bytes_and_nothing_beside_them(
+    sdk: Toolchain, cached: Path, quantized: Path, fp: Path, int8: Path, tmp_path: Path
+) -> None:
+    one, here = tmp_path / "graphs", tmp_path / "here"
+    _only(cached / "graphs", one, "cross")
+    here.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from targets import rknn as t; a = [Path(x) for x in sys.argv[1:]]; "
+        "t.compile(a[0], a[1], t.Options(), a[2] / 'fp'); "
+        "t.compile(a[0], a[1], t.Options(precision='int8', samples=4), a[2] / 'int8')"
+    )
+    command = [sys.executable, "-c", code, *map(str, (one, cached / "calibration", tmp_path))]
+    environment = {**os.environ, "PYTHONHASHSEED": "4", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert list(here.iterdir()) == []
+    for binary, again in ((fp, tmp_path / "fp"), (int8, tmp_path / "int8")):
+        made = {path.name for path in again.iterdir()} - {"binary.json", "model.json"}
+        assert {"cross.rknn", "cross.sim.onnx", "cross.sim.json", "cross.layers.json"} == made
+        for name in made:
+            assert (again / name).read_bytes() == (binary / name).read_bytes(), f"{binary.name}/{name}"
+        assert _parts(again)["cross"] == _parts(binary)["cross"]
+
+
+def test_a_simulator_that_cannot_says_why_in_one_line(sdk: Toolchain, cached: Path, fp: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", **next(CalibrationSet.open(cached / "calibration").samples("encoder")))
+    job = {"do": "wrong", "binary": str(fp), "sample": str(tmp_path / "in.npz")}
+    found = sdk.call("tests.targets.rknn.simulated", job, tmp_path / "s", 120)
+    said = found["said"]
+    assert said["part"] == "no part 'joiner' here: have encoder"
+    assert said["input"] == "encoder takes mel, not mel, more"
+    assert said["shape"] == "encoder takes mel as (1, 80, 1000), not (1, 1, 1000)"
+    assert said["dtype"].startswith("the simulator cannot run encoder: inference gave no outputs: ")
+    assert "float64" in said["dtype"]
+    assert said["file"].endswith("for part 'encoder'")
+    assert said["damaged"].startswith("the simulator cannot load ")
+    assert all("\n" not in line and "Traceback" not in line for line in said.values())
+    assert found["printed"] == ""
+
+
+def test_what_the_toolkit_refuses_is_told_in_its_words(sdk: Toolchain, cached: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "graphs"
+    _only(cached / "graphs", broken, "cross")
+    (broken / "cross.onnx").write_bytes(b"no graph")
+    with pytest.raises(ToolchainFailed, match=r"compile\) failed: load_onnx: .*pars") as caught:
+        target.compile(broken, None, FP, tmp_path / "out")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_int8_without_one_int8_product_is_no_int8(cached: Path, quantized: Path, tmp_path: Path) -> None:
+    one = tmp_path / "graphs"
+    _only(cached / "graphs", one, "cross")
+    options = INT8.model_copy(update={"float_nodes": ("cross:*",)})
+    with pytest.raises(Broken, match="part 'cross' came out without one int8 product"):
+        target.compile(one, None, options, tmp_path / "out", quantized=quantized)
+
+
+def test_every_product_has_a_layer(cached: Path, quantized: Path) -> None:
+    for part in ("encoder", "cross", "decoder"):
+        names = read_names(quantized / f"{part}.quantization.cfg")
+        graph = onnx.load(cached / "graphs" / f"{part}.onnx").graph
+        products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+        assert {node.name for node in products} <= names["nodes"].keys()
+        assert {node.output[0] for node in products} <= names["tensors"].keys()
+        assert set(names["tensors"].values()) <= set(names["outputs"])
+
+
+def test_bad_options_are_said_before_anything_runs(cached: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="not PART:GLOB"):
+        target.Options(float_nodes=("decoder",))
+    with pytest.raises(BadOptions, match="needs the plan of a precision search"):
+        target.compile(cached / "graphs", None, target.Options(precision="auto"), tmp_path)
+    with pytest.raises(BadOptions, match="is not PART:GLOB with a PART of encoder"):
+        target.compile(cached / "graphs", None, target.Options(float_nodes=("joiner:*",)), tmp_path)
+
+
+def test_int8_wants_calibration_and_globs_that_fit(cached: Path, quantized: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadOptions, match="int8 needs calibration data"):
+        target.compile(cached / "graphs", None, INT8, tmp_path)
+    options = INT8.model_copy(update={"float_nodes": ("encoder:/nothing/*",)})
+    with pytest.raises(BadOptions, match="'encoder:/nothing/\\*' fits no layer that could be int8"):
+        target.compile(cached / "graphs", None, options, tmp_path, quantized=quantized)
+
+
+def test_the_recipe_fits_the_npu() -> None:
+    wanted = target.recipe("tiny.en")
+    assert (wanted.decoder, wanted.host_embedding, wanted.window_s) == ("cached", True, 30)
+    assert target.TIERS[target.DEFAULT_BOARD] == "vendor-simulator"
