@@ -27,6 +27,7 @@ def judged(
     reference: Any,
     binary: Any,
     calibration: Any,
+    frontier: Any = None,
 ) -> dict[str, Any]:
     """Evaluate stock, the float graphs (`reference`, on `host`) and the binary; judge, report and publish.
 
@@ -73,6 +74,7 @@ def judged(
         binary=binary,
         obtained=obtained,
         calibration=calibration,
+        frontier=frontier,
         model=request.model,
         precision=request.precision,
     )

@@ -2,15 +2,17 @@
 
 checkpoint ─export─▶ graphs ─build(float)─▶ binary ─harvest─▶ hidden ─calibrate─▶ calibration
 graphs + calibration ─build─▶ binary ─evaluate─▶ hypotheses ─judge─▶ verdict ─report─▶ page
+with --precision auto, ─search─▶ plan before the build (flows/search.py)
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import flow
 
 from flows.judged import judged
+from flows.search import Searched, parameters, searched
 from nightjar.artifact import Source
-from nightjar.plugins import plugin
+from nightjar.plugins import Plugin, plugin
 from nightjar.recipe import Recipe
 from nightjar.request import PortRequest, checkpoint_source, model_family, speech_sources
 from nightjar.target import board_of, make_options, session_of
@@ -21,67 +23,101 @@ from tasks.harvest import harvest
 from tasks.stage import joining
 
 
+class Prepared(NamedTuple):
+    """What every binary of a request is made from."""
+
+    family: str
+    target: Plugin
+    host: Plugin  # where the float graphs run as they are: this machine
+    checkpoint: Source
+    calibration_speech: Any
+    test_speech: Any
+    graphs: Any
+    reference: Any  # the float graphs, built for `host`
+    floating: Any  # and for the target
+
+
 @flow(name="port", flow_run_name="port-{request.model}-{request.target}-{request.precision}")
 def port(request: PortRequest) -> dict[str, Any]:
     """Export, harvest, calibrate, build, evaluate, judge, report; every step is taken from the store if it can be."""
     with joining(request.refresh):
-        family = model_family(request)
-        target = plugin("targets", request.target)
-        recipe = recipe_for(request, target.load().recipe(family))
-        wanted = make_options(target, request.precision, request.float_nodes)
-        board_of(target, request.board)  # what is missing is said before anything runs
-        checkpoint = checkpoint_source(request, family)
-        calibration_speech, test_speech = speech_sources(request)
-        host = plugin("targets", recipe.graph_format)  # the float graphs, as they are, on this machine
-
-        exporter = plugin("models", family, "export")
-        graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=request.window is None)
-        as_they_are = {"graphs": graphs, "calibration": None}
-        reference = build(**as_they_are, target=host, options=make_options(host, "fp"), label="reference")
-        floating = build(**as_they_are, target=target, options=make_options(target, "fp"), label="float")
-        calibration = None
-        if request.precision != "fp":
-            calibration = calibrated(request, family, floating, reference, calibration_speech)
-        binary = build(
-            graphs=graphs,
-            calibration=calibration,
-            target=target,
-            options=wanted,
-            label="binary",
-        )
-
+        made = prepared(request, *speech_sources(request))
+        calibration = calibrated(request, made) if request.precision != "fp" else None
+        binary, frontier = built(request, made, calibration)
         return judged(
             request,
-            family=family,
-            host=host,
-            checkpoint=checkpoint,
-            speech=test_speech,
-            graphs=graphs,
-            reference=reference,
+            family=made.family,
+            host=made.host,
+            checkpoint=made.checkpoint,
+            speech=made.test_speech,
+            graphs=made.graphs,
+            reference=made.reference,
             binary=binary,
             calibration=calibration,
+            frontier=frontier,
         )
 
 
-def calibrated(request: PortRequest, family: str, floating: Any, reference: Any, speech: Source) -> Any:
-    """Harvest from the `floating` binary where the target runs and calibrate on the host's `reference` graphs."""
+def prepared(request: PortRequest, calibration_speech: Source | None, test_speech: Source | None) -> Prepared:
+    """Check the request, export, and build the float binaries; what is missing is said before anything runs."""
+    family = model_family(request)
     target = plugin("targets", request.target)
-    decode, board = plugin("models", family, "decode"), board_of(target, request.board)
-    host = plugin("targets", target.load().recipe(family).graph_format)
+    recipe = recipe_for(request, target.load().recipe(family))
+    make_options(target, request.precision, request.float_nodes)
+    board_of(target, request.board)
+    checkpoint = checkpoint_source(request, family)
+    host = plugin("targets", recipe.graph_format)
+
+    exporter = plugin("models", family, "export")
+    graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=request.window is None)
+    as_they_are = {"graphs": graphs, "calibration": None}
+    reference = build(**as_they_are, target=host, options=make_options(host, "fp"), label="reference")
+    floating = build(**as_they_are, target=target, options=make_options(target, "fp"), label="float")
+    return Prepared(family, target, host, checkpoint, calibration_speech, test_speech, graphs, reference, floating)
+
+
+def built(request: PortRequest, made: Prepared, calibration: Any) -> tuple[Any, Any]:
+    """Build the binary in the request's precision; return it and, where one was searched for, what was found."""
+    found = Searched(made.graphs, {}, None)
+    if request.precision == "int8":
+        found = Searched(made.graphs, parameters(request, made.graphs, calibration), None)
+    elif request.precision == "auto":
+        found = searched(
+            request,
+            family=made.family,
+            graphs=made.graphs,
+            reference=made.reference,
+            calibration=calibration,
+            speech=made.calibration_speech,
+        )
+    binary = build(
+        graphs=found.graphs,
+        calibration=calibration if request.precision != "fp" else None,
+        target=made.target,
+        options=make_options(made.target, request.precision, request.float_nodes),
+        **found.settings,
+        label="binary",
+    )
+    return binary, found.frontier
+
+
+def calibrated(request: PortRequest, made: Prepared) -> Any:
+    """Harvest from the float binary where the target runs and calibrate on the host's float graphs."""
+    decode, board = plugin("models", made.family, "decode"), board_of(made.target, request.board)
     hidden = harvest(
-        binary=floating,
-        speech=speech,
-        session=session_of(decode, target, board),
+        binary=made.floating,
+        speech=made.calibration_speech,
+        session=session_of(decode, made.target, board),
         board=board,
         samples=request.calibration_samples,
         seed=0,
     )
     return calibrate(
-        reference=reference,
+        reference=made.reference,
         hidden=hidden,
-        speech=speech,
-        model=plugin("models", family, "calibrate"),
-        runner=plugin("targets", host.load().NAME, "runner"),
+        speech=made.calibration_speech,
+        model=plugin("models", made.family, "calibrate"),
+        runner=plugin("targets", made.host.load().NAME, "runner"),
         samples=request.calibration_samples,
         seed=0,
         language=request.language,

@@ -5,16 +5,14 @@ from typing import Any
 
 from prefect import flow
 
-from flows.port import calibrated, recipe_for
+from flows.port import built, calibrated, prepared
 from nightjar.artifact import Source
 from nightjar.data import load_speech, speech_digest
 from nightjar.errors import BadAudio
 from nightjar.plugins import plugin
-from nightjar.request import TranscribeRequest, checkpoint_source, model_family, speech_source
-from nightjar.target import board_of, make_options, session_of
-from tasks.build import build
+from nightjar.request import TranscribeRequest, speech_source
+from nightjar.target import board_of, session_of
 from tasks.evaluate import evaluate
-from tasks.export import export
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import joining
 
@@ -23,36 +21,19 @@ from tasks.stage import joining
 def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     """Export, calibrate where the precision wants it, build, and let the binary hear every file, each cached."""
     with joining(request.refresh) as run:
-        family = model_family(request)
-        target = plugin("targets", request.target)
-        recipe = recipe_for(request, target.load().recipe(family))
         audio = {path: _audio_source(path) for path in request.files}
         calibration_speech = speech_source(request, "calibration") if request.precision != "fp" else None
-        checkpoint = checkpoint_source(request, family)
-        host, board = plugin("targets", recipe.graph_format), board_of(target, request.board)
-        part = {name: plugin("models", family, name) for name in ("export", "decode", "tokens")}
-
-        graphs = export(checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=request.window is None)
-        as_they_are = {"graphs": graphs, "calibration": None}
-        calibration = None
-        if calibration_speech is not None:
-            reference = build(**as_they_are, target=host, options=make_options(host, "fp"), label="reference")
-            floating = build(**as_they_are, target=target, options=make_options(target, "fp"), label="float")
-            calibration = calibrated(request, family, floating, reference, calibration_speech)
-        binary = build(
-            graphs=graphs,
-            calibration=calibration,
-            target=target,
-            options=make_options(target, request.precision),
-            label="binary",
-        )
+        made = prepared(request, calibration_speech, None)
+        board = board_of(made.target, request.board)
+        calibration = calibrated(request, made) if calibration_speech is not None else None
+        binary, _ = built(request, made, calibration)
         heard: list[dict[str, Any]] = []
         for path, speech in audio.items():
             evaluated = evaluate(
                 binary=binary,
                 speech=speech,
-                session=session_of(part["decode"], target, board),
-                words=part["tokens"],
+                session=session_of(plugin("models", made.family, "decode"), made.target, board),
+                words=plugin("models", made.family, "tokens"),
                 board=board,
                 reference=None,
                 options=EvaluateOptions(language=request.language, long=request.long, transcribed=False),
@@ -66,7 +47,7 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
             "tier": board.tier,
             "precision": request.precision,
             "language": request.language,
-            "window_s": float(graphs.meta["window_s"]),
+            "window_s": float(made.graphs.meta["window_s"]),
             "files": heard,
             "stages": [outcome.model_dump(include={"name", "seconds", "cached", "why"}) for outcome in run.outcomes],
         }

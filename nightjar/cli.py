@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from nightjar.request import EvaluateRequest, ImportRequest, PortRequest, TranscribeRequest
+    from nightjar.request import AttributeRequest, EvaluateRequest, ImportRequest, PortRequest, TranscribeRequest
 
     parser = argparse.ArgumentParser(
         prog="nightjar",
@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     import_dumps = calibrating.add_parser("import-dumps", help="enc_*.bin dumps to a calibration set")
     add_options(import_dumps, ImportRequest, ImportRequest.FLAGS)
     _add_json(import_dumps, _import_dumps)
+
+    attribute = commands.add_parser(
+        "attribute", help="every encoder with every decoder: WER and SNR per pair, and whose a loss is"
+    )
+    add_options(attribute, AttributeRequest, AttributeRequest.FLAGS)
+    _add_json(attribute, _attribute)
 
     compare = commands.add_parser(
         "compare", help="stock Whisper, TorchScript and ONNX on given clips: text, token ids, seconds"
@@ -221,6 +227,22 @@ def _transcribe(arguments: argparse.Namespace) -> int:
 
     results, _ = run_flow(transcribe, request, screen, refresh=request.refresh)
     show_transcripts(screen, results)
+    _write_json(arguments, results)
+    return 0
+
+
+def _attribute(arguments: argparse.Namespace) -> int:
+    from nightjar.request import AttributeRequest
+    from nightjar.show import Screen, show_attribution
+
+    request = parse_options(arguments, AttributeRequest)
+    screen = Screen()
+    screen.say(f"[bold]attribute[/bold] {request.model} → {request.target}: {', '.join(request.precisions)}")
+    from flows.attribute import attribute
+    from flows.start import run_flow
+
+    results, _ = run_flow(attribute, request, screen, refresh=request.refresh)
+    show_attribution(screen, results)
     _write_json(arguments, results)
     return 0
 

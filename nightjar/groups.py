@@ -15,6 +15,7 @@ from nightjar.errors import Broken
 MOVES = ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Flatten")  # same values in another place
 LINEAR = ("MatMul", "Gemm", "Conv")
 GELU = ("Div", "Erf", "Add", "Mul")
+WIDE = 8  # times its input: that makes a vocabulary head of the linear that a graph ends with
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Graph:
         self.values = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
         self._stored |= {
-            n.output[0]: n.attribute[0].t for n in self.nodes if n.op_type == "Constant" and n.attribute[0].HasField("t")
+            n.output[0]: n.attribute[0].t
+            for n in self.nodes
+            if n.op_type == "Constant" and n.attribute[0].HasField("t")
         }
         self.inputs = [value.name for value in graph.input if value.name not in self._stored]
         self._array = numpy_helper.to_array
@@ -76,6 +79,11 @@ class Graph:
             raise Broken(f"no fixed shape for tensor '{name}'; export with fixed shapes (--refresh export)")
         return dims
 
+    def is_float(self, name: str) -> bool:
+        """Say whether a tensor is a float32 activation."""
+        value = self.values.get(name)
+        return value is not None and value.type.tensor_type.elem_type == 1 and not self.is_constant(name)
+
     def root(self, name: str) -> str:
         """Follow a tensor back through moves to where its values are made."""
         while (node := self.made_by.get(name)) is not None and node.op_type in MOVES:
@@ -95,7 +103,8 @@ class Graph:
 def fuse(model: Any) -> list[Group]:
     """Group a graph's nodes in graph order; constants and moves belong to no group."""
     graph = Graph(model)
-    groups, taken = [], set()
+    groups: list[Group] = []
+    taken: set[str] = set()
     for node in graph.nodes:
         if node.name in taken or node.op_type == "Constant" or node.op_type in MOVES:
             continue
@@ -151,8 +160,10 @@ def _linear(graph: Graph, node: Any) -> Group | None:
             small = next(n for n in following.input if graph.is_constant(n))
             if (op == "Add" and len(graph.shape(small)) == 1) or math.prod(graph.shape(small)) == 1:
                 chain.append(following)
-    kind = {"Conv": "conv", "Gemm": "head"}.get(node.op_type, "linear")
-    return replace(_group(graph, kind, chain, [node.input[0]]), weights=(node.input[1],))
+    group = _group(graph, "conv" if node.op_type == "Conv" else "linear", chain, [node.input[0]])
+    wide = node.op_type != "Conv" and graph.shape(group.tensor)[-1] >= WIDE * graph.shape(node.input[0])[-1]
+    head = wide and group.tensor in map(graph.root, graph.outputs[:1])
+    return replace(group, kind="head" if head else group.kind, weights=(node.input[1],))
 
 
 def _single(graph: Graph, node: Any) -> Group:

@@ -62,13 +62,14 @@ def run_session(
     language: str = "en",
     forced: dict[str, list[int]] | None = None,
     waves: Mapping[str, np.ndarray] | None = None,
-    stride: int = 0,
+    watch: dict[str, list[list[int]]] | None = None,
     encoder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run clips, then `waves` (int16 by id), through a binary on a board and return the session's lines in that order.
 
     `folder` is the job's scratch folder; finished clips found there from an earlier, killed run are not run again.
-    encoder: another binary whose encoder takes the place of this one's; stride: as in the model's `hear`. Raises
+    encoder: another binary whose encoder takes the place of this one's; forced, watch: by clip, as a
+    model's `Job` has them. Raises
     SessionFailed when the session ends early.
     """
     parts = _read(binary, "binary.json")["parts"]
@@ -82,13 +83,20 @@ def run_session(
     job = {
         "model": model,
         "parts": wanted,
-        "clips": [{"id": name, "file": f"clips/{name}.npy", "forced": (forced or {}).get(name)} for name in sources],
+        "clips": [
+            {
+                "id": name,
+                "file": f"clips/{name}.npy",
+                "forced": (forced or {}).get(name),
+                "watch": (watch or {}).get(name),
+            }
+            for name in sources
+        ],
         "decode": decode,
         "harvest": list(harvest),
         "language": language,
         "runners": dict(board.runners),
         "workers": board.workers,
-        "stride": stride,
     }
     app = zipapp(session_modules(model, parts, board.runners))
     with storing():

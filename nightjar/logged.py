@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 PIECE = re.compile(rb"[\r\n]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-BAR = re.compile(r"(\w[\w .]*?)\s*:\s*\d+%\|.*?\|\s*(\d+)/(\d+)")  # tqdm's
+BAR = re.compile(r"^(?:[DIWE] )?(\w[\w .]*?)\s*:\s*\d+%\|.*?\|\s*(\d+)/(\d+)")  # tqdm's
 
 Progress = Callable[[str, int, int], None]  # what, done, total: of the SDK's own progress bars
 
@@ -73,7 +73,7 @@ def _listen(stream: IO[bytes], log_file: Path, on_progress: Progress | None) -> 
     with log_file.open("a", encoding="utf-8") as kept:
         for piece in _pieces(stream):
             text = ANSI.sub("", piece).rstrip()
-            if bar := BAR.search(text):
+            if bar := BAR.match(text):
                 if on_progress is not None:
                     on_progress(bar[1].strip(), int(bar[2]), int(bar[3]))
             elif text:

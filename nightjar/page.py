@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from nightjar.frontier import frontier_section
 from nightjar.score import ClipScore, Score
 from nightjar.verdict import Verdict
 from nightjar.wer import align, normalise
@@ -78,6 +79,7 @@ binary: what the target compiled, where it ran.</p>
 <td>{{ "%.4f"|format(rtf.p95) }}</td></tr>{% endif %}
 </table></div>
 
+{{ search }}
 {% for title, groups in (("By speaker", v.by_speaker), ("By duration", v.by_duration)) %}
 <h2>{{ title }}</h2><div class="card"><table>
 <tr><th></th><th>clips</th><th>{{ r.unit }}s</th><th>stock %</th><th>float %</th><th>binary %</th></tr>
@@ -108,6 +110,7 @@ binary: what the target compiled, where it ran.</p>
 <tr><td>code</td><td class="l"><code>{{ made.code_sha256 }}</code></td></tr>
 {% for input, sha256 in made.inputs.items() %}<tr><td>{{ input }}</td><td class="l"><code>{{ sha256 }}</code></td></tr>{% endfor %}
 {% if made.board %}<tr><td>board</td><td class="l wrap">{% for fact, value in made.board.items() %}{{ fact }} {{ value }}{{ ", " if not loop.last }}{% endfor %}</td></tr>{% endif %}
+{% if made.sdk %}<tr><td>SDK</td><td class="l wrap">{% for name, value in made.sdk.items() %}{{ name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}</td></tr>{% endif %}
 <tr><td>libraries</td><td class="l wrap">{% for library, version in made.libraries.items() %}{{ library }} {{ version }}{{ ", " if not loop.last }}{% endfor %}</td></tr>
 </table></details>{% endfor %}
 <details><summary>recipe</summary><table>
@@ -152,6 +155,7 @@ def render(
         coverage=_covered(coverage),
         differing=differing[:MOST_CLIPS],
         left_out=max(0, len(differing) - MOST_CLIPS),
+        search=frontier_section(results["search"]) if "search" in results else "",
         this_run=Markup(THIS_RUN),
     )
 

@@ -11,7 +11,24 @@ from nightjar.data import Clip, check_disjoint, load_speech, speech_digest
 from nightjar.errors import BadCheckpoint, BadOptions, UnknownName
 from nightjar.plugins import names, plugin
 
-StageName = Literal["export", "build", "harvest", "calibrate", "evaluate", "stock", "judge", "report"]
+StageName = Literal[
+    "export",
+    "build",
+    "harvest",
+    "calibrate",
+    "rank",
+    "rewrite",
+    "quantize",
+    "plan",
+    "measure",
+    "frontier",
+    "evaluate",
+    "stock",
+    "judge",
+    "report",
+    "adopt",
+    "import_dumps",
+]
 
 
 class PortRequest(BaseModel):
@@ -59,6 +76,9 @@ class PortRequest(BaseModel):
         "or chunk: cut them at pauses, decode the pieces and join their text",
     )
     max_delta_wer: float = Field(1.0, ge=0, description="budget: points of WER the binary may lose against float")
+    search_delta_wer: float = Field(
+        0.5, ge=0, description="auto: points of WER that the precision search may lose on calibration speech"
+    )
     refresh: tuple[StageName, ...] = Field((), description="stages to run again although they are cached")
 
 
@@ -154,6 +174,23 @@ class EvaluateRequest(PortRequest):
     )
 
     files: tuple[Path, ...] = Field(description="the parts' files as the target runs them, in any order")
+
+
+class AttributeRequest(PortRequest):
+    """Hear every encoder with every decoder, and say which part a loss belongs to."""
+
+    FLAGS: ClassVar[tuple[str, ...]] = (
+        *("model", "checkpoint", "target", "board", "precisions", "window", "decoder", "host_embedding", "float_nodes"),
+        *("language", "calibration_set", "calibration_samples", "test_set", "limit", "max_delta_wer"),
+        *("search_delta_wer", "refresh"),
+    )
+
+    precisions: tuple[Literal["float", "fp", "int8", "auto"], ...] = Field(
+        ("float", "fp", "int8", "auto"),
+        min_length=2,
+        description="of encoder and decoder; float is the graphs as they are",
+    )
+    limit: int | None = Field(24, ge=1, description="evaluate only N clips, drawn by their ids")
 
 
 class TranscribeRequest(PortRequest):

@@ -4,11 +4,14 @@ A move is a plain dict, so that it can lie in ranking.json and plan.json:
 
 {"move": "split", "add": tensor, "neurons": [...]}   a feed-forward's few huge hidden neurons get a branch of their own,
                                                    which stays float while the rest becomes int8
-{"move": "scale", "tensor": name, "factors": [...]}  channels of a norm's output, or of an attention's values, are divided
-                                                   by these factors and the rows of the matrices behind multiplied
+{"move": "scale", "tensor": name, "factors": [...]}  a norm's or an attention value's channels are divided by
+                                                   factors, and the rows of the matrices behind multiplied
 """
 
+import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,7 @@ HUGE = 4.0  # times the peak of the first neuron that stays in any case
 
 
 def propose(model: Any, samples: Iterable[Tensors]) -> list[dict[str, Any]]:
-    """List the moves that pay on these samples: splits where single neurons are huge, scales wherever they are exact."""
+    """List the moves these samples call for: a split where single neurons are huge, a scale wherever it is exact."""
     graph, groups = Graph(model), fuse(model)
     splits = {add: feed for feed in _feeds(graph, groups) if (add := feed["add"])}
     scales = _scalable(graph, groups)
@@ -67,6 +70,17 @@ def apply(model: Any, moves: Sequence[Move]) -> Any:
             raise Broken(f"unknown move {move['move']!r}; run the same command with --refresh rank")
         out = graph.model
     return out
+
+
+def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Move]], out: Path) -> None:
+    """Copy a folder of graphs with each part's moves made; names, shapes of inputs and outputs, and results stay."""
+    import onnx
+
+    shutil.copytree(graphs, out, dirs_exist_ok=True)
+    files = {name: part["file"] for name, part in json.loads((graphs / "model.json").read_text())["parts"].items()}
+    for part, moves in rewrites.items():
+        if moves:
+            onnx.save(apply(onnx.load(graphs / files[part]), moves), out / files[part])
 
 
 def branches(moves: Sequence[Move]) -> list[str]:
@@ -199,9 +213,11 @@ def _peaks(graph: Graph, names: Sequence[str], samples: Iterable[Tensors]) -> di
     probe.CopyFrom(graph.model)
     del probe.graph.output[:]
     probe.graph.output.extend(graph.values[name] for name in names)
-    session = open_session(probe) if names else None
     peaks: dict[str, np.ndarray] = {}
-    for sample in samples if session is not None else ():
+    if not names:
+        return peaks
+    session = open_session(probe)
+    for sample in samples:
         for name, value in zip(names, session.run(list(names), sample), strict=True):
             peak = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
             peaks[name] = np.maximum(peaks.get(name, peak), peak)

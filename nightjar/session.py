@@ -63,11 +63,11 @@ def run_clips(parts: Parts, folder: Path, job: dict[str, Any], clips: list[dict[
     def jobs() -> Iterator[Any]:
         for clip in clips:
             begun[clip["id"]], encoded = encode_clip(parts, family, clip, folder, job)
-            yield family.Job(clip["id"], encoded, clip.get("forced"))
+            yield family.Job(clip["id"], encoded, clip.get("forced"), clip.get("watch"))
 
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
     lanes = job["parts"]["decoder"].get("lanes", 1)
-    settings = {"tables": tables, "lanes": lanes, "clock": parts.seconds, "stride": job["stride"]}
+    settings = {"tables": tables, "lanes": lanes, "clock": parts.seconds}
     for name, heard in family.hear(parts, jobs(), job["model"], job["language"], **settings):
         line = begun.pop(name)
         seconds, spent = line["seconds"], heard.pop("seconds")

@@ -154,6 +154,32 @@ def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
     screen.say(f"JSONs: {results['out']}")
 
 
+def show_attribution(screen: Screen, results: dict[str, Any]) -> None:
+    """Print the table of encoders and decoders, and the owners of what is lost."""
+    cells = {(cell["encoder"], cell["decoder"]): cell for cell in results["cells"]}
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("encoder ↓  decoder →")
+    for decoder in results["precisions"]:
+        table.add_column(decoder, justify="right")
+    for encoder in results["precisions"]:
+        row = [cells[encoder, decoder] for decoder in results["precisions"]]
+        table.add_row(encoder, *(f"{cell['wer']:.2f} %  {_snr(cell)}{_bad(cell)}" for cell in row))
+    screen.console.print(table)
+    clips = results["cells"][0]["clips"]
+    screen.say(f"WER and SNR of the logits on {clips} clips, tier {results['tier']}; !n: n empty, looping or capped")
+    for precision, sentence in results["owners"].items():
+        screen.console.print(f"{precision:<6} {sentence}", markup=False)
+    screen.say(f"JSON: {results['out']}")
+
+
+def _snr(cell: dict[str, Any]) -> str:
+    return "  exact " if cell["snr_db"] >= 200 else f"{cell['snr_db']:5.1f} dB"
+
+
+def _bad(cell: dict[str, Any]) -> str:
+    return f" !{cell['bad']}" if cell["bad"] else ""
+
+
 def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
     """Print `file: text`, a line each."""
     for heard in results["files"]:

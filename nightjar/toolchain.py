@@ -5,6 +5,7 @@ vendors' own version ranges contradict what works. An environment counts as inst
 then takes its place, so a killed install leaves nothing half made.
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -17,7 +18,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,11 +83,13 @@ class Toolchain(NamedTuple):
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
         command = [str(self.python), "-P", "-m", "nightjar.inside", module, "job.json", "result.json"]
+        # Compilers write memory they never set into their files: let it be zero, and the same every time (glibc).
+        environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         status = run_logged(
-            [*command, str(memory_bytes or 0)], self.environment(), folder, folder / "log.txt", timeout_s, on_progress
+            [*command, str(memory_bytes or 0)], environment, folder, folder / "log.txt", timeout_s, on_progress
         )
         result: dict[str, Any] = {}
-        if (folder / "result.json").is_file():
+        with contextlib.suppress(OSError, ValueError):  # absent or cut short: the status and the log say why
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if status == 0 and "result" in result:
             found: dict[str, Any] = result["result"]
@@ -227,10 +229,10 @@ def _fill(found: Toolchain, requirements: Path, say: Callable[[str], None]) -> N
     log_file = found.folder / "install.txt"
     outside = dict(os.environ)  # pip's own configuration says where packages come from
     for command in (
-        [sys.executable, "-m", "venv", str(found.folder)],
+        [sys.executable, "-m", "venv", "--without-pip", str(found.folder)],
         [
-            *(str(found.python), "-m", "pip", "install", "--no-deps", "--progress-bar", "off", "--no-input"),
-            *("--disable-pip-version-check", "-r", str(requirements)),
+            *(sys.executable, "-m", "pip", "--python", str(found.python), "install", "--no-deps", "--no-input"),
+            *("--progress-bar", "off", "--disable-pip-version-check", "-r", str(requirements)),
         ],
     ):
         status = run_logged(command, outside, found.folder, log_file, INSTALL_S, None)
@@ -258,7 +260,7 @@ def _is_current(folder: Path, requirements: Path) -> bool:
     return marker.get("requirements") == _sha256(requirements) and pinned(requirements).items() <= have.items()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

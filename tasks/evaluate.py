@@ -41,11 +41,14 @@ def evaluate(
     clips, skipped = select_clips(load_speech(speech, transcribed=options.transcribed), window_s, options)
     whole, long = split_by_window(clips, window_s)
     pieces = cut_clips(long, window_s, taken={clip.id for clip in clips})
-    forced = None
+    forced = watch = None
     if reference is not None:
         known = {clip.id for clip in whole}  # a clip in pieces has no tokens of one session line to be held to
         earlier = [line for line in read_hypotheses(reference) if line["id"] in known][: options.agree_clips]
         forced = {line["id"]: line["tokens"] for line in earlier}
+        watch = {line["id"]: line["watched"]["ids"] for line in earlier if "watched" in line}
+    elif options.watch:
+        watch = {clip.id: [] for clip in whole}
     waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
     lines = run_session(
         board.connect(),
@@ -56,7 +59,7 @@ def evaluate(
         language=options.language,
         forced=forced,
         waves=waves,
-        stride=options.stride,
+        watch=watch,
         encoder=encoder,
     )
     text = words.load().text

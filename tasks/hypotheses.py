@@ -19,7 +19,7 @@ class EvaluateOptions(BaseModel, frozen=True):
         "skip", description="skip or refuse clips longer than the window, or cut them at pauses and join the pieces"
     )
     transcribed: bool = Field(True, description="whether the speech comes with its text")
-    stride: int = Field(0, ge=0, description="keep each stride-th logit of the teacher-forced steps; 0 keeps none")
+    watch: bool = Field(False, description="keep the logits of the float's likeliest tokens at each of its steps")
     agree_clips: int = Field(64, ge=0, description="clips on which teacher-forced agreement is measured")
 
 

@@ -20,7 +20,8 @@ def judge(
     """Score stock, float graphs (`expected`) and binary (`obtained`) on the clips that all three heard, and judge."""
     heard = {"stock": read_hypotheses(stock), "float": read_hypotheses(expected), "binary": read_hypotheses(obtained)}
     ids = [{line["id"] for line in lines if not line["probe"]} for lines in heard.values()]
-    clips = [_clip(line) for line in heard["binary"] if line["id"] in set.intersection(*ids)]
+    common = set.intersection(*ids)
+    clips = [clip for clip in clips_of(heard["binary"]) if clip.id in common]
     if not clips:
         raise BadManifest(
             "stock, float and binary have no clip in common: give speech that fits the window, or pass --long chunk"
@@ -50,10 +51,13 @@ def read_scores(folder: Path) -> dict[str, Score]:
     return {subject: Score.model_validate(said) for subject, said in content["scores"].items()}
 
 
-def _clip(line: dict[str, Any]) -> Clip:
-    return Clip(
-        id=line["id"], audio=Path(), text=line["reference"], duration_s=line["audio_s"], speaker=line["speaker"]
-    )
+def clips_of(lines: list[dict[str, Any]]) -> list[Clip]:
+    """Say which clips hypotheses are of, with their references; the silent probes are none."""
+    return [
+        Clip(id=line["id"], audio=Path(), text=line["reference"], duration_s=line["audio_s"], speaker=line["speaker"])
+        for line in lines
+        if not line["probe"]
+    ]
 
 
 def _skipped(folder: Path) -> list[str]:

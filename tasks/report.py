@@ -18,6 +18,7 @@ def report(
     precision: str,
     graphs: Path,
     calibration: Path | None,
+    frontier: Path | None,
     binary: Path,
     obtained: Path,
     verdict: Path,
@@ -36,6 +37,8 @@ def report(
     }
     if calibration is not None:
         made_from["calibration"] = calibration
+    if frontier is not None:
+        made_from["frontier"] = frontier
     binary_rtf = scores["binary"].rtf
     results: dict[str, Any] = {
         "model": model,
@@ -74,6 +77,8 @@ def report(
         "recipe": json.loads((graphs / "model.json").read_text(encoding="utf-8"))["recipe"],
         "made_from": {name: _record(folder) for name, folder in made_from.items()},
     }
+    if frontier is not None:
+        results["search"] = json.loads((frontier / "pareto.json").read_text(encoding="utf-8"))
     (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     coverage = None
     if calibration is not None:

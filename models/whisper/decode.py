@@ -10,6 +10,7 @@ import numpy as np
 from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors
 from nightjar.features import log_mel
 
+WATCHED = 16  # tokens whose logits are kept per step: all but a thousandth of the probability
 Steps = Generator[list[int], Array, Any]  # gives every token so far, takes the logits that follow, (n_vocab,)
 
 
@@ -37,7 +38,7 @@ def decode(
     tensors in `encoded`, so that a second call does not run that part again. `tables` are the
     host-embedding tables. Raises ValueError for a language the model does not have.
     """
-    steps = _greedy(model, prompt_tokens(model, language), None, 0)
+    steps = _greedy(model, prompt_tokens(model, language), None, None)
     result: dict[str, Any] = _alone(runner, encoded, model, language, tables, steps)
     return result
 
@@ -54,17 +55,22 @@ def agree(
 
     What the graph has no room for counts as missed. Raises ValueError as `decode` does.
     """
-    steps = _agreement(model, prompt_tokens(model, language), tokens, [], 0, [])
+    steps = _agreement(model, prompt_tokens(model, language), tokens, [], None)
     matching: int = _alone(runner, encoded, model, language, tables, steps)
     return matching
 
 
 class Job(NamedTuple):
-    """One clip to hear: what the encoder made of it, and perhaps the tokens to measure agreement with."""
+    """One clip to hear: what the encoder made of it, and perhaps the tokens to measure agreement with.
+
+    watch: the ids whose logits are kept at each step of those tokens, or of the clip's own where there are none; empty
+    for the WATCHED highest.
+    """
 
     name: str
     encoded: Tensors
     forced: list[int] | None = None
+    watch: list[list[int]] | None = None
 
 
 def hear(
@@ -75,15 +81,14 @@ def hear(
     tables: Tensors | None = None,
     lanes: int = 1,
     clock: Mapping[str, float] = {},
-    stride: int = 0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Decode clips as `decode` does, `lanes` of them in each decoder run, and yield them as they end.
 
     A lane takes the next job when its clip ends, so `jobs` is read no faster than it is worked off. More than one lane
     needs a `cached` decoder that takes any number of lanes and of cache rows. clock: the runner's count of seconds per
     part; a result's `seconds` has the clip's share of each run, and of the loop itself as `total`. With `forced` tokens
-    a result has `agree` [matching, of]; steps that the decoding has shown already are not run again. stride: with
-    forced tokens, run every one of those steps and keep each `stride`th logit of it as `logits`.
+    a result has `agree` [matching, of], with `watch` it has `watched` {ids, logits, norm (log of the sum of all exp)},
+    a list per step; steps that the decoding has shown already are not run again.
     """
     prompt = prompt_tokens(model, language)
     protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, prompt, tables, lanes)
@@ -91,7 +96,7 @@ def hear(
     while True:
         for lane in range(lanes):
             if lane not in busy and (job := next(waiting, None)) is not None:
-                busy[lane] = _Lane(job.name, _greedy(model, prompt, job.forced, stride))
+                busy[lane] = _Lane(job.name, _greedy(model, prompt, job.forced, job.watch))
                 with _charging([busy[lane]], clock):
                     protocol.begin(lane, job.encoded)
         if not busy:
@@ -147,38 +152,37 @@ def _alone(runner: Runner, encoded: Tensors, model: Model, language: str, tables
                 return end.value
 
 
-def _greedy(model: Model, prompt: list[int], forced: list[int] | None, stride: int) -> Steps:
+def _greedy(model: Model, prompt: list[int], forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
     """Sample until eot or a limit; then go on along `forced` where the text left it."""
-    pick = _picker(model)
+    pick, eot = _picker(model), model["tokens"]["eot"]
+    watched = _Watched(watch) if watch is not None else None
+    targets = None if forced is None else [*forced, eot]
     tokens, token, picked = list(prompt), -1, list[int]()
     for _ in range(min(model["max_tokens"], _room(model, prompt))):
-        token = pick((yield tokens), not picked)
+        logits = yield tokens
+        if watched and (targets is None or picked == targets[: len(picked)]):
+            watched.see(logits)
+        token = pick(logits, not picked)
         picked.append(token)
-        if token == model["tokens"]["eot"] or _repeats(token, model):
+        if token == eot or _repeats(token, model):
             break
         tokens.append(token)
     prefill = len(prompt) - 1 if model["recipe"]["decoder"] == "cached" else 0
-    result = {
+    result: dict[str, Any] = {
         "tokens": tokens[len(prompt) :],
         "steps": prefill + len(picked),
-        "capped": token != model["tokens"]["eot"],
+        "capped": token != eot,
     }
     if forced is not None:
-        seen: list[list[float]] = []
-        matching = yield from _agreement(model, prompt, forced, [] if stride else picked, stride, seen)
+        matching = yield from _agreement(model, prompt, forced, picked, watched)
         result["agree"] = [matching, len(forced) + 1]
-        if stride:
-            result["logits"] = seen
-    return result
+    return result | ({"watched": watched.rows} if watched else {})
 
 
 def _agreement(
-    model: Model, prompt: list[int], tokens: list[int], picked: list[int], stride: int, seen: list[list[float]]
+    model: Model, prompt: list[int], tokens: list[int], picked: list[int], watched: "_Watched | None"
 ) -> Steps:
-    """Count the targets predicted; `picked` is known to follow each prefix for as long as it is the targets.
-
-    Adds each `stride`th logit of a step to `seen`.
-    """
+    """Count the targets predicted; `picked` is known to follow each prefix for as long as it is the targets."""
     pick = _picker(model)
     prefix, matching, known = list(prompt), 0, list(picked)
     for target in [*tokens, model["tokens"]["eot"]][: _room(model, prompt)]:
@@ -187,14 +191,33 @@ def _agreement(
         else:
             logits = yield prefix
             token = pick(logits, len(prefix) == len(prompt))
-            if stride:
-                seen.append([round(float(value), 4) for value in logits[: model["tokens"]["n_vocab"] : stride]])
+            if watched:
+                watched.see(logits)
         if token == target:
             matching += 1
         else:
             known.clear()
         prefix.append(target)
     return matching
+
+
+class _Watched:
+    """The logits of some tokens, step after step."""
+
+    def __init__(self, ids: list[list[int]]) -> None:
+        self.ids = ids
+        self.rows: dict[str, list[Any]] = {"ids": [], "logits": [], "norm": []}
+
+    def see(self, logits: Array) -> None:
+        values = logits.astype(np.float64)
+        step = len(self.rows["ids"])
+        if self.ids:
+            ids = self.ids[step] if step < len(self.ids) else []
+        else:
+            ids = np.argpartition(values, -WATCHED)[-WATCHED:].tolist()
+        self.rows["ids"].append(ids)
+        self.rows["logits"].append([round(float(values[i]), 5) for i in ids])
+        self.rows["norm"].append(round(float(values.max() + np.log(np.exp(values - values.max()).sum())), 5))
 
 
 def prompt_tokens(model: Model, language: str = "en") -> list[int]:

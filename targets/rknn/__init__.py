@@ -35,6 +35,9 @@ class Options(BaseModel, frozen=True):
     samples: int = Field(
         32, ge=1, description="int8: calibration samples per part, spread evenly over the set; they cost seconds each"
     )
+    memory_gib: float = Field(
+        8, gt=0, description="int8: what a part's activations over its samples may take; more of them are left out"
+    )
     float_rules: bool = Field(True, description="int8: keep attention with a mask float16 (targets/rknn/README.md)")
     float_nodes: tuple[str, ...] = Field(
         (),
@@ -79,3 +82,13 @@ def compile(
     from targets.rknn.build import build  # onnx, only where it is needed
 
     build(graphs, calibration, options, out, plan, quantized)
+
+
+def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
+    """Collect the quantization parameters that `compile` takes as `quantized`: the expensive step, once for all plans.
+
+    They depend on the graphs, the calibration set and the options for ranges; what is kept float16 does not enter.
+    """
+    from targets.rknn.build import quantization as collect
+
+    collect(graphs, calibration, options, out)

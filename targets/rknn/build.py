@@ -2,6 +2,8 @@
 
 import fnmatch
 import json
+import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +21,8 @@ from targets.rknn import NAME, Options
 from targets.rknn.audit import audit, read_table, require_int8
 from targets.rknn.names import layers_from, precision_file, read_names, write_names
 from targets.rknn.toolchain import compile as inside
+
+log = logging.getLogger(__name__)
 
 BUILD_S = 3600.0
 QUANTIZE_S = 6 * 3600.0
@@ -49,6 +53,10 @@ def build(
                 raise BadOptions("int8 needs calibration data: pass a calibration set, or build with --precision fp")
             quantized = Path(scratch) / "quantized"
             quantization(graphs, calibration, options, quantized)
+        if options.precision == "fp":
+            quantized = None
+        if quantized is not None:
+            _require_same(quantized, options)
         for number, part in enumerate(files):
             if quantized is None:
                 entries[part] = build_float(found, graphs / files[part], part, options, out)
@@ -91,7 +99,8 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
     """Collect every part's quantization parameters over its calibration samples: the expensive step, minutes a part.
 
     Writes per part NAME.model, NAME.data, NAME.quantization.cfg (the toolkit's) and NAME.names.json into `out`; they
-    depend on the graphs, the calibration set and the options for ranges, and on nothing else.
+    depend on the graphs, the calibration set and the options for ranges, and on nothing else; quantization.json says on
+    which options.
     """
     samples, files = CalibrationSet.open(calibration), {n: p["file"] for n, p in read_model(graphs)["parts"].items()}
     found = toolchain(NAME)
@@ -103,13 +112,16 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
                 tick(100 * before + 100 * done // total, 100 * len(files))
 
         with _working(part, graphs / file) as folder:
+            model = onnx.shape_inference.infer_shapes(onnx.load(graphs / file), data_prop=True)
             dataset = samples.write_dataset(part, folder / "dataset")
-            (folder / "dataset.txt").write_text(thinned(dataset, options.samples), encoding="utf-8")
+            lines = thinned(dataset, fitting_samples(model, options))
+            (folder / "dataset.txt").write_text(lines, encoding="utf-8")
             job = {"kind": "quantize", "name": part, "config": _config(options)}
             result = found.call(inside.__name__, job, folder, QUANTIZE_S, on_progress=show)
             for suffix in STEP1:
                 shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
-        write_names(onnx.load(graphs / file), layers_from(result["layers"]), out, part)
+        write_names(model, layers_from(result["layers"]), out, part)
+    (out / "quantization.json").write_text(json.dumps(_config(options)) + "\n", encoding="utf-8")
 
 
 def hybrid(found: Toolchain, quantized: Path, graph: Path, part: str, keep: Sequence[str], out: Path) -> Entry:
@@ -120,10 +132,7 @@ def hybrid(found: Toolchain, quantized: Path, graph: Path, part: str, keep: Sequ
     with _working(part, graph) as folder:
         for suffix in ("model", "data"):
             (folder / f"{part}.{suffix}").symlink_to((quantized / f"{part}.{suffix}").resolve())
-        try:
-            precision_file(quantized / f"{part}.quantization.cfg", keep, folder / f"{part}.quantization.cfg")
-        except BadInput as exc:
-            raise BadOptions(f"part '{part}': {exc}") from exc
+        precision_file(quantized / f"{part}.quantization.cfg", keep, folder / f"{part}.quantization.cfg")
         result = found.call(inside.__name__, {"kind": "hybrid", "name": part}, folder, BUILD_S)
         return _finish(graph, part, folder, result, out)
 
@@ -141,6 +150,16 @@ def matching(part: str, patterns: Sequence[str], names: Mapping[str, Any]) -> li
             )
         keep += [layer_of[name] for name in fitting]
     return keep
+
+
+def fitting_samples(model: onnx.ModelProto, options: Options) -> int:
+    """Say how many samples `memory_gib` allows: the toolkit holds every activation of all of them at once."""
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    held = 4 * sum(math.prod(d.dim_value for d in value.type.tensor_type.shape.dim) for value in values)
+    fitting = max(1, min(options.samples, int(options.memory_gib * 2**30 // max(held, 1))))
+    if fitting < options.samples:
+        log.info("%d samples of %.0f MiB instead of %d: memory_gib", fitting, held / 2**20, options.samples)
+    return fitting
 
 
 def thinned(dataset: Path, samples: int) -> str:
@@ -178,6 +197,17 @@ def _working(part: str, graph: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+def _require_same(quantized: Path, options: Options) -> None:
+    """Raise BadOptions where quantization parameters were collected with other options: the SoC is in them."""
+    had: dict[str, Any] = json.loads((quantized / "quantization.json").read_text(encoding="utf-8"))
+    for name, wanted in _config(options).items():
+        if had.get(name) != wanted:
+            raise BadOptions(
+                f"the quantization parameters in {quantized} were collected with {name} {had.get(name)}, not {wanted}: "
+                "collect them again with `targets.rknn.build.quantization`"
+            )
+
+
 def _config(options: Options) -> dict[str, Any]:
     return {
         "target_platform": options.soc,
@@ -203,10 +233,12 @@ def _planned(plan: Path, parts: Mapping[str, str]) -> dict[str, list[str]]:
         planned: dict[str, list[str]] = json.loads(plan.read_text(encoding="utf-8"))["float"]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise BadInput(
-            f"{plan} is no plan ({exc}): it is {{'float': {{part: [tensor, …]}}}}; run the search again"
+            f"{plan} is no plan ({exc}): it is {{'float': {{part: [tensor, …]}}}}; "
+            "run the same command with --refresh rank"
         ) from exc
     if unknown := sorted(planned.keys() - parts.keys()):
         raise BadOptions(
-            f"the plan names part {unknown[0]!r}; these graphs have {', '.join(parts)}: run the search again"
+            f"the plan names part {unknown[0]!r}; these graphs have {', '.join(parts)}: "
+            "run the same command with --refresh rank"
         )
     return {part: list(planned.get(part, ())) for part in parts}

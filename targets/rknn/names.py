@@ -132,7 +132,7 @@ def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Pa
     unknown = [name for name in keep if name not in names["tensors"] and name not in own]
     if unknown:
         raise BadInput(
-            f"no layer computes {', '.join(unknown)}: "
+            f"no layer of {quantization_cfg.name} computes {', '.join(unknown)}: "
             f"name tensors of the float graph such as {', '.join(list(names['tensors'])[:3])} in the plan"
         )
     # As text: the toolkit refuses a file in which a number was written another way.

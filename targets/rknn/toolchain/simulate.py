@@ -1,7 +1,7 @@
 """Run compiled parts in rknn-toolkit2's simulator, from what the compile step saved.
 
 The toolkit simulates only what the same process built. Its simulator works on the optimised graph and two tables, so
-those are put back as they were: the same outputs bit for bit (tests/targets/rknn), without the build. This reaches into
+those are put back as they were, without the build: the same outputs, to a step of float16 (bound.py). This reaches into
 the toolkit's classes as they are in the pinned version.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from targets.rknn.toolchain.bound import binding
 from targets.rknn.toolchain.sdk import SdkError, captured, checked, open_toolkit
 
 Tensors = dict[str, NDArray[Any]]
@@ -24,6 +25,8 @@ class SimulatorRunner:
 
     def __init__(self, toolkits: Mapping[str, Any]) -> None:
         self.toolkits = dict(toolkits)
+        graphs = {part: toolkit.rknn_base.ir.model.graph for part, toolkit in toolkits.items()}
+        self.weights = {part: {tensor.name for tensor in graph.initializer} for part, graph in graphs.items()}
         attributes = {part: toolkit.rknn_base.inputs_meta["attrs"] for part, toolkit in toolkits.items()}
         self.inputs = {part: _named(found, is_output=False) for part, found in attributes.items()}
         self.outputs = {part: _named(found, is_output=True) for part, found in attributes.items()}
@@ -37,7 +40,7 @@ class SimulatorRunner:
         # As in the graph: the toolkit takes every 4-D input for NHWC unless told.
         layouts = ["nchw"] * len(arrays)
         try:
-            with captured():
+            with captured(), binding(self.weights[part]):
                 results = checked("inference", self.toolkits[part].inference, inputs=arrays, data_format=layouts)
         except SdkError as exc:
             raise RuntimeError(f"the simulator cannot run {part}: {exc}") from exc

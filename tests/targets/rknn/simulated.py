@@ -1,4 +1,4 @@
-"""What the tests run inside the toolchain's environment: simulate stored inputs, in this process's build or restored."""
+"""What the tests run inside the toolchain's environment: simulate stored inputs, after a build or restored."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def wrong(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_process(job: dict[str, Any]) -> dict[str, Any]:
-    """Build as compile.py does and simulate at once; say whether the restored simulator gives the very same."""
+    """Build as compile.py does and simulate at once; hold the restored simulator, then the runner, against that."""
     part, sample = job["part"], dict(np.load(job["sample"]))
     toolkit = open_toolkit()
     if "graph" in job:
@@ -85,6 +85,10 @@ def in_process(job: dict[str, Any]) -> dict[str, Any]:
     wanted = checked("inference", toolkit.inference, inputs=list(sample.values()), data_format="nchw")
     binary = Path(job["binary"])
     parts = json.loads((binary / "binary.json").read_text())["parts"]
-    found = open_runner(binary, {part: parts[part]}).run(part, sample)
-    equal = [bool(np.array_equal(np.ravel(a), np.ravel(b))) for a, b in zip(wanted, found.values(), strict=True)]
-    return {"equal": equal}
+    plain, opened = (open_runner(binary, {part: parts[part]}) for _ in range(2))
+    restored = plain.toolkits[part].inference(inputs=list(sample.values()), data_format="nchw")
+    equal = [bool(np.array_equal(a, b)) for a, b in zip(wanted, restored, strict=True)]
+    found = [np.ravel(array).astype(np.float64) for array in opened.run(part, sample).values()]
+    exact = [np.ravel(array).astype(np.float64) for array in wanted]
+    noise = [float(((a - b) ** 2).sum() / (a**2).sum()) for a, b in zip(exact, found, strict=True)]
+    return {"equal": equal, "noise": noise}

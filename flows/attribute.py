@@ -1,0 +1,103 @@
+"""Whose fault is it: every encoder with every decoder, on the same clips."""
+
+import json
+from typing import Any
+
+from prefect import flow
+
+from flows.port import Prepared, built, calibrated, prepared
+from nightjar.artifact import Artifact, storing, write_atomic
+from nightjar.attribution import Cell, owner
+from nightjar.closure import ROOT
+from nightjar.plugins import plugin
+from nightjar.request import AttributeRequest, speech_sources
+from nightjar.score import score
+from nightjar.target import board_of, session_of
+from tasks.evaluate import evaluate
+from tasks.hypotheses import EvaluateOptions, read_hypotheses
+from tasks.judge import clips_of
+from tasks.measure import divergence, logit_snr_db
+from tasks.stage import current_run, joining
+
+
+@flow(name="attribute", flow_run_name="attribute-{request.model}-{request.target}")
+def attribute(request: AttributeRequest) -> dict[str, Any]:
+    """Build every precision, hear every encoder with every decoder, and name the owner of what is lost.
+
+    The cross-attention part goes with the decoder. `float` are the graphs as they are, run by the reference target.
+    """
+    with joining(request.refresh):
+        made = prepared(request, *speech_sources(request))
+        calibration = calibrated(request, made)
+        binaries = {"float": made.reference, "fp": made.floating}
+        precisions = tuple(dict.fromkeys(("float", *request.precisions)))  # the measure is always there
+        for precision in precisions:
+            if precision not in binaries:
+                binaries[precision], _ = built(request.model_copy(update={"precision": precision}), made, calibration)
+        options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
+        board, host = board_of(made.target, request.board), board_of(made.host, "local")
+
+        def heard(encoder: str, decoder: str, reference: Artifact | None) -> Artifact:
+            where, target = (host, made.host) if encoder == decoder == "float" else (board, made.target)
+            found: Artifact = evaluate(
+                binary=binaries[decoder],
+                speech=made.test_speech,
+                session=(*session_of(plugin("models", made.family, "decode"), target, where), _float_runner(made)),
+                words=plugin("models", made.family, "tokens"),
+                board=where,
+                reference=reference,
+                options=options,
+                label=f"{encoder} + {decoder}",
+                **({"encoder": binaries[encoder]} if encoder != decoder else {}),
+            )
+            return found
+
+        expected = heard("float", "float", None)
+        cells: dict[tuple[str, str], Cell] = {}
+        for encoder in precisions:
+            for decoder in precisions:
+                same = encoder == decoder == "float"
+                cells[encoder, decoder] = _cell(
+                    request, expected, expected if same else heard(encoder, decoder, expected), same
+                )
+        return _write(request, board.tier, precisions, cells)
+
+
+def _float_runner(made: Prepared) -> Any:
+    return plugin("targets", made.host.load().NAME, "runner")
+
+
+def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact, same: bool) -> Cell:
+    store = current_run().store
+    wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
+    scored = score("binary", "host", clips_of(got), got, request.language)
+    kl = 0.0 if same else divergence(wanted, got)[0]
+    bad = sum(clip.empty or clip.looping or clip.capped for clip in scored.clips)
+    return Cell(
+        wer=round(scored.wer, 3),
+        interval=(round(scored.interval[0], 3), round(scored.interval[1], 3)),
+        snr_db=200.0 if same else round(logit_snr_db(wanted, got), 2),
+        kl=float(f"{kl:.4g}"),
+        bad=bad,
+        clips=len(scored.clips),
+    )
+
+
+def _write(
+    request: AttributeRequest, tier: str, precisions: tuple[str, ...], cells: dict[tuple[str, str], Cell]
+) -> dict[str, Any]:
+    verdicts = {p: owner(p, cells, request.max_delta_wer) for p in precisions if p != "float"}
+    results: dict[str, Any] = {
+        "model": request.model,
+        "target": request.target,
+        "tier": tier,
+        "precisions": list(precisions),
+        "cells": [{"encoder": e, "decoder": d, **cell.model_dump()} for (e, d), cell in cells.items()],
+        "owners": verdicts,
+    }
+    path = ROOT / "reports" / f"attribute-{request.model}-{request.target}.json".lower()
+    results["out"] = path.relative_to(ROOT).as_posix()
+    with storing():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(results, indent=1) + "\n")
+    return results

@@ -1,0 +1,123 @@
+"""Find which tensors may be int8: a ranking made on the host, and its rungs measured where the target runs.
+
+graphs + calibration ─rank─▶ ranking ─rewrite─▶ graphs ─quantize─▶ parameters
+ranking ─plan─▶ rung ─build─▶ binary ─evaluate─▶ hypotheses ─measure─▶ loss, again for the next rung
+
+Only calibration speech is heard here. Every rung is a stage of its own, so a search for another budget starts from what
+is measured already.
+"""
+
+from typing import Any, NamedTuple
+
+from nightjar.artifact import Artifact, Source
+from nightjar.plugins import plugin
+from nightjar.precision import Budget, Measured, Rung, rungs, search
+from nightjar.ranking import Settings, read_ranking
+from nightjar.request import PortRequest
+from nightjar.target import board_of, make_options, session_of
+from tasks.build import build
+from tasks.evaluate import evaluate
+from tasks.hypotheses import EvaluateOptions, read_hypotheses
+from tasks.measure import measure, read_measured
+from tasks.plan import Tried, frontier, plan
+from tasks.quantize import quantize
+from tasks.rank import rank
+from tasks.rewrite import rewrite
+from tasks.stage import Pending, current_run
+
+CLIPS = 16  # of calibration speech that a rung is measured on
+
+
+class Searched(NamedTuple):
+    """What a search found: the graphs to build from, with what, and what it measured on the way."""
+
+    graphs: Any
+    settings: dict[str, Any]  # plan, and quantized where the target has it
+    frontier: Any
+
+
+def searched(
+    request: PortRequest, *, family: str, graphs: Any, reference: Any, calibration: Any, speech: Source
+) -> Searched:
+    """Find the plan of the largest int8 share within the request's budget; raises BadInput where none is."""
+    target = plugin("targets", request.target)
+    ranking = rank(graphs=graphs, calibration=calibration, settings=Settings())
+    rewritten = rewrite(graphs=graphs, ranking=ranking)
+    quantized = parameters(request, rewritten, calibration)
+    decode, words = plugin("models", family, "decode"), plugin("models", family, "tokens")
+    host, board = plugin("targets", "onnx"), board_of(target, request.board)
+    options = EvaluateOptions(language=request.language, limit=CLIPS, watch=True)
+    expected = evaluate(
+        binary=reference,
+        speech=speech,
+        session=session_of(decode, host, board_of(host, "local")),
+        words=words,
+        board=board_of(host, "local"),
+        reference=None,
+        options=options,
+        label="rungs float",
+    )
+    if isinstance(ranking, Pending) or isinstance(expected, Pending):
+        return Searched(rewritten, {"plan": Pending("search"), **quantized}, Pending("search"))
+    ladder, calls = _ladder(ranking, expected)
+    by_key = {rung.key(): number for number, rung in enumerate(ladder)}
+    tried: dict[str, Measured] = {}
+
+    def planned(rung: Rung) -> Any:
+        number = by_key[rung.key()]
+        return plan(ranking=ranking, calls=calls, rung=number, label=f"rung {number}")
+
+    def measured(rung: Rung) -> Measured:
+        name = f"rung {by_key[rung.key()]}"
+        binary = build(
+            graphs=rewritten,
+            calibration=calibration,
+            target=target,
+            options=make_options(target, "auto"),
+            plan=planned(rung),
+            **quantized,
+            label=name,
+        )
+        heard = evaluate(
+            binary=binary,
+            speech=speech,
+            session=session_of(decode, target, board),
+            words=words,
+            board=board,
+            reference=expected,
+            options=options,
+            label=name,
+        )
+        found = measure(expected=expected, obtained=heard, language=request.language, label=name)
+        if isinstance(found, Pending):
+            raise _Unknown
+        return read_measured(current_run().store.path(found))
+
+    try:
+        found, _ = search(ladder, measured, Budget(delta_wer=request.search_delta_wer), tried)
+    except _Unknown:  # a plan cannot see beyond what is measured
+        return Searched(rewritten, {"plan": Pending("search"), **quantized}, Pending("search"))
+    known = Tried(calls=calls, measured={by_key[key]: result for key, result in tried.items()})
+    made = frontier(ranking=ranking, tried=known, found=by_key[found.key()])
+    return Searched(rewritten, {"plan": planned(found), **quantized}, made)
+
+
+def parameters(request: PortRequest, graphs: Any, calibration: Any) -> dict[str, Any]:
+    """Collect quantization parameters, for a target that builds from them: {"quantized": artifact}, else nothing."""
+    target = plugin("targets", request.target)
+    if not hasattr(target.load(), "quantization"):
+        return {}
+    options = make_options(target, "int8")  # what is kept float does not enter them
+    return {"quantized": quantize(graphs=graphs, calibration=calibration, target=target, options=options)}
+
+
+class _Unknown(Exception):
+    """A rung is not measured, and this run only plans."""
+
+
+def _ladder(ranking: Artifact, expected: Artifact) -> tuple[list[Rung], dict[str, float]]:
+    """Make the ladder for hypotheses as long as these."""
+    store = current_run().store
+    lines = [line for line in read_hypotheses(store.path(expected)) if not line["probe"]]
+    calls = {"decoder": round(sum(line["steps"] for line in lines) / len(lines), 1)}
+    return rungs(read_ranking(store.path(ranking) / "ranking.json"), calls), calls

@@ -1,0 +1,220 @@
+"""Which groups stay float: from a ranking to nested plans, and from measured plans to the one to build.
+
+Plans are rungs of one ladder: each keeps float what the one before it keeps, and more. The order is loss per cost, so
+the ladder is the same for every budget; a budget only says where to stop, and what was measured for one serves the
+next.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nightjar.errors import BadInput
+from nightjar.groups import fuse
+from nightjar.ranking import Entry, Ranking
+
+HEAD = "vocabulary_head"
+MOVED = 16  # multiply-accumulates that an element moved in float16 is worth: keeps norms and adds from being free
+READ = 4.0  # and a weight read in float16: keeps a decoder from going float for its little arithmetic
+STEP = 0.6  # ratio of the losses expected of neighbouring rungs
+LOSS = 0.5  # nats per step: beyond it a transcript is noise, and finer rungs tell nothing
+
+Keep = dict[str, tuple[str, ...]]
+
+
+class Expected(BaseModel, frozen=True):
+    """What the ranking says of a plan; shares are of multiply-accumulates."""
+
+    kl: float  # nats per step, sum over the int8 groups and the parts' outputs
+    int8_mac_share: dict[str, float]  # per part, `total`, and the vocabulary head apart
+    size_bytes: dict[str, int]  # weights: 1 byte in int8, 2 in float16
+
+
+class Rung(BaseModel):
+    """One plan: the ONNX tensors (of the rewritten graphs) whose groups stay float16."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    keep: Keep = Field(alias="float")
+    rewrites: dict[str, list[dict[str, Any]]]
+    expected: Expected
+
+    def key(self) -> str:
+        """Name what is measured, whatever ranking it came from."""
+        content = json.dumps([self.keep, self.rewrites], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class Measured(BaseModel, frozen=True):
+    """What a target measured of a rung on calibration clips, against the float graphs."""
+
+    kl: float  # nats per step, teacher-forced
+    agree: int
+    steps: int
+    delta_wer: float | None = None  # percent, free-running, where it was decoded
+    new_bad: int = 0  # hypotheses newly empty, looping or capped
+    snr_db: dict[str, float] = {}
+
+
+class Budget(BaseModel, frozen=True):
+    """What a plan may lose on calibration clips."""
+
+    delta_wer: float = Field(0.5, description="percent")
+    kl_per_percent: float = Field(0.008, gt=0, description="nats per step allowed for each percent of delta_wer")
+
+    @property
+    def kl(self) -> float:
+        """Return the divergence allowed, in nats per step."""
+        return self.kl_per_percent * self.delta_wer
+
+    def allows(self, measured: Measured) -> bool:
+        """Say whether a measured rung is within the budget."""
+        words = measured.delta_wer is None or measured.delta_wer <= self.delta_wer
+        return words and not measured.new_bad and measured.kl <= self.kl
+
+
+def rungs(ranking: Ranking, calls: Mapping[str, float] | None = None, weight_cost: float = READ) -> list[Rung]:
+    """Make nested plans, most int8 first: nothing float, then ever less loss expected, then everything float.
+
+    calls: how often each part runs per clip (1 where it is not named): the decoder, the mean steps of a hypothesis.
+    weight_cost: multiply-accumulates that reading a weight in float16 is worth. At 0 only arithmetic counts, and a
+    decoder, which has little of it, goes float early; the higher, the smaller the files.
+    """
+    calls = calls or {}
+
+    def order(pair: tuple[str, Entry]) -> tuple[float, str, str]:
+        part, entry = pair
+        cost = calls.get(part, 1.0) * (entry.macs + MOVED * entry.elements + weight_cost * entry.parameters)
+        return -entry.kl / cost, part, entry.tensor
+
+    pairs = [(part, entry) for part, entries in ranking.parts.items() for entry in entries]
+    pairs.sort(key=order)
+    left = sum(entry.kl for _, entry in pairs)
+    result, kept, level = [_rung(ranking, [], calls)], list[tuple[str, Entry]](), LOSS
+    for pair in pairs:
+        if left <= level and kept:
+            result.append(_rung(ranking, kept, calls))
+            while left <= level:
+                level *= STEP
+        kept.append(pair)
+        left = sum(entry.kl for _, entry in pairs[len(kept) :])
+    result.append(_rung(ranking, kept, calls))
+    return result
+
+
+def search(
+    ladder: Sequence[Rung],
+    measure: Callable[[Rung], Measured],
+    budget: Budget,
+    known: dict[str, Measured] | None = None,
+) -> tuple[Rung, Measured]:
+    """Find the most int8 rung within the budget by bisection; `known` is read, and completed by what is measured.
+
+    Loss grows with the int8 share from rung to rung, nearly; a rung found is one that was measured itself. Raises
+    BadInput where even the last rung, everything float, is beyond the budget.
+    """
+    known = {} if known is None else known
+
+    def allowed(number: int) -> bool:
+        key = ladder[number].key()
+        if key not in known:
+            known[key] = measure(ladder[number])
+        return budget.allows(known[key])
+
+    low, high = 0, len(ladder) - 1
+    start = next((n for n, rung in enumerate(ladder) if rung.expected.kl <= budget.kl), high)
+    found = high
+    number = start
+    while low <= high:
+        if allowed(number):
+            found, high = number, number - 1
+        else:
+            low = number + 1
+        # Right beside the expected place first, then by halves.
+        near = number - 1 if found == number else number + 1
+        number = near if number == start and low <= near <= high else (low + high) // 2
+    if not allowed(found):
+        raise BadInput("no precision plan is within the budget, not even all float16: raise --max-delta-wer")
+    return ladder[found], known[ladder[found].key()]
+
+
+def choose(measured: Sequence[tuple[Rung, Measured]], budget: Budget) -> Rung:
+    """Return the rung of the largest int8 share that is within the budget; BadInput where none is."""
+    within = [rung for rung, result in measured if budget.allows(result)]
+    if not within:
+        raise BadInput("no measured precision plan is within the budget: raise --max-delta-wer")
+    return max(within, key=lambda rung: rung.expected.int8_mac_share["total"])
+
+
+def mac_share(
+    models: Mapping[str, Any], keep: Mapping[str, Sequence[str]], calls: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Count the int8 share of multiply-accumulates in convolutions, linears and attention, from the float graphs.
+
+    models: onnx.ModelProto by part, as they are quantized (rewritten). The vocabulary head counts for itself alone.
+    """
+    counted = {
+        part: [(g.kind, g.macs, g.tensor in set(keep.get(part, ()))) for g in fuse(m)] for part, m in models.items()
+    }
+    return _shares(counted, calls or {})
+
+
+def pareto(measured: Sequence[tuple[Rung, Measured]]) -> list[dict[str, Any]]:
+    """List what was measured by int8 share, as JSON; `dominated` where another has more int8 and less loss."""
+    points = [
+        {
+            "int8_mac_share": rung.expected.int8_mac_share,
+            "size_bytes": rung.expected.size_bytes,
+            "float_tensors": {part: len(names) for part, names in rung.keep.items()},
+            "expected_kl": rung.expected.kl,
+            **result.model_dump(),
+        }
+        for rung, result in measured
+    ]
+    points.sort(key=lambda point: (-point["int8_mac_share"]["total"], point["kl"]))
+    for point in points:
+        point["dominated"] = any(
+            other is not point
+            and other["int8_mac_share"]["total"] >= point["int8_mac_share"]["total"]
+            and other["kl"] < point["kl"]
+            for other in points
+        )
+    return points
+
+
+def write_plan(rung: Rung, path: Path) -> None:
+    """Write plan.json."""
+    path.write_text(rung.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
+
+
+def read_plan(path: Path) -> Rung:
+    """Read plan.json."""
+    return Rung.model_validate_json(path.read_bytes())
+
+
+def _rung(ranking: Ranking, kept: Sequence[tuple[str, Entry]], calls: Mapping[str, float]) -> Rung:
+    keep = {part: tuple(sorted(e.tensor for p, e in kept if p == part)) for part in ranking.parts}
+    loss, counted, sizes = sum(ranking.io_kl.values()), {}, {}
+    for part, entries in ranking.parts.items():
+        names = set(keep[part])
+        loss += sum(entry.kl for entry in entries if entry.tensor not in names)
+        counted[part] = [(entry.kind, entry.macs, entry.tensor in names) for entry in entries]
+        sizes[part] = sum(entry.parameters * (2 if entry.tensor in names else 1) for entry in entries)
+    expected = Expected(kl=float(f"{loss:.4g}"), int8_mac_share=_shares(counted, calls), size_bytes=sizes)
+    return Rung(keep=keep, rewrites=ranking.rewrites, expected=expected)
+
+
+def _shares(counted: Mapping[str, Sequence[tuple[str, int, bool]]], calls: Mapping[str, float]) -> dict[str, float]:
+    """Share int8 per part, in total and of the head, from (kind, macs, is float) of each group."""
+    sums = {name: [0.0, 0.0] for name in (*counted, "total", HEAD)}
+    for part, groups in counted.items():
+        for kind, macs, is_float in groups:
+            weight = macs * calls.get(part, 1.0)
+            for name in (HEAD,) if kind == "head" else (part, "total"):
+                sums[name][0] += 0.0 if is_float else weight
+                sums[name][1] += weight
+    return {name: round(int8 / total, 4) for name, (int8, total) in sums.items() if total}

@@ -1,0 +1,139 @@
+"""Which groups of a graph int8 hurts, and how much: measured one by one on the host, in nats at the end of the chain.
+
+A group's loss is the divergence of the last part's output when this group alone is int8. Losses of single groups add up
+well (docs/decisions/005-precision-search.md), so one pass over the groups is enough to plan any budget. A part's SNR is
+recorded beside it and decides nothing: in Whisper it mostly measures silence.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from nightjar.calibration import CalibrationSet
+from nightjar.chain import WIRES, Chain, open_parts, runs
+from nightjar.fakequant import collect_ranges, fake_quantize, open_session
+from nightjar.groups import Graph, Group, fuse
+from nightjar.progress import tick
+from nightjar.rewrite import apply, propose
+
+
+class Settings(BaseModel, frozen=True):
+    """How a ranking is measured."""
+
+    clips: int = Field(4, ge=1, description="calibration clips that go through all parts")
+    steps: int = Field(8, ge=1, description="decoder steps per clip at most")
+    range_samples: int = Field(24, ge=1, description="samples per part that the int8 ranges come from")
+    rewrite_samples: int = Field(4, ge=1, description="samples per part that rewrites are found on")
+    rewrites: bool = Field(True, description="rewrite the graphs where that is exact in float")
+
+
+class Entry(BaseModel, frozen=True):
+    """One group: what it is, what it costs and what int8 loses there."""
+
+    tensor: str
+    kind: str
+    nodes: tuple[str, ...]
+    macs: int
+    elements: int  # of the tensor put out
+    parameters: int  # weights
+    kl: float  # nats per step with this group alone in int8
+    snr_db: float  # of the part's outputs, likewise
+
+
+class Ranking(BaseModel, frozen=True):
+    """The content of ranking.json; entries most harmful first."""
+
+    settings: Settings
+    parts: dict[str, tuple[Entry, ...]]
+    rewrites: dict[str, list[dict[str, Any]]]
+    io_kl: dict[str, float]  # nats per step with a part's outputs alone in int8: no plan gets below the sum
+    clips: int
+    steps: int
+
+
+def rewritten(
+    models: Mapping[str, Any], calibration: CalibrationSet, settings: Settings
+) -> dict[str, list[dict[str, Any]]]:
+    """Propose rewrites for every part."""
+    moves = {}
+    for part, model in models.items():
+        samples = _first(calibration, part, settings.rewrite_samples)
+        moves[part] = propose(model, samples) if settings.rewrites else []
+    return moves
+
+
+def rank(
+    models: Mapping[str, Any],
+    calibration: CalibrationSet,
+    settings: Settings | None = None,
+    wires: Mapping[str, str] = WIRES,
+) -> Ranking:
+    """Measure every group of every part (onnx.ModelProto by name) in int8, alone.
+
+    Deterministic for one machine. tiny.en: two minutes on two cores.
+    """
+    settings = settings or Settings()
+    moves = rewritten(models, calibration, settings)
+    changed = {part: apply(model, moves[part]) for part, model in models.items()}
+    chain = Chain(open_parts(changed), calibration, settings.clips, settings.steps, wires)
+    groups = {part: roundable(model) for part, model in changed.items()}
+    total, done = sum(map(len, groups.values())), 0
+    entries: dict[str, tuple[Entry, ...]] = {}
+    io_kl: dict[str, float] = {}
+    steps = 0
+    for part in chain.order:
+        graph = Graph(changed[part])
+        ranges = collect_ranges(changed[part], groups[part], _first(calibration, part, settings.range_samples))
+        everything = {group.tensor for group in groups[part]}
+        io = open_session(fake_quantize(graph, groups[part], ranges, everything, outputs=True))
+        io_kl[part] = _digits(chain.distance({part: runs(io)}).kl)
+        found = []
+        for group in groups[part]:
+            rounded = fake_quantize(graph, groups[part], ranges, everything - {group.tensor})
+            far = chain.distance({part: runs(open_session(rounded))})
+            found.append(_entry(graph, group, far.kl, far.snr_db[part]))
+            steps, done = far.steps, done + 1
+            tick(done, total)
+        entries[part] = tuple(sorted(found, key=lambda e: (-e.kl, e.tensor)))
+    return Ranking(settings=settings, parts=entries, rewrites=moves, io_kl=io_kl, clips=chain.clips, steps=steps)
+
+
+def roundable(model: Any) -> list[Group]:
+    """List the groups that put out a float tensor."""
+    graph = Graph(model)
+    return [group for group in fuse(model) if graph.is_float(group.tensor)]
+
+
+def read_ranking(path: Path) -> Ranking:
+    """Read ranking.json."""
+    return Ranking.model_validate_json(path.read_bytes())
+
+
+def _entry(graph: Graph, group: Group, kl: float, snr_db: float) -> Entry:
+    return Entry(
+        tensor=group.tensor,
+        kind=group.kind,
+        nodes=group.nodes,
+        macs=group.macs,
+        elements=math.prod(graph.shape(group.tensor)),
+        parameters=sum(math.prod(graph.shape(name)) for name in group.weights),
+        kl=_digits(kl),
+        snr_db=round(snr_db, 2),
+    )
+
+
+def _first(calibration: CalibrationSet, part: str, most: int) -> list[Any]:
+    """Read samples of a part, evenly from all of them."""
+    entry = calibration.index.parts[part]
+    step = max(1, len(entry.samples) // most)
+    index = calibration.index.model_copy(
+        update={"parts": {part: entry.model_copy(update={"samples": entry.samples[::step][:most]})}}
+    )
+    return list(CalibrationSet(calibration.folder, index).samples(part))
+
+
+def _digits(value: float) -> float:
+    return float(f"{max(value, 0.0):.4g}")

@@ -1,0 +1,14 @@
+"""Collect a target's quantization parameters once; every build with another choice of layers starts from them."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from nightjar.plugins import Plugin
+from tasks.stage import stage
+
+
+@stage
+def quantize(*, graphs: Path, calibration: Path, target: Plugin, options: BaseModel, out: Path) -> None:
+    """Write what the target's `quantization` makes of the graphs and their calibration set."""
+    target.load().quantization(graphs, calibration, options, out)

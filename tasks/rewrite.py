@@ -1,0 +1,15 @@
+"""Rewrite graphs so that int8 loses less and float stays what it is."""
+
+from pathlib import Path
+
+from nightjar.ranking import read_ranking
+from nightjar.rewrite import rewrite_graphs
+from tasks.stage import stage
+
+
+@stage
+def rewrite(*, graphs: Path, ranking: Path, out: Path) -> dict[str, str]:
+    """Write the graphs with the ranking's rewrites made."""
+    rewrites = read_ranking(ranking / "ranking.json").rewrites
+    rewrite_graphs(graphs, rewrites, out)
+    return {part: f"{len(moves)} rewrites" for part, moves in rewrites.items()}

@@ -1,0 +1,203 @@
+"""The ranking finds planted sensitivities, and the search the most int8 plan within a budget."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nightjar.chain import Chain, open_parts, runs
+from nightjar.errors import BadInput
+from nightjar.fakequant import collect_ranges, fake_quantize, open_session
+from nightjar.groups import fuse
+from nightjar.precision import (
+    HEAD,
+    Budget,
+    Measured,
+    choose,
+    mac_share,
+    pareto,
+    read_plan,
+    rungs,
+    search,
+    write_plan,
+)
+from nightjar.ranking import Settings, rank, roundable
+from nightjar.rewrite import apply
+from tests.nightjar import planted
+
+SETTINGS = Settings(clips=4, steps=3, rewrites=False)
+CALLS = {"decoder": 10.0}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {"encoder": planted.encoder(outlier=60), "decoder": planted.decoder()}
+
+
+@pytest.fixture(scope="module")
+def calibration(models, tmp_path_factory):
+    return planted.calibration(tmp_path_factory.mktemp("calibration"), models)
+
+
+@pytest.fixture(scope="module")
+def ranking(models, calibration):
+    return rank(models, calibration, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def ladder(ranking):
+    return rungs(ranking, CALLS)
+
+
+def test_a_graph_falls_into_the_groups_a_compiler_fuses():
+    kinds = {group.tensor: group.kind for group in fuse(planted.encoder())}
+    assert kinds == {
+        "ln1": "norm",
+        "query": "linear",
+        "key": "linear",
+        "value": "linear",
+        "mixed": "attention",
+        "out": "linear",
+        "res1": "add",
+        "ln2": "norm",
+        "fc1": "linear",
+        "gelu": "gelu",
+        "fc2": "linear",
+        "res2": "add",
+        "hidden": "norm",
+    }
+    macs = {group.tensor: group.macs for group in fuse(planted.encoder())}
+    assert macs["mixed"] == 2 * planted.T * planted.T * planted.D
+    assert macs["fc1"] == planted.T * planted.D * planted.H
+    assert {g.tensor: g.kind for g in fuse(planted.decoder())}["logits"] == "head"
+
+
+def test_the_ranking_finds_what_was_planted(ranking):
+    losses = {entry.tensor: entry.kl for entry in ranking.parts["encoder"]}
+    hurt = {"gelu", "fc1", "fc2"}  # what the huge neuron passes through, as output or as input
+    assert {entry.tensor for entry in ranking.parts["encoder"][:3]} == hurt
+    others = max(loss for tensor, loss in losses.items() if tensor not in hurt)
+    assert min(losses[tensor] for tensor in hurt) > 2 * others
+
+
+def test_without_the_outlier_the_same_groups_are_harmless(calibration, ranking):
+    plain = {"encoder": planted.encoder(), "decoder": planted.decoder()}
+    losses = {entry.tensor: entry.kl for entry in rank(plain, calibration, SETTINGS).parts["encoder"]}
+    before = {entry.tensor: entry.kl for entry in ranking.parts["encoder"]}
+    assert losses["gelu"] < before["gelu"] / 10
+
+
+def test_splitting_the_outlier_makes_its_layer_harmless(models, calibration, ranking):
+    split = {"encoder": apply(models["encoder"], [{"move": "split", "add": "res2", "neurons": [planted.HUGE]}])}
+    after = rank(split | {"decoder": models["decoder"]}, calibration, SETTINGS)
+    before = {entry.tensor: entry.kl for entry in ranking.parts["encoder"]}
+    losses = {entry.tensor: entry.kl for entry in after.parts["encoder"]}
+    assert losses["gelu"] < before["gelu"] / 10
+    worst = after.parts["encoder"][0].tensor
+    assert worst.startswith("res2.outlier"), f"the branch should now be the most sensitive, not {worst}"
+
+
+def test_single_losses_add_up(models, calibration, ranking):
+    plain = {"encoder": planted.encoder(), "decoder": planted.decoder()}
+    found = rank(plain, calibration, SETTINGS)
+    chain = Chain(open_parts(plain), calibration, 4, 3)
+    groups = roundable(plain["encoder"])
+    ranges = collect_ranges(plain["encoder"], groups, calibration.samples("encoder"))
+    whole = open_session(fake_quantize(plain["encoder"], groups, ranges))
+    expected = sum(entry.kl for entry in found.parts["encoder"])
+    assert 0.4 < chain.distance({"encoder": runs(whole)}).kl / expected < 2.5
+
+
+def test_the_float_chain_is_at_no_distance_from_itself(models, calibration):
+    sessions = open_parts(models)
+    chain = Chain(sessions, calibration, 4, 3)
+    far = chain.distance({part: runs(session) for part, session in sessions.items()})
+    assert (far.kl, far.agree, far.steps) == (0.0, 12, 12)
+
+
+def test_everything_kept_float_is_the_float_graph(models):
+    groups = fuse(models["encoder"])
+    kept = fake_quantize(models["encoder"], groups, {}, keep=[group.tensor for group in groups])
+    assert [n.op_type for n in kept.graph.node] == [n.op_type for n in models["encoder"].graph.node]
+
+
+def test_rungs_are_nested_from_all_int8_to_all_float(ladder, models):
+    assert not any(ladder[0].keep.values())
+    assert ladder[0].expected.int8_mac_share["total"] == 1
+    assert ladder[-1].expected.int8_mac_share["total"] == 0
+    for one, two in itertools.pairwise(ladder):
+        assert all(set(one.keep[part]) <= set(two.keep[part]) for part in models)
+        assert one.expected.kl >= two.expected.kl
+        assert one.expected.size_bytes["encoder"] <= two.expected.size_bytes["encoder"]
+
+
+def test_the_first_rungs_keep_what_was_planted(ladder):
+    partial = next(rung for rung in ladder if sum(map(len, rung.keep.values())) >= 3)
+    assert {"gelu"} <= set(partial.keep["encoder"])
+
+
+def test_shares_are_counted_from_the_graphs(ladder, models):
+    for rung in ladder:
+        assert mac_share(models, rung.keep, CALLS) == rung.expected.int8_mac_share
+    linear = sum(g.macs for g in fuse(models["encoder"]) if g.tensor != "mixed")
+    total = sum(g.macs for g in fuse(models["encoder"]))
+    share = mac_share(models, {"encoder": ["mixed"]}, CALLS)
+    assert share["encoder"] == round(linear / total, 4)
+    assert share[HEAD] == 1
+    small = sum(g.macs for g in fuse(models["decoder"]) if g.kind != "head") * 10
+    assert share["total"] == round((linear + small) / (total + small), 4)
+
+
+def test_the_search_measures_few_rungs_and_reuses_them(ladder):
+    losses = {rung.key(): 2.0**-number for number, rung in enumerate(ladder)}
+    asked = []
+
+    def measure(rung):
+        asked.append(rung.key())
+        return Measured(kl=losses[rung.key()], agree=1, steps=1)
+
+    for wanted in range(1, len(ladder)):
+        budget = Budget(delta_wer=1, kl_per_percent=2.0**-wanted)
+        asked.clear()
+        found, result = search(ladder, measure, budget)
+        assert found.key() == ladder[wanted].key()
+        assert result.kl == budget.kl
+        assert len(asked) == len(set(asked)) <= 3 + np.log2(len(ladder))
+    known = {}
+    search(ladder, measure, Budget(delta_wer=1, kl_per_percent=0.1), known)
+    asked.clear()
+    search(ladder, measure, Budget(delta_wer=1, kl_per_percent=0.1), known)
+    assert asked == []
+
+
+def test_words_and_new_loops_bound_a_plan_too(ladder):
+    budget = Budget(delta_wer=0.5, kl_per_percent=1)
+    good = Measured(kl=0.1, agree=9, steps=10, delta_wer=0.4)
+    assert budget.allows(good)
+    assert not budget.allows(good.model_copy(update={"delta_wer": 0.6}))
+    assert not budget.allows(good.model_copy(update={"new_bad": 1}))
+    assert not budget.allows(good.model_copy(update={"kl": 0.6}))
+    with pytest.raises(BadInput, match="max-delta-wer"):
+        search(ladder, lambda rung: good.model_copy(update={"kl": 9.0}), budget)
+
+
+def test_choose_takes_the_most_int8_within_the_budget(ladder):
+    measured = [(rung, Measured(kl=1 / (n + 1), agree=1, steps=1)) for n, rung in enumerate(ladder)]
+    assert choose(measured, Budget(delta_wer=1, kl_per_percent=0.5)) is ladder[1]
+    points = pareto([*measured, (ladder[1], Measured(kl=5, agree=0, steps=1))])
+    dominated = {point["kl"] for point in points if point["dominated"]}
+    assert 5 in dominated
+    assert 1 / len(ladder) not in dominated, "nothing loses less than the last rung"
+
+
+def test_a_plan_reads_back_as_it_was_written(ladder, tmp_path):
+    write_plan(ladder[1], tmp_path / "plan.json")
+    assert '"float"' in (tmp_path / "plan.json").read_text()
+    assert read_plan(tmp_path / "plan.json") == ladder[1]
+
+
+def test_importing_it_loads_no_onnx():
+    code = "import sys, nightjar.precision; sys.exit(any(m in sys.modules for m in ('onnx', 'onnxruntime')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,88 @@
+"""Rewrites leave the float result as it is."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from nightjar.errors import Broken
+from nightjar.fakequant import open_session
+from nightjar.groups import fuse
+from nightjar.rewrite import apply, branches, huge_neurons, propose, rewrite_graphs
+from tests.nightjar import planted
+
+
+@pytest.fixture(scope="module")
+def samples():
+    rng = np.random.default_rng(3)
+    return [{"x": rng.normal(0, 1, (1, planted.T, planted.D)).astype(np.float32)} for _ in range(4)]
+
+
+def run(model, sample):
+    return open_session(model).run(None, sample)[0]
+
+
+def test_every_move_leaves_the_float_output_as_it_is(samples):
+    model = planted.encoder(outlier=60)
+    moves = propose(model, samples)
+    assert {(m["move"], m.get("tensor", m.get("add"))) for m in moves} == {
+        ("scale", "ln1"),
+        ("scale", "value"),
+        ("scale", "ln2"),
+        ("split", "res2"),
+    }
+    for chosen in ([move] for move in moves):
+        np.testing.assert_allclose(run(apply(model, chosen), samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)
+    changed = apply(model, moves)
+    np.testing.assert_allclose(run(changed, samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)
+    assert sum(g.macs for g in fuse(changed)) == sum(g.macs for g in fuse(model)), "moves cost no multiplications"
+    assert set(branches(moves)) <= {g.tensor for g in fuse(changed)}
+
+
+def test_apply_does_not_touch_the_graph_it_is_given(samples):
+    model = planted.encoder(outlier=60)
+    before = model.SerializeToString()
+    apply(model, propose(model, samples))
+    assert model.SerializeToString() == before
+
+
+def test_a_folder_of_graphs_is_rewritten_and_described_as_before(samples, tmp_path):
+    model = planted.encoder(outlier=60)
+    (tmp_path / "graphs").mkdir()
+    onnx.save(model, tmp_path / "graphs" / "encoder.onnx")
+    (tmp_path / "graphs" / "model.json").write_text(json.dumps({"parts": {"encoder": {"file": "encoder.onnx"}}}))
+    rewrite_graphs(tmp_path / "graphs", {"encoder": propose(model, samples)}, tmp_path / "out")
+    assert (tmp_path / "out" / "model.json").read_bytes() == (tmp_path / "graphs" / "model.json").read_bytes()
+    changed = onnx.load(tmp_path / "out" / "encoder.onnx")
+    assert len(changed.graph.node) > len(model.graph.node)
+    np.testing.assert_allclose(run(changed, samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_only_neurons_far_above_all_others_are_split():
+    peaks = np.ones(400)
+    assert huge_neurons(peaks) == []
+    peaks[[3, 9]] = 100, 60
+    assert huge_neurons(peaks) == [3, 9]
+    assert huge_neurons(np.linspace(1, 100, 400)) == [], "a wide but even spread has no outliers"
+
+
+def test_a_scaled_tensor_has_evener_channels(samples):
+    model = planted.encoder()
+    factors = {m["tensor"]: np.array(m["factors"]) for m in propose(model, samples) if m["move"] == "scale"}
+    assert factors["ln1"].max() / factors["ln1"].min() > 1.5
+    assert np.log(factors["ln1"]).mean() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        {"move": "split", "add": "res1", "neurons": [1]},
+        {"move": "scale", "tensor": "res2", "factors": [1.0] * planted.D},
+        {"move": "scale", "tensor": "ln1", "factors": [1.0]},
+        {"move": "turn"},
+    ],
+)
+def test_a_move_that_does_not_fit_is_refused(move):
+    with pytest.raises(Broken, match="refresh rank"):
+        apply(planted.encoder(), [move])
