@@ -1,7 +1,7 @@
 """What int8 does to a graph, on the host: run it with some of its groups rounded.
 
 A group in int8 reads rounded inputs and weights and puts out a rounded tensor; a float group reads what is there.
-That is what rknn-toolkit2 2.5 makes of a hybrid model, within half a decibel (docs/decisions/005-precision-search.md).
+That is what rknn-toolkit2 2.5 makes of a hybrid model, nearly (docs/decisions/005-precision-search.md).
 onnx and onnxruntime are imported when used: the command line loads without them.
 """
 

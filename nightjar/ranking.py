@@ -73,7 +73,7 @@ def rank(
 ) -> Ranking:
     """Measure every group of every part (onnx.ModelProto by name) in int8, alone.
 
-    Deterministic for one machine. tiny.en: two minutes on two cores.
+    Deterministic for one machine. tiny.en with 6 clips of 6 steps took 4 minutes on two busy cores.
     """
     settings = settings or Settings()
     moves = rewritten(models, calibration, settings)

@@ -187,7 +187,6 @@ class AttributeRequest(PortRequest):
 
     precisions: tuple[Literal["float", "fp", "int8", "auto"], ...] = Field(
         ("float", "fp", "int8", "auto"),
-        min_length=2,
         description="of encoder and decoder; float is the graphs as they are",
     )
     limit: int | None = Field(24, ge=1, description="evaluate only N clips, drawn by their ids")

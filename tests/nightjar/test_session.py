@@ -116,6 +116,38 @@ def test_two_sessions_never_work_in_one_folder(binary: Path, clips: list[Clip], 
         assert len(output.splitlines()) == len(clips) + 1
 
 
+def test_workers_hear_what_one_hears(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
+    alone = run(binary, clips, tmp_path / "alone")
+    board = LocalBoard(workers=3)
+    shared = run_session(board, binary, clips, tmp_path / "job", decode=True)
+    assert [line["tokens"] for line in shared] == [line["tokens"] for line in alone]
+    kept = (tmp_path / "job" / "lines.jsonl").read_text().splitlines()
+    (tmp_path / "job" / "lines.jsonl").write_text("\n".join(kept[:7]) + "\n")  # killed there
+    again = run_session(board, binary, clips, tmp_path / "job", decode=True)
+    by_id = {line["id"]: line for line in again}
+    assert all(by_id[line["id"]] == line for line in map(json.loads, kept[:7]))
+    assert by_id.keys() == {clip.id for clip in clips}
+
+
+def test_a_workers_last_word_is_the_sessions(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
+    broken = tmp_path / "binary"
+    broken.mkdir()
+    for path in binary.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes() if path.name != "encoder.onnx" else b"no graph")
+    with pytest.raises(SessionFailed, match=r"cannot load .*encoder\.onnx"):
+        run_session(LocalBoard(workers=2), broken, clips, tmp_path / "job", decode=True)
+
+
+def test_another_binary_lends_its_encoder(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
+    deaf = tmp_path / "deaf"
+    deaf.mkdir()
+    for path in binary.iterdir():
+        (deaf / path.name).write_bytes(path.read_bytes() if path.name != "encoder.onnx" else b"no graph")
+    lent = run_session(LocalBoard(), deaf, clips[:2], tmp_path / "job", decode=True, encoder=binary)
+    own = run_session(LocalBoard(), binary, clips[:2], tmp_path / "own", decode=True)
+    assert [line["tokens"] for line in lent] == [line["tokens"] for line in own]
+
+
 def test_a_crash_is_one_line_with_the_sessions_last_word(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
     broken = tmp_path / "binary"
     broken.mkdir()

@@ -79,6 +79,32 @@ def test_agreement_in_lanes_is_that_of_a_forced_run(built: Path) -> None:
     assert 2 < expected[first.name][0] <= len(forced)
 
 
+def test_watched_logits_are_those_of_the_text_it_was_asked_for(built: Path) -> None:
+    model, parts = read(built / "graphs", "model.json"), read(built / "binary", "binary.json")["parts"]
+    tables = {path.stem: np.load(path) for path in (built / "binary").glob("*_embedding.npy")}
+    static, free = open_runner(built / "graphs", model["parts"], ONE), open_runner(built / "binary", parts, ONE)
+    own = {
+        name: heard
+        for name, heard in decode.hear(
+            static, (job._replace(watch=[]) for job in jobs(static, model, 5)), model, "en", tables
+        )
+    }
+    for heard in own.values():
+        steps = len(heard["tokens"]) + 1
+        assert [len(heard["watched"][kind]) for kind in ("ids", "logits", "norm")] == [steps] * 3
+        for token, ids, logits in zip(
+            heard["tokens"], heard["watched"]["ids"], heard["watched"]["logits"], strict=False
+        ):
+            assert token in ids
+            assert len(logits) == len(set(ids)) == 16
+    other = own[CLIPS[0].id]  # one text forced on all: watched from where each leaves it, too
+    forced = [job._replace(forced=other["tokens"], watch=other["watched"]["ids"]) for job in jobs(free, model, 5)]
+    found = dict(decode.hear(free, forced, model, "en", tables, 4))
+    assert all(heard["watched"]["ids"] == other["watched"]["ids"] for heard in found.values())
+    np.testing.assert_allclose(found[CLIPS[0].id]["watched"]["logits"], other["watched"]["logits"], atol=1e-3)
+    assert not np.allclose(found[CLIPS[1].id]["watched"]["logits"], other["watched"]["logits"], atol=1)
+
+
 def test_the_graph_takes_any_lanes_and_rows_and_the_rest_is_fixed(built: Path) -> None:
     part = read(built / "binary", "binary.json")["parts"]["decoder"]
     assert part["lanes"] == 16
