@@ -10,6 +10,7 @@ is measured already.
 from typing import Any, NamedTuple
 
 from nightjar.artifact import Artifact, Source
+from nightjar.data import load_speech
 from nightjar.plugins import plugin
 from nightjar.precision import Budget, Measured, Rung, rungs, search
 from nightjar.ranking import Settings, read_ranking
@@ -25,7 +26,8 @@ from tasks.rank import rank
 from tasks.rewrite import rewrite
 from tasks.stage import Pending, current_run
 
-CLIPS = 16  # of calibration speech that a rung is measured on
+HEARD_S = 240.0  # of calibration speech that a rung is measured on
+CLIPS = (16, 64)  # at least, at most
 
 
 class Searched(NamedTuple):
@@ -46,7 +48,7 @@ def searched(
     quantized = parameters(request, rewritten, calibration)
     decode, words = plugin("models", family, "decode"), plugin("models", family, "tokens")
     host, board = plugin("targets", "onnx"), board_of(target, request.board)
-    options = EvaluateOptions(language=request.language, limit=CLIPS, watch=True)
+    options = EvaluateOptions(language=request.language, limit=_enough(speech), watch=True, agree_clips=CLIPS[1])
     expected = evaluate(
         binary=reference,
         speech=speech,
@@ -100,6 +102,13 @@ def searched(
     known = Tried(calls=calls, measured={by_key[key]: result for key, result in tried.items()})
     made = frontier(ranking=ranking, tried=known, found=by_key[found.key()])
     return Searched(rewritten, {"plan": planned(found), **quantized}, made)
+
+
+def _enough(speech: Source) -> int:
+    """Say how many clips hold HEARD_S of speech."""
+    clips = load_speech(speech.path)
+    mean_s = sum(clip.duration_s for clip in clips) / len(clips)
+    return min(max(round(HEARD_S / mean_s), CLIPS[0]), CLIPS[1])
 
 
 def parameters(request: PortRequest, graphs: Any, calibration: Any) -> dict[str, Any]:

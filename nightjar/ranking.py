@@ -127,6 +127,7 @@ def _entry(graph: Graph, group: Group, kl: float, snr_db: float) -> Entry:
 
 def _first(calibration: CalibrationSet, part: str, most: int) -> list[Any]:
     """Read samples of a part, evenly from all of them."""
+    calibration.inputs(part)  # BadInput where the set is of another recipe
     entry = calibration.index.parts[part]
     step = max(1, len(entry.samples) // most)
     index = calibration.index.model_copy(
