@@ -11,11 +11,12 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## port the shipped model to the reference target, print the verdict, write the report
-	@$(BIN)/nightjar port --model whisper-nano --target onnx; code=$$?; \
+demo: setup  ## port the shipped model to the RK3588 in Rockchip's simulator, print the verdict, write the report
+	@$(BIN)/nightjar toolchain install rknn
+	@$(BIN)/nightjar port --model whisper-nano --target rknn --precision auto; code=$$?; \
 	    test $$code -le 1 || exit $$code  # a verdict that is not PASS is a result all the same
 
-test: setup  ## everything that needs no vendor SDK
+test: setup  ## everything; what needs an SDK that is not installed is skipped by name
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: setup  ## style and types
@@ -27,4 +28,4 @@ lock: setup  ## write down the versions in use
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^-e\|@' > constraints.txt
 
 clean:
-	rm -rf .venv artifacts reports
+	rm -rf .venv toolchains artifacts reports

@@ -102,6 +102,9 @@ def _split(graph: Graph, add: str, neurons: Sequence[int]) -> None:
         _store(graph, name, values)
     name = f"{add}{BRANCH}"
     made = {"w1": first[:, taken], "b1": bias[taken], "w2": second[taken]}
+    # Half the bias for each: rknn-toolkit2 2.5 takes the residual's add for the bias of a linear that has none.
+    made["b2"] = graph.constant(feed["b2"]) / 2
+    _store(graph, feed["b2"], made["b2"])
     made |= {"root": np.array(2**0.5, np.float32), "one": np.array(1, np.float32), "half": np.array(0.5, np.float32)}
     graph.model.graph.initializer.extend(
         numpy_helper.from_array(np.ascontiguousarray(value), f"{name}.{key}") for key, value in made.items()
@@ -114,7 +117,8 @@ def _split(graph: Graph, add: str, neurons: Sequence[int]) -> None:
         ("Add", [f"{name}.erf", f"{name}.one"], "shifted"),
         ("Mul", [f"{name}.first", f"{name}.shifted"], "doubled"),
         ("Mul", [f"{name}.doubled", f"{name}.half"], "gelu"),
-        ("MatMul", [f"{name}.gelu", f"{name}.w2"], "second"),
+        ("MatMul", [f"{name}.gelu", f"{name}.w2"], "narrowed"),
+        ("Add", [f"{name}.narrowed", f"{name}.b2"], "second"),
         ("Add", [feed["residual"], f"{name}.second"], "sum"),
     ]
     new = [helper.make_node(op, inputs, [f"{name}.{out}"], name=f"{name}.{out}") for op, inputs, out in steps]
@@ -152,9 +156,9 @@ def _feeds(graph: Graph, groups: Sequence[Group]) -> list[dict[str, str]]:
                 continue
             node = graph.made_by[add.tensor]
             residual = next((n for n in node.input if graph.root(n) != second.tensor), None)
-            bias = [n for name in first.nodes[1:2] for n in _node(graph, name).input if graph.is_constant(n)]
+            bias = [n for g in (first, second) for n in _bias(graph, g)]
             weights = (first.weights[0], second.weights[0], *bias)
-            if residual is None or len(bias) != 1 or any(len(graph.read_by[w]) != 1 for w in weights):
+            if residual is None or len(bias) != 2 or any(len(graph.read_by[w]) != 1 for w in weights):
                 continue
             found.append(
                 {
@@ -165,9 +169,16 @@ def _feeds(graph: Graph, groups: Sequence[Group]) -> list[dict[str, str]]:
                     "w1": first.weights[0],
                     "b1": bias[0],
                     "w2": second.weights[0],
+                    "b2": bias[1],
                 }
             )
     return found
+
+
+def _bias(graph: Graph, group: Group) -> list[str]:
+    """Name the constants that a linear's nodes behind the product add."""
+    nodes = [_node(graph, name) for name in group.nodes[1:]]
+    return [name for node in nodes if node.op_type == "Add" for name in node.input if graph.is_constant(name)]
 
 
 def _scalable(graph: Graph, groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -201,8 +212,7 @@ def _per_channel(graph: Graph, group: Group) -> list[str]:
     if group.kind == "norm":
         return list(group.weights)
     nodes = [_node(graph, name) for name in group.nodes]
-    added = [n for node in nodes[1:] if node.op_type == "Add" for n in node.input if graph.is_constant(n)]
-    return [*group.weights, *added] if all(node.op_type in ("MatMul", "Add") for node in nodes) else []
+    return [*group.weights, *_bias(graph, group)] if all(node.op_type in ("MatMul", "Add") for node in nodes) else []
 
 
 def _peaks(graph: Graph, names: Sequence[str], samples: Iterable[Tensors]) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ def calibrate(
     options = module.CalibrationOptions(samples=samples, seed=seed, language=language)
     opened = runner.load().open_runner(reference, parts)
     try:
-        module.calibrate(reference, hidden, clips, options, opened, out)
+        module.calibrate(reference, hidden, clips, options, opened, out, lanes=parts["decoder"].get("lanes", 1))
     finally:
         opened.close()
     made = CalibrationSet.open(out)

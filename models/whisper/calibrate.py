@@ -8,14 +8,14 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from models.whisper.decode import decode, features
+from models.whisper.decode import Job, decode, features, hear
 from models.whisper.protocols import MASKED, Runner, Tensors
 from nightjar.audio import load_audio
 from nightjar.calibration import CalibrationWriter, Input, Ref
@@ -65,13 +65,19 @@ class Recorder:
 
 
 def calibrate(
-    graphs: Path, hidden: Path, clips: Sequence[Clip], options: CalibrationOptions, runner: Runner, out: Path
+    graphs: Path,
+    hidden: Path,
+    clips: Sequence[Clip],
+    options: CalibrationOptions,
+    runner: Runner,
+    out: Path,
+    lanes: int = 1,
 ) -> None:
     """Write a calibration set for every part of the graphs into `out`.
 
     hidden: a harvest's folder, `<clip id>.hidden.npy` (n_audio_ctx, d) float16 for each clip; runner: the float
-    graphs on the host. One clip is in memory at a time, and the order of `clips` does not matter. Raises BadInput for
-    no clips and for a clip that was not harvested.
+    graphs on the host, whose decoder takes `lanes` clips at once. So many clips are in memory at a time, and the order
+    of `clips` does not matter. Raises BadInput for no clips and for a clip that was not harvested.
     """
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(graphs.glob("*_embedding.npy"))}
@@ -82,17 +88,21 @@ def calibrate(
             "no clip of the calibration set fits the window; give 100 or more that do with --calibration-set"
         )
     writer = CalibrationWriter(out, parts, options.seed)
+
+    def jobs() -> Iterator[Job]:
+        for number, clip in enumerate(order):
+            wave = load_audio(clip.audio).astype(np.float32) / 32768.0
+            _store_whole(writer, "encoder", number, features(wave, model))
+            encoded = {"hidden": load_hidden(hidden, clip.id, model)}
+            if "cross" in parts:
+                _store_whole(writer, "cross", number, encoded)
+            yield Job(clip.id, encoded)
+
     results: dict[str, tuple[int, bool]] = {}
-    for number, clip in enumerate(order):
-        wave = load_audio(clip.audio).astype(np.float32) / 32768.0
-        _store_whole(writer, "encoder", number, features(wave, model))
-        encoded = {"hidden": load_hidden(hidden, clip.id, model)}
-        if "cross" in parts:
-            _store_whole(writer, "cross", number, encoded)
-        counter = Recorder(runner)
-        capped = decode(counter, encoded, model, options.language, tables)["capped"]
-        results[clip.id] = (counter.steps, capped)
-        tick(number + 1, 2 * len(order))
+    for name, heard in hear(runner, jobs(), model, options.language, tables, lanes):
+        results[name] = (heard["steps"], heard["capped"])
+        tick(len(results), 2 * len(order))
+    results = {clip.id: results[clip.id] for clip in order}
     steps = decoder_steps(results, options.decoder_clips)
     chosen = choose_steps(steps, options.samples, options.seed)
     for number, clip in enumerate(order):

@@ -28,6 +28,10 @@ BUILD_S = 3600.0
 QUANTIZE_S = 6 * 3600.0
 STEP1 = ("model", "data", "quantization.cfg")
 MADE = ("rknn", "sim.onnx", "sim.json")
+ZOO = {"mel": "x", "hidden": "out"}  # rknn_model_zoo's names, for those who take its `window`; runners go by order
+    "mel": "x",
+    "hidden": "out",
+}  # rknn_model_zoo's encoder, whose users take the `window` protocol; runners go by order
 
 Entry = dict[str, Any]
 
@@ -193,8 +197,23 @@ def _finish(graph: Path, part: str, folder: Path, result: Mapping[str, Any], out
 def _working(part: str, graph: Path) -> Iterator[Path]:
     """Give a call a folder of its own, with the graph under its part's name: paths get into what the toolkit writes."""
     with tempfile.TemporaryDirectory(prefix="nightjar-rknn-") as name:
-        (Path(name) / f"{part}.onnx").symlink_to(graph.resolve())
+        place = Path(name) / f"{part}.onnx"
+        if part == "encoder" and read_model(graph.parent)["recipe"]["decoder"] == "window":
+            onnx.save(renamed(onnx.load(graph), ZOO), place)
+        else:
+            place.symlink_to(graph.resolve())
         yield Path(name)
+
+
+def renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
+    """Give inputs and outputs of a graph other names, in place."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return model
 
 
 def _require_same(quantized: Path, options: Options) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +38,26 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return run
+
+
+def shipped_speech(folder: Path, calibration: int, evaluation: int) -> list[str]:
+    """Copy the first clips of the shipped speech and return the flags for them; a silent clip ends the test clips."""
+    flags = []
+    for name, flag, count in (
+        ("calibration", "--calibration-set", calibration),
+        ("evaluation", "--test-set", evaluation),
+    ):
+        lines = (ROOT / "data" / "whisper-nano" / f"{name}.jsonl").read_text().splitlines()[:count]
+        for line in lines:
+            audio = json.loads(line)["audio_filepath"]
+            (folder / audio).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / "data" / "whisper-nano" / audio, folder / audio)
+        if name == "evaluation":
+            soundfile.write(folder / "silent.wav", np.zeros(32000, np.int16), 16000)
+            lines.append(json.dumps({"audio_filepath": "silent.wav", "text": "", "speaker": "nobody", "id": "silent"}))
+        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        flags += [flag, str(folder / f"{name}.jsonl")]
+    return flags
 
 
 def write_speech(folder: Path, clips: dict[str, str], speaker: str = "ada", seconds: float = 1.0, **extra: Any) -> Path:

@@ -4,12 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from nightjar.wer import normalise
-from tests.flows.conftest import ROOT, Cli
+from tests.flows.conftest import ROOT, Cli, shipped_speech
 
 SCHEMA = {
     *(
@@ -32,20 +30,7 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Flags for a part of the shipped speech, with a silent clip among the test clips."""
-    folder = tmp_path_factory.mktemp("speech")
-    flags = []
-    for name, flag, count in (("calibration", "--calibration-set", 12), ("evaluation", "--test-set", 16)):
-        lines = (ROOT / "data" / "whisper-nano" / f"{name}.jsonl").read_text().splitlines()[:count]
-        for line in lines:
-            audio = json.loads(line)["audio_filepath"]
-            (folder / audio).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / "data" / "whisper-nano" / audio, folder / audio)
-        if name == "evaluation":
-            soundfile.write(folder / "silent.wav", np.zeros(32000, np.int16), 16000)
-            lines.append(json.dumps({"audio_filepath": "silent.wav", "text": "", "speaker": "nobody", "id": "silent"}))
-        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        flags += [flag, str(folder / f"{name}.jsonl")]
-    return flags
+    return shipped_speech(tmp_path_factory.mktemp("speech"), calibration=12, evaluation=16)
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,13 @@ Tensors = dict[str, NDArray[Any]]
 class SimulatorRunner:
     """Hold one simulator per part."""
 
-    def __init__(self, toolkits: Mapping[str, Any]) -> None:
+    def __init__(self, toolkits: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
         self.toolkits = dict(toolkits)
         graphs = {part: toolkit.rknn_base.ir.model.graph for part, toolkit in toolkits.items()}
         self.weights = {part: {tensor.name for tensor in graph.initializer} for part, graph in graphs.items()}
         attributes = {part: toolkit.rknn_base.inputs_meta["attrs"] for part, toolkit in toolkits.items()}
-        self.inputs = {part: _named(found, is_output=False) for part, found in attributes.items()}
-        self.outputs = {part: _named(found, is_output=True) for part, found in attributes.items()}
+        self.inputs = {p: _named(found, parts[p].get("inputs"), is_output=False) for p, found in attributes.items()}
+        self.outputs = {p: _named(found, parts[p].get("outputs"), is_output=True) for p, found in attributes.items()}
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
         """Run one part and return its outputs by name; raises RuntimeError with one line."""
@@ -73,7 +73,7 @@ def open_runner(
                 toolkits[name] = _restored(*files)
         except Exception as exc:  # onnx's, the toolkit's, json's
             raise RuntimeError(f"the simulator cannot load {files[0]}: {_first_line(exc)}") from exc
-    return SimulatorRunner(toolkits)
+    return SimulatorRunner(toolkits, parts)
 
 
 def ordered(part: str, given: Mapping[str, NDArray[Any]], wanted: list[tuple[str, list[int]]]) -> list[NDArray[Any]]:
@@ -108,10 +108,13 @@ def _restored(graph: Path, tables: Path) -> Any:
     return toolkit
 
 
-def _named(attributes: Mapping[str, Mapping[str, Any]], is_output: bool) -> list[tuple[str, list[int]]]:
-    """List name and shape of the inputs or outputs in order."""
-    found = [(a["idx"], name, a["shape"]) for name, a in attributes.items() if a["is_output"] == is_output]
-    return [(name, list(shape)) for _, name, shape in sorted(found)]
+def _named(
+    attributes: Mapping[str, Mapping[str, Any]], described: list[Mapping[str, Any]] | None, is_output: bool
+) -> list[tuple[str, list[int]]]:
+    """List name and shape of the inputs or outputs in order, by the names of binary.json where it has them."""
+    found = sorted((a["idx"], name, a["shape"]) for name, a in attributes.items() if a["is_output"] == is_output)
+    names = [entry["name"] for entry in described or []] or [name for _, name, _ in found]
+    return [(name, list(shape)) for name, (_, _, shape) in zip(names, found, strict=True)]
 
 
 def _first_line(exc: Exception) -> str:

@@ -1,0 +1,114 @@
+"""A port to the RK3588 in Rockchip's simulator, as a user sees it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightjar.errors import NightjarError
+from nightjar.toolchain import toolchain
+from tests.conftest import need
+from tests.flows.conftest import ROOT, Cli, shipped_speech
+
+RKNN = ("port", "--target", "rknn")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    try:
+        toolchain("rknn")
+    except NightjarError as error:
+        need("rknn", False, str(error))
+    flags = shipped_speech(tmp_path_factory.mktemp("speech"), calibration=16, evaluation=8)
+    return [*flags, "--calibration-samples", "16"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rknn") / "artifacts"
+
+
+def ran(results: dict[str, Any]) -> set[str]:
+    return {stage["name"] for stage in results["stages"] if not stage["cached"]}
+
+
+def test_auto_searches_builds_and_judges_in_the_simulator(
+    cli: Cli, few: list[str], store: Path, tmp_path: Path
+) -> None:
+    done = cli(*RKNN, *few, "--precision", "auto", "--json", tmp_path / "r.json", store=store)
+    assert done.returncode in (0, 1), done.stderr
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["tier"] == "vendor-simulator"
+    assert results["rtf"] is None
+    assert results["made_from"]["binary"]["sdk"]["rknn-toolkit2"] == "2.5.0"
+    assert {"rank", "rewrite", "quantize", "frontier"} <= {stage["name"] for stage in results["stages"]}
+    points = results["search"]["points"]
+    assert any(point["int8_mac_share"] == results["search"]["taken"] for point in points)
+    assert min(point["steps"] for point in points) > 50
+    assert results["int8_mac_share"]["encoder"] > 0.5
+    page = (ROOT / results["report"]).read_text()
+    assert "Precision search" in page
+    assert "taken" in page
+    assert len(page) < 1_000_000
+
+    again = cli(*RKNN, *few, "--precision", "auto", store=store)
+    assert "none was executed" in again.stdout
+
+    # Another budget goes on from what is measured.
+    wider = cli(
+        *(*RKNN, *few, "--precision", "auto", "--search-delta-wer", "40", "--json", tmp_path / "w.json"), store=store
+    )
+    assert wider.returncode in (0, 1), wider.stderr
+    second = json.loads((tmp_path / "w.json").read_text())
+    assert not {"harvest", "calibrate", "rank", "rewrite", "quantize", "evaluate rungs float"} & ran(second)
+    assert second["search"]["taken"]["total"] >= results["search"]["taken"]["total"]
+
+
+def test_the_zoos_shapes_and_names_come_out_for_its_users(
+    cli: Cli, few: list[str], store: Path, tmp_path: Path
+) -> None:
+    flags = ("--decoder", "window", "--window", "8", "--positional", "last", "--precision", "fp")
+    done = cli(*RKNN, *few, *flags, "--json", tmp_path / "r.json", store=store)
+    assert done.returncode in (0, 1), done.stderr
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["delta_wer"] == 0
+    binary = store / "build" / results["made_from"]["binary"]["key"]
+    tables = {part: json.loads((binary / f"{part}.sim.json").read_text())["inputs"] for part in ("encoder", "decoder")}
+    found = {part: {name: attribute["shape"] for name, attribute in t["attrs"].items()} for part, t in tables.items()}
+    dims = json.loads((binary / "model.json").read_text())["dims"]
+    d, vocabulary = dims["n_audio_state"], dims["n_vocab"]
+    assert found["encoder"] == {"x": [1, 80, 800], "out": [1, 400, d]}
+    assert found["decoder"] == {"tokens": [1, 12], "audio": [1, 400, d], "out": [1, 12, vocabulary]}
+
+
+def test_attribute_says_whose_a_loss_is(cli: Cli, few: list[str], store: Path, tmp_path: Path) -> None:
+    done = cli(
+        *("attribute", "--target", "rknn", *few, "--precisions", "fp", "int8", "--limit", "4"),
+        *("--json", tmp_path / "a.json"),
+        store=store,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert len(results["cells"]) == 9
+    cells = {(cell["encoder"], cell["decoder"]): cell for cell in results["cells"]}
+    assert cells["float", "float"]["kl"] == 0
+    assert cells["fp", "fp"]["snr_db"] > cells["int8", "int8"]["snr_db"]
+    assert cells["int8", "float"]["kl"] != cells["float", "int8"]["kl"]
+    assert set(results["owners"]) == {"fp", "int8"}
+    assert results["owners"]["fp"].startswith("nobody")
+    assert results["owners"]["fp"] in done.stdout.replace("\n", " ")
+
+
+def test_the_device_itself_is_asked_for_where_it_is_not(cli: Cli, few: list[str]) -> None:
+    done = cli(*RKNN, *few, "--board", "local")
+    assert done.returncode == 3
+    assert "rknn-toolkit-lite2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_toolkit_the_command_that_installs_it_is_named(cli: Cli, tmp_path: Path) -> None:
+    done = cli(*RKNN, NIGHTJAR_TOOLCHAINS=str(tmp_path / "none"))
+    assert done.returncode == 3
+    assert "nightjar toolchain install rknn" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
