@@ -29,9 +29,6 @@ QUANTIZE_S = 6 * 3600.0
 STEP1 = ("model", "data", "quantization.cfg")
 MADE = ("rknn", "sim.onnx", "sim.json")
 ZOO = {"mel": "x", "hidden": "out"}  # rknn_model_zoo's names, for those who take its `window`; runners go by order
-    "mel": "x",
-    "hidden": "out",
-}  # rknn_model_zoo's encoder, whose users take the `window` protocol; runners go by order
 
 Entry = dict[str, Any]
 
