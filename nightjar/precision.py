@@ -138,7 +138,7 @@ def search(
         near = number - 1 if found == number else number + 1
         number = near if number == start and low <= near <= high else (low + high) // 2
     if not allowed(found):
-        raise BadInput("no precision plan is within the budget, not even all float16: raise --max-delta-wer")
+        raise BadInput("no precision plan is within the budget, not even all float16: raise --search-delta-wer")
     return ladder[found], known[ladder[found].key()]
 
 
@@ -146,7 +146,7 @@ def choose(measured: Sequence[tuple[Rung, Measured]], budget: Budget) -> Rung:
     """Return the rung of the largest int8 share that is within the budget; BadInput where none is."""
     within = [rung for rung, result in measured if budget.allows(result)]
     if not within:
-        raise BadInput("no measured precision plan is within the budget: raise --max-delta-wer")
+        raise BadInput("no measured precision plan is within the budget: raise --search-delta-wer")
     return max(within, key=lambda rung: rung.expected.int8_mac_share["total"])
 
 

@@ -33,12 +33,11 @@ def open_lanes(file: Path, decoder: Mapping[str, Any]) -> Audit:
     lanes = count_lanes(decoder)
     if lanes == 1:
         return {}
-    before = count_integer_kernels(file)
+    alone, kernels = file.read_bytes(), count_integer_kernels(file)
     free_lanes(file)
-    if (now := count_integer_kernels(file)) != before:
-        raise Broken(
-            f"{file.name} runs {now} int8 layers with several lanes, {before} with one; build with --precision fp"
-        )
+    if count_integer_kernels(file) < kernels:  # an optimiser that needs fixed shapes: int8 before speed
+        file.write_bytes(alone)
+        return {}
     return {"lanes": lanes, "size_bytes": file.stat().st_size}
 
 
