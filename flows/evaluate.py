@@ -2,6 +2,7 @@
 
 checkpoint ─export─▶ graphs ─build─▶ float binary ─evaluate─┐
 files + graphs ─adopt─▶ binary ─evaluate─▶ hypotheses ─judge─▶ verdict ─report─▶ page
+what a board's own program printed ─read_printed─▶ hypotheses, in place of the last two
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from nightjar.target import board_of, make_options
 from tasks.adopt import adopt, adopting, given_files, recognise
 from tasks.build import build
 from tasks.export import export
+from tasks.read_printed import Outputs, read_printed, reader
 from tasks.stage import joining
 
 PRECISION = "as given"  # a file does not say how it was made
@@ -27,18 +29,26 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
     with joining(request.refresh):
         family = model_family(request)
         target = plugin("targets", request.target)
-        taking = adopting(request.target)
         part = {name: plugin("models", family, name) for name in ("contract", "export")}
         files = given_files(request.files)
-        given = recognise(files, taking, part["contract"])
-        recipe = recipe_for(request, target.load().recipe(family).model_copy(update=given.recipe))
-        board_of(target, request.board)  # what is missing is said before anything runs
+        printed = reader(request.target, files)
+        recipe = target.load().recipe(family)
+        if printed is None:
+            taking = adopting(request.target)
+            given = recognise(files, taking, part["contract"])
+            recipe = recipe.model_copy(update=given.recipe)
+            board_of(target, request.board)  # what is missing is said before anything runs
+        recipe = recipe_for(request, recipe)
         checkpoint = checkpoint_source(request, family)
         speech = speech_source(request, "test")
         host = plugin("targets", recipe.graph_format)
 
         graphs = export(checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=True, label="adopted")
-        binary = adopt(files=files, graphs=graphs, target=taking, contract=part["contract"])
+        if printed is not None:
+            outputs = Outputs(paths=files.paths, sha256=files.sha256)
+            binary = read_printed(outputs=outputs, speech=speech, graphs=graphs, reader=printed, target=request.target)
+        else:
+            binary = adopt(files=files, graphs=graphs, target=taking, contract=part["contract"])
         reference = build(
             graphs=graphs, calibration=None, target=host, options=make_options(host, "fp"), label="reference"
         )
@@ -52,4 +62,5 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
             reference=reference,
             binary=binary,
             calibration=None,
+            obtained=binary if printed is not None else None,
         )

@@ -28,14 +28,15 @@ def judged(
     binary: Any,
     calibration: Any,
     frontier: Any = None,
+    obtained: Any = None,
 ) -> dict[str, Any]:
     """Evaluate stock, the float graphs (`reference`, on `host`) and the binary; judge, report and publish.
 
     graphs, reference, binary, calibration: artifacts, or what a plan has in their place. The results are empty when
-    planning.
+    planning. obtained: hypotheses that are there already, of a board's own program; its tier is `device`.
     """
     target = plugin("targets", request.target)
-    board = board_of(target, request.board)
+    board = board_of(target, request.board) if obtained is None else None
     decode, words = plugin("models", family, "decode"), plugin("models", family, "tokens")
     options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
 
@@ -50,22 +51,23 @@ def judged(
         options=options,
         label="float",
     )
-    obtained = evaluate(
-        binary=binary,
-        speech=speech,
-        session=session_of(decode, target, board),
-        words=words,
-        board=board,
-        reference=expected,
-        options=options,
-        label="binary",
-    )
+    if board is not None:
+        obtained = evaluate(
+            binary=binary,
+            speech=speech,
+            session=session_of(decode, target, board),
+            words=words,
+            board=board,
+            reference=expected,
+            options=options,
+            label="binary",
+        )
     verdict = judge(
         stock=upstream,
         expected=expected,
         obtained=obtained,
         language=request.language,
-        tier=board.tier,
+        tier=board.tier if board is not None else "device",
         budgets=Budgets(max_delta_wer=request.max_delta_wer),
     )
     page = report(

@@ -23,7 +23,7 @@ from nightjar.rewrite import apply, propose
 class Settings(BaseModel, frozen=True):
     """How a ranking is measured."""
 
-    clips: int = Field(4, ge=1, description="calibration clips that go through all parts")
+    clips: int = Field(3, ge=1, description="calibration clips that go through all parts")
     steps: int = Field(8, ge=1, description="decoder steps per clip at most")
     range_samples: int = Field(24, ge=1, description="samples per part that the int8 ranges come from")
     rewrite_samples: int = Field(4, ge=1, description="samples per part that rewrites are found on")

@@ -31,14 +31,15 @@ def judge(
         for subject, lines in heard.items()
     }
     probes = {subject: [line for line in lines if line["probe"]] for subject, lines in heard.items()}
-    silence = hear_silence(probes["float"], probes["binary"], language)
+    # A board's own program, read from what it printed, heard no probes.
+    silence = hear_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
     verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
     content: dict[str, Any] = {
         "verdict": verdict.model_dump(mode="json"),
         "budgets": budgets.model_dump(mode="json"),
         "scores": {subject: said.model_dump(mode="json") for subject, said in scores.items()},
-        "silence": silence.model_dump(mode="json"),
+        "silence": silence.model_dump(mode="json") if silence is not None else None,
         "skipped": sorted(skipped),
     }
     (out / "verdict.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -100,6 +100,30 @@ def test_attribute_says_whose_a_loss_is(cli: Cli, few: list[str], store: Path, t
     assert results["owners"]["fp"] in done.stdout.replace("\n", " ")
 
 
+def test_what_the_zoos_demo_printed_is_scored(cli: Cli, tmp_path: Path) -> None:
+    flags = shipped_speech(tmp_path / "speech", calibration=2, evaluation=6)
+    lines = [json.loads(line) for line in Path(flags[3]).read_text().splitlines()]
+    printed = tmp_path / "printed"
+    printed.mkdir()
+    for number, line in enumerate(lines[:6]):
+        heard = "" if number == 3 else line["text"]  # one clip is not understood
+        text = f"Whisper output: {heard}\n\nReal Time Factor (RTF): 0.500 / 2.500 = 0.200\n"
+        (printed / f"{line['id']}.txt").write_text(text)
+    done = cli(
+        *("evaluate", *sorted(printed.glob("*.txt")), "--target", "rknn", *flags[2:], "--json", tmp_path / "r.json")
+    )
+    assert done.returncode == 1, done.stderr
+    results = json.loads((tmp_path / "r.json").read_text())
+    words = [len(line["text"].split()) for line in lines[:6]]
+    assert results["wer"] == pytest.approx(100 * words[3] / sum(words), abs=0.01)
+    assert (results["clips"], results["tier"], results["hypotheses"]["empty"]) == (6, "device", 1)
+    assert results["rtf"]["total"]["p50"] == pytest.approx(0.2)
+    (printed / "nobody.txt").write_text("Whisper output: hi\n")
+    wrong = cli("evaluate", *sorted(printed.glob("*.txt")), "--target", "rknn", *flags[2:])
+    assert wrong.returncode == 2
+    assert "is of no clip of the test set" in wrong.stderr
+
+
 def test_the_device_itself_is_asked_for_where_it_is_not(cli: Cli, few: list[str]) -> None:
     done = cli(*RKNN, *few, "--board", "local")
     assert done.returncode == 3

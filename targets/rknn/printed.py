@@ -1,0 +1,19 @@
+"""Read what rknn_model_zoo's demo prints: `rknn_whisper_demo encoder.rknn decoder.rknn en clip.wav > CLIPID.txt`."""
+
+import re
+
+from nightjar.printed import Printed
+
+WANTED = "the whole output of rknn_whisper_demo"
+# examples/whisper/cpp/main.cc of rknn_model_zoo v2.3.2; the first number is the work, the second the audio, in seconds.
+RTF = re.compile(r"Real Time Factor \(RTF\):\s*([\d.]+)\s*/\s*([\d.]+)\s*=\s*[\d.]+")
+TEXT = re.compile(r"^Whisper output:[ \t]*(.*)$", re.MULTILINE)
+
+
+def parse(output: str) -> Printed | None:
+    """Return the text and the times of one clip's output, None without a `Whisper output:` line."""
+    text, rtf = TEXT.search(output), RTF.search(output)
+    if text is None:
+        return None
+    seconds, audio_s = (float(rtf[1]), float(rtf[2])) if rtf else (None, None)
+    return Printed(text=text[1].strip(), seconds=seconds, audio_s=audio_s)
