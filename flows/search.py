@@ -26,7 +26,7 @@ from tasks.rank import rank
 from tasks.rewrite import rewrite
 from tasks.stage import Pending, current_run
 
-HEARD_S = 240.0  # of calibration speech that a rung is measured on
+HEARD_S = 150.0  # of calibration speech that a rung is measured on
 CLIPS = (16, 64)  # at least, at most
 
 

@@ -66,7 +66,8 @@ def build(
                 keep = [*kept[part]] if plan is not None else [*names["masked_attention"]] * options.float_rules
                 keep += matching(part, _patterns(options.float_nodes, files)[part], names)
                 entries[part] = hybrid(found, quantized, graphs / files[part], part, keep, out)
-                require_int8(part, entries[part])
+                if plan is None:  # a search may keep all of a small part float
+                    require_int8(part, entries[part])
             tick(number + 1, len(files))
     for part, entry in entries.items():
         described = {kind: model["parts"][part][kind] for kind in ("inputs", "outputs")}  # the runtime knows no names

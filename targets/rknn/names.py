@@ -63,6 +63,12 @@ def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, La
         for source in node.input:
             readers.setdefault(source, []).append(node.name)
 
+    for layer in layers:  # a product without bias names the residual sum behind it: `<product>#2_add`
+        name = node_name(layer.name.removesuffix("_add"), nodes) if layer.op == "Add" else None
+        if name is not None and nodes[name].op_type in LINEAR:
+            sums = [r for out in nodes[name].output for r in readers.get(out, ()) if nodes[r].op_type == "Add"]
+            found.update(dict.fromkeys(sums, layer))
+
     linear = {name for name, node in nodes.items() if node.op_type in LINEAR}
     for name, node in nodes.items():  # a graph's nodes stand in an order in which inputs come first
         before = [makers[source] for source in node.input if source in makers]
