@@ -125,11 +125,16 @@ def calibrated(request: PortRequest, made: Prepared) -> Any:
 
 
 def recipe_for(request: PortRequest, recipe: Recipe) -> Recipe:
-    """Lay what the request asks for over the target's recipe."""
+    """Lay what the request asks for over the target's recipe.
+
+    Who asks for `window` has programs made for rknn_model_zoo, whose decoder takes token ids.
+    """
     asked = {
         "window_s": request.window,
         "decoder": request.decoder,
         "positional": request.positional,
         "host_embedding": request.host_embedding,
     }
+    if request.decoder == "window" and request.host_embedding is None:
+        asked["host_embedding"] = False
     return recipe.model_copy(update={name: value for name, value in asked.items() if value is not None})

@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from models.whisper.decode import features, prompt_tokens
+from nightjar.audio import load_audio
+from nightjar.data import load_speech
 from nightjar.errors import NightjarError
 from nightjar.toolchain import toolchain
 from tests.conftest import need
@@ -68,7 +72,7 @@ def test_auto_searches_builds_and_judges_in_the_simulator(
 def test_the_zoos_shapes_and_names_come_out_for_its_users(
     cli: Cli, few: list[str], store: Path, tmp_path: Path
 ) -> None:
-    flags = ("--decoder", "window", "--window", "8", "--positional", "last", "--precision", "fp")
+    flags = ("--decoder", "window", "--window", "10", "--positional", "last", "--precision", "fp")
     done = cli(*RKNN, *few, *flags, "--json", tmp_path / "r.json", store=store)
     assert done.returncode in (0, 1), done.stderr
     results = json.loads((tmp_path / "r.json").read_text())
@@ -78,8 +82,23 @@ def test_the_zoos_shapes_and_names_come_out_for_its_users(
     found = {part: {name: attribute["shape"] for name, attribute in t["attrs"].items()} for part, t in tables.items()}
     dims = json.loads((binary / "model.json").read_text())["dims"]
     d, vocabulary = dims["n_audio_state"], dims["n_vocab"]
-    assert found["encoder"] == {"x": [1, 80, 800], "out": [1, 400, d]}
-    assert found["decoder"] == {"tokens": [1, 12], "audio": [1, 400, d], "out": [1, 12, vocabulary]}
+    assert found["encoder"] == {"x": [1, 80, 1000], "out": [1, 500, d]}
+    assert found["decoder"] == {"tokens": [1, 12], "audio": [1, 500, d], "out": [1, 12, vocabulary]}
+
+    # The zoo's own loop, in the same simulator, hears what ours hears.
+    model = json.loads((binary / "model.json").read_text())
+    heard = store / "evaluate" / results["made_from"]["hypotheses"]["key"] / "hypotheses.jsonl"
+    lines = [json.loads(line) for line in heard.read_text().splitlines()][:5]
+    clips = {clip.id: clip for clip in load_speech(Path(few[3]))}
+    job = {"do": "zoo", "binary": str(binary), "prompt": prompt_tokens(model), "most": model["max_tokens"]}
+    job |= {"eot": model["tokens"]["eot"], "timestamp_begin": model["tokens"]["timestamp_begin"], "mels": []}
+    for line in lines:
+        wave = load_audio(clips[line["id"]].audio).astype(np.float32) / 32768
+        np.save(tmp_path / f"{line['id']}.npy", features(wave, model)["mel"])
+        job["mels"].append(str(tmp_path / f"{line['id']}.npy"))
+    said = toolchain("rknn").call("tests.targets.rknn.simulated", job, tmp_path / "call", 300)
+    assert said["tokens"] == [line["tokens"] for line in lines]
+    assert sum(map(len, said["tokens"])) > 10
 
 
 def test_attribute_says_whose_a_loss_is(cli: Cli, few: list[str], store: Path, tmp_path: Path) -> None:
