@@ -70,20 +70,21 @@ def test_auto_searches_builds_and_judges_in_the_simulator(
 
 
 def test_the_zoos_shapes_and_names_come_out_for_its_users(
-    cli: Cli, few: list[str], store: Path, tmp_path: Path
+    cli: Cli, few: list[str], random_checkpoint: Path, store: Path, tmp_path: Path
 ) -> None:
-    flags = ("--decoder", "window", "--window", "10", "--positional", "last", "--precision", "fp")
-    done = cli(*RKNN, *few, *flags, "--json", tmp_path / "r.json", store=store)
+    # whisper-nano says nothing to a prompt given six times, and noise has a lot to say.
+    flags = ("--decoder", "window", "--window", "4", "--positional", "last", "--precision", "fp")
+    model = ("--model", "noise", "--checkpoint", random_checkpoint)
+    done = cli(*RKNN, *few, *flags, *model, "--json", tmp_path / "r.json", store=store)
     assert done.returncode in (0, 1), done.stderr
     results = json.loads((tmp_path / "r.json").read_text())
-    assert results["delta_wer"] == 0
     binary = store / "build" / results["made_from"]["binary"]["key"]
     tables = {part: json.loads((binary / f"{part}.sim.json").read_text())["inputs"] for part in ("encoder", "decoder")}
     found = {part: {name: attribute["shape"] for name, attribute in t["attrs"].items()} for part, t in tables.items()}
     dims = json.loads((binary / "model.json").read_text())["dims"]
     d, vocabulary = dims["n_audio_state"], dims["n_vocab"]
-    assert found["encoder"] == {"x": [1, 80, 1000], "out": [1, 500, d]}
-    assert found["decoder"] == {"tokens": [1, 12], "audio": [1, 500, d], "out": [1, 12, vocabulary]}
+    assert found["encoder"] == {"x": [1, 80, 400], "out": [1, 200, d]}
+    assert found["decoder"] == {"tokens": [1, 12], "audio": [1, 200, d], "out": [1, 12, vocabulary]}
 
     # The zoo's own loop, in the same simulator, hears what ours hears.
     model = json.loads((binary / "model.json").read_text())
