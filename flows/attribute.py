@@ -27,7 +27,7 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
     The cross-attention part goes with the decoder. `float` are the graphs as they are, run by the reference target.
     """
     with joining(request.refresh):
-        made = prepared(request, *speech_sources(request))
+        made = prepared(request, speech_sources)
         calibration = calibrated(request, made)
         binaries = {"float": made.reference, "fp": made.floating}
         precisions = tuple(dict.fromkeys(("float", *request.precisions)))  # the measure is always there

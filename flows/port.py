@@ -5,6 +5,7 @@ graphs + calibration ─build─▶ binary ─evaluate─▶ hypotheses ─judge
 with --precision auto, ─search─▶ plan before the build (flows/search.py)
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prefect import flow
@@ -41,7 +42,7 @@ class Prepared(NamedTuple):
 def port(request: PortRequest) -> dict[str, Any]:
     """Export, harvest, calibrate, build, evaluate, judge, report; every step is taken from the store if it can be."""
     with joining(request.refresh):
-        made = prepared(request, *speech_sources(request))
+        made = prepared(request, speech_sources)
         calibration = calibrated(request, made) if request.precision != "fp" else None
         binary, frontier = built(request, made, calibration)
         return judged(
@@ -58,7 +59,7 @@ def port(request: PortRequest) -> dict[str, Any]:
         )
 
 
-def prepared(request: PortRequest, calibration_speech: Source | None, test_speech: Source | None) -> Prepared:
+def prepared(request: PortRequest, sources: Callable[[Any], tuple[Source | None, Source | None]]) -> Prepared:
     """Check the request, export, and build the float binaries; what is missing is said before anything runs."""
     family = model_family(request)
     target = plugin("targets", request.target)
@@ -66,6 +67,7 @@ def prepared(request: PortRequest, calibration_speech: Source | None, test_speec
     make_options(target, request.precision, request.float_nodes)
     board_of(target, request.board)
     checkpoint = checkpoint_source(request, family)
+    calibration_speech, test_speech = sources(request)
     host = plugin("targets", recipe.graph_format)
 
     exporter = plugin("models", family, "export")

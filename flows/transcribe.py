@@ -22,10 +22,9 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     """Export, calibrate where the precision wants it, build, and let the binary hear every file, each cached."""
     with joining(request.refresh) as run:
         audio = {path: _audio_source(path) for path in request.files}
-        calibration_speech = speech_source(request, "calibration") if request.precision != "fp" else None
-        made = prepared(request, calibration_speech, None)
+        made = prepared(request, _calibration_speech)
         board = board_of(made.target, request.board)
-        calibration = calibrated(request, made) if calibration_speech is not None else None
+        calibration = calibrated(request, made) if request.precision != "fp" else None
         binary, _ = built(request, made, calibration)
         heard: list[dict[str, Any]] = []
         for path, speech in audio.items():
@@ -51,6 +50,10 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
             "files": heard,
             "stages": [outcome.model_dump(include={"name", "seconds", "cached", "why"}) for outcome in run.outcomes],
         }
+
+
+def _calibration_speech(request: TranscribeRequest) -> tuple[Source | None, None]:
+    return (speech_source(request, "calibration") if request.precision != "fp" else None), None
 
 
 def _audio_source(path: Path) -> Source:

@@ -13,7 +13,7 @@ from nightjar.adopted import GivenPart, Graph, hold_against
 from nightjar.calibration import Input
 from nightjar.errors import BadInput, Broken
 from targets.onnx import NAME
-from targets.onnx.audit import audit
+from targets.onnx.audit import alone, audit, lanes_of
 from targets.onnx.quantize import open_session
 
 
@@ -25,7 +25,7 @@ def describe(file: Path) -> Graph:
     if not file.is_file():
         raise BadInput(f"no file {file}: give the .onnx files of the parts")
     try:
-        model = onnx.load(file, format="protobuf", load_external_data=False)
+        model = alone(onnx.load(file, format="protobuf", load_external_data=False))
     except Exception as exc:  # protobuf's DecodeError, or whatever else random bytes lead to
         raise BadInput(f"{file} is no ONNX graph ({_first_line(exc)}): give the .onnx files of the parts") from exc
     graph = model.graph
@@ -54,6 +54,8 @@ def adopt(parts: Mapping[str, GivenPart], graphs: Path, out: Path) -> None:
         else:
             shutil.copyfile(given.file, file)
         entries[name] = {"runner": NAME, "file": part["file"], **_audited(given.file, file)}
+        if lanes := lanes_of(onnx.load(file, load_external_data=False)).get("lanes"):
+            entries[name]["lanes"] = int(lanes)
     for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
         shutil.copyfile(path, out / path.name)
     description = {"target": NAME, "precision": "as given", "parts": entries}

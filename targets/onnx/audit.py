@@ -1,5 +1,6 @@
 """What of a graph really is int8: counted in the file, and again in what onnxruntime makes of it."""
 
+import json
 import math
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ def audit(path: Path) -> dict[str, int | float]:
     A node is int8 when both its factors come from a DequantizeLinear. `nodes_run_int8` counts integer kernels after
     onnxruntime's optimiser on this machine: where it is lower, those nodes have int8 values and run in float.
     """
-    model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
+    model = onnx.shape_inference.infer_shapes(alone(onnx.load(path)), data_prop=True)
     shapes = tensor_shapes(model)
     dequantized = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     total = int8 = nodes_int8 = 0
@@ -40,6 +41,21 @@ def audit(path: Path) -> dict[str, int | float]:
         "nodes_run_int8": count_integer_kernels(path) if nodes_int8 else 0,
         "int8_mac_share": round(int8 / total, 4) if total else 0.0,
     }
+
+
+def alone(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give a graph that takes several clips (lanes.py) the fixed shapes it has for one, in place; others stay."""
+    shapes = json.loads(lanes_of(model).get("shapes", "{}"))
+    for value in (*model.graph.input, *model.graph.output):
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
+    return model
+
+
+def lanes_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Read what lanes.py left in a graph: `lanes`, and the `shapes` for one clip as JSON; empty for any other graph."""
+    ours = "nightjar."
+    return {p.key.removeprefix(ours): p.value for p in model.metadata_props if p.key.startswith(ours)}
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

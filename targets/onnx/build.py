@@ -34,7 +34,7 @@ def open_lanes(file: Path, decoder: Mapping[str, Any]) -> Audit:
     if lanes == 1:
         return {}
     alone, kernels = file.read_bytes(), count_integer_kernels(file)
-    free_lanes(file)
+    free_lanes(file, lanes)
     if count_integer_kernels(file) < kernels:  # an optimiser that needs fixed shapes: int8 before speed
         file.write_bytes(alone)
         return {}

@@ -4,6 +4,7 @@ The head alone is 80 MB in tiny.en, so that a step of one clip waits for memory.
 export gives; onnxruntime does not, so the binary's graph takes any number of lanes and of cache rows.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from nightjar.errors import Broken
 from targets.onnx.audit import FIXED, tensor_shapes
@@ -27,13 +28,17 @@ def count_lanes(decoder: Mapping[str, Any]) -> int:
     return max(1, min(MOST, MEMORY_BYTES // each)) if across else 1
 
 
-def free_lanes(file: Path) -> None:
+def free_lanes(file: Path, lanes: int) -> None:
     """Rewrite a `cached` decoder in place so that axis 0 counts lanes and its caches have any number of rows.
 
-    Each clip has the rows it had alone: a lane's row of `token` and its like, its heads of the cross-attention inputs.
-    Raises Broken for a Reshape whose lanes cannot be told.
+    The file says how many lanes it is meant for, and the shapes for one clip. A clip has the rows it had alone: a
+    lane's row of `token` and its like, its heads of the cross-attention inputs. Raises Broken for a Reshape whose
+    lanes cannot be told.
     """
     model = onnx.load(file)
+    ends = (*model.graph.input, *model.graph.output)
+    alone = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in ends}
+    helper.set_model_props(model, {"nightjar.lanes": str(lanes), "nightjar.shapes": json.dumps(alone)})
     shapes = tensor_shapes(onnx.shape_inference.infer_shapes(model, data_prop=True))
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     constants |= {

@@ -179,7 +179,7 @@ def test_words_and_new_loops_bound_a_plan_too(ladder):
     assert not budget.allows(good.model_copy(update={"delta_wer": 0.6}))
     assert not budget.allows(good.model_copy(update={"new_bad": 1}))
     assert not budget.allows(good.model_copy(update={"kl": 0.6}))
-    with pytest.raises(BadInput, match="max-delta-wer"):
+    with pytest.raises(BadInput, match="search-delta-wer"):
         search(ladder, lambda rung: good.model_copy(update={"kl": 9.0}), budget)
 
 
