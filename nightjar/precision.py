@@ -56,6 +56,7 @@ class Measured(BaseModel, frozen=True):
     agree: int
     steps: int
     delta_wer: float | None = None  # percent, free-running, where it was decoded
+    delta_wer_low: float | None = None  # lower end of its paired 95 % interval: a few clips' words are mostly near ties
     new_bad: int = 0  # hypotheses newly empty, looping or capped
     snr_db: dict[str, float] = {}
 
@@ -72,8 +73,12 @@ class Budget(BaseModel, frozen=True):
         return self.kl_per_percent * self.delta_wer
 
     def allows(self, measured: Measured) -> bool:
-        """Say whether a measured rung is within the budget."""
-        words = measured.delta_wer is None or measured.delta_wer <= self.delta_wer
+        """Say whether a measured rung is within the budget: in nats, in bad hypotheses, and not shown to lose more words.
+
+        Without an interval the point decides.
+        """
+        shown = measured.delta_wer if measured.delta_wer_low is None else measured.delta_wer_low
+        words = shown is None or shown <= self.delta_wer
         return words and not measured.new_bad and measured.kl <= self.kl
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from nightjar.precision import Measured
-from nightjar.score import score
+from nightjar.score import errors_and_words, score
+from nightjar.wer import paired_bootstrap
 from tasks.hypotheses import read_hypotheses
 from tasks.judge import clips_of
 from tasks.stage import stage
@@ -23,12 +24,15 @@ def measure(*, expected: Path, obtained: Path, language: str, out: Path) -> dict
     scores = [score(name, "host", clips, lines, language) for name, lines in (("float", wanted), ("binary", got))]
     bad = [{clip.id for clip in each.clips if clip.empty or clip.looping or clip.capped} for each in scores]
     kl, steps = divergence(wanted, got)
+    float_errors, words = errors_and_words(scores[0].clips)
+    errors, _ = errors_and_words(scores[1].clips)
     agree = sum(line["agree"][0] for line in got if line["agree"])
     measured = Measured(
         kl=float(f"{kl:.4g}"),
         agree=agree,
         steps=steps,
         delta_wer=round(scores[1].wer - scores[0].wer, 3),
+        delta_wer_low=round(paired_bootstrap(errors, float_errors, words)[0], 3),
         new_bad=len(bad[1] - bad[0]),
         snr_db={"logits": round(logit_snr_db(wanted, got), 2)},
     )
