@@ -21,7 +21,6 @@ import tempfile
 import time
 import urllib.request
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ def hearing(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, 
 
 
 def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
-    """Count the calls that hearing makes, by part and shapes, and return what makes as many and nothing else."""
+    """Note the calls that hearing makes, and return what makes the same ones in the same order and nothing else."""
     import onnxruntime
 
     from models.whisper import decode
@@ -92,20 +91,20 @@ def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
 
     model = json.loads((binary / "model.json").read_text())
     parts = json.loads((binary / "binary.json").read_text())["parts"]
-    runner, calls = open_runner(binary, parts), Counter[tuple[str, tuple[tuple[str, tuple[int, ...], str], ...]]]()
+    runner, calls = open_runner(binary, parts), list[tuple[str, tuple[tuple[str, tuple[int, ...], str], ...]]]()
 
-    class Counting:
+    class Noting:
         def run(self, part: str, inputs: dict[str, Any], constant: Any = {}) -> Any:  # noqa: B006
-            shapes = tuple((name, array.shape, array.dtype.name) for name, array in {**inputs, **constant}.items())
-            calls[part, shapes] += 1
+            given = {**inputs, **constant}
+            calls.append((part, tuple((name, array.shape, array.dtype.name) for name, array in given.items())))
             return runner.run(part, inputs, constant)
 
     def jobs() -> Iterator[decode.Job]:
         for clip in clips:
             features = decode.features(load_audio(clip.audio).astype(np.float32) / 32768, model)
-            yield decode.Job(clip.id, decode.encode(Counting(), features, model))
+            yield decode.Job(clip.id, decode.encode(Noting(), features, model))
 
-    list(decode.hear(Counting(), jobs(), model, lanes=parts["decoder"].get("lanes", 1)))
+    list(decode.hear(Noting(), jobs(), model, lanes=parts["decoder"].get("lanes", 1)))
     runner.close()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
@@ -118,15 +117,11 @@ def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
     def tensor(shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.zeros(shape, dtype) if dtype == "int64" else rng.standard_normal(shape).astype(dtype)
 
-    plan = [
-        (sessions[part], {name: tensor(shape, dtype) for name, shape, dtype in shapes}, count)
-        for (part, shapes), count in calls.items()
-    ]
+    inputs = {key: {name: tensor(shape, dtype) for name, shape, dtype in key[1]} for key in set(calls)}
 
     def call() -> None:
-        for session, inputs, count in plan:
-            for _ in range(count):
-                session.run(None, inputs)
+        for key in calls:
+            sessions[key[0]].run(None, inputs[key])
 
     return call
 

@@ -73,7 +73,7 @@ class Budget(BaseModel, frozen=True):
         return self.kl_per_percent * self.delta_wer
 
     def allows(self, measured: Measured) -> bool:
-        """Say whether a measured rung is within the budget: in nats, in bad hypotheses, and not shown to lose more words.
+        """Say whether a measured rung is within the budget: in nats, bad hypotheses, and words not shown to be more.
 
         Without an interval the point decides.
         """

@@ -11,6 +11,10 @@ import fcntl
 import importlib
 import json
 import os
+
+# Before numpy is imported: its threads go on spinning after the mel filters and take a core from the encoder.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import resource
 import selectors
 import sys
@@ -36,7 +40,7 @@ class Parts:
             by_runner.setdefault(entry["runner"], {})[part] = entry
         for name, parts in by_runner.items():
             module = job["runners"].get(name, f"targets.{name}.runner")
-            opened = importlib.import_module(module).open_runner(folder, parts)
+            opened = importlib.import_module(module).open_runner(folder, parts, {"own_process": True})
             self._runner_of.update(dict.fromkeys(parts, opened))
 
     def run(self, part: str, inputs: Tensors, constant: Tensors = {}) -> Tensors:  # noqa: B006 (never written)

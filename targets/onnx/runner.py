@@ -1,5 +1,7 @@
 """Run compiled parts with onnxruntime: on a board, on a host, as the reference."""
 
+import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,14 @@ def open_runner(
 ) -> OnnxRunner:
     """Open `parts` (name to {"file", ...}, as in binary.json or model.json) that lie in `folder`.
 
-    options: `threads` (every core by default). Raises RuntimeError with one line.
+    options: `threads` (every core by default), `own_process` (nothing else here uses onnxruntime). Raises RuntimeError
+    with one line.
     """
     settings = ort.SessionOptions()  # type: ignore[attr-defined]
     settings.intra_op_num_threads = int((options or {}).get("threads", 0))  # 0: every core
+    if (options or {}).get("own_process"):
+        _share_threads()
+        settings.use_per_session_threads = False
     settings.log_severity_level = 3
     sessions = {}
     for name, part in parts.items():
@@ -57,6 +63,15 @@ def open_runner(
         except Exception as exc:  # see run
             raise RuntimeError(f"onnxruntime cannot load {file}: {_first_line(exc)}") from exc
     return OnnxRunner(sessions)
+
+
+@functools.cache
+def _share_threads() -> None:
+    """Let all parts use one pool of a thread per core: a part's own pool spins on after its run and slows the next.
+
+    From then on every onnxruntime session of this process must use it.
+    """
+    ort.set_global_thread_pool_sizes(len(os.sched_getaffinity(0)), 1)  # type: ignore[attr-defined]
 
 
 def _first_line(exc: Exception) -> str:
