@@ -51,6 +51,16 @@ def ladder(ranking):
     return rungs(ranking, CALLS)
 
 
+def test_groups_that_lose_nothing_end_the_ladder(ranking):
+    silent = {part: tuple(e.model_copy(update={"kl": 0.0}) for e in entries) for part, entries in ranking.parts.items()}
+    loud = silent["encoder"][0].model_copy(update={"kl": 0.1})
+    parts = {**silent, "encoder": (loud, *silent["encoder"][1:])}
+    nothing, one, everything = rungs(ranking.model_copy(update={"parts": parts}), CALLS)
+    assert sum(map(len, nothing.keep.values())) == 0
+    assert one.keep == {"encoder": (loud.tensor,), "decoder": ()}
+    assert sum(map(len, everything.keep.values())) == sum(map(len, parts.values()))
+
+
 def test_a_graph_falls_into_the_groups_a_compiler_fuses():
     kinds = {group.tensor: group.kind for group in fuse(planted.encoder())}
     assert kinds == {
