@@ -47,7 +47,8 @@ def open_runner(
     """
     settings = ort.SessionOptions()  # type: ignore[attr-defined]
     settings.intra_op_num_threads = int((options or {}).get("threads", 0))  # 0: every core
-    if (options or {}).get("own_process"):
+    # Older ones, such as beside rknn-toolkit2, cannot share.
+    if (options or {}).get("own_process") and hasattr(ort, "set_global_thread_pool_sizes"):
         _share_threads()
         settings.use_per_session_threads = False
     settings.log_severity_level = 3
