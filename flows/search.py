@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from nightjar.artifact import Artifact, Source
 from nightjar.data import load_speech
 from nightjar.plugins import plugin
-from nightjar.precision import Budget, Measured, Rung, rungs, search
+from nightjar.precision import Budget, Measured, Rung, ladder, search
 from nightjar.ranking import Settings, read_ranking
 from nightjar.request import PortRequest
 from nightjar.target import board_of, make_options, session_of
@@ -61,8 +61,8 @@ def searched(
     )
     if isinstance(ranking, Pending) or isinstance(expected, Pending):
         return Searched(rewritten, {"plan": Pending("search"), **quantized}, Pending("search"))
-    ladder, calls = _ladder(ranking, expected)
-    by_key = {rung.key(): number for number, rung in enumerate(ladder)}
+    plans, calls = _ladder(ranking, expected)
+    by_key = {rung.key(): number for number, rung in enumerate(plans)}
     tried: dict[str, Measured] = {}
 
     def planned(rung: Rung) -> Any:
@@ -96,7 +96,7 @@ def searched(
         return read_measured(current_run().store.path(found))
 
     try:
-        found, _ = search(ladder, measured, Budget(delta_wer=request.search_delta_wer), tried)
+        found, _ = search(plans, measured, Budget(delta_wer=request.search_delta_wer), tried)
     except _Unknown:  # a plan cannot see beyond what is measured
         return Searched(rewritten, {"plan": Pending("search"), **quantized}, Pending("search"))
     known = Tried(calls=calls, measured={by_key[key]: result for key, result in tried.items()})
@@ -129,4 +129,4 @@ def _ladder(ranking: Artifact, expected: Artifact) -> tuple[list[Rung], dict[str
     store = current_run().store
     lines = [line for line in read_hypotheses(store.path(expected)) if not line["probe"]]
     calls = {"decoder": round(sum(line["steps"] for line in lines) / len(lines), 1)}
-    return rungs(read_ranking(store.path(ranking) / "ranking.json"), calls), calls
+    return ladder(read_ranking(store.path(ranking) / "ranking.json"), calls), calls

@@ -218,14 +218,19 @@ class CalibrationSet:
         """Return the number of samples of a part."""
         return len(self._part(part).samples)
 
-    def samples(self, part: str) -> Iterator[Tensors]:
+    def samples(self, part: str, most: int | None = None) -> Iterator[Tensors]:
         """Yield a part's samples, every input by name in graph order, in its full shape and dtype.
 
+        most: no more than so many, the first among them, evenly from all: a decoder's lie in order of their clips.
         A missing input, file or row, or a wrong shape, raises BadInput. Arrays are read-only where samples share them.
         """
         entry = self._part(part)
+        step = max(1.0, len(entry.samples) / most) if most else 1.0
+        chosen = {int(number * step) for number in range(most or len(entry.samples))}
         held: dict[str, tuple[str, np.ndarray]] = {}
         for number, sample in enumerate(entry.samples):
+            if number not in chosen:
+                continue
             where = f"sample {number} of part '{part}' in {self.folder}"
             _check_names(sample, entry, where)
             tensors: Tensors = {}

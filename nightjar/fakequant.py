@@ -5,36 +5,14 @@ That is what rknn-toolkit2 2.5 makes of a hybrid model, nearly (docs/decisions/0
 onnx and onnxruntime are imported when used: the command line loads without them.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nightjar.calibration import Spread, Tensors
 from nightjar.groups import LINEAR, Graph, Group
 
 Ranges = Mapping[str, tuple[float, float]]
-
-
-def collect_ranges(model: Any, groups: Sequence[Group], samples: Iterable[Tensors]) -> dict[str, tuple[float, float]]:
-    """Run every sample in float and return (low, high) of each float tensor that a group reads, holds or puts out."""
-    import onnx
-
-    graph = Graph(model)
-    probe = onnx.ModelProto()
-    probe.CopyFrom(graph.model)
-    wanted = {name for g in groups for name in (*g.inputs, *g.inner, g.tensor)}
-    names = sorted(name for name in wanted if graph.is_float(name))
-    probed = [name for name in names if name not in graph.inputs]
-    del probe.graph.output[:]
-    probe.graph.output.extend(graph.values[name] for name in probed)
-    session = open_session(probe)
-    spreads = {name: Spread() for name in names}
-    for sample in samples:
-        values = dict(zip(probed, session.run(probed, sample), strict=True)) if probed else {}
-        for name, spread in spreads.items():
-            spread.add(values[name] if name in values else sample[name])
-    return {name: (spread.low, spread.high) for name, spread in spreads.items()}
 
 
 def fake_quantize(

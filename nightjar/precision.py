@@ -7,7 +7,7 @@ next.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from nightjar.ranking import Entry, Ranking
 HEAD = "vocabulary_head"
 MOVED = 16  # multiply-accumulates that an element moved in float16 is worth: keeps norms and adds from being free
 READ = 4.0  # and a weight read in float16: keeps a decoder from going float for its little arithmetic
+MINOR = 0.05  # of the multiply-accumulates
 STEP = 0.6  # ratio of the losses expected of neighbouring rungs
 LOSS = 0.5  # nats per step: beyond it a transcript is noise, and finer rungs tell nothing
 
@@ -40,6 +41,7 @@ class Rung(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     keep: Keep = Field(alias="float")
+    whole: tuple[str, ...] = ()  # parts of which nothing is int8, so that they need not be quantized at all
     rewrites: dict[str, list[dict[str, Any]]]
     expected: Expected
 
@@ -83,12 +85,32 @@ class Budget(BaseModel, frozen=True):
         return words and not measured.new_bad and measured.kl <= self.kl
 
 
-def rungs(ranking: Ranking, calls: Mapping[str, float] | None = None, weight_cost: float = READ) -> list[Rung]:
+def ladder(ranking: Ranking, calls: Mapping[str, float]) -> list[Rung]:
+    """Make the rungs that a search tries: parts with under MINOR of the multiply-accumulates stay float as a whole.
+
+    Their int8 would win no arithmetic, and a quantized file rounds everything that crosses its boundary, whatever the
+    plan says: caches, keys, logits (docs/decisions/005-precision-search.md).
+    """
+    macs = {
+        part: calls.get(part, 1.0) * sum(entry.macs for entry in entries if entry.kind != "head")
+        for part, entries in ranking.parts.items()
+    }
+    minor = [part for part, count in macs.items() if count < MINOR * sum(macs.values())]
+    return rungs(ranking, calls, whole=minor)
+
+
+def rungs(
+    ranking: Ranking,
+    calls: Mapping[str, float] | None = None,
+    weight_cost: float = READ,
+    whole: Collection[str] = (),
+) -> list[Rung]:
     """Make nested plans, most int8 first: nothing float, then ever less loss expected, then everything float.
 
     calls: how often each part runs per clip (1 where it is not named): the decoder, the mean steps of a hypothesis.
     weight_cost: multiply-accumulates that reading a weight in float16 is worth. At 0 only arithmetic counts, and a
-    decoder, which has little of it, goes float early; the higher, the smaller the files.
+    decoder, which has little of it, goes float early; the higher, the smaller the files. whole: parts that are float
+    in every plan.
     """
     calls = calls or {}
 
@@ -97,20 +119,21 @@ def rungs(ranking: Ranking, calls: Mapping[str, float] | None = None, weight_cos
         cost = calls.get(part, 1.0) * (entry.macs + MOVED * entry.elements + weight_cost * entry.parameters)
         return -entry.kl / cost, part, entry.tensor
 
-    pairs = [(part, entry) for part, entries in ranking.parts.items() for entry in entries]
-    pairs.sort(key=order)
+    every = [(part, entry) for part, entries in ranking.parts.items() for entry in entries]
+    always = [pair for pair in every if pair[0] in whole]
+    pairs = sorted((pair for pair in every if pair[0] not in whole), key=order)
     left = sum(entry.kl for _, entry in pairs)
-    result, kept, level = [_rung(ranking, [], calls)], list[tuple[str, Entry]](), LOSS
+    result, kept, level = [_rung(ranking, always, calls)], list[tuple[str, Entry]](), LOSS
     for pair in pairs:
         if left <= level and kept:
-            result.append(_rung(ranking, kept, calls))
+            result.append(_rung(ranking, [*always, *kept], calls))
             if not left:  # what remains loses nothing
                 break
             while left <= level:
                 level *= STEP
         kept.append(pair)
         left = sum(entry.kl for _, entry in pairs[len(kept) :])
-    result.append(_rung(ranking, pairs, calls))
+    result.append(_rung(ranking, every, calls))
     return result
 
 
@@ -206,14 +229,15 @@ def read_plan(path: Path) -> Rung:
 
 def _rung(ranking: Ranking, kept: Sequence[tuple[str, Entry]], calls: Mapping[str, float]) -> Rung:
     keep = {part: tuple(sorted(e.tensor for p, e in kept if p == part)) for part in ranking.parts}
-    loss, counted, sizes = sum(ranking.io_kl.values()), {}, {}
+    whole = tuple(part for part, entries in ranking.parts.items() if len(keep[part]) == len(entries))
+    loss, counted, sizes = sum(kl for part, kl in ranking.io_kl.items() if part not in whole), {}, {}
     for part, entries in ranking.parts.items():
         names = set(keep[part])
         loss += sum(entry.kl for entry in entries if entry.tensor not in names)
         counted[part] = [(entry.kind, entry.macs, entry.tensor in names) for entry in entries]
         sizes[part] = sum(entry.parameters * (2 if entry.tensor in names else 1) for entry in entries)
     expected = Expected(kl=float(f"{loss:.4g}"), int8_mac_share=_shares(counted, calls), size_bytes=sizes)
-    return Rung(keep=keep, rewrites=ranking.rewrites, expected=expected)
+    return Rung(keep=keep, whole=whole, rewrites=ranking.rewrites, expected=expected)
 
 
 def _shares(counted: Mapping[str, Sequence[tuple[str, int, bool]]], calls: Mapping[str, float]) -> dict[str, float]:

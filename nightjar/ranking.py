@@ -14,9 +14,10 @@ from pydantic import BaseModel, Field
 
 from nightjar.calibration import CalibrationSet
 from nightjar.chain import WIRES, Chain, open_parts, runs
-from nightjar.fakequant import collect_ranges, fake_quantize, open_session
+from nightjar.fakequant import fake_quantize, open_session
 from nightjar.groups import Graph, Group, fuse
 from nightjar.progress import tick
+from nightjar.ranges import collect_ranges
 from nightjar.rewrite import apply, propose
 
 
@@ -60,7 +61,7 @@ def rewritten(
     """Propose rewrites for every part."""
     moves = {}
     for part, model in models.items():
-        samples = _first(calibration, part, settings.rewrite_samples)
+        samples = calibration.samples(part, settings.rewrite_samples)
         moves[part] = propose(model, samples) if settings.rewrites else []
     return moves
 
@@ -86,7 +87,7 @@ def rank(
     steps = 0
     for part in chain.order:
         graph = Graph(changed[part])
-        ranges = collect_ranges(changed[part], groups[part], _first(calibration, part, settings.range_samples))
+        ranges = collect_ranges(changed[part], groups[part], calibration.samples(part, settings.range_samples))
         everything = {group.tensor for group in groups[part]}
         io = open_session(fake_quantize(graph, groups[part], ranges, everything, outputs=True))
         io_kl[part] = _digits(chain.distance({part: runs(io)}).kl)
@@ -123,17 +124,6 @@ def _entry(graph: Graph, group: Group, kl: float, snr_db: float) -> Entry:
         kl=_digits(kl),
         snr_db=round(snr_db, 2),
     )
-
-
-def _first(calibration: CalibrationSet, part: str, most: int) -> list[Any]:
-    """Read samples of a part, evenly from all of them."""
-    calibration.inputs(part)  # BadInput where the set is of another recipe
-    entry = calibration.index.parts[part]
-    step = max(1, len(entry.samples) // most)
-    index = calibration.index.model_copy(
-        update={"parts": {part: entry.model_copy(update={"samples": entry.samples[::step][:most]})}}
-    )
-    return list(CalibrationSet(calibration.folder, index).samples(part))
 
 
 def _digits(value: float) -> float:

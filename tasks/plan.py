@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from nightjar.precision import Measured, pareto, rungs, write_plan
+from nightjar.precision import Measured, ladder, pareto, write_plan
 from nightjar.ranking import read_ranking
 from tasks.stage import stage
 
@@ -20,17 +20,17 @@ class Tried(BaseModel, frozen=True):
 @stage
 def plan(*, ranking: Path, calls: dict[str, float], rung: int, out: Path) -> dict[str, str]:
     """Write `plan.json` of one rung; calls: how often a part runs per clip."""
-    ladder = rungs(read_ranking(ranking / "ranking.json"), calls)
-    write_plan(ladder[rung], out / "plan.json")
-    return {"rung": f"{rung} of {len(ladder)}"}
+    plans = ladder(read_ranking(ranking / "ranking.json"), calls)
+    write_plan(plans[rung], out / "plan.json")
+    return {"rung": f"{rung} of {len(plans)}"}
 
 
 @stage
 def frontier(*, ranking: Path, tried: Tried, found: int, out: Path) -> dict[str, str]:
     """Write `pareto.json`: every rung that was measured, and which one was taken."""
-    ladder = rungs(read_ranking(ranking / "ranking.json"), tried.calls)
-    points = pareto([(ladder[number], measured) for number, measured in sorted(tried.measured.items())])
-    taken = ladder[found].expected.int8_mac_share
+    plans = ladder(read_ranking(ranking / "ranking.json"), tried.calls)
+    points = pareto([(plans[number], measured) for number, measured in sorted(tried.measured.items())])
+    taken = plans[found].expected.int8_mac_share
     content = {"calls": tried.calls, "points": points, "taken": taken}
     (out / "pareto.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return {"rungs": str(len(points))}

@@ -20,12 +20,14 @@ from nightjar.toolchain import Toolchain, toolchain
 from targets.rknn import NAME, Options
 from targets.rknn.audit import audit, read_table, require_int8
 from targets.rknn.names import layers_from, precision_file, read_names, write_names
+from targets.rknn.ranges import write_ranges
 from targets.rknn.toolchain import compile as inside
 
 log = logging.getLogger(__name__)
 
 BUILD_S = 3600.0
 QUANTIZE_S = 6 * 3600.0
+OURS = "clips"  # the quantized_algorithm that is not the toolkit's
 STEP1 = ("model", "data", "quantization.cfg")
 MADE = ("rknn", "sim.onnx", "sim.json")
 ZOO = {"mel": "x", "hidden": "out"}  # rknn_model_zoo's names, for those who take its `window`; runners go by order
@@ -40,6 +42,7 @@ def build(
     model = read_model(graphs)
     files = {name: part["file"] for name, part in model["parts"].items()}
     kept = _planned(plan, files) if plan is not None else {}
+    whole = json.loads(plan.read_text(encoding="utf-8")).get("whole", ()) if plan is not None else ()
     if options.precision == "auto" and plan is None:
         raise BadOptions(
             "--precision auto needs the plan of a precision search; build with --precision int8 or fp instead"
@@ -59,7 +62,7 @@ def build(
         if quantized is not None:
             _require_same(quantized, options)
         for number, part in enumerate(files):
-            if quantized is None:
+            if quantized is None or part in whole:
                 entries[part] = build_float(found, graphs / files[part], part, options, out)
             else:
                 names = read_names(quantized / f"{part}.quantization.cfg")
@@ -115,11 +118,16 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
 
         with _working(part, graphs / file) as folder:
             model = onnx.shape_inference.infer_shapes(onnx.load(graphs / file), data_prop=True)
+            ours = options.quantized_algorithm == OURS
             dataset = samples.write_dataset(part, folder / "dataset")
-            lines = thinned(dataset, fitting_samples(model, options))
+            lines = thinned(dataset, 1 if ours else fitting_samples(model, options))
             (folder / "dataset.txt").write_text(lines, encoding="utf-8")
-            job = {"kind": "quantize", "name": part, "config": _config(options)}
+            config = _config(options) | ({"quantized_algorithm": "normal"} if ours else {})
+            job = {"kind": "quantize", "name": part, "config": config}
             result = found.call(inside.__name__, job, folder, QUANTIZE_S, on_progress=show)
+            if ours:
+                taken = samples.samples(part, options.samples)
+                write_ranges(folder / f"{part}.quantization.cfg", onnx.load(graphs / file), taken)
             for suffix in STEP1:
                 shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
         write_names(model, layers_from(result["layers"]), out, part)

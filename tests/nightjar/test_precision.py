@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from nightjar import precision
 from nightjar.chain import Chain, open_parts, runs
 from nightjar.errors import BadInput
-from nightjar.fakequant import collect_ranges, fake_quantize, open_session
+from nightjar.fakequant import fake_quantize, open_session
 from nightjar.groups import fuse
 from nightjar.precision import (
     HEAD,
@@ -23,6 +24,7 @@ from nightjar.precision import (
     search,
     write_plan,
 )
+from nightjar.ranges import collect_ranges
 from nightjar.ranking import Settings, rank, roundable
 from nightjar.rewrite import apply
 from tests.nightjar import planted
@@ -59,6 +61,20 @@ def test_groups_that_lose_nothing_end_the_ladder(ranking):
     assert sum(map(len, nothing.keep.values())) == 0
     assert one.keep == {"encoder": (loud.tensor,), "decoder": ()}
     assert sum(map(len, everything.keep.values())) == sum(map(len, parts.values()))
+
+
+def test_a_part_with_little_arithmetic_is_float_as_a_whole(ranking):
+    plans = precision.ladder(ranking, CALLS)  # the decoder has 4 % of the multiply-accumulates
+    decoder = {entry.tensor for entry in ranking.parts["decoder"]}
+    assert all(set(rung.keep["decoder"]) == decoder and "decoder" in rung.whole for rung in plans)
+    assert "encoder" not in plans[0].whole
+    assert set(plans[-1].whole) == {"encoder", "decoder"}
+    assert plans[-1].expected.kl == 0  # what is not quantized has no int8 boundary
+    first = ranking.io_kl["encoder"] + sum(entry.kl for entry in ranking.parts["encoder"])
+    assert plans[0].expected.kl == pytest.approx(first, rel=1e-3)
+    assert plans[0].expected.int8_mac_share["decoder"] == 0
+    busy = precision.ladder(ranking, {"decoder": 1000.0})
+    assert not busy[0].whole
 
 
 def test_a_graph_falls_into_the_groups_a_compiler_fuses():

@@ -1,0 +1,62 @@
+"""Give the toolkit our ranges: one sample goes through it, all the others through onnxruntime, thirty times as fast.
+
+The toolkit takes `min` and `max` of a .quantization.cfg as they stand, and derives scale and zero point anew.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from nightjar.calibration import Tensors
+from nightjar.groups import Graph
+from nightjar.ranges import Range, collect_extremes, rounded_tensors, settle_ranges
+from nightjar.ranking import roundable
+
+log = logging.getLogger(__name__)
+
+SAME = 2e-3  # of a range: what both compute of one sample differs by less; two tensors' ends hardly ever do
+ENTRY = re.compile(r"^    (\S.*):\n((?:     .*\n)+)", re.MULTILINE)
+ENDS = re.compile(r"        min:\n        -   (\S+)\n        max:\n        -   (\S+)\n")
+
+
+def write_ranges(quantization_cfg: Path, model: onnx.ModelProto, samples: Iterable[Tensors]) -> int:
+    """Put ranges over all samples into a .quantization.cfg that the toolkit made of the first; return how many.
+
+    Which of its tensors is which of the graph's is told by the ends that the first sample gave both: it renames, fuses
+    and moves, and keeps values. What has no twin (weights, what it made itself) stays as it is.
+    """
+    graph = Graph(model)
+    groups = roundable(model)
+    extremes = collect_extremes(graph, rounded_tensors(graph, groups), samples)
+    settled = settle_ranges(graph, groups, extremes)
+    first = {name: ends[0] for name, ends in extremes.items()}
+    count = 0
+
+    def replaced(entry: re.Match[str]) -> str:
+        nonlocal count
+        ends = ENDS.search(entry[2])
+        if ends is None or graph.is_constant(entry[1]):
+            return entry[0]
+        twin = _twin((float(ends[1]), float(ends[2])), first)
+        if twin is None:
+            return entry[0]
+        count += 1
+        low, high = (np.format_float_positional(end, trim="0") for end in settled[twin])
+        return entry[0].replace(ends[0], f"        min:\n        -   {low}\n        max:\n        -   {high}\n", 1)
+
+    text = ENTRY.sub(replaced, quantization_cfg.read_text(encoding="utf-8"))
+    quantization_cfg.write_text(text, encoding="utf-8")
+    log.info("%s: %d ranges over %d samples", quantization_cfg.name, count, len(extremes[next(iter(extremes))]))
+    return count
+
+
+def _twin(ends: Range, of: Mapping[str, Range]) -> str | None:
+    """Find the tensor whose ends are these."""
+    near = SAME * max(ends[1] - ends[0], 1e-6)
+    far = {name: max(abs(low - ends[0]), abs(high - ends[1])) for name, (low, high) in of.items()}
+    name = min(far, key=lambda name: far[name])
+    return name if far[name] <= near else None
