@@ -122,8 +122,7 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
             dataset = samples.write_dataset(part, folder / "dataset")
             lines = thinned(dataset, 1 if ours else fitting_samples(model, options))
             (folder / "dataset.txt").write_text(lines, encoding="utf-8")
-            config = _config(options) | ({"quantized_algorithm": "normal"} if ours else {})
-            job = {"kind": "quantize", "name": part, "config": config}
+            job = {"kind": "quantize", "name": part, "config": _config(options)}
             result = found.call(inside.__name__, job, folder, QUANTIZE_S, on_progress=show)
             if ours:
                 taken = samples.samples(part, options.samples)
@@ -131,7 +130,7 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
             for suffix in STEP1:
                 shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
         write_names(model, layers_from(result["layers"]), out, part)
-    (out / "quantization.json").write_text(json.dumps(_config(options)) + "\n", encoding="utf-8")
+    (out / "quantization.json").write_text(json.dumps(_collected_with(options)) + "\n", encoding="utf-8")
 
 
 def hybrid(found: Toolchain, quantized: Path, graph: Path, part: str, keep: Sequence[str], out: Path) -> Entry:
@@ -225,7 +224,7 @@ def renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto
 def _require_same(quantized: Path, options: Options) -> None:
     """Raise BadOptions where quantization parameters were collected with other options: the SoC is in them."""
     had: dict[str, Any] = json.loads((quantized / "quantization.json").read_text(encoding="utf-8"))
-    for name, wanted in _config(options).items():
+    for name, wanted in _collected_with(options).items():
         if had.get(name) != wanted:
             raise BadOptions(
                 f"the quantization parameters in {quantized} were collected with {name} {had.get(name)}, not {wanted}: "
@@ -233,10 +232,15 @@ def _require_same(quantized: Path, options: Options) -> None:
             )
 
 
+def _collected_with(options: Options) -> dict[str, Any]:
+    return {**_config(options), "quantized_algorithm": options.quantized_algorithm}
+
+
 def _config(options: Options) -> dict[str, Any]:
+    """Return the arguments of the toolkit's `config`; what it collects for our ranges, it takes from one sample."""
     return {
         "target_platform": options.soc,
-        "quantized_algorithm": options.quantized_algorithm,
+        "quantized_algorithm": "normal" if options.quantized_algorithm == OURS else options.quantized_algorithm,
         "quantized_method": options.quantized_method,
         "optimization_level": options.optimization_level,
     }
