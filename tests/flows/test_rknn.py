@@ -60,6 +60,12 @@ def test_auto_searches_builds_and_judges_in_the_simulator(
     again = cli(*RKNN, *few, "--precision", "auto", store=store)
     assert "none was executed" in again.stdout
 
+    clip = load_speech(ROOT / "data" / "whisper-nano" / "evaluation.jsonl")[20]  # not among the few
+    heard = cli("transcribe", clip.audio, *RKNN[1:], *few[:2], *few[4:], "--precision", "auto", store=store)
+    assert heard.returncode == 0, heard.stderr
+    words = clip.text.lower().split()
+    assert sum(word in heard.stdout.lower() for word in words) > len(words) / 2, heard.stdout
+
     # Another budget goes on from what is measured.
     wider = cli(
         *(*RKNN, *few, "--precision", "auto", "--search-delta-wer", "40", "--json", tmp_path / "w.json"), store=store

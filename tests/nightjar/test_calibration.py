@@ -49,6 +49,13 @@ def test_samples_come_back_in_graph_order_and_full_shape(folder: Path) -> None:
         assert not sample["self_k_0"][:, step:].any()
 
 
+def test_fewer_samples_are_the_first_and_others_evenly(folder: Path) -> None:
+    found = CalibrationSet.open(folder)
+    assert [int(sample["token"][0, 0]) for sample in found.samples("decoder", 2)] == [0, 1]
+    assert [int(sample["token"][0, 0]) for sample in found.samples("decoder", 1)] == [0]
+    assert len(list(found.samples("decoder", 100))) == 3
+
+
 def test_index_has_seed_warnings_and_ranges(folder: Path) -> None:
     index = json.loads((folder / "calibration.json").read_text())
     assert index["seed"] == 7

@@ -22,12 +22,15 @@ from nightjar.audio import load_audio
 from nightjar.calibration import CalibrationSet
 from nightjar.data import Clip
 from nightjar.errors import BadOptions, Broken, NightjarError, ToolchainFailed
+from nightjar.ranges import SILENT, collect_ranges
+from nightjar.ranking import roundable
 from nightjar.recipe import Recipe
 from nightjar.toolchain import Toolchain, toolchain
 from targets import rknn as target
 from targets.onnx.runner import open_runner
 from targets.rknn.build import fitting_samples, hybrid, quantization, thinned
 from targets.rknn.names import read_names
+from targets.rknn.ranges import ENDS, ENTRY, write_ranges
 from tests.conftest import need
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
@@ -335,6 +338,41 @@ def test_int8_wants_calibration_and_globs_that_fit(cached: Path, quantized: Path
     options = INT8.model_copy(update={"float_nodes": ("encoder:/nothing/*",)})
     with pytest.raises(BadOptions, match="'encoder:/nothing/\\*' fits no layer that could be int8"):
         target.compile(cached / "graphs", None, options, tmp_path, quantized=quantized)
+
+
+def _entries(cfg: Path) -> dict[str, tuple[float, float]]:
+    ends = {e[1]: ENDS.search(e[2]) for e in ENTRY.finditer(cfg.read_text())}
+    return {name.strip('"'): (float(found[1]), float(found[2])) for name, found in ends.items() if found}
+
+
+def test_ranges_over_all_samples_reach_the_toolkits_file(
+    sdk: Toolchain, cached: Path, quantized: Path, tmp_path: Path
+) -> None:
+    one = INT8.model_copy(update={"quantized_algorithm": "normal", "samples": 1})
+    quantization(cached / "graphs", cached / "calibration", one, tmp_path / "one")
+    samples = CalibrationSet.open(cached / "calibration")
+    for part in ("encoder", "decoder"):
+        graph = onnx.load(cached / "graphs" / f"{part}.onnx")
+        theirs, ours = (_entries(folder / f"{part}.quantization.cfg") for folder in (tmp_path / "one", quantized))
+        constants = {tensor.name for tensor in graph.graph.initializer}
+        assert theirs.keys() == ours.keys()
+        assert all(theirs[name] == ours[name] for name in constants & ours.keys())
+        groups = roundable(graph)
+        wanted = collect_ranges(graph, groups, samples.samples(part, 4))
+        names = read_names(quantized / f"{part}.quantization.cfg")["tensors"]
+        linear = [group.tensor for group in groups if group.kind in ("linear", "conv") and group.tensor in names]
+        assert len(linear) > 5
+        for tensor in linear:  # the toolkit knows them by other names
+            assert ours[names[tensor]] == pytest.approx(wanted[tensor], abs=1e-4)
+    # What the toolkit had of the same sample is found again, so every range stays but for a GELU's input.
+    before = _entries(tmp_path / "one" / "encoder.quantization.cfg")
+    copied = tmp_path / "encoder.quantization.cfg"
+    copied.write_bytes((tmp_path / "one" / "encoder.quantization.cfg").read_bytes())
+    graph = onnx.load(cached / "graphs" / "encoder.onnx")
+    assert write_ranges(copied, graph, [next(samples.samples("encoder"))]) > len(before) / 2
+    after = _entries(copied)
+    changed = [name for name in before if after[name] != pytest.approx(before[name], rel=2e-3, abs=2e-3)]
+    assert all(after[name][0] == SILENT for name in changed)
 
 
 def test_samples_fit_the_memory_and_spread_over_the_set(cached: Path, tmp_path: Path) -> None:

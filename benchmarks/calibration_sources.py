@@ -1,0 +1,169 @@
+"""Does it matter which encoder the decoder's calibration data comes from? An A/B on real weights, in the simulator.
+
+    .venv/bin/python benchmarks/calibration_sources.py [--clips 60] [--search-delta-wer P] [--json F]
+
+The same int8 decoder and cross three times, calibrated from what was harvested from the mixed-precision encoder that
+feeds them (`--precision auto`), from the float16 binary, and from the float graphs on the host; each is heard behind
+that same encoder, and beside them the float16 decoder. Stages are taken from the artifact store (NIGHTJAR_STORE) as in
+a port, so an interrupted run goes on. Exits with 2 where weights, speech or toolkit are absent.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.speed import SPEECH, WEIGHTS  # noqa: E402
+from flows.port import Prepared, built, calibrated, prepared  # noqa: E402
+from flows.search import parameters  # noqa: E402
+from nightjar.errors import NightjarError  # noqa: E402
+from nightjar.plugins import plugin  # noqa: E402
+from nightjar.request import PortRequest, speech_sources  # noqa: E402
+from nightjar.score import errors_and_words, score  # noqa: E402
+from nightjar.show import Screen  # noqa: E402
+from nightjar.target import board_of, make_options, session_of  # noqa: E402
+from nightjar.toolchain import toolchain  # noqa: E402
+from nightjar.wer import paired_bootstrap  # noqa: E402
+from tasks.build import build  # noqa: E402
+from tasks.calibrate import calibrate  # noqa: E402
+from tasks.evaluate import evaluate  # noqa: E402
+from tasks.harvest import harvest  # noqa: E402
+from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
+from tasks.judge import clips_of  # noqa: E402
+from tasks.measure import divergence, logit_snr_db  # noqa: E402
+from tasks.stage import Run, current_run, default_store, joining, running  # noqa: E402
+
+
+def compare(request: PortRequest) -> list[dict[str, Any]]:
+    """Calibrate from each source, build, hear, and describe what is lost against the float graphs."""
+    made = prepared(request, speech_sources)
+    usual = calibrated(request, made)
+    feeding, _ = built(request, made, usual)
+    board, host = board_of(made.target, request.board), board_of(made.host, "local")
+    decode = plugin("models", made.family, "decode")
+    sources = {
+        "the encoder that feeds it": (feeding, made.target, board),
+        "host, float": (made.reference, made.host, host),
+    }
+    sets = {"float16 binary": usual}
+    for name, (binary, target, place) in sources.items():
+        hidden = harvest(
+            binary=binary,
+            speech=made.calibration_speech,
+            session=session_of(decode, target, place),
+            board=place,
+            samples=request.calibration_samples,
+            seed=0,
+            label=name,
+        )
+        sets[name] = calibrate(
+            reference=made.reference,
+            hidden=hidden,
+            speech=made.calibration_speech,
+            model=plugin("models", made.family, "calibrate"),
+            runner=plugin("targets", made.host.load().NAME, "runner"),
+            samples=request.calibration_samples,
+            seed=0,
+            language=request.language,
+            label=name,
+        )
+    options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
+
+    def heard(binary: Any, encoder: Any, reference: Any, name: str) -> Any:
+        target, place = (made.target, board) if reference else (made.host, host)
+        float_runner = plugin("targets", made.host.load().NAME, "runner")
+        return evaluate(
+            binary=binary,
+            speech=made.test_speech,
+            session=(*session_of(decode, target, place), float_runner),
+            words=plugin("models", made.family, "tokens"),
+            board=place,
+            reference=reference,
+            options=options,
+            label=name,
+            **({"encoder": encoder} if encoder else {}),
+        )
+
+    expected = heard(made.reference, None, None, "float")
+    rows = [_row("float16 decoder", expected, heard(made.floating, feeding, expected, "float16 decoder"), request)]
+    for name, calibration in sets.items():
+        decoder = _int8(request, made, calibration, name)
+        rows.append(_row(name, expected, heard(decoder, feeding, expected, name), request))
+    return rows
+
+
+def _int8(request: PortRequest, made: Prepared, calibration: Any, name: str) -> Any:
+    return build(
+        graphs=made.graphs,
+        calibration=calibration,
+        target=made.target,
+        options=make_options(made.target, "int8"),
+        **parameters(request, made.graphs, calibration),
+        label=name,
+    )
+
+
+def _row(name: str, expected: Any, obtained: Any, request: PortRequest) -> dict[str, Any]:
+    store = current_run().store
+    wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
+    floats, ours = (
+        score(each, "host", clips_of(wanted), lines, request.language) for each, lines in (("f", wanted), ("b", got))
+    )
+    (errors, words), (before, _) = errors_and_words(ours.clips), errors_and_words(floats.clips)
+    low, high = paired_bootstrap(errors, before, words)[:2]
+    kl, steps = divergence(wanted, got)
+    return {
+        "calibrated_from": name,
+        "kl": float(f"{kl:.4g}"),
+        "agree": sum(line["agree"][0] for line in got if line["agree"]),
+        "steps": steps,
+        "logit_snr_db": round(logit_snr_db(wanted, got), 2),
+        "wer": round(ours.wer, 2),
+        "delta_wer": round(ours.wer - floats.wer, 2),
+        "interval": [round(low, 2), round(high, 2)],
+        "bad": sum(clip.empty or clip.looping or clip.capped for clip in ours.clips),
+        "clips": len(ours.clips),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=60, help="evaluation clips")
+    parser.add_argument("--search-delta-wer", type=float, default=0.5, help="the search's budget, as in a port")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    try:
+        toolchain("rknn")
+    except NightjarError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not (WEIGHTS.is_file() and SPEECH.is_dir()):
+        print(f"needs {WEIGHTS} and {SPEECH}", file=sys.stderr)
+        return 2
+    request = PortRequest(
+        model=WEIGHTS.stem,
+        checkpoint=WEIGHTS,
+        target="rknn",
+        precision="auto",
+        calibration_set=SPEECH / "calibration.jsonl",
+        test_set=SPEECH / "evaluation.jsonl",
+        limit=arguments.clips,
+        search_delta_wer=arguments.search_delta_wer,
+    )
+    screen = Screen()
+    run = Run(default_store(), frozenset(), False, show=screen.progress, tell=screen.outcome)
+    with running(run), screen, joining(()):
+        rows = compare(request)
+    for row in rows:
+        print("  ".join(f"{value}" for value in row.values()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
