@@ -181,7 +181,7 @@ def resolved(reach: Reach) -> Resolved:
         user=last["user"],
         keys=tuple(key for key in map(str, map(_expanded, said.get("identityfile", []))) if Path(key).is_file()),
         known_hosts=tuple(str(_expanded(file)) for file in files if file != "none"),
-        proxy="" if proxy == "none" else proxy,
+        proxy="" if proxy == "none" else _filled(proxy, last, destination),
     )
 
 
@@ -191,10 +191,17 @@ STRICT = tuple(
     for option in (
         *("BatchMode=yes", "StrictHostKeyChecking=yes", "UpdateHostKeys=no", "ConnectTimeout=10", "LogLevel=ERROR"),
         *("ServerAliveInterval=15", "ServerAliveCountMax=3", "ControlMaster=no", "ControlPath=none"),
+        "Ciphers=^aes128-gcm@openssh.com",  # in hardware on most boards, and twice as fast as the default
         *("ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "RequestTTY=no", "RemoteCommand=none"),
     )
     for word in ("-o", option)
 )
+
+
+def _filled(command: str, last: Mapping[str, str], destination: str) -> str:
+    """Put host, port and user where a ProxyCommand wants them, as ssh does."""
+    meant = {"%h": last["hostname"], "%p": last["port"], "%r": last["user"], "%n": destination, "%%": "%"}
+    return re.sub("%[hprn%]", lambda found: meant[found[0]], command)
 
 
 def _expanded(path: str) -> Path:

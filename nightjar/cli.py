@@ -110,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("target", help="the target it belongs to")
         one.set_defaults(command=_toolchain, word=word)
 
+    board = commands.add_parser("board", help="boards behind ssh")
+    boards = board.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    look = boards.add_parser("check", help="can it be reached, and is it fit for a run", epilog=EXIT_CODES)
+    look.add_argument("alias", help="an alias of ~/.ssh/config or boards.toml, or env for BOARD_IP, …")
+    look.add_argument("--target", help="the target to look at (default: that of boards.toml, else all)")
+    look.set_defaults(command=_board_check)
+
     for kind in ("targets", "models"):
         listing = commands.add_parser(kind, help=f"list the {kind} there are")
         listing.set_defaults(command=_listing(kind))
@@ -334,6 +341,15 @@ def _toolchain(arguments: argparse.Namespace) -> int:
     versions = ", ".join(f"{name} {version}" for name, version in found.versions().items())
     screen.say(f"toolchain {found.target} in {found.folder} is as pinned and works: {versions}")
     return 0
+
+
+def _board_check(arguments: argparse.Namespace) -> int:
+    from nightjar.check import check
+    from nightjar.show import show_doctor
+
+    findings = check(arguments.alias, arguments.target)
+    show_doctor(findings)
+    return 3 if any(finding.outcome == "missing" for finding in findings) else 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

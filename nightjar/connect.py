@@ -1,8 +1,11 @@
 """fabric's connection to a board: host keys checked and never written, keys offered, every refusal one line."""
 
 import contextlib
+import os
+import select
 import shlex
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -54,21 +57,57 @@ class ChannelStream:
         self._channel.close()
 
 
+class Tunnel(socket.socket):
+    """A socket whose other end is a ProxyCommand; closed, the command ends."""
+
+    @classmethod
+    def through(cls, command: str) -> "Tunnel":
+        ours, theirs = socket.socketpair()
+        tunnel = cls(fileno=ours.detach())
+        with theirs:
+            # Its own process group, as ever: Ctrl-C is for us.
+            tunnel.process = subprocess.Popen(
+                ["sh", "-c", f"exec {command}"],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        return tunnel
+
+    process: subprocess.Popen[bytes]
+
+    def close(self) -> None:
+        super().close()
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def last_words(self) -> str:
+        """Return what the command complained of."""
+        assert self.process.stderr is not None
+        if not select.select([self.process.stderr], [], [], 1)[0]:
+            return ""
+        return os.read(self.process.stderr.fileno(), 4096).decode("utf-8", "replace")
+
+
 def connected(reach: Reach) -> Connection:
     """Connect; raises BoardMissing in one line that says what mends it."""
     way = resolved(reach)
+    tunnel = Tunnel.through(way.proxy) if way.proxy else None
     connection = Connection(
         way.host,
         user=way.user,
         port=way.port,
         config=Config(ssh_config=paramiko.SSHConfig()),  # ssh itself has read the files, Include and Match too
-        gateway=way.proxy or None,
         connect_timeout=int(CONNECT_S),
         connect_kwargs={
             "key_filename": list(way.keys),
             "look_for_keys": False,
             "banner_timeout": CONNECT_S,
             "auth_timeout": CONNECT_S,
+            **({"sock": tunnel} if tunnel else {}),
         },
     )
     connection.client = paramiko.SSHClient()  # fabric's own takes any host key
@@ -78,13 +117,17 @@ def connected(reach: Reach) -> Connection:
     try:
         connection.open()
     except Exception as error:
-        connection.close()
-        raise _refused(reach.alias, way, error) from error
+        connection.client.close()
+        words = ""
+        if tunnel is not None:
+            words = tunnel.last_words()
+            tunnel.close()
+        raise _refused(reach.alias, way, error, words) from error
     connection.transport.set_keepalive(15)
     return connection
 
 
-def _refused(alias: str, way: Resolved, error: Exception) -> BoardMissing:
+def _refused(alias: str, way: Resolved, error: Exception, words: str) -> BoardMissing:
     name = way.host if way.port == 22 else f"[{way.host}]:{way.port}"
     file = way.known_hosts[0] if way.known_hosts else "~/.ssh/known_hosts"
     scan = f"`ssh-keyscan -p {way.port} {shlex.quote(way.host)} >> {shlex.quote(file)}`"
@@ -107,7 +150,7 @@ def _refused(alias: str, way: Resolved, error: Exception) -> BoardMissing:
             f"no board {alias!r}: nothing called {way.host} is on the network; give local, simulator, or an alias of "
             "~/.ssh/config or boards.toml with --board"
         )
-    reason = printable(str(error)) or type(error).__name__
+    reason = printable(words) or printable(str(error)) or type(error).__name__
     return BoardMissing(
         f"board {alias} does not answer at {way.host} port {way.port} ({reason}): look at its power and network, "
         f"then `nightjar board check {alias}`"

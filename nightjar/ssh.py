@@ -207,7 +207,7 @@ class SshBoard:
                 self._connection = connected(self._reach)
             *options, destination = self._reach.ssh
             packed, way = program(), resolved(self._reach)
-            proxy = ["-o", f"ProxyCommand={way.proxy}", "-o", "ProxyJump=none"] if way.proxy else []
+            proxy = ["-o", f"ProxyCommand={way.proxy.replace('%', '%%')}", "-o", "ProxyJump=none"] if way.proxy else []
             command = ["ssh", *options, *STRICT, *proxy, "--", destination, self._command(packed)]
             asked = {"serve": "files", "scratch": self.entry.scratch, "cache_bytes": int(self.entry.cache_gib * 2**30)}
             self._files = Link(self.alias, ProgramStream(self.alias, command), packed, asked, self.python)

@@ -24,7 +24,8 @@ class Loopback:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
+            f"AuthorizedKeysFile {folder}/authorized\n"
             f"PidFile {folder}/pid\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nPermitRootLogin yes\n"
             "KbdInteractiveAuthentication no\nMaxStartups 100\n"
         )
