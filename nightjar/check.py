@@ -6,6 +6,7 @@ from typing import Literal
 from nightjar.board import BoardFacts
 from nightjar.boards import Reach, find_board, resolved
 from nightjar.doctor import Finding
+from nightjar.link import printable
 from nightjar.plugins import Plugin, names, plugin
 from nightjar.ssh import Health, SshBoard, Visit
 from nightjar.target import PYTHON, absent_of, findings_of, probe_of
@@ -34,7 +35,7 @@ def check(alias: str, target: str | None) -> list[Finding]:
         findings += _target(each, probed[each.load().NAME], missing="missing" if wanted else "absent")
     findings += _health(visit.health, before, after)
     if visit.holder:
-        findings.append(Finding("lock", "absent", f"held by {visit.holder}: a run waits for it"))
+        findings.append(Finding("lock", "absent", f"held by {printable(visit.holder)}: a run waits for it"))
     else:
         findings.append(Finding("lock", "ok", "free"))
     return findings
@@ -58,10 +59,11 @@ def _python(reach: Reach, visit: Visit) -> list[Finding]:
 def _target(target: Plugin, facts: BoardFacts, missing: Literal["missing", "absent"]) -> list[Finding]:
     module = target.load()
     name = f"target {module.NAME}"
-    if absent := [each for each in absent_of(module, facts) if each != "numpy"]:
-        return [Finding(name, missing, f"no {', '.join(absent)} on the board")]
+    absent = [each for each in absent_of(module, facts) if each != "numpy"]
+    if absent and missing == "absent":
+        return [Finding(name, "absent", f"no {', '.join(absent)} on the board")]
     versions = ", ".join(f"{each} {version}" for each, version in facts.runtimes.items() if each != "numpy")
-    found = [Finding(name, "ok", versions)]
+    found = [Finding(name, "missing" if absent else "ok", versions)]
     for level, message in findings_of(target, facts):
         found.append(Finding(name, "missing" if level == "refuse" else "absent", message))
     return found

@@ -4,6 +4,7 @@ Why two: docs/decisions/008-boards.md. Host keys are checked against known_hosts
 """
 
 import contextlib
+import re
 import shlex
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import fabric
 import paramiko
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from nightjar.board import BoardFacts, Output
 from nightjar.boards import STRICT, Reach, resolved
@@ -45,6 +46,16 @@ class Visit(BaseModel):
     facts: BoardFacts
     health: Health
     holder: str = Field(max_length=1000)
+
+    @field_validator("facts")
+    @classmethod
+    def _can_be(cls, facts: BoardFacts) -> BoardFacts:
+        said = [facts.soc, facts.python, *facts.runtimes, *facts.runtimes.values()]
+        if not re.fullmatch(r"\d{1,3}\.\d{1,3}[\w.+]*", facts.python) or len(said) > 100:
+            raise ValueError("no Python version")
+        if not all(text.isprintable() and len(text) < 200 for text in said):
+            raise ValueError("no versions")
+        return facts
 
 
 class SshBoard:

@@ -1,12 +1,16 @@
 """A port on a board behind ssh: what is computed is what the host computes, byte for byte."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nightjar.cli import main
+from nightjar.errors import BoardMissing
+from nightjar.plugins import plugin
+from nightjar.target import board_of
 from tests.flows.conftest import Cli, write_speech
 from tests.loopback import Loopback
 
@@ -48,14 +52,12 @@ def test_a_port_by_ssh_is_the_local_one_byte_for_byte(
     assert results[0]["wer"] == results[1]["wer"]
     assert not list((loop.scratch / "jobs").iterdir())
     again = cli(*asked, "--board", "local", "--plan", store=stores["loop"])
-    assert "0 of " in again.stdout, "the alias is no part of the key"
+    assert "\n0 of " in again.stdout, "the alias is no part of the key"
 
 
 def test_what_a_board_lacks_is_said_before_anything_is_uploaded(
     loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     bare = tmp_path / "python without anything"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     bare.chmod(0o755)
@@ -66,3 +68,35 @@ def test_what_a_board_lacks_is_said_before_anything_is_uploaded(
     assert error.startswith("nightjar: board loop has no numpy, onnxruntime")
     assert "\n" not in error
     assert not (loop.scratch / "cache").exists()
+
+
+def test_board_check_says_what_is_there_and_what_is_missing(
+    loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["board", "check", "loop", "--target", "onnx"]) == 0
+    table = capsys.readouterr().out
+    for word in ("reached", "numpy", "onnxruntime", "free", "governor", "temperature", "clock", "lock"):
+        assert word in table
+    assert main(["board", "check", "loop", "--target", "rknn"]) == 3
+    assert "librknnrt absent" in capsys.readouterr().out
+
+
+def test_a_board_of_another_target_is_refused(
+    loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "rknn.toml", more='target = "rknn"\n')))
+    monkeypatch.setenv("NIGHTJAR_STORE", str(tmp_path / "store"))
+    assert main(["port", "--board", "loop"]) == 3
+    assert "is for target rknn" in capsys.readouterr().err
+
+
+def test_an_old_runtime_on_the_board_is_refused_before_a_run(
+    loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = '"""Old."""\ndef versions():\n    return {"librknnrt": "1.4.0 (x@2022)", "rknpu": "0.8.2", "onnxruntime": "1"}\n'
+    monkeypatch.setattr("nightjar.target.probe_of", lambda target: old)
+    target = plugin("targets", "rknn")
+    monkeypatch.setattr(target.load(), "RUNTIMES", ("onnxruntime",))
+    with pytest.raises(BoardMissing, match=r"librknnrt\.so 1\.4\.0 .*Invalid RKNN model version 6"):
+        board_of(target, "loop")
