@@ -26,6 +26,7 @@ from nightjar.transfer import LIMIT_BYTES, get_files, put_files
 
 LINE_BYTES = 1 << 24  # one clip's line, logits and all, is some hundred KiB
 OUTPUT_BYTES = 1 << 30  # of one session
+WORDS_BYTES = 1 << 26  # on its stderr
 WORD_BYTES = 1 << 12  # of one line on stderr
 FACTS_S = 60.0
 
@@ -101,9 +102,9 @@ class SshBoard:
 
     def leave(self, job: Path) -> None:
         """Delete a finished job; what it was made of stays in the board's cache."""
-        link = self._bulk()
-        link.say({"do": "remove", "path": str(job)})
-        link.answer()
+        with self._bulk() as link:
+            link.say({"do": "remove", "path": str(job)})
+            link.answer()
 
     def run(self, command: list[str], timeout_s: float) -> Output:
         """Run a command to its end; raises SessionFailed when it takes longer or prints without end."""
@@ -128,7 +129,7 @@ class SshBoard:
         Raises SessionFailed with the command's last word when it fails, when it says nothing for `silence_s`, when the
         connection is lost, and when a line or all of them are longer than any session's.
         """
-        said, errors, words, total = bytearray(), bytearray(), [""], 0
+        said, errors, last, total = bytearray(), bytearray(), "", {b"O": 0, b"E": 0}
         with self._agent(serve="command", command=command) as link:
             try:
                 end = time.monotonic() + silence_s
@@ -141,19 +142,20 @@ class SshBoard:
                         )
                     if frame[0] not in (b"O", b"E"):
                         break
-                    total += len(frame[1])
+                    total[frame[0]] += len(frame[1])
                     if frame[0] == b"E":
                         errors += frame[1]
                         for text in _taken(errors, WORD_BYTES):
-                            words = [*words[-20:], printable(text)] if text.strip() else words
-                            log(printable(text))
+                            word = printable(text)
+                            last = word or last
+                            log(word)
                         del errors[:-WORD_BYTES]
                     else:
                         said += frame[1]
                         for text in _taken(said, LINE_BYTES):
                             yield text
                             end = time.monotonic() + silence_s
-                    if len(said) > LINE_BYTES or total > OUTPUT_BYTES:
+                    if len(said) > LINE_BYTES or total[b"O"] > OUTPUT_BYTES or total[b"E"] > WORDS_BYTES:
                         raise self._endless()
                 status = _status(link, frame)
             finally:
@@ -161,7 +163,7 @@ class SshBoard:
         if said:
             yield said.decode("utf-8", "replace")
         if status:
-            last = words[-1] or f"exit status {status}"
+            last = last or printable(errors.decode("utf-8", "replace")) or f"exit status {status}"
             raise SessionFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
 
     def put(self, local: Path, remote: Path) -> None:
@@ -170,7 +172,8 @@ class SshBoard:
 
     def put_all(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         """Place many files, with the waits of one."""
-        self.moved_bytes += put_files(self._bulk(), [(local, str(remote)) for local, remote in pairs])
+        with self._bulk() as link:
+            self.moved_bytes += put_files(link, [(local, str(remote)) for local, remote in pairs])
 
     def get(self, remote: Path, local: Path) -> None:
         """Fetch a file; half a file is gone on with."""
@@ -178,7 +181,8 @@ class SshBoard:
 
     def get_all(self, pairs: Sequence[tuple[Path, Path]], limit_bytes: int = LIMIT_BYTES) -> None:
         """Fetch many files, none longer than the limit."""
-        self.moved_bytes += get_files(self._bulk(), [(str(remote), local) for remote, local in pairs], limit_bytes)
+        with self._bulk() as link:
+            self.moved_bytes += get_files(link, [(str(remote), local) for remote, local in pairs], limit_bytes)
 
     def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts:
         """Describe the board."""
@@ -197,8 +201,8 @@ class SshBoard:
             ) from error
 
     def _scratch_folder(self) -> str:
-        self._bulk()
-        return self._scratch
+        with self._bulk():
+            return self._scratch
 
     def _agent(self, **asked: Any) -> Link:
         packed = program()
@@ -211,19 +215,26 @@ class SshBoard:
             raise lost(self.alias) from error
         return Link(self.alias, ChannelStream(self.alias, channel), packed, asked, self.python)
 
-    def _bulk(self) -> Link:
-        """Open the way for files: the system's ssh, as fast as its sftp, which paramiko is not."""
+    @contextlib.contextmanager
+    def _bulk(self) -> Iterator[Link]:
+        """Give the way for files, opened once: the system's ssh, as fast as its sftp, which paramiko is not."""
         if self._files is None:
             if self._connection is None:  # its messages say what is wrong, ssh's are for a person to read
                 self._connection = connected(self._reach)
             *options, destination = self._reach.ssh
             packed, way = program(), resolved(self._reach)
+            # The same way as fabric's, so that a jump host's key is checked as strictly.
             proxy = ["-o", f"ProxyCommand={way.proxy.replace('%', '%%')}", "-o", "ProxyJump=none"] if way.proxy else []
             command = ["ssh", *options, *STRICT, *proxy, "--", destination, self._command(packed)]
             asked = {"serve": "files", "scratch": self.entry.scratch, "cache_bytes": int(self.entry.cache_gib * 2**30)}
             self._files = Link(self.alias, ProgramStream(self.alias, command), packed, asked, self.python)
             self._scratch = str(self._files.answer().get("scratch"))
-        return self._files
+        try:
+            yield self._files
+        except BaseException:  # its answers may be of what was asked before
+            self._files.close()
+            self._files = None
+            raise
 
     def _command(self, packed: bytes) -> str:
         return f"exec {shlex.quote(self.python)} -c 'import sys;exec(sys.stdin.buffer.read({len(packed)}))'"

@@ -15,6 +15,7 @@ from nightjar.boards import STRICT, find_board, read_boards, resolved
 from nightjar.errors import BadOptions, BoardMissing, NightjarError, SessionFailed
 from nightjar.frames import READY
 from nightjar.lease import wait_for_lock
+from nightjar.link import program
 from nightjar.ssh import SshBoard
 from tests.loopback import Loopback
 
@@ -117,8 +118,8 @@ def test_a_put_goes_on_in_the_middle(loop: Loopback, big: Path, damaged: bool, m
 
     monkeypatch.setattr(transfer, "CHUNK", 1 << 16)
     with SshBoard(find_board("loop")) as board:
-        link, sent = board._bulk(), 0
-        say = link.send
+        with board._bulk() as link:
+            say, sent = link.send, 0
 
         def breaking(kind: bytes, payload: bytes = b"") -> None:
             nonlocal sent
@@ -201,7 +202,7 @@ def test_host_keys_are_checked_and_never_written(
     with pytest.MonkeyPatch.context() as patch, SshBoard(find_board("loop")) as board:
         patch.setattr("nightjar.ssh.connected", lambda reach: None)
         with pytest.raises(BoardMissing, match="Host key verification failed"):
-            board._bulk()
+            board.put(loop.folder / "log", Path("jobs/log"))
     assert (hosts.read_bytes() if hosts.exists() else None) == before
     assert not loop.scratch.exists()
 
@@ -316,10 +317,20 @@ def test_a_killed_host_leaves_nothing_running_on_the_board(loop: Loopback, tmp_p
     assert all(map(gone, pids))
 
 
+def test_a_host_that_falls_silent_is_taken_for_dead(
+    board: SshBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = program().replace(b"LOST_S = 60", b"LOST_S = 2")  # our next sign of life is due in ten seconds
+    monkeypatch.setattr("nightjar.ssh.program", lambda: hasty)
+    with pytest.raises(SessionFailed, match="connection to board loop was lost"):
+        list(board.lines(["sh", "-c", "sleep 300 & echo $$ $! > $0; wait", str(tmp_path / "pids")], 30, print))
+    assert all(gone(int(pid)) for pid in written(tmp_path / "pids").split())
+
+
 @pytest.mark.parametrize("code", ["yes", "head -c 1000000000 /dev/zero", "yes >&2"])
 def test_endless_output_is_cut_off(board: SshBoard, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    monkeypatch.setattr("nightjar.ssh.OUTPUT_BYTES", 4_000_000)
-    monkeypatch.setattr("nightjar.ssh.LINE_BYTES", 1_000_000)
+    for name, limit in (("OUTPUT", 1_000_000), ("WORDS", 1_000_000), ("LINE", 700_000)):
+        monkeypatch.setattr(f"nightjar.ssh.{name}_BYTES", limit)
     with pytest.raises(SessionFailed, match="prints without end"):
         for _ in board.lines(["sh", "-c", code], 20, lambda text: None):
             pass
