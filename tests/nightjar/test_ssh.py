@@ -112,6 +112,24 @@ def test_a_damaged_byte_on_the_board_is_noticed(board: SshBoard, loop: Loopback,
     assert (loop.scratch / "jobs/b/file").read_bytes() == big.read_bytes()
 
 
+def test_a_byte_that_changes_on_the_way_is_noticed(
+    board: SshBoard, loop: Loopback, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with board._bulk() as link:
+        say = link.send
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            link, "send", lambda kind, data=b"": say(kind, data[:-1] + b"\0" if kind == b"D" and data else data)
+        )
+        with pytest.raises(SessionFailed, match="arrived damaged") as failed:
+            board.put(big, Path("jobs/a/file"))
+    one_line(failed.value)
+    assert cached(loop) == []
+    assert not (loop.scratch / "jobs/a/file").exists()
+    board.put(big, Path("jobs/a/file"))
+    assert (loop.scratch / "jobs/a/file").read_bytes() == big.read_bytes()
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_put_goes_on_in_the_middle(loop: Loopback, big: Path, damaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from nightjar import transfer
