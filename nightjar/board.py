@@ -1,20 +1,23 @@
 """Where a binary runs: a board runs commands, takes files and gives them back."""
 
+import contextlib
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel
 
+from nightjar.boards import find_board
 from nightjar.closure import version
 from nightjar.errors import SessionFailed
+from nightjar.health import facts
 from nightjar.toolchain import toolchain
 
 WORKER_BYTES = 3 * 2**30  # of one simulator: what tiny's three parts take, twice over
@@ -40,6 +43,7 @@ class Board(Protocol):
     """Run commands on a board and move files; every method raises SessionFailed when the board is lost.
 
     runners: the module that runs a target's parts there, where it is not its runner.py; workers: sessions side by side.
+    A session holds the board, places its job's folder, and leaves it when all is fetched.
     """
 
     python: str
@@ -52,9 +56,19 @@ class Board(Protocol):
 
     def put(self, local: Path, remote: Path) -> None: ...
 
+    def put_all(self, pairs: Sequence[tuple[Path, Path]]) -> None: ...
+
     def get(self, remote: Path, local: Path) -> None: ...
 
-    def facts(self, runtimes: tuple[str, ...]) -> BoardFacts: ...
+    def get_all(self, pairs: Sequence[tuple[Path, Path]], limit_bytes: int) -> None: ...
+
+    def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts: ...
+
+    def held(self) -> AbstractContextManager[None]: ...
+
+    def place(self, folder: Path, identity: str) -> Path: ...
+
+    def leave(self, job: Path) -> None: ...
 
 
 class LocalBoard:
@@ -140,6 +154,29 @@ class LocalBoard:
             last = next((text for text in reversed(said) if text.strip()), f"exit status {status}")
             raise SessionFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
 
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the board: this machine is everybody's."""
+        return contextlib.nullcontext()
+
+    def place(self, folder: Path, identity: str) -> Path:
+        """Say where a job lies: in the host's own folder."""
+        return folder
+
+    def leave(self, job: Path) -> None:
+        """Keep a finished job's folder, it is the host's."""
+
+    def put_all(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        """Place many files; what is there already stays."""
+        for local, remote in pairs:
+            if not remote.exists():
+                self.put(local, remote)
+
+    def get_all(self, pairs: Sequence[tuple[Path, Path]], limit_bytes: int) -> None:
+        """Fetch many files; what lies where it is wanted stays."""
+        for remote, local in pairs:
+            if remote != local:
+                self.get(remote, local)
+
     def put(self, local: Path, remote: Path) -> None:
         """Place a file; on this machine by a link (a hard link would touch the original's ctime)."""
         remote.parent.mkdir(parents=True, exist_ok=True)
@@ -151,13 +188,11 @@ class LocalBoard:
         local.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(remote, local)
 
-    def facts(self, runtimes: tuple[str, ...]) -> BoardFacts:
+    def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts:
         """Describe this machine."""
-        return BoardFacts(
-            soc=_cpu_model(),
-            python=platform.python_version(),
-            runtimes={name: version(name) or "absent" for name in sorted({"numpy", *runtimes})},
-        )
+        found = facts([], probe)
+        known = {name: version(name) or "absent" for name in sorted({"numpy", *runtimes})}
+        return BoardFacts(soc=found["soc"], python=found["python"], runtimes=known | found["runtimes"])
 
 
 class BoardRef(BaseModel, frozen=True):
@@ -167,6 +202,7 @@ class BoardRef(BaseModel, frozen=True):
     tier: str
     facts: BoardFacts
     toolchain: str = ""  # of the target whose SDK is the board: its simulator
+    remote: bool = False  # an ssh alias
 
     def identity(self) -> dict[str, object]:
         """Return the part a result depends on."""
@@ -174,6 +210,10 @@ class BoardRef(BaseModel, frozen=True):
 
     def connect(self) -> Board:
         """Open the board; raises ToolchainMissing for the simulator of an SDK that is not installed."""
+        if self.remote:
+            from nightjar.ssh import SshBoard  # fabric, only when a board is used
+
+            return SshBoard(find_board(self.alias))
         if not self.toolchain:
             return LocalBoard()
         sdk = toolchain(self.toolchain)
@@ -192,10 +232,3 @@ def workers() -> int:
     """Say how many simulators run side by side: one per core, if each can have 3 GiB."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return f"{platform.machine()} {line.partition(':')[2].strip()} x{os.cpu_count()}"
-    return f"{platform.machine()} x{os.cpu_count()}"

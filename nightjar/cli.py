@@ -6,15 +6,12 @@ import json
 import os
 import signal
 import sys
-import types
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from nightjar.errors import BadOptions, NightjarError, StoreBroken
+from nightjar.errors import NightjarError, StoreBroken
+from nightjar.flags import add_options, parse_options
 
 EXIT_CODES = """exit codes: 0 pass; 1 fail or undecided; 2 bad input; 3 a toolchain, board or server is missing;
 4 a tool or board broke on the way (can be run again); 130 interrupted"""
@@ -110,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("target", help="the target it belongs to")
         one.set_defaults(command=_toolchain, word=word)
 
+    board = commands.add_parser("board", help="boards behind ssh")
+    boards = board.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    look = boards.add_parser("check", help="can it be reached, and is it fit for a run", epilog=EXIT_CODES)
+    look.add_argument("alias", help="an alias of ~/.ssh/config or boards.toml, or env for BOARD_IP, …")
+    look.add_argument("--target", help="the target to look at (default: that of boards.toml, else all)")
+    look.set_defaults(command=_board_check)
+
     for kind in ("targets", "models"):
         listing = commands.add_parser(kind, help=f"list the {kind} there are")
         listing.set_defaults(command=_listing(kind))
@@ -118,63 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_options(parser: argparse.ArgumentParser, options: type[BaseModel], only: Sequence[str] = ()) -> None:
-    """Give a parser one flag per field of a pydantic model, or per field in `only`: its name, type, choices, default.
-
-    A field called `files` is not a flag: it is what the command takes.
-    """
-    parser.set_defaults(called=parser.prog)
-    for name in only or options.model_fields:
-        field = options.model_fields[name]
-        inner, many = _plain_type(field.annotation)
-        choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else None
-        shown = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
-        described = f"{field.description}{shown}".replace("%", "%%")
-        if name == "files":
-            parser.add_argument(name, type=inner, nargs="+", metavar="FILE", help=described)
-            continue
-        if inner is bool:
-            switch = argparse.BooleanOptionalAction
-            parser.add_argument(
-                f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, action=switch, help=described
-            )
-            continue
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=name,
-            default=argparse.SUPPRESS,
-            required=field.is_required(),
-            type=str if choices else inner,
-            choices=choices,
-            nargs="+" if many else None,
-            metavar=None if choices and not many else name.rpartition("_")[2].upper(),
-            help=described,
-        )
-
-
 def _add_json(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int]) -> None:
     parser.add_argument("--json", type=Path, metavar="F", help="write the results here too")
     parser.set_defaults(command=command)
-
-
-def parse_options(arguments: argparse.Namespace, options: type[BaseModel]) -> Any:
-    """Make the pydantic model of what was given; raises BadOptions with the flag at fault."""
-    given = {name: getattr(arguments, name) for name in options.model_fields if hasattr(arguments, name)}
-    try:
-        return options(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise BadOptions(f"{flag} {first['input']}: {first['msg']}; see `{arguments.called} --help`") from error
-
-
-def _plain_type(annotation: Any) -> tuple[Any, bool]:
-    """Strip `| None` and `tuple[…, ...]` off a field's type; the second value says that it takes many."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        annotation = next(each for each in typing.get_args(annotation) if each is not type(None))
-    if typing.get_origin(annotation) is tuple:
-        return typing.get_args(annotation)[0], True
-    return annotation, False
 
 
 def _port(arguments: argparse.Namespace) -> int:
@@ -334,6 +284,15 @@ def _toolchain(arguments: argparse.Namespace) -> int:
     versions = ", ".join(f"{name} {version}" for name, version in found.versions().items())
     screen.say(f"toolchain {found.target} in {found.folder} is as pinned and works: {versions}")
     return 0
+
+
+def _board_check(arguments: argparse.Namespace) -> int:
+    from nightjar.check import check
+    from nightjar.show import show_doctor
+
+    findings = check(arguments.alias, arguments.target)
+    show_doctor(findings)
+    return 3 if any(finding.outcome == "missing" for finding in findings) else 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nightjar", "models", "targets", "tasks", "flows")
 
-# The orchestration decides when a stage runs, never what it makes.
-ORCHESTRATION = frozenset({"tasks.stage", "prefect"})
+# The orchestration decides when a stage runs, and ssh how bytes travel, checked at both ends; never what is made.
+ORCHESTRATION = frozenset({"tasks.stage", "prefect", "nightjar.ssh", "nightjar.boards"})
 
 
 class Closure(NamedTuple):

@@ -5,14 +5,16 @@ import hashlib
 import io
 import json
 import logging
+import math
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import nightjar.session  # travels in the zipapp, so its code is part of every key that runs one
 from nightjar.artifact import storing, write_atomic
@@ -100,11 +102,8 @@ def run_session(
     }
     app = zipapp(session_modules(model, parts, board.runners))
     with storing():
-        _keep_or_clear(folder, job, app)
+        identity = _keep_or_clear(folder, job, app)
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        for name, path in sorted(files.items()):
-            if not (folder / name).exists():
-                board.put(path, folder / name)
         (folder / "session.pyz").write_bytes(app)
         write_atomic(folder / "job.json", json.dumps(job))
         for name, source in sources.items():
@@ -113,20 +112,68 @@ def run_session(
                 with target.with_suffix(".part").open("wb") as file:
                     np.save(file, wave)
                 target.with_suffix(".part").rename(target)
+    own = ["session.pyz", "job.json", *(f"clips/{name}.npy" for name in sources)]
+    given = [(path, name) for name, path in sorted(files.items())] + [(folder / name, name) for name in own]
     lines: dict[str, dict[str, Any]] = {}
     ended = False
-    command = [board.python, str(folder / "session.pyz"), str(folder)]
-    with contextlib.closing(board.lines(command, SILENCE_S, lambda text: log.debug("session: %s", text))) as said:
-        for line in _parsed(said):
-            if "end" in line:
-                ended = True
-                continue
-            lines[line["id"]] = line
-            tick(len(lines), len(sources))
-    if not ended or lines.keys() != sources.keys():
-        missing = next(iter(sources.keys() - lines.keys()), "its last line")
-        raise SessionFailed(f"the session gave no result for {missing}; run the same command again")
+    with board.held():
+        there = board.place(folder, identity)
+        with storing():
+            board.put_all([(path, there / name) for path, name in given])
+        command = [board.python, str(there / "session.pyz"), str(there)]
+        with contextlib.closing(board.lines(command, SILENCE_S, lambda text: log.debug("session: %s", text))) as said:
+            for line in _parsed(said):
+                if "end" in line:
+                    ended = True
+                    continue
+                lines[_checked(line, sources, decode)] = line
+                tick(len(lines), len(sources))
+        if not ended or lines.keys() != sources.keys():
+            missing = next(iter(sources.keys() - lines.keys()), "its last line")
+            raise SessionFailed(f"the session gave no result for {missing}; run the same command again")
+        kept = [f"harvest/{name}.{tensor}.npy" for name in sources for tensor in harvest]
+        with storing():
+            board.get_all([(there / name, folder / name) for name in kept], _harvest_bytes(model, harvest))
+            board.leave(there)
     return [lines[name] for name in sources]
+
+
+class _Line(BaseModel):
+    """What a session says of a clip; a board may say anything."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    id: str
+    audio_s: float = Field(ge=0)
+    seconds: dict[str, float]
+
+
+class _DecodedLine(_Line):
+    tokens: list[Annotated[int, Field(ge=0)]]
+    steps: int = Field(ge=0)
+    capped: bool
+    agree: list[int] | None
+
+
+def _checked(line: dict[str, Any], sources: Container[str], decode: bool) -> str:
+    """Return the clip a line is of; raises SessionFailed for a line that no session writes."""
+    try:
+        checked = (_DecodedLine if decode else _Line).model_validate(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:100]
+        raise SessionFailed(
+            f"the session wrote a line that is none ({where}: {first['msg']}); look at what the board runs"
+        ) from error
+    if checked.id not in sources:
+        raise SessionFailed(f"the session wrote a line of no clip of ours, {checked.id[:100]!r}; look at what it runs")
+    return checked.id
+
+
+def _harvest_bytes(model: dict[str, Any], harvest: Sequence[str]) -> int:
+    """Say how long a harvested file is at most, from the encoder's outputs: float16 behind an .npy header."""
+    outputs = {entry["name"]: entry["shape"] for entry in model["parts"]["encoder"]["outputs"]}
+    return max((2 * math.prod(outputs[name]) for name in harvest), default=0) + 4096
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -137,16 +184,21 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 def _parsed(said: Iterator[str]) -> Iterator[dict[str, Any]]:
     for text in said:
         try:
-            yield json.loads(text)
-        except ValueError:  # a vendor runtime that prints to stdout
-            log.debug("session printed: %s", text)
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict):
+            yield line
+        else:  # a vendor runtime that prints to stdout
+            log.debug("session printed: %s", text[:1000])
 
 
-def _keep_or_clear(folder: Path, job: dict[str, Any], app: bytes) -> None:
-    """Go on in a scratch folder only if it is of this very job and code."""
+def _keep_or_clear(folder: Path, job: dict[str, Any], app: bytes) -> str:
+    """Go on in a scratch folder only if it is of this very job and code; return what stands for both."""
     identity = hashlib.sha256(json.dumps(job, sort_keys=True).encode() + app + sys.version.encode()).hexdigest()
     stamp = folder / "identity"
     if folder.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != identity):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(stamp, identity)
+    return identity

@@ -46,7 +46,8 @@ class PortRequest(BaseModel):
     target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
     board: str | None = Field(
         None,
-        description="local, or what `nightjar targets` lists for the target; default: its best without hardware",
+        description="local, what `nightjar targets` lists for the target, or an ssh alias; "
+        "default: its best without hardware",
     )
     precision: Literal["fp", "int8", "auto"] = Field("int8", description="numbers the binary computes with")
     window: float | None = Field(None, gt=0, description="audio window in seconds; default: the target's recipe")

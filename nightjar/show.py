@@ -240,5 +240,5 @@ def show_doctor(findings: Sequence[Any]) -> None:
     table = Table(box=None, padding=(0, 2), show_header=False)
     for finding in findings:
         colour = colours[finding.outcome]
-        table.add_row(f"[{colour}]{finding.outcome}[/{colour}]", finding.name, finding.detail)
+        table.add_row(f"[{colour}]{finding.outcome}[/{colour}]", escape(finding.name), escape(finding.detail))
     Console(highlight=False).print(table)

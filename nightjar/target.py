@@ -7,15 +7,27 @@ A target is a module `targets/<name>/__init__.py` with
     recipe(model) -> Recipe
     compile(graphs, calibration, options, out)
 
-and `runner.py`, the one file that runs a part on the board.
+and `runner.py`, the one file that runs a part on the board. A target whose boards have more to say than RUNTIMES adds
+`preflight.py`, standard library only: versions() is asked on the board, fit(made_by, versions) says what stands against
+a run.
 """
+
+import importlib
+import logging
+from types import ModuleType
 
 from pydantic import BaseModel, ValidationError
 
-from nightjar.board import BoardRef, LocalBoard, runner_module
+from nightjar.board import BoardFacts, BoardRef, LocalBoard, runner_module
+from nightjar.boards import OWN, boards_file, find_board
+from nightjar.closure import module_file
 from nightjar.errors import BadOptions, BoardMissing
 from nightjar.plugins import Plugin
-from nightjar.toolchain import toolchain
+from nightjar.toolchain import pinned, requirements_of, toolchain
+
+log = logging.getLogger(__name__)
+
+PYTHON = (3, 10)  # the session's syntax
 
 
 def make_options(target: Plugin, precision: str, float_nodes: tuple[str, ...] = ()) -> BaseModel:
@@ -43,19 +55,75 @@ def board_of(target: Plugin, alias: str | None) -> BoardRef:
     module = target.load()
     alias = alias or module.DEFAULT_BOARD
     if alias not in module.TIERS:
-        raise BoardMissing(f"target {module.NAME} has no board {alias!r}; have {', '.join(module.TIERS)}: pass --board")
+        return _remote(target, alias)
     tier = module.TIERS[alias]
     if tier == "vendor-simulator":
         versions = toolchain(module.NAME).versions()
         facts = LocalBoard().facts(()).model_copy(update={"python": versions.pop("python"), "runtimes": versions})
         return BoardRef(alias=alias, tier=tier, facts=facts, toolchain=module.NAME)
-    facts = LocalBoard().facts(module.RUNTIMES)
-    if absent := [runtime for runtime, found in facts.runtimes.items() if found == "absent"]:
+    facts = LocalBoard().facts(module.RUNTIMES, probe_of(target))
+    if absent := absent_of(module, facts):
         raise BoardMissing(
             f"this machine has no {', '.join(absent)}, which runs {module.NAME} on board {alias!r}; "
             f"run this on the board itself, or pass --board with another of {', '.join(module.TIERS)}"
         )
+    _preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=tier, facts=facts)
+
+
+def _remote(target: Plugin, alias: str) -> BoardRef:
+    """Name a board behind ssh, which has the tier of the target's own machine; asks it what it is."""
+    module = target.load()
+    if "local" not in module.TIERS or alias in OWN:
+        raise BoardMissing(f"target {module.NAME} has no board {alias!r}; have {', '.join(module.TIERS)}: pass --board")
+    reach = find_board(alias)
+    if reach.entry.target not in (None, module.NAME):
+        raise BoardMissing(
+            f"board {alias} is for target {reach.entry.target}, as {boards_file()} says, and not for {module.NAME}: "
+            "pass --target or --board"
+        )
+    from nightjar.ssh import SshBoard  # fabric, only when a board is used
+
+    with SshBoard(reach) as board:
+        facts = board.facts(module.RUNTIMES, probe_of(target))
+    if tuple(map(int, facts.python.split(".")[:2])) < PYTHON:
+        raise BoardMissing(
+            f"board {alias} has Python {facts.python} and a session needs {PYTHON[0]}.{PYTHON[1]} or later: install it "
+            f"there, and give its path as python in {boards_file()}"
+        )
+    if absent := absent_of(module, facts):
+        raise BoardMissing(
+            f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it for {reach.entry.python} "
+            f"there, then `nightjar board check {alias} --target {module.NAME}`"
+        )
+    _preflight(target, alias, facts)
+    return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, remote=True)
+
+
+def absent_of(module: ModuleType, facts: BoardFacts) -> list[str]:
+    """List what a session of this target needs and the board has not."""
+    return [name for name in ("numpy", *module.RUNTIMES) if facts.runtimes.get(name, "absent") == "absent"]
+
+
+def probe_of(target: Plugin) -> str:
+    """Return the source that asks a board for versions of the target's own, empty where it has none."""
+    path = module_file(f"{target.module}.preflight")
+    return path.read_text(encoding="utf-8") if path else ""
+
+
+def findings_of(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
+    """List what stands against running this target's files on a board: (`refuse` or `warn`, why)."""
+    if module_file(f"{target.module}.preflight") is None:
+        return []
+    made_by = pinned(requirements_of(target.load().NAME))
+    return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
+
+
+def _preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
+    for level, message in findings_of(target, facts):
+        if level == "refuse":
+            raise BoardMissing(f"board {alias} does not run this target's files: {message}")
+        log.warning("board %s: %s", alias, message)
 
 
 def session_of(decode: Plugin, target: Plugin, board: BoardRef) -> tuple[Plugin, ...]:

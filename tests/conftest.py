@@ -1,9 +1,13 @@
 """What tests of every folder share: where real speech and weights lie, and how a test says that they are absent."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.loopback import SSHD, Loopback
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", SHARED / "data")) / "librispeech"
@@ -38,3 +42,20 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("random") / "random.pt"
     torch.save({"dims": vars(dims), "model_state_dict": state}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    """A board behind a real sshd on loopback."""
+    need("sshd", SSHD is not None and shutil.which("ssh") is not None, "apt install openssh-server openssh-client")
+    running = Loopback(tmp_path_factory.mktemp("board"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def loop(sshd: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loopback:
+    """The same with an empty scratch folder, as the board `loop` of this process."""
+    shutil.rmtree(sshd.scratch, ignore_errors=True)
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(sshd.boards(tmp_path / "boards.toml")))
+    return sshd

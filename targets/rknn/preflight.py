@@ -4,8 +4,11 @@ A model says which toolkit made it (binary.json), the board which librknnrt.so a
 (`librknnrt version: …` and `RKNN Driver Information: version: …` in the runtime's own first lines).
 """
 
+from __future__ import annotations  # versions() runs on boards, which have older Pythons
+
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 # What people met on boards: the runtime refuses a newer toolkit's file, whatever the driver.
@@ -46,6 +49,40 @@ def preflight(toolkit: str, runtime: str | None, driver: str | None) -> Iterator
         yield Finding("warn", "the board does not say which NPU driver it has: look for RKNPU in `dmesg`")
     elif kernel < (0, 9):
         yield Finding("warn", f"NPU driver {driver} is of before the 0.9 series: update the board's kernel")
+
+
+def versions() -> dict[str, str]:
+    """Ask the board this runs on for its librknnrt.so and NPU driver; what does not say is absent."""
+    return {"librknnrt": _runtime_version(), "rknpu": _driver_version()}
+
+
+def _runtime_version() -> str:
+    for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib"):
+        library = Path(folder) / "librknnrt.so"
+        try:
+            found = re.search(rb"librknnrt version: (\d[\w. ()@:-]{0,80})", library.read_bytes())
+        except OSError:
+            continue
+        if found:
+            return found.group(1).decode("ascii").strip()
+    return "absent"
+
+
+def _driver_version() -> str:
+    for path in ("/sys/kernel/debug/rknpu/version", "/proc/rknpu/version", "/sys/module/rknpu/version"):
+        try:
+            found = re.search(r"v?(\d+\.\d+[.\d]*)", Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue
+        if found:
+            return found.group(1)
+    return "absent"
+
+
+def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what stands against running what this toolchain makes (its pins) on a board of these versions."""
+    known = {name: found if found != "absent" else None for name, found in board.items()}
+    yield from preflight(made_by.get("rknn-toolkit2", ""), known.get("librknnrt"), known.get("rknpu"))
 
 
 def parsed(version: str | None) -> tuple[int, ...] | None:

@@ -61,3 +61,10 @@ def test_an_edit_changes_exactly_the_closures_that_reach_it(root: Path) -> None:
     after = {module: closure([module], root) for module in before}
     assert before["tasks.judge"] != after["tasks.judge"]
     assert before["models.m.export"] == after["models.m.export"]
+
+
+def test_how_bytes_travel_is_in_no_key() -> None:
+    found = closure(["tasks.evaluate"])
+    assert "nightjar/board.py" in found.files
+    assert not {"fabric", "paramiko"} & found.libraries.keys()
+    assert not {"nightjar/ssh.py", "nightjar/transfer.py", "nightjar/boards.py"} & found.files.keys()

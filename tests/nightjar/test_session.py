@@ -17,11 +17,14 @@ import soundfile
 
 from models.whisper.export import export
 from nightjar.board import LocalBoard
+from nightjar.boards import find_board
 from nightjar.data import Clip, load_speech
 from nightjar.errors import SessionFailed
 from nightjar.job import run_session, session_modules, zipapp
 from nightjar.recipe import Recipe
+from nightjar.ssh import SshBoard
 from targets.onnx import Options, compile
+from tests.loopback import Loopback
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +182,55 @@ def test_leaving_the_lines_ends_the_command(tmp_path: Path) -> None:
     lines.close()
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), signal.SIGCONT)
+
+
+def test_a_session_by_ssh_is_the_local_one_and_goes_on_where_it_ended(
+    binary: Path, clips: list[Clip], tmp_path: Path, loop: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = run_session(LocalBoard(), binary, clips, tmp_path / "local", decode=True, harvest=["hidden"])
+    board = SshBoard(find_board("loop"))
+    with monkeypatch.context() as patch:
+        patch.setattr(board, "leave", lambda job: None)
+        whole = run_session(board, binary, clips, tmp_path / "job", decode=True, harvest=["hidden"])
+    first_bytes = board.moved_bytes
+    assert [line["tokens"] for line in whole] == [line["tokens"] for line in local]
+    harvested = sorted((tmp_path / "local" / "harvest").iterdir())
+    assert len(harvested) == len(clips)
+    for path in harvested:
+        assert (tmp_path / "job" / "harvest" / path.name).read_bytes() == path.read_bytes()
+    (job,) = (loop.scratch / "jobs").iterdir()
+    kept = (job / "lines.jsonl").read_text().splitlines(keepends=True)
+    (job / "lines.jsonl").write_text("".join(kept[:7]) + kept[7][:20])  # the connection broke there
+    again = run_session(board, binary, clips, tmp_path / "job", decode=True, harvest=["hidden"])
+    by_id = {line["id"]: line for line in again}
+    assert all(by_id[line["id"]] == line for line in map(json.loads, kept[:7]))
+    assert [line["tokens"] for line in again] == [line["tokens"] for line in local]
+    harvested_bytes = sum(path.stat().st_size for path in harvested)
+    assert board.moved_bytes - first_bytes == harvested_bytes, "what the board has was sent again"
+    assert not list((loop.scratch / "jobs").iterdir()), "a finished job stays behind"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"id": "../../../etc/passwd", "audio_s": 1, "seconds": {}, "tokens": [], "steps": 1, "capped": false, '
+         '"agree": null}', "no clip of ours"),
+        ('{"id": "c00", "audio_s": 1, "seconds": {}, "tokens": ["x"], "steps": 1, "capped": false, "agree": null}',
+         "a line that is none"),
+        ('{"id": "c00"}', "a line that is none"),
+        ('{"id": "c00", "audio_s": NaN, "seconds": {}, "tokens": [], "steps": 1, "capped": false, "agree": null}',
+         "a line that is none"),
+        ("[" * 100_000, "gave no result for"),
+        ("[1]", "gave no result for"),
+    ],
+)  # fmt: skip
+def test_a_line_that_no_session_writes_is_refused(
+    binary: Path, clips: list[Clip], tmp_path: Path, line: str, said: str
+) -> None:
+    class Hostile(LocalBoard):
+        def lines(self, command: list[str], silence_s: float, log: Any) -> Any:
+            yield line
+
+    with pytest.raises(SessionFailed, match=said) as failed:
+        run_session(Hostile(), binary, clips, tmp_path / "job", decode=True)
+    assert "\n" not in str(failed.value)

@@ -1,0 +1,66 @@
+"""What a board is and how it does; sent to boards, standard library only."""
+
+from __future__ import annotations  # boards have older Pythons
+
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+
+def soc() -> str:
+    """Name the processor: /proc/cpuinfo's word, or the device tree's where that has none, as on ARM boards."""
+    name = ""
+    for line in _text("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
+    name = name or ([*filter(None, _text("/proc/device-tree/compatible").split("\0"))] or [""])[-1]
+    return " ".join(filter(None, (platform.machine(), name, f"x{os.cpu_count()}")))
+
+
+def facts(runtimes: list[str], probe: str = "") -> dict[str, Any]:
+    """Say what this board is and has; `probe` is a target's own source, whose versions() says more."""
+    found = {name: installed(name) for name in runtimes}
+    if probe:
+        space: dict[str, Any] = {"__name__": "probe"}
+        exec(compile(probe, "probe", "exec"), space)
+        found.update(space["versions"]())
+    return {"soc": soc(), "python": platform.python_version(), "runtimes": found}
+
+
+def installed(name: str) -> str:
+    """Return the version of a distribution here, "absent" where there is none or numpy cannot be imported."""
+    try:
+        if name == "numpy":  # a broken one has a version too
+            import numpy
+
+            return str(numpy.__version__)
+        from importlib.metadata import version
+
+        return version(name)
+    except Exception:
+        return "absent"
+
+
+def health(scratch: Path) -> dict[str, Any]:
+    """Say what changes: bytes free, governor, temperature, the clock."""
+    memory = dict(line.split(":") for line in _text("/proc/meminfo").splitlines() if line.count(":") == 1)
+    zones = [_text(f"/sys/class/thermal/thermal_zone{number}/temp").strip() for number in range(16)]
+    degrees = [int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()]
+    return {
+        "disk_free_bytes": shutil.disk_usage(str(scratch)).free,
+        "memory_free_bytes": int((memory.get("MemAvailable") or "0").split()[0]) * 1024,
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
+        "celsius": max(degrees) if degrees else None,
+        "time_s": time.time(),
+    }
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

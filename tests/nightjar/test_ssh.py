@@ -1,0 +1,436 @@
+"""A board behind a real sshd: files, commands, locks, and everything that can be wrong on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nightjar.boards import STRICT, find_board, read_boards, resolved
+from nightjar.errors import BadOptions, BoardMissing, NightjarError, SessionFailed
+from nightjar.frames import READY
+from nightjar.lease import wait_for_lock
+from nightjar.link import program
+from nightjar.ssh import SshBoard
+from tests.loopback import Loopback
+
+HOSTILE = ("two words", "quote'\"", "line\nbreak", ";$(touch x)`id`", "été 中文", "-rf", "%h*?[a]\\")
+SOURCES = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def board(loop: Loopback) -> Iterator[SshBoard]:
+    with SshBoard(find_board("loop")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    path = tmp_path / "big"
+    path.write_bytes(os.urandom(3_000_001))
+    return path
+
+
+def cached(loop: Loopback) -> list[Path]:
+    return sorted((loop.scratch / "cache").iterdir())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pid: int, within_s: float = 10) -> bool:
+    end = time.monotonic() + within_s
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def written(path: Path) -> str:
+    """Wait for a file that another process writes."""
+    end = time.monotonic() + 20
+    while not (path.exists() and path.read_text().endswith("\n")):
+        assert time.monotonic() < end, f"nobody wrote {path}"
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def one_line(error: NightjarError) -> str:
+    assert "\n" not in str(error)
+    return str(error)
+
+
+# files
+
+
+def test_hostile_names_travel_both_ways(board: SshBoard, loop: Loopback, tmp_path: Path) -> None:
+    for name in HOSTILE:
+        (tmp_path / name).write_bytes(name.encode())
+    board.put_all([(tmp_path / name, Path("jobs") / name / name) for name in HOSTILE])
+    board.get_all([(Path("jobs") / name / name, tmp_path / "back" / name) for name in HOSTILE])
+    for name in HOSTILE:
+        assert (loop.scratch / "jobs" / name / name).read_bytes() == name.encode()
+        assert (tmp_path / "back" / name).read_bytes() == name.encode()
+        assert board.run([sys.executable, "-c", "import sys; print(ascii(sys.argv[1]))", name], 20).stdout == (
+            f"{name!a}\n"
+        )
+    assert not (loop.scratch / "x").exists()
+
+
+def test_what_is_there_does_not_travel_again(board: SshBoard, loop: Loopback, big: Path) -> None:
+    board.put(big, Path("jobs/a/one"))
+    assert board.moved_bytes == big.stat().st_size
+    board.put_all([(big, Path("jobs/b/two")), (big, Path("jobs/b/three"))])
+    assert board.moved_bytes == big.stat().st_size
+    assert (loop.scratch / "jobs/b/three").read_bytes() == big.read_bytes()
+
+
+def test_a_file_that_comes_twice_travels_once(board: SshBoard, loop: Loopback, big: Path) -> None:
+    board.put_all([(big, Path("jobs/a/one")), (big, Path("jobs/a/two"))])
+    assert board.moved_bytes == big.stat().st_size
+    assert (loop.scratch / "jobs/a/two").read_bytes() == big.read_bytes()
+
+
+def test_a_damaged_byte_on_the_board_is_noticed(board: SshBoard, loop: Loopback, big: Path) -> None:
+    board.put(big, Path("jobs/a/file"))
+    (kept,) = cached(loop)
+    with kept.open("r+b") as file:
+        file.seek(1_500_000)
+        byte = file.read(1)
+        file.seek(1_500_000)
+        file.write(bytes([byte[0] ^ 1]))
+    board.put(big, Path("jobs/b/file"))
+    assert board.moved_bytes == 2 * big.stat().st_size
+    assert (loop.scratch / "jobs/b/file").read_bytes() == big.read_bytes()
+
+
+def test_a_byte_that_changes_on_the_way_is_noticed(
+    board: SshBoard, loop: Loopback, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with board._bulk() as link:
+        say = link.send
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            link, "send", lambda kind, data=b"": say(kind, data[:-1] + b"\0" if kind == b"D" and data else data)
+        )
+        with pytest.raises(SessionFailed, match="arrived damaged") as failed:
+            board.put(big, Path("jobs/a/file"))
+    one_line(failed.value)
+    assert cached(loop) == []
+    assert not (loop.scratch / "jobs/a/file").exists()
+    board.put(big, Path("jobs/a/file"))
+    assert (loop.scratch / "jobs/a/file").read_bytes() == big.read_bytes()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_put_goes_on_in_the_middle(loop: Loopback, big: Path, damaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nightjar import transfer
+
+    monkeypatch.setattr(transfer, "CHUNK", 1 << 16)
+    with SshBoard(find_board("loop")) as board:
+        with board._bulk() as link:
+            say, sent = link.send, 0
+
+        def breaking(kind: bytes, payload: bytes = b"") -> None:
+            nonlocal sent
+            sent += len(payload) if kind == b"D" else 0
+            if sent > 1_000_000:
+                time.sleep(0.5)  # so that what was sent has arrived
+                link.close()
+            say(kind, payload)
+
+        monkeypatch.setattr(link, "send", breaking)
+        with pytest.raises(SessionFailed, match="connection to board loop was lost"):
+            board.put(big, Path("jobs/a/file"))
+    (part,) = cached(loop)
+    had = part.stat().st_size
+    assert 500_000 < had < 1_100_000
+    assert not (loop.scratch / "jobs/a/file").exists(), "half a file has its name"
+    if damaged:
+        part.write_bytes(b"x" + part.read_bytes()[1:])
+    with SshBoard(find_board("loop")) as board:
+        board.put(big, Path("jobs/a/file"))
+        assert board.moved_bytes == big.stat().st_size - (0 if damaged else had)
+    assert (loop.scratch / "jobs/a/file").read_bytes() == big.read_bytes()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_get_goes_on_in_the_middle(board: SshBoard, loop: Loopback, big: Path, tmp_path: Path, damaged: bool) -> None:
+    (loop.scratch / "jobs").mkdir(parents=True)
+    (loop.scratch / "jobs/file").write_bytes(big.read_bytes())
+    (tmp_path / "back.part").write_bytes((b"xxxxx" if damaged else b"") + big.read_bytes()[5 * damaged : 2_000_000])
+    board.get(Path("jobs/file"), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == big.read_bytes()
+    assert board.moved_bytes == big.stat().st_size - (0 if damaged else 2_000_000)
+
+
+def test_the_least_recently_used_goes_first(loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = loop.boards(tmp_path / "small.toml", more="cache_gib = 0.0025\n")  # 2.7 MB
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(limit))
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(os.urandom(1_000_000))
+    with SshBoard(find_board("loop")) as board:
+        for file in (files[0], files[1], files[0], files[2]):  # a is used again, so b goes
+            board.put(file, Path("jobs") / file.name)
+            time.sleep(0.02)
+        assert board.moved_bytes == 3_000_000
+        board.put(files[0], Path("jobs/a2"))
+        assert board.moved_bytes == 3_000_000
+        board.put(files[1], Path("jobs/b2"))
+        assert board.moved_bytes == 4_000_000
+
+
+@pytest.mark.parametrize("path", ["../../climbed", "/tmp/climbed-nightjar", "jobs/../../climbed", "jobs/.."])
+def test_nothing_climbs_out_of_the_scratch_folder(board: SshBoard, loop: Loopback, big: Path, path: str) -> None:
+    with pytest.raises(SessionFailed, match="is outside of"):
+        board.put(big, Path(path))
+    with pytest.raises(SessionFailed, match="is outside of"):
+        board.leave(Path(path)) if path != "jobs/." else board.leave(Path())
+    assert not Path("/tmp/climbed-nightjar").exists()
+    assert not (loop.scratch.parent / "climbed").exists()
+
+
+# the way in
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [("nobody", "is not known: add it with `ssh-keyscan -p"), ("other", "has changed: .* `ssh-keygen -R '?\\[127")],
+)
+def test_host_keys_are_checked_and_never_written(
+    loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str, said: str
+) -> None:
+    hosts = loop.known("other", "known_other") if known == "other" else tmp_path / "none"
+    before = hosts.read_bytes() if hosts.exists() else None
+    config = loop.configure(tmp_path / "config", known=hosts)
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", config=config)))
+    with pytest.raises(BoardMissing, match=said) as refused:
+        SshBoard(find_board("loop")).visit(())
+    one_line(refused.value)
+    # the other way in, by itself
+    with pytest.MonkeyPatch.context() as patch, SshBoard(find_board("loop")) as board:
+        patch.setattr("nightjar.ssh.connected", lambda reach: None)
+        with pytest.raises(BoardMissing, match="Host key verification failed"):
+            board.put(loop.folder / "log", Path("jobs/log"))
+    assert (hosts.read_bytes() if hosts.exists() else None) == before
+    assert not loop.scratch.exists()
+
+
+def test_who_is_not_there_or_lets_nobody_in_is_told_apart(
+    loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for config, said in (
+        (loop.configure(tmp_path / "c1", port=1), "does not answer at 127.0.0.1 port 1"),
+        (loop.configure(tmp_path / "c2", key="stranger"), "does not let .* in with a key"),
+    ):
+        monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", config=config)))
+        with pytest.raises(BoardMissing, match=said) as refused:
+            SshBoard(find_board("loop")).visit(())
+        one_line(refused.value)
+    with pytest.raises(BoardMissing, match=r"no board 'no-such-board\.invalid'"):
+        SshBoard(find_board("no-such-board.invalid")).visit(())
+
+
+def test_a_board_of_the_environment(loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BoardMissing, match="set BOARD_IP at least"):
+        find_board("env")
+    monkeypatch.setenv("BOARD_IP", "127.0.0.1")
+    monkeypatch.setenv("BOARD_USER", "somebody")
+    monkeypatch.setenv("BOARD_SSH_KEY", str(loop.folder / "user"))
+    way = resolved(find_board("env"))
+    assert (way.host, way.user, way.keys) == ("127.0.0.1", "somebody", (str(loop.folder / "user"),))
+    monkeypatch.setenv("BOARD_IP", "-oProxyCommand=touch x")
+    with pytest.raises(BadOptions, match="no name or address"):
+        find_board("env")
+
+
+def test_jump_hosts_are_taken_by_both_ways(loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = loop.configure(tmp_path / "config")
+    config.write_text(config.read_text().replace("Host loop", "Host hop") + "Host loop\n  ProxyJump hop\n")
+    config.write_text(config.read_text() + "Include " + str(loop.configure(tmp_path / "included")) + "\n")
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", config=config)))
+    (tmp_path / "file").write_text("over two hops")
+    with SshBoard(find_board("loop")) as board:
+        assert "-W" in resolved(find_board("loop")).proxy
+        assert board.run(["echo", "here"], 20).stdout == "here\n"
+        board.put(tmp_path / "file", Path("jobs/file"))
+    assert (loop.scratch / "jobs/file").read_text() == "over two hops"
+    assert "StrictHostKeyChecking=yes" in STRICT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[rk1]\npassword = 'secret'",
+        "[rk1]\nscratch = '../up'",
+        "[rk1]\nscratch = '/'",
+        "[rk1]\npython = '-c evil'",
+        "[rk1]\ncache_gib = '8'",
+        "[rk1]\ncache_gib = -1",
+        "[local]\nnotes = 'mine'",
+        "['-oProxyCommand=x']\nnotes = ''",
+        "rk1 = 3",
+        "[rk1",
+        "x = " + "[" * 5000,
+        "\ud800",
+    ],
+)
+def test_a_wrong_boards_toml_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "boards.toml").write_text(text, errors="surrogatepass")
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(tmp_path / "boards.toml"))
+    with pytest.raises(BadOptions) as refused:
+        read_boards()
+    assert "boards.toml" in one_line(refused.value)
+
+
+# commands
+
+
+def test_lines_come_as_they_are_written(board: SshBoard) -> None:
+    code = "import time; print('one', flush=True); time.sleep(1.5); print('two')"
+    seen = {line: time.monotonic() for line in board.lines([sys.executable, "-c", code], 20, print)}
+    assert list(seen) == ["one", "two"]
+    assert seen["two"] - seen["one"] > 1
+
+
+def test_a_hung_session_is_ended_with_all_its_processes(board: SshBoard, tmp_path: Path) -> None:
+    code = "echo $$ > $0; sleep 300 & echo $! >> $0; echo on; wait"
+    started = time.monotonic()
+    with pytest.raises(SessionFailed, match="said nothing for 1 s"):
+        list(board.lines(["sh", "-c", code, str(tmp_path / "pids")], 1.0, print))
+    assert time.monotonic() - started < 20
+    assert all(gone(int(pid), 2) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_a_failed_session_says_its_last_word(board: SshBoard) -> None:
+    heard: list[str] = []
+    with pytest.raises(SessionFailed, match="ended early: no NPU here; ") as failed:
+        list(board.lines(["sh", "-c", "echo first >&2; echo no NPU here >&2; exit 3"], 20, heard.append))
+    one_line(failed.value)
+    assert heard == ["first", "no NPU here"]
+
+
+def test_a_killed_host_leaves_nothing_running_on_the_board(loop: Loopback, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom nightjar.boards import find_board\nfrom nightjar.ssh import SshBoard\n"
+        "with SshBoard(find_board('loop')) as board:\n"
+        "    list(board.lines(['sh', '-c', 'sleep 300 & echo $$ $! > $0; wait', sys.argv[1]], 300, print))\n"
+    )
+    host = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "pids")], env={**os.environ, "PYTHONPATH": str(SOURCES)}
+    )
+    pids = [int(pid) for pid in written(tmp_path / "pids").split()]
+    assert all(map(alive, pids))
+    host.send_signal(signal.SIGKILL)
+    host.wait()
+    assert all(map(gone, pids))
+
+
+def test_a_host_that_falls_silent_is_taken_for_dead(
+    board: SshBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = program().replace(b"LOST_S = 60", b"LOST_S = 2")  # our next sign of life is due in ten seconds
+    monkeypatch.setattr("nightjar.ssh.program", lambda: hasty)
+    with pytest.raises(SessionFailed, match="connection to board loop was lost"):
+        list(board.lines(["sh", "-c", "sleep 300 & echo $$ $! > $0; wait", str(tmp_path / "pids")], 30, print))
+    assert all(gone(int(pid)) for pid in written(tmp_path / "pids").split())
+
+
+@pytest.mark.parametrize("code", ["yes", "head -c 1000000000 /dev/zero", "yes >&2"])
+def test_endless_output_is_cut_off(board: SshBoard, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    for name, limit in (("OUTPUT", 1_000_000), ("WORDS", 1_000_000), ("LINE", 700_000)):
+        monkeypatch.setattr(f"nightjar.ssh.{name}_BYTES", limit)
+    with pytest.raises(SessionFailed, match="prints without end"):
+        for _ in board.lines(["sh", "-c", code], 20, lambda text: None):
+            pass
+    with pytest.raises(SessionFailed, match="prints without end"):
+        board.run(["sh", "-c", code], 20)
+
+
+# a board that is not ours
+
+
+def framed(kind: bytes, payload: bytes) -> bytes:
+    return kind + len(payload).to_bytes(4, "big") + payload
+
+
+HELLO = framed(b"J", b'{"scratch": "/x"}')
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([b"J\xff\xff\xff\xff"], "does not speak as our agent does"),
+        ([framed(b"?", b"")], "does not speak as our agent does"),
+        ([framed(b"J", b'{"')], "no answer that can be read"),
+        ([framed(b"J", b"[" * 65536)], "no answer that can be read"),
+        ([framed(b"J", b"[1]")], "no answer that can be read"),
+        ([HELLO, framed(b"J", b'{"size": -5, "offset": 0}')], "gives a file of -5 bytes"),
+        ([HELLO, framed(b"J", b'{"size": 9999999, "offset": 0}')], "gives a file of 9999999"),
+        ([HELLO, framed(b"J", b'{"size": 5, "offset": 5}')], "gives a file of 5 bytes"),
+        ([HELLO, framed(b"J", b'{"size": "5", "offset": 0}')], "no agent of ours"),
+        ([HELLO, framed(b"J", b'{"size": 5, "offset": 0}'), framed(b"D", b"longer")], "no agent of ours"),
+        ([HELLO, framed(b"J", b'{"size": 1, "offset": 0}'), framed(b"D", b"a"), framed(b"J", b"{}")], "came damaged"),
+        ([], "was lost"),
+    ],
+)
+def test_a_hostile_board_is_refused(
+    loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[bytes], said: str
+) -> None:
+    fake = tmp_path / "fake"
+    data = READY + b"".join(answers)
+    fake.write_text(f"#!{sys.executable}\nimport os, time\nos.write(1, {data!r})\ntime.sleep({1 if answers else 0})\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", python=str(fake))))
+    with SshBoard(find_board("loop")) as board, pytest.raises(SessionFailed, match=said) as refused:
+        board.get_all([(Path("jobs/file"), tmp_path / "back")], limit_bytes=1000)
+    one_line(refused.value)
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", "/bin/true", "/usr/bin/yes"])
+def test_a_board_without_python_is_told(
+    loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", python=python)))
+    with pytest.raises(BoardMissing, match=f"does not run {python}") as refused:
+        SshBoard(find_board("loop")).visit(())
+    one_line(refused.value)
+
+
+# the lock
+
+
+def test_who_waits_is_told_who_holds_the_board_and_gets_it_when_he_dies(loop: Loopback, tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom nightjar.boards import find_board\nfrom nightjar.ssh import SshBoard\n"
+        "with SshBoard(find_board('loop')).held():\n    open(sys.argv[1], 'w').write('held\\n')\n    time.sleep(300)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "held")], env={**os.environ, "PYTHONPATH": str(SOURCES)}
+    )
+    written(tmp_path / "held")
+    assert f"process {holder.pid}, since 20" in SshBoard(find_board("loop")).visit(()).holder
+    told: list[str] = []
+    with SshBoard(find_board("loop")) as board, board._agent(serve="lease", lock=board.entry.lock, holder="us") as link:
+        waiting = threading.Thread(target=wait_for_lock, args=(link, told.append), daemon=True)
+        waiting.start()
+        waiting.join(1.5)
+        assert waiting.is_alive()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        waiting.join(15)
+        assert not waiting.is_alive()
+    (line,) = told
+    assert line.startswith("board loop is held by ")
+    assert f"process {holder.pid}, since 20" in line
+    assert SshBoard(find_board("loop")).visit(()).holder == ""
