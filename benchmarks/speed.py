@@ -94,10 +94,10 @@ def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
     runner, calls = open_runner(binary, parts), list[tuple[str, tuple[tuple[str, tuple[int, ...], str], ...]]]()
 
     class Noting:
-        def run(self, part: str, inputs: dict[str, Any], constant: Any = {}) -> Any:  # noqa: B006
+        def run(self, part: str, inputs: dict[str, Any], constant: Any = {}, **into: Any) -> Any:  # noqa: B006
             given = {**inputs, **constant}
             calls.append((part, tuple((name, array.shape, array.dtype.name) for name, array in given.items())))
-            return runner.run(part, inputs, constant)
+            return runner.run(part, inputs, constant, **into)
 
     def jobs() -> Iterator[decode.Job]:
         for clip in clips:

@@ -1,6 +1,7 @@
 """The host's side of a session: make the job, run it on a board, collect its lines."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -8,7 +9,9 @@ import logging
 import shutil
 import sys
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +110,8 @@ def run_session(
                 board.put(path, folder / name)
         (folder / "session.pyz").write_bytes(app)
         write_atomic(folder / "job.json", json.dumps(job))
-        for name, source in sources.items():
-            if not (target := folder / "clips" / f"{name}.npy").exists():
-                wave = load_audio(source) if isinstance(source, Path) else source
-                with target.with_suffix(".part").open("wb") as file:
-                    np.save(file, wave)
-                target.with_suffix(".part").rename(target)
+        with ThreadPoolExecutor() as pool:
+            deque(pool.map(functools.partial(_place, folder / "clips"), sources, sources.values()), maxlen=0)
     lines: dict[str, dict[str, Any]] = {}
     ended = False
     command = [board.python, str(folder / "session.pyz"), str(folder)]
@@ -127,6 +126,14 @@ def run_session(
         missing = next(iter(sources.keys() - lines.keys()), "its last line")
         raise SessionFailed(f"the session gave no result for {missing}; run the same command again")
     return [lines[name] for name in sources]
+
+
+def _place(folder: Path, name: str, source: np.ndarray | Path) -> None:
+    if not (target := folder / f"{name}.npy").exists():
+        wave = load_audio(source) if isinstance(source, Path) else source
+        with target.with_suffix(".part").open("wb") as file:
+            np.save(file, wave)
+        target.with_suffix(".part").rename(target)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
