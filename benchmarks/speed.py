@@ -189,6 +189,7 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
 def rerun(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
     """Time `nightjar port` with nothing to do, a Prefect server running, and Python that imports prefect beside it."""
     environment = os.environ | {"NIGHTJAR_STORE": str(folder / "store"), "PREFECT_HOME": str(folder / "prefect")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every run compiles this repository again
     command = [sys.executable, "-m", "nightjar.cli", "port", "--limit", "8", "--calibration-samples", "20"]
     with prefect_server(folder) as url:
         environment["PREFECT_API_URL"] = url
