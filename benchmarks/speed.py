@@ -94,10 +94,10 @@ def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
     runner, calls = open_runner(binary, parts), list[tuple[str, tuple[tuple[str, tuple[int, ...], str], ...]]]()
 
     class Noting:
-        def run(self, part: str, inputs: dict[str, Any], constant: Any = {}) -> Any:  # noqa: B006
+        def run(self, part: str, inputs: dict[str, Any], constant: Any = {}, **into: Any) -> Any:  # noqa: B006
             given = {**inputs, **constant}
             calls.append((part, tuple((name, array.shape, array.dtype.name) for name, array in given.items())))
-            return runner.run(part, inputs, constant)
+            return runner.run(part, inputs, constant, **into)
 
     def jobs() -> Iterator[decode.Job]:
         for clip in clips:
@@ -189,6 +189,7 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
 def rerun(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
     """Time `nightjar port` with nothing to do, a Prefect server running, and Python that imports prefect beside it."""
     environment = os.environ | {"NIGHTJAR_STORE": str(folder / "store"), "PREFECT_HOME": str(folder / "prefect")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every run compiles this repository again
     command = [sys.executable, "-m", "nightjar.cli", "port", "--limit", "8", "--calibration-samples", "20"]
     with prefect_server(folder) as url:
         environment["PREFECT_API_URL"] = url

@@ -19,7 +19,7 @@ EXIT_CODES = """exit codes: 0 pass; 1 fail or undecided; 2 bad input; 3 a toolch
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code; every explained failure is one line on stderr."""
-    gc.set_threshold(100_000, 20, 20)  # importing Prefect makes a million objects that stay: a tenth of a second less
+    gc.disable()  # importing Prefect makes a million objects that stay; run_flow goes on from there
     arguments = _parser().parse_args(argv)
     # So that what our code logs appears with a flow run in the Prefect UI; read when Prefect is imported.
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "nightjar,models,targets,tasks")

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from nightjar.memo import Memo
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nightjar", "models", "targets", "tasks", "flows")
 
@@ -31,7 +33,7 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
     them, except a target's on the way to its runner. A library counts with its version when this repository's code
     imports it directly.
     """
-    todo, seen = list(modules), set[str]()
+    todo, seen, leaves = list(modules), set[str](), set[str]()
     files: dict[str, str] = {}
     libraries: dict[str, str] = {}
     while todo:
@@ -46,13 +48,18 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
                 libraries[top] = found
             continue
         parent = module.rpartition(".")[0]
+        if parent in leaves:  # a name in a module, no module
+            continue
         # A target's package compiles; its runner runs on boards that have nothing of it, so it is no way to the runner.
         if parent and not parent.startswith("targets."):
             todo.append(parent)
         if (path := module_file(module, root)) is not None:
             sha256, imported = _scan(path, module, path.stat().st_mtime_ns)
             files[path.relative_to(root).as_posix()] = sha256
-            todo.extend(imported)
+            if path.name != "__init__.py":
+                leaves.add(module)
+            todo.extend(reversed(imported))  # a module before what is imported from it
+    _scans.save()
     return Closure(dict(sorted(files.items())), dict(sorted(libraries.items())))
 
 
@@ -67,9 +74,16 @@ def module_file(module: str, root: Path = ROOT) -> Path | None:
 
 @functools.cache
 def _scan(path: Path, module: str, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
+    sha256, imported = _scans.get(path, module if path.name == "__init__.py" else module.rpartition(".")[0])
+    return sha256, tuple(imported)
+
+
+def _read(path: Path, package: str) -> tuple[str, tuple[str, ...]]:
     source = path.read_bytes()
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     return hashlib.sha256(source).hexdigest(), tuple(_imports(ast.parse(source), package))
+
+
+_scans = Memo("scans", _read)
 
 
 def _imports(tree: ast.AST, package: str) -> Iterable[str]:

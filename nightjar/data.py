@@ -12,8 +12,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from nightjar.audio import SUFFIXES, duration_s, load_audio
 from nightjar.errors import BadAudio, BadManifest, SpeakersOverlap
+from nightjar.memo import Memo
 
 KINDS = "a .jsonl manifest, a LibriSpeech tree, or a folder with a .txt beside each audio file"
+_durations = Memo("durations", duration_s)
 LINE = '{"audio_filepath": "a.wav", "text": "what is said"}'
 
 
@@ -76,6 +78,7 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
             )
         seen[row.id] = row.where
         clips.append(_clip(root, row))
+    _durations.save()
     return sorted(clips, key=lambda clip: clip.id)
 
 
@@ -83,8 +86,9 @@ def speech_digest(clips: Sequence[Clip]) -> str:
     """Hash ids, texts, speakers and audio bytes: the same content in another folder is the same."""
     digest = hashlib.sha256()
     for clip in sorted(clips, key=lambda clip: clip.id):
-        row = [clip.id, clip.text, clip.speaker, _sha256(clip.audio)]
+        row = [clip.id, clip.text, clip.speaker, _digests.get(clip.audio)]
         digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    _digests.save()
     return digest.hexdigest()
 
 
@@ -101,11 +105,11 @@ def check_disjoint(calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> N
             f"calibration and evaluation share {len(speakers)} speaker(s): "
             f"{_first_five(sorted(map(str, speakers)))}; {advice}"
         )
-    by_bytes = {_sha256(clip.audio): clip for clip in calibration}
+    by_bytes = {_digests.get(clip.audio): clip for clip in calibration}
     by_id = {clip.id: clip for clip in calibration}
     shared = []
     for clip in evaluation:
-        twin = by_bytes.get(_sha256(clip.audio))
+        twin = by_bytes.get(_digests.get(clip.audio))
         if twin is None and (named := by_id.get(clip.id)) and _same_samples(named, clip):
             twin = named
         if twin is not None:
@@ -220,7 +224,7 @@ def _clip(root: Path, row: _Row) -> Clip:
             "folder: move it there, or the list to a folder above both"
         )
     try:
-        length_s = duration_s(audio)
+        length_s = _durations.get(audio)
     except BadAudio as exc:
         raise BadAudio(f"{row.where}: {exc}" if row.where != str(audio) else str(exc)) from exc
     return Clip(id=row.id, audio=audio, text=row.text, duration_s=length_s, speaker=row.speaker)
@@ -253,6 +257,9 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(raw, "sha256").hexdigest()
     except OSError as exc:
         raise BadAudio(f"{path}: cannot be read ({exc.strerror}); check the path") from exc
+
+
+_digests = Memo("digests", _sha256)
 
 
 def _same_samples(one: Clip, other: Clip) -> bool:

@@ -6,11 +6,11 @@ import sys
 import urllib.error
 import urllib.request
 from http.client import HTTPException
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nightjar.closure import ROOT, version
+from nightjar.closure import version
 from nightjar.errors import ToolchainMissing
+from nightjar.memo import store_folder
 from nightjar.plugins import names, plugin
 from nightjar.request import shipped_models
 from nightjar.toolchain import pinned, requirements_of, toolchain, with_toolchain
@@ -47,7 +47,7 @@ def _libraries() -> list[Finding]:
 
 
 def _store() -> Finding:
-    folder = Path(os.environ.get("NIGHTJAR_STORE") or ROOT / "artifacts")
+    folder = store_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free_gib = shutil.disk_usage(folder).free / 2**30

@@ -1,6 +1,7 @@
 """The host's side of a session: make the job, run it on a board, collect its lines."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -9,7 +10,9 @@ import math
 import shutil
 import sys
 import zipfile
+from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,12 +109,8 @@ def run_session(
         (folder / "clips").mkdir(parents=True, exist_ok=True)
         (folder / "session.pyz").write_bytes(app)
         write_atomic(folder / "job.json", json.dumps(job))
-        for name, source in sources.items():
-            if not (target := folder / "clips" / f"{name}.npy").exists():
-                wave = load_audio(source) if isinstance(source, Path) else source
-                with target.with_suffix(".part").open("wb") as file:
-                    np.save(file, wave)
-                target.with_suffix(".part").rename(target)
+        with ThreadPoolExecutor() as pool:
+            deque(pool.map(functools.partial(_place, folder / "clips"), sources, sources.values()), maxlen=0)
     own = ["session.pyz", "job.json", *(f"clips/{name}.npy" for name in sources)]
     given = [(path, name) for name, path in sorted(files.items())] + [(folder / name, name) for name in own]
     lines: dict[str, dict[str, Any]] = {}
@@ -174,6 +173,14 @@ def _harvest_bytes(model: dict[str, Any], harvest: Sequence[str]) -> int:
     """Say how long a harvested file is at most, from the encoder's outputs: float16 behind an .npy header."""
     outputs = {entry["name"]: entry["shape"] for entry in model["parts"]["encoder"]["outputs"]}
     return max((2 * math.prod(outputs[name]) for name in harvest), default=0) + 4096
+
+
+def _place(folder: Path, name: str, source: np.ndarray | Path) -> None:
+    if not (target := folder / f"{name}.npy").exists():
+        wave = load_audio(source) if isinstance(source, Path) else source
+        with target.with_suffix(".part").open("wb") as file:
+            np.save(file, wave)
+        target.with_suffix(".part").rename(target)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

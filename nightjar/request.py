@@ -9,6 +9,7 @@ from nightjar.artifact import Source, digest, digest_file
 from nightjar.closure import ROOT
 from nightjar.data import Clip, check_disjoint, load_speech, speech_digest
 from nightjar.errors import BadCheckpoint, BadOptions, UnknownName
+from nightjar.memo import Memo
 from nightjar.plugins import names, plugin
 
 StageName = Literal[
@@ -29,6 +30,9 @@ StageName = Literal[
     "adopt",
     "import_dumps",
 ]
+
+
+_digests = Memo("checkpoints", digest_file)
 
 
 class PortRequest(BaseModel):
@@ -123,7 +127,9 @@ def checkpoint_source(request: PortRequest, family: str) -> Source:
     if path is None:
         path = plugin("models", family, "checkpoint").load().find_checkpoint(request.model)
     if path.is_file():
-        return Source(path=path.resolve(), sha256=digest_file(path))
+        sha256 = _digests.get(path.resolve())
+        _digests.save()
+        return Source(path=path.resolve(), sha256=sha256)
     files = sorted(each for each in path.iterdir() if each.is_file())
     return Source(path=path.resolve(), sha256=digest({each.name: digest_file(each) for each in files}))
 

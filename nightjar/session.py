@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,9 +44,9 @@ class Parts:
             opened = importlib.import_module(module).open_runner(folder, parts, {"own_process": True})
             self._runner_of.update(dict.fromkeys(parts, opened))
 
-    def run(self, part: str, inputs: Tensors, constant: Tensors = {}) -> Tensors:  # noqa: B006 (never written)
+    def run(self, part: str, inputs: Tensors, constant: Tensors = {}, **into: Tensors) -> Tensors:  # noqa: B006 (never written)
         start = time.perf_counter()
-        outputs: Tensors = self._runner_of[part].run(part, inputs, constant)
+        outputs: Tensors = self._runner_of[part].run(part, inputs, constant, **into)
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
         return outputs
 
@@ -120,10 +121,21 @@ def _run_locked(folder: Path, out: TextIO) -> None:
     todo = [clip for clip in job["clips"] if clip["id"] not in done]
     if todo:
         with lines_path.open("a", encoding="utf-8") as kept:
-            for text in _worked(folder, job, todo):
+
+            def keep(text: str) -> None:
                 print(text, file=kept, flush=True)
                 os.fsync(kept.fileno())
                 print(text, file=out, flush=True)
+
+            # The disk takes its time, in which the next clip is worked on.
+            with ThreadPoolExecutor(1) as keeper:
+                keeping = None
+                for text in _worked(folder, job, todo):
+                    if keeping:
+                        keeping.result()
+                    keeping = keeper.submit(keep, text)
+                if keeping:
+                    keeping.result()
     peak_kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024}), file=out, flush=True)
 

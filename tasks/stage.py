@@ -11,7 +11,6 @@ import contextlib
 import functools
 import inspect
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,8 @@ from prefect.states import Completed
 from pydantic import BaseModel
 
 from nightjar.artifact import Artifact, Record, Source, Store, digest, storing
-from nightjar.closure import ROOT, closure
+from nightjar.closure import closure
+from nightjar.memo import store_folder
 from nightjar.plugins import Plugin
 from nightjar.progress import listening
 
@@ -90,7 +90,7 @@ def joining(refresh: tuple[str, ...]) -> Iterator[Run]:
 
 def default_store() -> Store:
     """Open the store of this checkout, or the folder that NIGHTJAR_STORE names."""
-    return Store(Path(os.environ.get("NIGHTJAR_STORE") or ROOT / "artifacts"))
+    return Store(store_folder())
 
 
 class _LoggedProgress:

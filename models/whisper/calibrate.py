@@ -51,7 +51,7 @@ class Recorder:
         self._runner = runner
         self._wanted = frozenset(wanted)
 
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, Any] = {}) -> Tensors:
+    def run(self, part: str, inputs: Tensors, constant: Mapping[str, Any] = {}, **into: Tensors) -> Tensors:
         """Run one part."""
         if part == "decoder":
             if self.steps in self._wanted:
@@ -61,7 +61,7 @@ class Recorder:
                 self.shared.update({name: copied.pop(name) for name in inputs if name.startswith("self_")})
                 self.kept[self.steps] = copied
             self.steps += 1
-        return self._runner.run(part, inputs, constant)
+        return self._runner.run(part, inputs, constant, **into)
 
 
 def calibrate(

@@ -40,7 +40,7 @@ def recipe(model: str) -> Recipe:
 
 
 def compile(graphs: Path, calibration: Path | None, options: Options, out: Path) -> None:
-    """Write the binary of docs/files.md: the graphs as they are, or each one quantized with its calibration part.
+    """Write the binary of docs/files.md: the graphs with attention fused, or each quantized with its calibration part.
 
     A `cached` decoder comes out with as many lanes as memory allows (lanes.py).
     The same inputs give the same bytes. Raises BadOptions for int8 without calibration, for graphs that are not
@@ -48,7 +48,7 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
     part without one int8 layer.
     """
     # onnx and onnxruntime, only where they are needed
-    from targets.onnx.build import copy_part, open_lanes, quantize_parts
+    from targets.onnx.build import fuse_part, open_lanes, quantize_parts
 
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     if model["recipe"]["graph_format"] != "onnx":
@@ -60,7 +60,7 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
     out.mkdir(parents=True, exist_ok=True)
     audits: dict[str, dict[str, Any]]
     if options.precision == "fp":
-        audits = {name: copy_part(graphs / file, out / file) for name, file in files.items()}
+        audits = {name: fuse_part(graphs / file, out / file) for name, file in files.items()}
     elif calibration is None:
         raise BadOptions("int8 needs calibration data: pass a calibration set, or build with --precision fp")
     else:

@@ -1,4 +1,4 @@
-"""Make the parts of a binary: copied float graphs, or graphs quantized with their calibration samples."""
+"""Make the parts of a binary: float graphs with fused attention, or graphs quantized with their calibration samples."""
 
 import fnmatch
 import shutil
@@ -6,25 +6,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from nightjar.calibration import CalibrationSet, Spread, Tensors
 from nightjar.errors import BadOptions, Broken
 from nightjar.progress import tick
 from targets.onnx import Options
 from targets.onnx.audit import audit, count_integer_kernels
+from targets.onnx.fused import fuse_attention
 from targets.onnx.lanes import count_lanes, free_lanes
 from targets.onnx.quantize import collect_ranges, float_by_rule, linear_nodes, load_graph, open_session, quantize
 
 Audit = dict[str, Any]
 
 
-def copy_part(graph: Path, file: Path) -> Audit:
-    """Copy a float graph and return its audit; Broken where onnxruntime cannot load it."""
+def fuse_part(graph: Path, file: Path) -> Audit:
+    """Write a float graph with its attention fused and return its audit; Broken where onnxruntime cannot load it."""
     try:
         open_session(str(graph))
     except Exception as exc:  # onnxruntime raises classes of its own, without a base
         reason = str(exc).strip().splitlines()[0][:300]
         raise Broken(f"onnxruntime cannot load {graph}: {reason}; run the same command with --refresh export") from exc
-    shutil.copyfile(graph, file)
+    model = load_graph(graph)
+    if fuse_attention(model):
+        onnx.save(model, file)
+    else:
+        shutil.copyfile(graph, file)
     return audit(file)
 
 

@@ -3,9 +3,11 @@
 import functools
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort  # it marks no name as exported, hence the ignores below
 from numpy.typing import NDArray
 
@@ -13,24 +15,30 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class OnnxRunner:
-    """Hold one onnxruntime session per part."""
+    """Hold one onnxruntime session per part; a part may still be opening until it is run."""
 
-    def __init__(self, sessions: Mapping[str, Any]) -> None:
+    def __init__(self, sessions: Mapping[str, "Future[Any]"]) -> None:
         self.sessions = dict(sessions)
-        self.outputs = {part: [o.name for o in s.get_outputs()] for part, s in sessions.items()}
 
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
+    def run(
+        self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}, into: Mapping[str, Any] = {}
+    ) -> Tensors:
         """Run one part and return its outputs by name; raises RuntimeError with one line.
 
-        onnxruntime reads numpy's memory in place, so `constant` inputs cost nothing to pass again.
+        onnxruntime reads numpy's memory in place, so `constant` inputs cost nothing to pass again. into: contiguous
+        arrays for all outputs, which are then written there.
         """
         if part not in self.sessions:
             raise RuntimeError(f"no part {part!r} here: have {', '.join(sorted(self.sessions))}")
+        session, given = self.sessions[part].result(), {**inputs, **constant}
         try:
-            results = self.sessions[part].run(self.outputs[part], {**inputs, **constant})
+            if into:
+                _run_into(session, given, into)
+                return dict(into)
+            names = [output.name for output in session.get_outputs()]
+            return dict(zip(names, session.run(names, given), strict=True))
         except Exception as exc:  # onnxruntime raises classes of its own, without a base
             raise RuntimeError(f"onnxruntime cannot run {part}: {_first_line(exc)}") from exc
-        return dict(zip(self.outputs[part], results, strict=True))
 
     def close(self) -> None:
         """Drop the sessions and their memory."""
@@ -42,28 +50,44 @@ def open_runner(
 ) -> OnnxRunner:
     """Open `parts` (name to {"file", ...}, as in binary.json or model.json) that lie in `folder`.
 
-    options: `threads` (every core by default), `own_process` (nothing else here uses onnxruntime). Raises RuntimeError
-    with one line.
+    options: `threads` (every core by default), `own_process` (nothing else here uses onnxruntime): the first part can
+    then run while the others are opened, and what is wrong with those is said when they run. Raises RuntimeError with
+    one line.
     """
+    alone = bool((options or {}).get("own_process"))
     settings = ort.SessionOptions()  # type: ignore[attr-defined]
     settings.intra_op_num_threads = int((options or {}).get("threads", 0))  # 0: every core
     # Older ones, such as beside rknn-toolkit2, cannot share.
-    if (options or {}).get("own_process") and hasattr(ort, "set_global_thread_pool_sizes"):
+    if alone and hasattr(ort, "set_global_thread_pool_sizes"):
         _share_threads()
         settings.use_per_session_threads = False
     settings.log_severity_level = 3
-    sessions = {}
-    for name, part in parts.items():
-        file = Path(folder) / part["file"]
-        if not file.is_file():
-            raise RuntimeError(f"no file {file} for part {name!r}")
+
+    def open_part(file: Path) -> Any:
         try:
-            sessions[name] = ort.InferenceSession(  # type: ignore[attr-defined]
-                str(file), settings, providers=["CPUExecutionProvider"]
-            )
+            return ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
         except Exception as exc:  # see run
             raise RuntimeError(f"onnxruntime cannot load {file}: {_first_line(exc)}") from exc
+
+    files = {name: Path(folder) / part["file"] for name, part in parts.items()}
+    for name, file in files.items():
+        if not file.is_file():
+            raise RuntimeError(f"no file {file} for part {name!r}")
+    opener = ThreadPoolExecutor(1)  # in order: the parts run in that order too
+    sessions = {name: opener.submit(open_part, file) for name, file in files.items()}
+    opener.shutdown(wait=False)
+    for session in list(sessions.values())[: 1 if alone else None]:
+        session.result()
     return OnnxRunner(sessions)
+
+
+def _run_into(session: Any, inputs: Tensors, outputs: Mapping[str, NDArray[Any]]) -> None:
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        binding.bind_cpu_input(name, np.ascontiguousarray(array))
+    for name, array in outputs.items():
+        binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    session.run_with_iobinding(binding)
 
 
 @functools.cache

@@ -42,6 +42,7 @@ EDITS = {
     "models/whisper/calibrate.py": {"calibrate"},
     "models/whisper/stock.py": {"stock"},
     "targets/onnx/quantize.py": BUILDS,
+    "targets/onnx/fused.py": BUILDS,
     "targets/onnx/runner.py": SESSIONS | {"calibrate"},
     "targets/torchscript/runner.py": set(),
     "tasks/stage.py": set(),
