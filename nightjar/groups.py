@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nightjar.errors import Broken
+from nightjar.macs import count_macs, tensor_shapes
 
 MOVES = ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Flatten")  # same values in another place
 LINEAR = ("MatMul", "Gemm", "Conv")
@@ -59,6 +60,9 @@ class Graph:
             for n in self.nodes
             if n.op_type == "Constant" and n.attribute[0].HasField("t")
         }
+        self.shapes: dict[str, tuple[int, ...]] = tensor_shapes(self.model) | {
+            name: tuple(t.dims) for name, t in self._stored.items()
+        }
         self.inputs = [value.name for value in graph.input if value.name not in self._stored]
         self._array = numpy_helper.to_array
 
@@ -72,10 +76,8 @@ class Graph:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape; Broken where it is not fixed."""
-        if name in self._stored:
-            return tuple(self._stored[name].dims)
-        dims = tuple(d.dim_value for d in self.values[name].type.tensor_type.shape.dim) if name in self.values else (0,)
-        if 0 in dims:
+        dims = self.shapes.get(name, (0,))
+        if 0 in dims and name not in self._stored:
             raise Broken(f"no fixed shape for tensor '{name}'; export with fixed shapes (--refresh export)")
         return dims
 
@@ -175,17 +177,5 @@ def _single(graph: Graph, node: Any) -> Group:
 
 def _group(graph: Graph, kind: str, chain: Sequence[Any], inputs: Sequence[str]) -> Group:
     roots = tuple(dict.fromkeys(graph.root(name) for name in inputs))
-    macs = sum(count_macs(graph, node) for node in chain if node.op_type in LINEAR)
+    macs = sum(count_macs(node, graph.shapes) for node in chain if node.op_type in LINEAR)
     return Group(chain[-1].output[0], kind, tuple(node.name for node in chain), roots, macs=macs)
-
-
-def count_macs(graph: Graph, node: Any) -> int:
-    """Count the multiply-accumulates of a MatMul, Gemm or Conv."""
-    left, right, out = graph.shape(node.input[0]), graph.shape(node.input[1]), graph.shape(node.output[0])
-    if node.op_type == "Conv":  # weights (out, in / groups, kernel...)
-        inner = math.prod(right[1:])
-    elif node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute):
-        inner = left[0]
-    else:
-        inner = left[-1]
-    return math.prod(out) * inner

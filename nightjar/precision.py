@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from nightjar.errors import BadInput
-from nightjar.groups import fuse
 from nightjar.ranking import Entry, Ranking
 
 HEAD = "vocabulary_head"
@@ -171,27 +170,6 @@ def search(
     if not allowed(found):
         raise BadInput("no precision plan is within the budget, not even all float16: raise --search-delta-wer")
     return ladder[found], known[ladder[found].key()]
-
-
-def choose(measured: Sequence[tuple[Rung, Measured]], budget: Budget) -> Rung:
-    """Return the rung of the largest int8 share that is within the budget; BadInput where none is."""
-    within = [rung for rung, result in measured if budget.allows(result)]
-    if not within:
-        raise BadInput("no measured precision plan is within the budget: raise --search-delta-wer")
-    return max(within, key=lambda rung: rung.expected.int8_mac_share["total"])
-
-
-def mac_share(
-    models: Mapping[str, Any], keep: Mapping[str, Sequence[str]], calls: Mapping[str, float] | None = None
-) -> dict[str, float]:
-    """Count the int8 share of multiply-accumulates in convolutions, linears and attention, from the float graphs.
-
-    models: onnx.ModelProto by part, as they are quantized (rewritten). The vocabulary head counts for itself alone.
-    """
-    counted = {
-        part: [(g.kind, g.macs, g.tensor in set(keep.get(part, ()))) for g in fuse(m)] for part, m in models.items()
-    }
-    return _shares(counted, calls or {})
 
 
 def pareto(measured: Sequence[tuple[Rung, Measured]]) -> list[dict[str, Any]]:

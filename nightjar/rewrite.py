@@ -83,12 +83,6 @@ def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Move]], out: Pa
             onnx.save(apply(onnx.load(graphs / files[part]), moves), out / files[part])
 
 
-def branches(moves: Sequence[Move]) -> list[str]:
-    """List the tensors that the splits add: they hold what int8 cannot, and stay float."""
-    adds = [str(move["add"]) for move in moves if move["move"] == "split"]
-    return [f"{add}{BRANCH}.{what}" for add in adds for what in ("first", "gelu", "second", "sum")]
-
-
 def _split(graph: Graph, add: str, neurons: Sequence[int]) -> None:
     """Give some hidden neurons a branch: residual + branch + the rest, instead of residual + all."""
     from onnx import helper, numpy_helper

@@ -1,19 +1,15 @@
 """What of a graph really is int8: counted in the file, and again in what onnxruntime makes of it."""
 
 import json
-import math
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 
-from nightjar.errors import Broken
+from nightjar.macs import MULTIPLYING, count_macs, tensor_shapes
 from targets.onnx.quantize import open_session
 
-MULTIPLYING = ("MatMul", "Gemm", "Conv")
 PLUMBING = ("Constant", "QuantizeLinear", "DequantizeLinear")
-FIXED = "export with fixed shapes (a graph of ours: --refresh export)"
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv", "MatMulInteger", "ConvInteger")
 
 
@@ -56,34 +52,6 @@ def lanes_of(model: onnx.ModelProto) -> dict[str, str]:
     """Read what lanes.py left in a graph: `lanes`, and the `shapes` for one clip as JSON; empty for any other graph."""
     ours = "nightjar."
     return {p.key.removeprefix(ours): p.value for p in model.metadata_props if p.key.startswith(ours)}
-
-
-def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Return every tensor's shape; an unknown dimension is 0."""
-    graph = model.graph
-    shapes = {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.output, *graph.value_info)
-    }
-    return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-
-
-def count_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Count the multiply-accumulates of a MatMul, Gemm or Conv; Broken where its shapes are not fixed."""
-    try:
-        left, right, out = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
-    except KeyError as exc:
-        raise Broken(f"no shape for {exc} at node '{node.name}'; {FIXED}") from exc
-    if node.op_type == "Conv":  # weights (out, in / groups, kernel...)
-        inner = math.prod(right[1:])
-    elif node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute):
-        inner = left[0]
-    else:
-        inner = left[-1]
-    macs = math.prod(out) * inner
-    if macs <= 0:
-        raise Broken(f"node '{node.name}' has no fixed shape {left} x {right} -> {out}; {FIXED}")
-    return macs
 
 
 def count_integer_kernels(path: Path) -> int:

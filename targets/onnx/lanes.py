@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from nightjar.errors import Broken
-from targets.onnx.audit import FIXED, tensor_shapes
+from nightjar.macs import FIXED, tensor_shapes
 
 MOST = 16  # a clip and step of tiny.en takes 7.3 ms alone, 1.9 with 8 lanes, 1.4 with 16 (2 cores)
 MEMORY_BYTES = 512 * 2**20  # for what the lanes hold of their clips

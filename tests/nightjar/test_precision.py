@@ -16,8 +16,6 @@ from nightjar.precision import (
     HEAD,
     Budget,
     Measured,
-    choose,
-    mac_share,
     pareto,
     read_plan,
     rungs,
@@ -164,12 +162,14 @@ def test_the_first_rungs_keep_what_was_planted(ladder):
     assert {"gelu"} <= set(partial.keep["encoder"])
 
 
-def test_shares_are_counted_from_the_graphs(ladder, models):
-    for rung in ladder:
-        assert mac_share(models, rung.keep, CALLS) == rung.expected.int8_mac_share
+def test_shares_are_counted_from_the_graphs(ranking, models):
     linear = sum(g.macs for g in fuse(models["encoder"]) if g.tensor != "mixed")
     total = sum(g.macs for g in fuse(models["encoder"]))
-    share = mac_share(models, {"encoder": ["mixed"]}, CALLS)
+    parts = {
+        "encoder": tuple(e.model_copy(update={"kl": float(e.tensor == "mixed")}) for e in ranking.parts["encoder"]),
+        "decoder": tuple(e.model_copy(update={"kl": 0.0}) for e in ranking.parts["decoder"]),
+    }
+    share = rungs(ranking.model_copy(update={"parts": parts}), CALLS)[1].expected.int8_mac_share
     assert share["encoder"] == round(linear / total, 4)
     assert share[HEAD] == 1
     small = sum(g.macs for g in fuse(models["decoder"]) if g.kind != "head") * 10
@@ -209,9 +209,8 @@ def test_words_and_new_loops_bound_a_plan_too(ladder):
         search(ladder, lambda rung: good.model_copy(update={"kl": 9.0}), budget)
 
 
-def test_choose_takes_the_most_int8_within_the_budget(ladder):
+def test_the_curve_says_which_points_are_dominated(ladder):
     measured = [(rung, Measured(kl=1 / (n + 1), agree=1, steps=1)) for n, rung in enumerate(ladder)]
-    assert choose(measured, Budget(delta_wer=1, kl_per_percent=0.5)) is ladder[1]
     points = pareto([*measured, (ladder[1], Measured(kl=5, agree=0, steps=1))])
     dominated = {point["kl"] for point in points if point["dominated"]}
     assert 5 in dominated

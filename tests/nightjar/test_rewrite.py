@@ -9,7 +9,7 @@ import pytest
 from nightjar.errors import Broken
 from nightjar.fakequant import open_session
 from nightjar.groups import fuse
-from nightjar.rewrite import apply, branches, huge_neurons, propose, rewrite_graphs
+from nightjar.rewrite import apply, huge_neurons, propose, rewrite_graphs
 from tests.nightjar import planted
 
 
@@ -37,7 +37,6 @@ def test_every_move_leaves_the_float_output_as_it_is(samples):
     changed = apply(model, moves)
     np.testing.assert_allclose(run(changed, samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)
     assert sum(g.macs for g in fuse(changed)) == sum(g.macs for g in fuse(model)), "moves cost no multiplications"
-    assert set(branches(moves)) <= {g.tensor for g in fuse(changed)}
 
 
 def test_apply_does_not_touch_the_graph_it_is_given(samples):
