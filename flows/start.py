@@ -26,7 +26,8 @@ def run_flow(
     if served and (reason := server_answers(url)):
         raise ServerMissing(f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL")
     store: Store = default_store()
-    run = Run(store, frozenset(refresh), plan, show=screen.progress, tell=screen.outcome)
+    wait_s = getattr(request, "board_wait", None)
+    run = Run(store, frozenset(refresh), plan, wait_s, show=screen.progress, tell=screen.outcome)
     with running(run), screen:
         results = flow(request) if served else flow.fn(request)
     return cast("dict[str, Any]", results), run

@@ -100,8 +100,17 @@ class Files:
         """Delete a folder of ours."""
         shutil.rmtree(self.inside(path), ignore_errors=True)
 
+    def drop(self, paths: list[str]) -> None:
+        """Delete files of ours; what is gone already is gone."""
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                self.inside(path).unlink()
+
     def tidy(self) -> None:
-        """Delete jobs and half files that nobody came back to."""
+        """Delete jobs and half files that nobody came back to; asked for when a job is done, never before one.
+
+        A board without a clock of its own boots in 1970, and its unfinished job would look as old as that.
+        """
         old = time.time() - STALE_S
         for job in (self.scratch / "jobs").glob("*"):
             if job.lstat().st_mtime < old:
