@@ -44,6 +44,7 @@ class Batches:
         self._taken: dict[str, Sequence[str]] = dict(self._before())
         self.before = dict(self._taken)
         self._placed = set[str]()  # boards that have all but the clips, for as long as we hold them
+        self._decoded = set[str]()
         self._noting = threading.Lock()
 
     def _before(self) -> dict[str, list[str]]:
@@ -108,14 +109,19 @@ class Batches:
             write_atomic(self.folder / own, json.dumps(job))
             (self.folder / "clips").mkdir(parents=True, exist_ok=True)
             for name in names:
-                if not (target := self.folder / "clips" / f"{name}.npy").exists():
-                    source = self.sources[name]
-                    wave = load_audio(source) if isinstance(source, Path) else source
-                    with target.with_suffix(".part").open("wb") as file:
-                        np.save(file, wave)
-                    target.with_suffix(".part").rename(target)
+                if name not in self._decoded:  # by us: what an earlier run left may have been altered since
+                    self._decode(name)
+                    self._decoded.add(name)
         waves = {f"clips/{name}.npy": self.folder / "clips" / f"{name}.npy" for name in names}
         return {"job.json": self.folder / own, **waves}
+
+    def _decode(self, name: str) -> None:
+        source, target = self.sources[name], self.folder / "clips" / f"{name}.npy"
+        wave = load_audio(source) if isinstance(source, Path) else source
+        part = self.folder / "clips" / f"{name}.part"
+        with part.open("wb") as file:
+            np.save(file, wave)
+        part.rename(target)
 
     def _fetch(self, board: Board, there: Path, name: str, line: dict[str, Any]) -> None:
         """Fetch a clip's tensors, look at them, write the clip down, and let the board delete what is of it."""

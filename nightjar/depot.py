@@ -88,12 +88,12 @@ class Files:
             if hashed.hexdigest() != prefix:
                 hashed, have = hashlib.sha256(), 0
                 file.seek(0)
-            answer(size=size, offset=have)
+            answer(more=True, size=size, offset=have)
             while have < size and (data := file.read(min(CHUNK, size - have))):
                 alive()
                 hashed.update(data)
                 have += len(data)
-                say(b"D", data)
+                say(b"D", data, more=True)
         answer(sha256=hashed.hexdigest())
 
     def remove(self, path: str) -> None:

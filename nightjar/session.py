@@ -8,6 +8,7 @@ killed says at its next start what it has, and goes on from there. Between them 
 the host knows which one it was when a runtime crashes, and that it is paused while what it harvested fills the disk.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -129,7 +130,7 @@ def _await_room(harvest: Path, coming: int, most: int, say: Say) -> None:
     """Pause until the host has fetched enough of what lies there, and deleted it; raises OSError where it has all."""
     said_at = -PAUSED_SAID_S
     while True:
-        waiting = sum(path.stat().st_size for path in _listed(harvest))
+        waiting = _waiting_bytes(harvest)
         free = shutil.disk_usage(harvest).free
         if free >= coming + ROOM_BYTES and (not waiting or waiting + coming <= most):
             return
@@ -141,9 +142,13 @@ def _await_room(harvest: Path, coming: int, most: int, say: Say) -> None:
         time.sleep(PAUSE_S)
 
 
-def _listed(harvest: Path) -> list[Path]:
-    """List what waits to be fetched; a file may go while we look."""
-    return [path for path in harvest.glob("*.npy") if path.exists()]
+def _waiting_bytes(harvest: Path) -> int:
+    """Sum what waits to be fetched; a file may go while we look."""
+    total = 0
+    for path in harvest.glob("*.npy"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _rounded(line: dict[str, Any]) -> dict[str, Any]:
