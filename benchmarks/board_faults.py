@@ -23,8 +23,6 @@ CLIPS, SEED = 200, 20261120
 
 def main(count: int, together: int) -> int:
     chance = random.Random(SEED)
-    faults = [FAULTS[number % len(FAULTS)] for number in range(count)]
-    chance.shuffle(faults)
     thrown, commands, again = Counter[str](), Counter[str](), Counter[str]()
     failed = 0
     began = time.monotonic()
@@ -33,9 +31,11 @@ def main(count: int, together: int) -> int:
         loop = Loopback(Path(folder) / "sshd")
         bench = Bench(Path(folder), CLIPS, loop, size_mib=24)
         try:
-            for first in range(0, count, together):
-                struck = list(dict.fromkeys(faults[first : first + together]))
-                struck += [fault for fault in faults[first : first + together] if fault not in struck]
+            left: list[str] = []
+            while (done := thrown.total()) < count and not failed:
+                # Kinds in turn, so that each is thrown as often, and none twice in a harvest.
+                left = left or chance.sample(FAULTS, len(FAULTS))
+                struck = [left.pop() for _ in range(min(together, len(left), count - done))]
                 try:
                     took = throw(bench, struck, chance)
                 except AssertionError as error:
@@ -46,7 +46,7 @@ def main(count: int, together: int) -> int:
                     thrown[fault] += 1
                     commands[fault] += took["commands"] - 1
                     again[fault] += took["again"]
-                print(f"{first + len(struck)}: {took}", flush=True)
+                print(f"{thrown.total()}: {took}", flush=True)
         finally:
             bench.close()
             loop.stop()

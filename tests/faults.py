@@ -77,7 +77,7 @@ class Proxy:
             except OSError:
                 return
             try:
-                theirs = socket.create_connection(("127.0.0.1", self.to), 2)
+                theirs = socket.create_connection(("127.0.0.1", self.to))
             except OSError:
                 ours.close()
                 continue
@@ -110,6 +110,8 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
 
     def stop(self) -> None:
+        with contextlib.suppress(OSError):  # stopped before
+            self._listener.shutdown(socket.SHUT_RDWR)  # who is blocked in accept would accept one more
         self._listener.close()
         self.cut()
         end = time.monotonic() + 5
