@@ -17,7 +17,7 @@ from nightjar.progress import tick
 
 log = logging.getLogger(__name__)
 
-LEAST = 8  # clips given at once: a session takes seconds to start on an NPU
+LEAST = 8  # clips given at once: a session takes a second to start, on an NPU some
 MOST = 512  # of them lie on a board's disk at once
 IN_A_ROW = 3  # clips that fail one after the other, with none between that does not: it is not the clips
 STRIKES = 2  # one retry
@@ -62,6 +62,7 @@ class Work:
         self._alone = deque[str]()
         self._taken: dict[str, list[str]] = {}
         self._strikes: dict[str, int] = {}
+        self._round = list[int]()  # how many clips the next boards are given
         self._in_a_row: dict[str, list[str]] = {}
         self.stopped = False
 
@@ -93,8 +94,12 @@ class Work:
     def _next(self, most: int, before: Sequence[str]) -> list[str]:
         left = set(self._left)
         again = [name for name in before if name in left]
-        # Half of an equal share each time, so that boards of unequal speed end together.
-        count = len(self._left) if self.boards == 1 else max(LEAST, len(self._left) // (2 * self.boards))
+        if self.boards == 1:
+            count = len(self._left)
+        else:
+            if not self._round:  # three quarters of an equal share each, then of what is left: all end together
+                self._round = [max(LEAST, 3 * len(self._left) // (4 * self.boards))] * self.boards
+            count = self._round.pop()
         chosen = again or list(self._left)[: min(count, most)]
         gone = set(chosen)
         self._left = deque(name for name in self._left if name not in gone)

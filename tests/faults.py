@@ -267,6 +267,7 @@ def throw(bench: Bench, faults: Sequence[str], chance: random.Random) -> dict[st
         hang_once=[bench.marks[hang]] if "runner hangs once" in faults else [],
     )
     known: list[tuple[set[str], Counter[str]]] = []
+    damaged: set[str] = set()
     process: subprocess.Popen[str] | None = None
     for fault, at in zip(faults, sorted(chance.randrange(1, total * 3 // 4) for _ in faults), strict=True):
         while process is None or (process.poll() is not None and process.returncode != 0):
@@ -278,8 +279,7 @@ def throw(bench: Bench, faults: Sequence[str], chance: random.Random) -> dict[st
         strike(bench, fault, process, chance)
         known.append((bench.finished(), bench.begun()))
         if fault == "byte flipped at rest":
-            damaged = flip_at_rest(bench, chance)
-            known = [(names - damaged, counts) for names, counts in known]
+            damaged |= flip_at_rest(bench, chance)
     assert process is not None
     while process.wait(timeout=90):
         _failed_in_order(process, said)
@@ -289,7 +289,7 @@ def throw(bench: Bench, faults: Sequence[str], chance: random.Random) -> dict[st
     bench.check({crash} if "clip crashes" in faults else set())
     after = bench.begun()
     for names, counts in known:
-        again = [name for name in names if after[bench.marks[name]] != counts[bench.marks[name]]]
+        again = [name for name in names - damaged if after[bench.marks[name]] != counts[bench.marks[name]]]
         assert not again, f"computed again though finished: {again}"
     twice = sum(count - 1 for count in after.values())
     return {"faults": list(faults), "commands": commands, "again": twice, "seconds": time.monotonic() - began}
