@@ -148,7 +148,8 @@ class Work:
                     self._strikes.pop(name)
                     self._left.append(name)
                 raise RunnerFailed(
-                    f"{count} of {len(self.names)} clips failed on board {alias}, so it is not they: {why}"
+                    f"{count} of {len(self.names)} clips failed on board {alias}, so it is not they but the "
+                    f"board or the file: {why}"
                 )
             self._change.notify_all()
 

@@ -80,9 +80,7 @@ def whole_clips(aside: Mapping[str, str], pieces: Mapping[str, Mapping[str, np.n
     """Set a clip aside with any piece of it; raises SessionFailed for a silent probe, which no verdict can lack."""
     owner = {name: clip for clip, cuts in pieces.items() for name in cuts}
     if probe := next((name for name in aside if name.startswith("probe-") and name not in owner), None):
-        raise SessionFailed(
-            f"the runner fails on silence, {probe}: {aside[probe]}; mend it, then run the command again"
-        )
+        raise SessionFailed(f"the runner fails on silence, {probe}: {aside[probe]}; look at what the board runs")
     return {owner.get(name, name): why for name, why in aside.items()}
 
 
