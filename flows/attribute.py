@@ -26,7 +26,7 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
 
     The cross-attention part goes with the decoder. `float` are the graphs as they are, run by the reference target.
     """
-    with joining(request.refresh):
+    with joining(request.refresh, request.board_wait):
         made = prepared(request, speech_sources)
         calibration = calibrated(request, made)
         binaries = {"float": made.reference, "fp": made.floating}

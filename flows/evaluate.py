@@ -26,7 +26,7 @@ PRECISION = "as given"  # a file does not say how it was made
 @flow(name="evaluate", flow_run_name="evaluate-{request.model}-{request.target}")
 def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
     """Export the recipe that the files are of, adopt them, evaluate, judge, report."""
-    with joining(request.refresh):
+    with joining(request.refresh, request.board_wait):
         family = model_family(request)
         target = plugin("targets", request.target)
         part = {name: plugin("models", family, name) for name in ("contract", "export")}

@@ -20,7 +20,7 @@ from tasks.stage import joining
 @flow(name="import-dumps", flow_run_name="import-dumps-{request.model}-{request.target}")
 def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
     """Export, check and take in the dumps, calibrate; return where the set lies and what is in it."""
-    with joining(request.refresh) as run:
+    with joining(request.refresh, request.board_wait) as run:
         family = model_family(request)
         recipe = recipe_for(request, plugin("targets", request.target).load().recipe(family))
         dumps, speech = dumps_source(request.bin_dir), speech_source(request, "calibration")

@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
 @flow(name="port", flow_run_name="port-{request.model}-{request.target}-{request.precision}")
 def port(request: PortRequest) -> dict[str, Any]:
     """Export, harvest, calibrate, build, evaluate, judge, report; every step is taken from the store if it can be."""
-    with joining(request.refresh):
+    with joining(request.refresh, request.board_wait):
         made = prepared(request, speech_sources)
         calibration = calibrated(request, made) if request.precision != "fp" else None
         binary, frontier = built(request, made, calibration)

@@ -28,7 +28,8 @@ def run_flow(
     if served and (reason := server_answers(url)):
         raise ServerMissing(f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL")
     store: Store = default_store()
-    run = Run(store, frozenset(refresh), plan, show=screen.progress, tell=screen.outcome)
+    wait_s = getattr(request, "board_wait", None)
+    run = Run(store, frozenset(refresh), plan, wait_s, show=screen.progress, tell=screen.outcome)
     gc.freeze()  # what is imported stays: neither a collection nor the end of this process has to look at it
     gc.set_threshold(100_000, 20, 20)
     gc.enable()

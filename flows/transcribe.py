@@ -20,7 +20,7 @@ from tasks.stage import joining
 @flow(name="transcribe", flow_run_name="transcribe-{request.model}-{request.target}-{request.precision}")
 def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     """Export, calibrate where the precision wants it, build, and let the binary hear every file, each cached."""
-    with joining(request.refresh) as run:
+    with joining(request.refresh, request.board_wait) as run:
         audio = {path: _audio_source(path) for path in request.files}
         made = prepared(request, _calibration_speech)
         board = board_of(made.target, request.board)

@@ -24,7 +24,6 @@ from nightjar.health import facts, health
 def serve_files(asked: dict[str, Any]) -> None:
     """Answer about files until the host is gone."""
     files = Files(Path(asked["scratch"]).expanduser(), asked["cache_bytes"])
-    files.tidy()
     answer(scratch=str(files.scratch))
     while True:
         asked = request()
@@ -36,8 +35,12 @@ def serve_files(asked: dict[str, Any]) -> None:
                 answer(ok=True)
             elif asked["do"] == "give":
                 files.give(asked["path"], asked["offset"], asked["prefix"])
+            elif asked["do"] == "drop":
+                files.drop(asked["paths"])
+                answer(ok=True)
             elif asked["do"] == "remove":
                 files.remove(asked["path"])
+                files.tidy()
                 answer(ok=True)
         except (OSError, ValueError, KeyError) as error:
             answer(error=f"{type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from nightjar.boards import find_board
 from nightjar.closure import version
-from nightjar.errors import SessionFailed
+from nightjar.errors import RunnerFailed, SessionFailed
 from nightjar.health import facts
 from nightjar.toolchain import toolchain
 
@@ -42,13 +42,17 @@ class BoardFacts(BaseModel, frozen=True):
 class Board(Protocol):
     """Run commands on a board and move files; every method raises SessionFailed when the board is lost.
 
-    runners: the module that runs a target's parts there, where it is not its runner.py; workers: sessions side by side.
-    A session holds the board, places its job's folder, and leaves it when all is fetched.
+    runners: the module that runs a target's parts there, where it is not its runner.py; workers: sessions side by side;
+    spool_bytes: what may wait there to be fetched, 0 where nothing is fetched; patience_s: how long a board that was
+    lost may take to come back. A session holds the board, places its job's folder, drops what is fetched, and leaves.
     """
 
+    alias: str
     python: str
     runners: Mapping[str, str]
     workers: int
+    spool_bytes: int
+    patience_s: float
 
     def run(self, command: list[str], timeout_s: float) -> Output: ...
 
@@ -64,15 +68,25 @@ class Board(Protocol):
 
     def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts: ...
 
-    def held(self) -> AbstractContextManager[None]: ...
+    def held(
+        self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False
+    ) -> AbstractContextManager[None]: ...
 
     def place(self, folder: Path, identity: str) -> Path: ...
+
+    def drop(self, paths: Sequence[Path]) -> None: ...
+
+    def close(self) -> None: ...
 
     def leave(self, job: Path) -> None: ...
 
 
 class LocalBoard:
     """Use this machine as the board, with this Python or that of an SDK's environment."""
+
+    alias = "local"
+    spool_bytes = 0
+    patience_s = 0.0
 
     def __init__(
         self,
@@ -98,7 +112,7 @@ class LocalBoard:
     def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
         """Yield a command's output lines as they come.
 
-        Raises SessionFailed with the command's last word when it fails, or when it says nothing for `silence_s`.
+        Raises RunnerFailed with the command's last word when it fails, or when it says nothing for `silence_s`.
         """
         # Its own process group: Ctrl-C in the terminal reaches only us, and we end it in order.
         process = subprocess.Popen(
@@ -146,15 +160,17 @@ class LocalBoard:
             process.stdout.close()
             process.stderr.close()
         if hung.is_set():
-            raise SessionFailed(
+            raise RunnerFailed(
                 f"the session said nothing for {silence_s:g} s and was ended; "
                 "run the same command again, finished clips are kept"
             )
         if status:
             last = next((text for text in reversed(said) if text.strip()), f"exit status {status}")
-            raise SessionFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
+            raise RunnerFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
 
-    def held(self) -> AbstractContextManager[None]:
+    def held(
+        self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False
+    ) -> AbstractContextManager[None]:
         """Hold the board: this machine is everybody's."""
         return contextlib.nullcontext()
 
@@ -164,6 +180,12 @@ class LocalBoard:
 
     def leave(self, job: Path) -> None:
         """Keep a finished job's folder, it is the host's."""
+
+    def drop(self, paths: Sequence[Path]) -> None:
+        """Keep files, they are the host's."""
+
+    def close(self) -> None:
+        """Leave this machine."""
 
     def put_all(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         """Place many files; what is there already stays."""
@@ -196,7 +218,7 @@ class LocalBoard:
 
 
 class BoardRef(BaseModel, frozen=True):
-    """Name a board and say what it is; only what it is enters a key."""
+    """Name a board, or several of a kind (`a,b`), and say what it is; only what it is enters a key."""
 
     alias: str
     tier: str
@@ -207,6 +229,10 @@ class BoardRef(BaseModel, frozen=True):
     def identity(self) -> dict[str, object]:
         """Return the part a result depends on."""
         return {"tier": self.tier, **self.facts.model_dump()}
+
+    def boards(self) -> list[Board]:
+        """Open every board that this names."""
+        return [self.model_copy(update={"alias": alias}).connect() for alias in self.alias.split(",")]
 
     def connect(self) -> Board:
         """Open the board; raises ToolchainMissing for the simulator of an SDK that is not installed."""

@@ -5,6 +5,7 @@
     scratch = "/data/nightjar"
     python = "/opt/venv/bin/python3"
     cache_gib = 8
+    spool_gib = 1
     lock = "/tmp/nightjar.lock"
     ssh_config = "lab.config"
     notes = "on the shelf, RK3588, 8 GiB"
@@ -39,6 +40,7 @@ class BoardEntry(BaseModel):
     scratch: str = Field("~/.cache/nightjar", description="folder on the board, absolute or ~/…")
     python: str = Field("python3", description="the board's Python, a name or an absolute path")
     cache_gib: float = Field(8, gt=0, description="what is kept on the board between runs, at most")
+    spool_gib: float = Field(1, gt=0, description="what may wait there to be fetched before a harvest pauses")
     lock: str = Field("/tmp/nightjar.lock", description="file on the board that its only user holds locked")
     ssh_config: str | None = Field(None, description="ssh config file in place of ~/.ssh/config")
     notes: str = ""

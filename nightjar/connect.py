@@ -34,8 +34,8 @@ class ChannelStream:
         except TimeoutError:
             return None
 
-    def send(self, data: bytes) -> None:
-        left, end = data, time.monotonic() + SEND_S
+    def send(self, head: bytes, data: bytes = b"") -> None:
+        left, end = head + data, time.monotonic() + SEND_S
         while left:
             try:
                 left = left[self._channel.send(left) :]

@@ -5,10 +5,15 @@ from __future__ import annotations  # boards have older Pythons
 import contextlib
 import hashlib
 import os
+import queue
 import shutil
+import threading
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 from nightjar.frames import CHUNK, alive, answer, heard, say
 
@@ -68,11 +73,12 @@ class Files:
         with part.open("r+b" if part.exists() else "w+b") as file:
             hashed = _hashed(file, entry["offset"])
             file.truncate(entry["offset"])
-            while not self._ended:
-                data = _content()
-                self._ended = not data
-                hashed.update(data)
-                file.write(data)
+            with _beside(hashed.update) as hash_beside:
+                while not self._ended:
+                    data = _content()
+                    self._ended = not data
+                    hash_beside(data)
+                    file.write(data)
         if hashed.hexdigest() != entry["sha256"]:
             part.unlink()
             raise ValueError("arrived damaged")
@@ -88,20 +94,30 @@ class Files:
             if hashed.hexdigest() != prefix:
                 hashed, have = hashlib.sha256(), 0
                 file.seek(0)
-            answer(size=size, offset=have)
-            while have < size and (data := file.read(min(CHUNK, size - have))):
-                alive()
-                hashed.update(data)
-                have += len(data)
-                say(b"D", data)
+            answer(more=True, size=size, offset=have)
+            with _beside(hashed.update) as hash_beside:
+                while have < size and (data := file.read(min(CHUNK, size - have))):
+                    alive()
+                    hash_beside(data)
+                    have += len(data)
+                    say(b"D", data, more=True)
         answer(sha256=hashed.hexdigest())
 
     def remove(self, path: str) -> None:
         """Delete a folder of ours."""
         shutil.rmtree(self.inside(path), ignore_errors=True)
 
+    def drop(self, paths: list[str]) -> None:
+        """Delete files of ours; what is gone already is gone."""
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                self.inside(path).unlink()
+
     def tidy(self) -> None:
-        """Delete jobs and half files that nobody came back to."""
+        """Delete jobs and half files that nobody came back to; asked for when a job is done, never before one.
+
+        A board without a clock of its own boots in 1970, and its unfinished job would look as old as that.
+        """
         old = time.time() - STALE_S
         for job in (self.scratch / "jobs").glob("*"):
             if job.lstat().st_mtime < old:
@@ -157,6 +173,33 @@ def _hashed(file: BinaryIO, count: int) -> Any:
         hashed.update(data)
         count -= len(data)
     return hashed
+
+
+@contextlib.contextmanager
+def _beside(work: Callable[[bytes], None]) -> Iterator[Callable[[bytes], None]]:
+    """Give a function that has `work` done in a thread, in order: while a piece is hashed, the next one comes."""
+    waiting: Any = queue.Queue(4)
+    failed = []
+
+    def go_on() -> None:
+        while True:
+            data = waiting.get()
+            if not data:
+                return
+            try:
+                work(data)
+            except Exception as error:
+                failed.append(error)
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield lambda data: waiting.put(data) if data else None
+    finally:
+        waiting.put(b"")
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _content() -> bytes:

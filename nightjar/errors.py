@@ -15,6 +15,8 @@
     └── Broken                   exit 4: a tool, board or disk broke on the way; can be run again
         ├── DownloadFailed       a checkpoint could not be fetched
         ├── SessionFailed        the session on a board ended early
+        │   └── RunnerFailed     what ran there crashed or hung, and the board is still there
+        ├── BoardBusy            somebody else held the board for longer than we may wait
         ├── ToolchainBroken      a vendor SDK is installed and does not work
         ├── ToolchainFailed      a vendor SDK refused, crashed, or ran out of time or memory
         └── StoreBroken          the artifact store cannot be read or written
@@ -89,6 +91,14 @@ class DownloadFailed(Broken):
 
 class SessionFailed(Broken):
     """The session on a board ended early."""
+
+
+class RunnerFailed(SessionFailed):
+    """What ran on a board crashed or hung, and the board is still there."""
+
+
+class BoardBusy(Broken):
+    """Somebody else held the board for longer than we may wait."""
 
 
 class ToolchainBroken(Broken):

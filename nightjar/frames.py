@@ -16,6 +16,7 @@ from typing import Any
 READY = b"\0nightjar agent 1\n"
 LOST_S = 60
 CHUNK = 1 << 19  # bytes
+SMALL = 1 << 16  # bytes that are worth a copy
 FRAME_BYTES = 1 << 26  # a list of a hundred thousand files
 
 
@@ -23,19 +24,31 @@ class Stop(Exception):
     """The host is gone."""
 
 
-def say(kind: bytes, payload: bytes = b"") -> None:
-    """Write one frame; a host that is gone ends us."""
-    data = memoryview(struct.pack("!cI", kind, len(payload)) + bytes(payload))
-    while data:
-        try:
-            data = data[os.write(1, data) :]
-        except OSError:
-            raise Stop from None
+_waiting = bytearray()  # to go with what follows: TCP lets small pieces one by one wait for each other
 
 
-def answer(**fields: Any) -> None:
+def say(kind: bytes, payload: bytes = b"", more: bool = False) -> None:
+    """Write one frame, with the next one where `more` comes at once; a host that is gone ends us."""
+    _waiting.extend(struct.pack("!cI", kind, len(payload)))
+    if len(payload) < SMALL:
+        _waiting.extend(payload)
+        payload = b""
+    if more and not payload and len(_waiting) < SMALL:
+        return
+    parts = bytes(_waiting), payload
+    _waiting.clear()
+    for part in parts:
+        data = memoryview(part)
+        while data:
+            try:
+                data = data[os.write(1, data) :]
+            except OSError:
+                raise Stop from None
+
+
+def answer(more: bool = False, **fields: Any) -> None:
     """Write one JSON frame."""
-    say(b"J", json.dumps(fields).encode())
+    say(b"J", json.dumps(fields).encode(), more)
 
 
 def heard(timeout_s: float | None = None) -> tuple[bytes, bytes] | None:
@@ -54,15 +67,15 @@ def alive() -> None:
 
 
 def _exactly(count: int) -> bytes:
-    parts = []
-    while count:
-        data = os.read(0, min(count, CHUNK))
-        if not data:
+    data = bytearray(count)
+    left = memoryview(data)
+    while left:
+        got = os.readv(0, [left])
+        if not got:
             raise Stop
         alive()
-        parts.append(data)
-        count -= len(data)
-    return b"".join(parts)
+        left = left[got:]
+    return data  # type: ignore[return-value]  # to be read only; a copy to bytes would cost
 
 
 def request() -> dict[str, Any]:

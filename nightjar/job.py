@@ -1,34 +1,27 @@
 """The host's side of a session: make the job, run it on a board, collect its lines."""
 
-import contextlib
-import functools
 import hashlib
 import io
 import json
-import logging
 import math
 import shutil
 import sys
 import zipfile
-from collections import deque
-from collections.abc import Container, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import nightjar.session  # travels in the zipapp, so its code is part of every key that runs one
-from nightjar.artifact import storing, write_atomic
-from nightjar.audio import load_audio
+from nightjar.artifact import digest_file, storing, write_atomic
+from nightjar.batch import Batches
 from nightjar.board import Board
 from nightjar.closure import ROOT, closure
+from nightjar.crew import Hold, Work, work_off
 from nightjar.data import Clip
 from nightjar.errors import SessionFailed
-from nightjar.progress import tick
-
-log = logging.getLogger(__name__)
+from nightjar.ledger import Ledger
 
 SILENCE_S = 300.0  # a clip that takes longer than this is a hung runtime
 
@@ -57,7 +50,7 @@ def session_modules(
 
 
 def run_session(
-    board: Board,
+    boards: Board | Sequence[Board],
     binary: Path,
     clips: Sequence[Clip],
     folder: Path,
@@ -69,14 +62,19 @@ def run_session(
     waves: Mapping[str, np.ndarray] | None = None,
     watch: dict[str, list[list[int]]] | None = None,
     encoder: Path | None = None,
+    earlier: Sequence[Path] = (),
+    hold: Hold = lambda board, over: board.held(over=over),
 ) -> list[dict[str, Any]]:
-    """Run clips, then `waves` (int16 by id), through a binary on a board and return the session's lines in that order.
+    """Run clips, then `waves` (int16 by id), through a binary and return the session's lines in that order.
 
-    `folder` is the job's scratch folder; finished clips found there from an earlier, killed run are not run again.
-    encoder: another binary whose encoder takes the place of this one's; forced, watch: by clip, as a
-    model's `Job` has them. Raises
-    SessionFailed when the session ends early.
+    Several boards share the clips. `folder` is the job's scratch folder; finished clips found there from an earlier,
+    killed run are not run again. encoder: another binary whose encoder takes the place of this one's; forced, watch: by
+    clip, as a model's `Job` has them; earlier: folders of tensors harvested before, of which what is the same does not
+    travel. A clip that the runner crashed or hung on twice has the line {"id", "error"}. Raises SessionFailed when the
+    session ends early.
     """
+    shared = [boards] if not isinstance(boards, Sequence) else list(boards)
+    first = shared[0]
     parts = _read(binary, "binary.json")["parts"]
     model, files = _read(binary, "model.json"), {path.name: path for path in binary.iterdir() if path.is_file()}
     if encoder is not None:
@@ -85,88 +83,52 @@ def run_session(
         files |= {path.name: path for path in encoder.glob("encoder.*")}
     wanted = parts if decode else {"encoder": parts["encoder"]}
     sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
+    given = {
+        name: {
+            "id": name,
+            "file": f"clips/{name}.npy",
+            "forced": (forced or {}).get(name),
+            "watch": (watch or {}).get(name),
+        }
+        for name in sources
+    }
     job = {
         "model": model,
         "parts": wanted,
-        "clips": [
-            {
-                "id": name,
-                "file": f"clips/{name}.npy",
-                "forced": (forced or {}).get(name),
-                "watch": (watch or {}).get(name),
-            }
-            for name in sources
-        ],
         "decode": decode,
         "harvest": list(harvest),
         "language": language,
-        "runners": dict(board.runners),
-        "workers": board.workers,
+        "runners": dict(first.runners),
+        "workers": first.workers,
     }
-    app = zipapp(session_modules(model, parts, board.runners))
+    app = zipapp(session_modules(model, parts, first.runners))
     with storing():
-        identity = _keep_or_clear(folder, job, app)
-        (folder / "clips").mkdir(parents=True, exist_ok=True)
+        identity = _keep_or_clear(folder, _identity([job, given], app, files, sources))
         (folder / "session.pyz").write_bytes(app)
-        write_atomic(folder / "job.json", json.dumps(job))
-        with ThreadPoolExecutor() as pool:
-            deque(pool.map(functools.partial(_place, folder / "clips"), sources, sources.values()), maxlen=0)
-    own = ["session.pyz", "job.json", *(f"clips/{name}.npy" for name in sources)]
-    given = [(path, name) for name, path in sorted(files.items())] + [(folder / name, name) for name in own]
-    lines: dict[str, dict[str, Any]] = {}
-    ended = False
-    with board.held():
-        there = board.place(folder, identity)
-        with storing():
-            board.put_all([(path, there / name) for path, name in given])
-        command = [board.python, str(there / "session.pyz"), str(there)]
-        with contextlib.closing(board.lines(command, SILENCE_S, lambda text: log.debug("session: %s", text))) as said:
-            for line in _parsed(said):
-                if "end" in line:
-                    ended = True
-                    continue
-                lines[_checked(line, sources, decode)] = line
-                tick(len(lines), len(sources))
-        if not ended or lines.keys() != sources.keys():
-            missing = next(iter(sources.keys() - lines.keys()), "its last line")
-            raise SessionFailed(f"the session gave no result for {missing}; run the same command again")
-        kept = [f"harvest/{name}.{tensor}.npy" for name in sources for tensor in harvest]
-        with storing():
-            board.get_all([(there / name, folder / name) for name in kept], _harvest_bytes(model, harvest))
-            board.leave(there)
-    return [lines[name] for name in sources]
+    ledger = Ledger(folder)
+    work = Work(sources, ledger, len(shared))
+    batches = Batches(
+        work=work,
+        identity=identity,
+        job=job,
+        clips=given,
+        files={**files, "session.pyz": folder / "session.pyz"},
+        sources=sources,
+        limit_bytes=_harvest_bytes(model, harvest),
+        silence_s=SILENCE_S,
+        earlier=earlier,
+    )
+    work_off(shared, work, batches, hold)
+    if missing := [name for name in sources if name not in ledger.lines and name not in work.aside]:
+        raise SessionFailed(f"the session gave no result for {missing[0]}; run the same command again")
+    return [ledger.lines.get(name) or {"id": name, "error": work.aside[name]} for name in sources]
 
 
-class _Line(BaseModel):
-    """What a session says of a clip; a board may say anything."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-    id: str
-    audio_s: float = Field(ge=0)
-    seconds: dict[str, float]
-
-
-class _DecodedLine(_Line):
-    tokens: list[Annotated[int, Field(ge=0)]]
-    steps: int = Field(ge=0)
-    capped: bool
-    agree: list[int] | None
-
-
-def _checked(line: dict[str, Any], sources: Container[str], decode: bool) -> str:
-    """Return the clip a line is of; raises SessionFailed for a line that no session writes."""
-    try:
-        checked = (_DecodedLine if decode else _Line).model_validate(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:100]
-        raise SessionFailed(
-            f"the session wrote a line that is none ({where}: {first['msg']}); look at what the board runs"
-        ) from error
-    if checked.id not in sources:
-        raise SessionFailed(f"the session wrote a line of no clip of ours, {checked.id[:100]!r}; look at what it runs")
-    return checked.id
+def parted(lines: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Part what run_session returns into the lines of finished clips, and why by clip for those set aside."""
+    return [line for line in lines if "error" not in line], {
+        line["id"]: line["error"] for line in lines if "error" in line
+    }
 
 
 def _harvest_bytes(model: dict[str, Any], harvest: Sequence[str]) -> int:
@@ -175,34 +137,25 @@ def _harvest_bytes(model: dict[str, Any], harvest: Sequence[str]) -> int:
     return max((2 * math.prod(outputs[name]) for name in harvest), default=0) + 4096
 
 
-def _place(folder: Path, name: str, source: np.ndarray | Path) -> None:
-    if not (target := folder / f"{name}.npy").exists():
-        wave = load_audio(source) if isinstance(source, Path) else source
-        with target.with_suffix(".part").open("wb") as file:
-            np.save(file, wave)
-        target.with_suffix(".part").rename(target)
-
-
 def _read(folder: Path, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
     return found
 
 
-def _parsed(said: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for text in said:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if isinstance(line, dict):
-            yield line
-        else:  # a vendor runtime that prints to stdout
-            log.debug("session printed: %s", text[:1000])
+def _identity(job: Any, app: bytes, files: Mapping[str, Path], sources: Mapping[str, np.ndarray | Path]) -> str:
+    """Hash what a session computes from, so that no line is ever taken for another clip's of the same name."""
+    content = {name: digest_file(path) for name, path in files.items()} | {
+        f"clip {name}": digest_file(source)
+        if isinstance(source, Path)
+        else hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()
+        for name, source in sources.items()
+    }
+    said = json.dumps([job, content], sort_keys=True).encode()
+    return hashlib.sha256(said + app + sys.version.encode()).hexdigest()
 
 
-def _keep_or_clear(folder: Path, job: dict[str, Any], app: bytes) -> str:
-    """Go on in a scratch folder only if it is of this very job and code; return what stands for both."""
-    identity = hashlib.sha256(json.dumps(job, sort_keys=True).encode() + app + sys.version.encode()).hexdigest()
+def _keep_or_clear(folder: Path, identity: str) -> str:
+    """Go on in a scratch folder only if it is of this very job and code."""
     stamp = folder / "identity"
     if folder.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != identity):
         shutil.rmtree(folder)

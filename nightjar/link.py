@@ -30,7 +30,7 @@ class Stream(Protocol):
 
     def receive(self, count: int, timeout_s: float) -> bytes | None: ...  # b"" at the end, None when nothing comes
 
-    def send(self, data: bytes) -> None: ...
+    def send(self, head: bytes, data: bytes = b"") -> None: ...
 
     def last_words(self) -> str: ...
 
@@ -84,7 +84,7 @@ class Link:
     def send(self, kind: bytes, payload: bytes = b"") -> None:
         """Send one frame; raises SessionFailed when the connection is lost."""
         with self._writing:
-            self._stream.send(struct.pack("!cI", kind, len(payload)) + payload)
+            self._stream.send(struct.pack("!cI", kind, len(payload)), payload)
 
     def receive(self, timeout_s: float) -> tuple[bytes, bytes] | None:
         """Return the next frame, None when none is whole in time.
@@ -178,11 +178,15 @@ class ProgramStream:
             return None
         return os.read(self._from.fileno(), count)
 
-    def send(self, data: bytes) -> None:
-        left = memoryview(data)
+    def send(self, head: bytes, data: bytes = b"") -> None:
+        left = [memoryview(head), memoryview(data)]  # side by side, for half a megabyte is dear to copy
         try:
             while left:
-                left = left[os.write(self._to.fileno(), left) :]
+                gone = os.writev(self._to.fileno(), left)
+                while left and gone >= len(left[0]):
+                    gone -= len(left.pop(0))
+                if left:
+                    left[0] = left[0][gone:]
         except (OSError, ValueError) as error:
             raise lost(self.alias) from error
 

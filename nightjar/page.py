@@ -47,7 +47,10 @@ TEMPLATE = """<!doctype html>
 <p class="verdict {{ r.verdict }}">{{ r.verdict }}</p>
 <p class="lead">Δ {{ unit }} <b>{{ "%+.2f"|format(r.delta_wer) }}</b> points against the float graphs,
 95 % interval [{{ "%+.2f"|format(r.interval[0]) }}, {{ "%+.2f"|format(r.interval[1]) }}], on {{ r.clips }} clips
-and {{ r.words }} {{ r.unit }}s{% if r.skipped %}; {{ r.skipped }} clips skipped{% endif %}.</p>
+and {{ r.words }} {{ r.unit }}s{% if r.skipped %}; {{ r.skipped }} clips skipped{% endif -%}
+{% if r.aside %}; {{ r.aside | length }} set aside, which the runner crashed or hung on twice{% endif %}.</p>
+{% if r.aside %}<p class="soft">Set aside: {% for clip, why in r.aside.items() %}{{ clip }} ({{ why }}){{ ", " if not
+loop.last }}{% endfor %}</p>{% endif %}
 
 <h2>Gates</h2><div class="card"><table>
 {% for g in r.gates %}<tr><td class="{{ g.outcome }}"><b>{{ g.outcome }}</b></td>

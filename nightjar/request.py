@@ -50,8 +50,11 @@ class PortRequest(BaseModel):
     target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
     board: str | None = Field(
         None,
-        description="local, what `nightjar targets` lists for the target, or an ssh alias; "
+        description="local, what `nightjar targets` lists for the target, an ssh alias, or several of a kind: a,b; "
         "default: its best without hardware",
+    )
+    board_wait: float | None = Field(
+        None, ge=0, description="seconds to wait for a board that somebody else holds; default: as long as it takes"
     )
     precision: Literal["fp", "int8", "auto"] = Field("int8", description="numbers the binary computes with")
     window: float | None = Field(None, gt=0, description="audio window in seconds; default: the target's recipe")
@@ -176,7 +179,7 @@ class EvaluateRequest(PortRequest):
     """Score files made elsewhere as `port` scores its own; which file is what is read from them."""
 
     FLAGS: ClassVar[tuple[str, ...]] = (
-        *("files", "model", "checkpoint", "target", "board", "positional", "language", "test_set"),
+        *("files", "model", "checkpoint", "target", "board", "board_wait", "positional", "language", "test_set"),
         *("limit", "long", "max_delta_wer", "refresh"),
     )
 
@@ -187,7 +190,8 @@ class AttributeRequest(PortRequest):
     """Hear every encoder with every decoder, and say which part a loss belongs to."""
 
     FLAGS: ClassVar[tuple[str, ...]] = (
-        *("model", "checkpoint", "target", "board", "precisions", "window", "decoder", "host_embedding", "float_nodes"),
+        *("model", "checkpoint", "target", "board", "board_wait", "precisions", "window", "decoder"),
+        *("host_embedding", "float_nodes"),
         *("language", "calibration_set", "calibration_samples", "test_set", "limit", "max_delta_wer"),
         *("search_delta_wer", "refresh"),
     )
@@ -203,7 +207,7 @@ class TranscribeRequest(PortRequest):
     """Print what a port hears in audio files."""
 
     FLAGS: ClassVar[tuple[str, ...]] = (
-        *("files", "model", "checkpoint", "target", "board", "precision", "window", "language"),
+        *("files", "model", "checkpoint", "target", "board", "board_wait", "precision", "window", "language"),
         *("calibration_set", "calibration_samples", "long", "refresh"),
     )
 

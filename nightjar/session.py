@@ -4,13 +4,19 @@
 
 Only numpy, the runners' own runtimes and the standard library are imported. A job folder holds `job.json`, the clips
 as int16 .npy files and the binary's parts. Finished lines are appended to `lines.jsonl` there, so a session that was
-killed says at its next start what it has, and goes on from there.
+killed says at its next start what it has, and goes on from there. Between them it says which clip it begins, so that
+the host knows which one it was when a runtime crashes, and that it is paused while what it harvested fills the disk.
 """
 
+import contextlib
+import errno
 import fcntl
+import hashlib
 import importlib
+import io
 import json
 import os
+import shutil
 
 # Before numpy is imported: its threads go on spinning after the mel filters and take a core from the encoder.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -18,9 +24,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import resource
 import selectors
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,6 +36,11 @@ from typing import Any, TextIO
 import numpy as np
 
 Tensors = dict[str, np.ndarray]
+Say = Callable[[dict[str, Any]], None]  # to the host, of what is no result
+
+PAUSE_S = 0.1
+PAUSED_SAID_S = 20.0
+ROOM_BYTES = 4 << 20  # beside what is harvested: result lines, the runtime's own files
 
 
 class Parts:
@@ -55,19 +68,21 @@ class Parts:
             runner.close()
 
 
-def run_clips(parts: Parts, folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def run_clips(
+    parts: Parts, folder: Path, job: dict[str, Any], clips: list[dict[str, Any]], say: Say
+) -> Iterator[dict[str, Any]]:
     """Run clips and yield the line of each as it ends; harvested tensors are on disk before the line is."""
     family = importlib.import_module(f"models.{job['model']['family']}.decode")
     if not job["decode"]:
         for clip in clips:
-            line, _ = encode_clip(parts, family, clip, folder, job)
+            line, _ = encode_clip(parts, family, clip, folder, job, say)
             yield _rounded(line)
         return
     begun: dict[str, dict[str, Any]] = {}
 
     def jobs() -> Iterator[Any]:
         for clip in clips:
-            begun[clip["id"]], encoded = encode_clip(parts, family, clip, folder, job)
+            begun[clip["id"]], encoded = encode_clip(parts, family, clip, folder, job, say)
             yield family.Job(clip["id"], encoded, clip.get("forced"), clip.get("watch"))
 
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
@@ -81,22 +96,61 @@ def run_clips(parts: Parts, folder: Path, job: dict[str, Any], clips: list[dict[
 
 
 def encode_clip(
-    parts: Parts, family: Any, clip: dict[str, Any], folder: Path, job: dict[str, Any]
+    parts: Parts, family: Any, clip: dict[str, Any], folder: Path, job: dict[str, Any], say: Say
 ) -> tuple[dict[str, Any], Tensors]:
     """Run one clip's encoder, keep what is harvested, and return the beginning of its line."""
+    say({"begin": clip["id"]})
     wave = np.load(folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
     start, before = time.perf_counter(), parts.seconds.get("encoder", 0.0)
     features = family.features(wave, job["model"])
     features_s = time.perf_counter() - start
     encoded: Tensors = family.encode(parts, features, job["model"])
-    for name in job["harvest"]:
-        target = folder / "harvest" / f"{clip['id']}.{name}.npy"
-        with target.with_suffix(".part").open("wb") as file:
-            np.save(file, encoded[name][0].astype(np.float16))
-        target.with_suffix(".part").rename(target)
     seconds = {"features": features_s, "encoder": parts.seconds["encoder"] - before}
     seconds["total"] = time.perf_counter() - start
-    return {"id": clip["id"], "audio_s": round(len(wave) / 16000, 4), "seconds": seconds}, encoded
+    line: dict[str, Any] = {"id": clip["id"], "audio_s": round(len(wave) / 16000, 4), "seconds": seconds}
+    if job["harvest"]:
+        line["sha256"] = {name: _keep(folder, job, clip["id"], name, encoded[name], say) for name in job["harvest"]}
+    return line, encoded
+
+
+def _keep(folder: Path, job: dict[str, Any], clip: str, name: str, tensor: np.ndarray, say: Say) -> str:
+    """Write a harvested tensor as float16, when there is room for it; return the file's sha256."""
+    packed = io.BytesIO()
+    np.save(packed, tensor[0].astype(np.float16))
+    data = packed.getvalue()
+    target = folder / "harvest" / f"{clip}.{name}.npy"
+    part = target.with_suffix(".part")
+    if job.get("spool_bytes"):
+        _await_room(folder / "harvest", len(data), job["spool_bytes"], say)
+    with part.open("wb") as file:
+        file.write(data)
+    part.rename(target)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _await_room(harvest: Path, coming: int, most: int, say: Say) -> None:
+    """Pause until the host has fetched enough of what lies there, and deleted it; raises OSError where it has all."""
+    said_at = -PAUSED_SAID_S
+    while True:
+        waiting = _waiting_bytes(harvest)
+        free = shutil.disk_usage(harvest).free
+        if free >= coming + ROOM_BYTES and (not waiting or waiting + coming <= most):
+            return
+        if not waiting:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(harvest))
+        if time.monotonic() - said_at > PAUSED_SAID_S:
+            said_at = time.monotonic()
+            say({"paused": waiting})
+        time.sleep(PAUSE_S)
+
+
+def _waiting_bytes(harvest: Path) -> int:
+    """Sum what waits to be fetched; a file may go while we look."""
+    total = 0
+    for path in harvest.glob("*.npy"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _rounded(line: dict[str, Any]) -> dict[str, Any]:
@@ -115,37 +169,55 @@ def _run_locked(folder: Path, out: TextIO) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     (folder / "harvest").mkdir(exist_ok=True)
     lines_path = folder / "lines.jsonl"
-    done = read_lines(lines_path)
-    for line in done.values():
-        print(json.dumps(line), file=out, flush=True)
+    done = {
+        name: line
+        for name, line in read_lines(lines_path).items()
+        if all((folder / "harvest" / f"{name}.{tensor}.npy").is_file() for tensor in job["harvest"])
+    }
+
+    saying = threading.Lock()
+
+    def say(line: dict[str, Any]) -> None:
+        with saying:  # who begins a clip and who keeps the one before are two threads
+            print(json.dumps(line), file=out, flush=True)
+
+    wanted = {clip["id"] for clip in job["clips"]}
+    if job.get("spool_bytes"):  # what another board has done meanwhile would never be fetched, and fill the disk
+        ours = {f"{name}.{tensor}.npy" for name in wanted for tensor in job["harvest"]}
+        for path in (folder / "harvest").iterdir():
+            if path.name not in ours:
+                path.unlink()
+    for name, line in done.items():
+        if name in wanted:
+            say(line)
     todo = [clip for clip in job["clips"] if clip["id"] not in done]
     if todo:
         with lines_path.open("a", encoding="utf-8") as kept:
 
-            def keep(text: str) -> None:
-                print(text, file=kept, flush=True)
+            def keep(line: dict[str, Any]) -> None:
+                print(json.dumps(line | {"crc": checked(line)}), file=kept, flush=True)
                 os.fsync(kept.fileno())
-                print(text, file=out, flush=True)
+                say(line)
 
             # The disk takes its time, in which the next clip is worked on.
             with ThreadPoolExecutor(1) as keeper:
                 keeping = None
-                for text in _worked(folder, job, todo):
+                for line in _worked(folder, job, todo, say):
                     if keeping:
                         keeping.result()
-                    keeping = keeper.submit(keep, text)
+                    keeping = keeper.submit(keep, line)
                 if keeping:
                     keeping.result()
     peak_kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024}), file=out, flush=True)
+    say({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024})
 
 
-def _worked(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of clips as text, from `workers` processes where one runtime keeps one core busy."""
+def _worked(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]], say: Say) -> Iterator[dict[str, Any]]:
+    """Yield the lines of clips, from `workers` processes where one runtime keeps one core busy."""
     workers = min(job["workers"], len(clips))
     if workers == 1:
         parts = Parts(folder, job)
-        yield from map(json.dumps, run_clips(parts, folder, job, clips))
+        yield from run_clips(parts, folder, job, clips, say)
         parts.close()
         return
     with selectors.DefaultSelector() as waiting:
@@ -156,9 +228,13 @@ def _worked(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> I
             for key, _ in waiting.select():
                 pid, pipe = key.data
                 if text := pipe.readline().decode():
-                    if error := json.loads(text).get("error"):
+                    line = json.loads(text)
+                    if error := line.get("error"):
                         raise RuntimeError(error)
-                    yield text.rstrip("\n")
+                    if "id" in line:
+                        yield line
+                    else:
+                        say(line)
                     continue
                 waiting.unregister(pipe)
                 pipe.close()
@@ -180,8 +256,12 @@ def _fork(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> tup
         with os.fdopen(writing, "w", encoding="utf-8") as out:
             try:
                 parts = Parts(folder, job)
-                for line in run_clips(parts, folder, job, clips):
+
+                def say(line: dict[str, Any]) -> None:
                     print(json.dumps(line), file=out, flush=True)
+
+                for line in run_clips(parts, folder, job, clips, say):
+                    say(line)
             except Exception as error:
                 traceback.print_exc()
                 print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)
@@ -190,14 +270,27 @@ def _fork(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> tup
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the whole lines of an earlier session by clip id, and cut off a half-written last one."""
+    """Return the whole lines of an earlier session by clip id; cut off a half-written last one, pass over a damaged."""
     if not path.exists():
         return {}
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         path.write_bytes(whole)
-    return {line["id"]: line for line in map(json.loads, whole.splitlines())}
+    found = {}
+    for text in whole.splitlines():
+        try:
+            line = json.loads(text)
+            if line.pop("crc") == checked(line):
+                found[line["id"]] = line
+        except (ValueError, KeyError, AttributeError, TypeError):
+            continue
+    return found
+
+
+def checked(line: dict[str, Any]) -> int:
+    """Return a checksum of a line, by which a flipped byte on the board's card is known."""
+    return zlib.crc32(json.dumps(line).encode())
 
 
 def main(folder: str) -> int:
@@ -210,6 +303,8 @@ def main(folder: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 4
     except Exception as error:  # the host reads the last line; the traceback above it is for the log
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(json.dumps({"full": str(error)}), flush=True)  # nobody's clip is to blame
         traceback.print_exc()
         print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
         return 4

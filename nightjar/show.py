@@ -131,6 +131,8 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     for gate in results["gates"]:
         gate_colour = COLOURS[gate["outcome"]]
         screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {gate['sentence']}")
+    for clip, why in results["aside"].items():
+        screen.console.print(f"  set aside {clip}: {why}", style="yellow", markup=False, highlight=False)
     low, high = results["interval"]
     screen.say(
         f"[bold {colour}]{results['verdict']}[/bold {colour}]  Δ WER {results['delta_wer']:+.2f} points "

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from nightjar.board import BoardFacts, Output
 from nightjar.boards import STRICT, Reach, resolved
 from nightjar.connect import CONNECT_S, ChannelStream, connected
-from nightjar.errors import SessionFailed
+from nightjar.errors import RunnerFailed, SessionFailed
 from nightjar.lease import holder, wait_for_lock
 from nightjar.link import Link, ProgramStream, lost, printable, program
 from nightjar.transfer import LIMIT_BYTES, get_files, put_files
@@ -64,8 +64,10 @@ class SshBoard:
 
     runners: Mapping[str, str] = {}
     workers = 1
+    patience_s = 120.0  # a reboot
 
     def __init__(self, reach: Reach) -> None:
+        self.spool_bytes = int(reach.entry.spool_gib * 2**30)
         self.alias, self.entry, self.python = reach.alias, reach.entry, reach.entry.python
         self.moved_bytes = 0  # by put and get
         self._reach = reach
@@ -90,10 +92,10 @@ class SshBoard:
         self._files = self._connection = None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the board for one session; waits for whoever has it."""
+    def held(self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Hold the board for one session; waits for whoever has it, at most `limit_s`; raises BoardBusy."""
         with self, self._agent(serve="lease", lock=self.entry.lock, holder=holder()) as link:
-            wait_for_lock(link)
+            wait_for_lock(link, limit_s=limit_s, over=over)
             yield
 
     def place(self, folder: Path, identity: str) -> Path:
@@ -104,6 +106,12 @@ class SshBoard:
         """Delete a finished job; what it was made of stays in the board's cache."""
         with self._bulk() as link:
             link.say({"do": "remove", "path": str(job)})
+            link.answer()
+
+    def drop(self, paths: Sequence[Path]) -> None:
+        """Delete files that were fetched, or are not needed any more."""
+        with self._bulk() as link:
+            link.say({"do": "drop", "paths": [str(path) for path in paths]})
             link.answer()
 
     def run(self, command: list[str], timeout_s: float) -> Output:
@@ -126,8 +134,8 @@ class SshBoard:
     def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
         """Yield a command's output lines as they come.
 
-        Raises SessionFailed with the command's last word when it fails, when it says nothing for `silence_s`, when the
-        connection is lost, and when a line or all of them are longer than any session's.
+        Raises RunnerFailed with the command's last word when it fails or says nothing for `silence_s`, SessionFailed
+        when the connection is lost, and when a line or all of them are longer than any session's.
         """
         said, errors, last, total = bytearray(), bytearray(), "", {b"O": 0, b"E": 0}
         with self._agent(serve="command", command=command) as link:
@@ -136,7 +144,7 @@ class SshBoard:
                 while True:
                     frame = link.receive(end - time.monotonic())
                     if frame is None:
-                        raise SessionFailed(
+                        raise RunnerFailed(
                             f"the session said nothing for {silence_s:g} s and was ended; "
                             "run the same command again, finished clips are kept"
                         )
@@ -164,7 +172,7 @@ class SshBoard:
             yield said.decode("utf-8", "replace")
         if status:
             last = last or printable(errors.decode("utf-8", "replace")) or f"exit status {status}"
-            raise SessionFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
+            raise RunnerFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
 
     def put(self, local: Path, remote: Path) -> None:
         """Place a file on the board: what is there already does not travel, half a file is gone on with."""

@@ -54,6 +54,8 @@ def board_of(target: Plugin, alias: str | None) -> BoardRef:
     """
     module = target.load()
     alias = alias or module.DEFAULT_BOARD
+    if "," in alias:
+        return _group(target, alias)
     if alias not in module.TIERS:
         return _remote(target, alias)
     tier = module.TIERS[alias]
@@ -98,6 +100,38 @@ def _remote(target: Plugin, alias: str) -> BoardRef:
         )
     _preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, remote=True)
+
+
+def _group(target: Plugin, aliases: str) -> BoardRef:
+    """Name boards of a kind that share the work; who does not answer is left out while another does."""
+    found: list[BoardRef] = []
+    silent: BoardMissing | None = None
+    names = aliases.split(",")
+    if len(set(names)) < len(names):
+        raise BadOptions(f"--board {aliases} names a board twice: give each once")
+    for alias in names:
+        find_board(alias)  # a name that is none is refused, whoever answers
+        try:
+            found.append(_remote(target, alias))
+        except BoardMissing as error:
+            log.warning("%s; going on without it", error)
+            silent = error
+    if silent is not None and not found:
+        raise silent
+    first, *others = found
+    for other in others:
+        if differing := _differences(first.facts, other.facts):
+            raise BadOptions(
+                f"boards {first.alias} and {other.alias} are not of a kind ({differing}): share a run between boards "
+                "that agree, or pass --board with one of them"
+            )
+    return first.model_copy(update={"alias": ",".join(each.alias for each in found)})
+
+
+def _differences(one: BoardFacts, other: BoardFacts) -> str:
+    said, theirs = ({"soc": f.soc, "Python": f.python, **f.runtimes} for f in (one, other))
+    names = [name for name in said | theirs if said.get(name) != theirs.get(name)]
+    return ", ".join(f"{name} {said.get(name, 'absent')} and {theirs.get(name, 'absent')}" for name in names)
 
 
 def absent_of(module: ModuleType, facts: BoardFacts) -> list[str]:

@@ -48,6 +48,8 @@ def calibrate(
     description = json.loads((reference / "model.json").read_text(encoding="utf-8"))
     parts = json.loads((reference / "binary.json").read_text(encoding="utf-8"))["parts"]
     clips, _ = split_by_window(load_speech(speech), description["recipe"]["window_s"])
+    harvested = {json.loads(line) for line in (hidden / "clips.jsonl").read_text(encoding="utf-8").split("\n") if line}
+    clips = [clip for clip in clips if clip.id in harvested]  # a clip may have been set aside
     options = module.CalibrationOptions(samples=samples, seed=seed, language=language)
     opened = runner.load().open_runner(reference, parts)
     try:

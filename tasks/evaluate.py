@@ -1,6 +1,7 @@
 """Let a binary transcribe the evaluation speech on a board."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from nightjar.audio import load_audio
 from nightjar.board import BoardRef
 from nightjar.chunk import cut
 from nightjar.data import Clip, load_speech, split_by_window
-from nightjar.job import run_session
+from nightjar.errors import SessionFailed
+from nightjar.job import parted, run_session
 from nightjar.plugins import Plugin
-from tasks.hypotheses import EvaluateOptions, read_hypotheses, select_clips, write_hypotheses
+from tasks.hypotheses import EvaluateOptions, read_hypotheses, select_clips, told, write_hypotheses
+from tasks.slot import holding
 from tasks.stage import stage
 
 SAMPLE_RATE_HZ = 16000
@@ -50,8 +53,8 @@ def evaluate(
     elif options.watch:
         watch = {clip.id: [] for clip in whole}
     waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
-    lines = run_session(
-        board.connect(),
+    heard = run_session(
+        board.boards(),
         binary,
         whole,
         work,
@@ -61,12 +64,24 @@ def evaluate(
         waves=waves,
         watch=watch,
         encoder=encoder,
+        hold=holding,
     )
+    lines, aside = parted(heard)
     text = words.load().text
     for line in lines:
         line["text"] = text(line["tokens"], model)
-    write_hypotheses(out, stitch(lines, clips, pieces), clips, skipped)
-    return {"clips": str(len(clips)), "skipped": str(len(skipped)), "tier": board.tier}
+    aside = whole_clips(aside, pieces)
+    clips = [clip for clip in clips if clip.id not in aside]
+    write_hypotheses(out, stitch(lines, clips, pieces), clips, skipped, aside)
+    return {"clips": str(len(clips)), "skipped": str(len(skipped)), "tier": board.tier} | told(aside)
+
+
+def whole_clips(aside: Mapping[str, str], pieces: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, str]:
+    """Set a clip aside with any piece of it; raises SessionFailed for a silent probe, which no verdict can lack."""
+    owner = {name: clip for clip, cuts in pieces.items() for name in cuts}
+    if probe := next((name for name in aside if name.startswith("probe-") and name not in owner), None):
+        raise SessionFailed(f"the runner fails on silence, {probe}: {aside[probe]}; look at what the board runs")
+    return {owner.get(name, name): why for name, why in aside.items()}
 
 
 def cut_clips(clips: list[Clip], window_s: float, taken: set[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -91,6 +106,11 @@ def stitch(
 ) -> list[dict[str, Any]]:
     """Make one line of a clip's pieces' lines; the clips come in their order, then what is no clip (the probes)."""
     by_id = {line["id"]: line for line in lines}
+    wanted = {clip.id for clip in clips}
+    for clip, cuts in pieces.items():
+        if clip not in wanted:  # set aside for one of its pieces
+            for name in cuts:
+                by_id.pop(name, None)
     clip_lines = [
         _joined(clip.id, [by_id.pop(name) for name in pieces[clip.id]]) if clip.id in pieces else by_id.pop(clip.id)
         for clip in clips

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from nightjar.board import BoardRef
 from nightjar.data import load_speech, shuffled, split_by_window
-from nightjar.job import run_session
+from nightjar.job import parted, run_session
 from nightjar.plugins import Plugin
-from tasks.stage import stage
+from tasks.hypotheses import told
+from tasks.slot import holding
+from tasks.stage import earlier_results, stage
 
 
 @stage
@@ -26,8 +28,23 @@ def harvest(
     model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
     kept, skipped = split_by_window(load_speech(speech), model["recipe"]["window_s"])
     clips = shuffled(kept, seed)[:samples]
-    lines = run_session(board.connect(), binary, clips, work, decode=False, harvest=model["harvest"])
-    for path in sorted((work / "harvest").glob("*.npy")):
-        path.rename(out / path.name)
+    lines, aside = parted(
+        run_session(
+            board.boards(),
+            binary,
+            clips,
+            work,
+            decode=False,
+            harvest=model["harvest"],
+            earlier=earlier_results("harvest"),
+            hold=holding,
+        )
+    )
+    for line in lines:
+        for name in model["harvest"]:
+            file = f"{line['id']}.{name}.npy"
+            (work / "harvest" / file).rename(out / file)
     (out / "clips.jsonl").write_text("".join(json.dumps(line["id"]) + "\n" for line in lines), encoding="utf-8")
-    return {"clips": str(len(clips)), "skipped": str(len(skipped)), "tier": board.tier}
+    if aside:
+        (out / "aside.json").write_text(json.dumps(aside, ensure_ascii=False), encoding="utf-8")
+    return {"clips": str(len(lines)), "skipped": str(len(skipped)), "tier": board.tier} | told(aside)

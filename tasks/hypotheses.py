@@ -1,6 +1,7 @@
 """What was heard: which clips are transcribed, and the file that says what came of it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,8 +48,15 @@ def select_clips(clips: list[Clip], window_s: float, options: EvaluateOptions) -
     return kept, skipped
 
 
-def write_hypotheses(out: Path, lines: list[dict[str, Any]], clips: list[Clip], skipped: list[Clip]) -> None:
-    """Write `hypotheses.jsonl`, a line per clip with its reference beside it, and `skipped.json`."""
+def told(aside: Mapping[str, str]) -> dict[str, str]:
+    """Say in a record how many clips were set aside, and why the first of them was."""
+    return {"aside": f"{len(aside)}: {next(iter(aside.values()))}"} if aside else {}
+
+
+def write_hypotheses(
+    out: Path, lines: list[dict[str, Any]], clips: list[Clip], skipped: list[Clip], aside: Mapping[str, str] = {}
+) -> None:
+    """Write `hypotheses.jsonl`, a line per clip with its reference beside it, `skipped.json` and `aside.json`."""
     by_id = {clip.id: clip for clip in clips}
     with (out / "hypotheses.jsonl").open("w", encoding="utf-8") as file:
         for line in lines:
@@ -56,6 +64,15 @@ def write_hypotheses(out: Path, lines: list[dict[str, Any]], clips: list[Clip], 
             known = {"reference": clip.text, "speaker": clip.speaker} if clip else {"reference": "", "speaker": None}
             file.write(json.dumps({**line, **known, "probe": clip is None}, ensure_ascii=False) + "\n")
     (out / "skipped.json").write_text(json.dumps([clip.id for clip in skipped]), encoding="utf-8")
+    if aside:
+        (out / "aside.json").write_text(json.dumps(aside, ensure_ascii=False), encoding="utf-8")
+
+
+def read_aside(folder: Path) -> dict[str, str]:
+    """Read why by clip id for the clips that a runner crashed or hung on."""
+    path = folder / "aside.json"
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def read_hypotheses(folder: Path) -> list[dict[str, Any]]:

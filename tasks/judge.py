@@ -9,7 +9,7 @@ from nightjar.errors import BadManifest
 from nightjar.score import Score, Tier, hear_silence, score
 from nightjar.verdict import Budgets
 from nightjar.verdict import judge as judge_scores
-from tasks.hypotheses import read_hypotheses
+from tasks.hypotheses import read_aside, read_hypotheses
 from tasks.stage import stage
 
 
@@ -35,12 +35,14 @@ def judge(
     silence = hear_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
     verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
+    aside = {name: why for folder in (expected, obtained) for name, why in read_aside(folder).items()}
     content: dict[str, Any] = {
         "verdict": verdict.model_dump(mode="json"),
         "budgets": budgets.model_dump(mode="json"),
         "scores": {subject: said.model_dump(mode="json") for subject, said in scores.items()},
         "silence": silence.model_dump(mode="json") if silence is not None else None,
-        "skipped": sorted(skipped),
+        "skipped": sorted(skipped - aside.keys()),
+        "aside": aside,
     }
     (out / "verdict.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {"verdict": verdict.outcome}

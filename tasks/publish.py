@@ -44,9 +44,11 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
 
 
 def command_line(request: PortRequest) -> str:
-    """Return the command that asks for this request again; what was run again on purpose is left out."""
+    """Return the command that asks for this request again; what was run again on purpose is left out, and patience."""
     words = ["nightjar", "evaluate" if "files" in type(request).model_fields else "port"]
-    for name, value in request.model_dump(mode="json", exclude_defaults=True, exclude={"refresh"}).items():
+    for name, value in request.model_dump(
+        mode="json", exclude_defaults=True, exclude={"refresh", "board_wait"}
+    ).items():
         values = [str(each) for each in (value if isinstance(value, list) else [value])]
         if name == "files":
             words += values
@@ -66,7 +68,8 @@ def _artifacts(name: str, results: dict[str, Any]) -> Iterator[ArtifactCreate]:
         key=f"verdict-{name}",
         description=f"{results['verdict']}: {results['model']} on {results['target']}",
         data=f"# {results['verdict']}\n\nΔ WER **{results['delta_wer']:+.2f}** points [{low:+.2f}, {high:+.2f}], "
-        f"{results['clips']} clips, tier {results['tier']}; report: `{results['report']}`\n\n"
+        f"{results['clips']} clips ({len(results['aside'])} set aside), tier {results['tier']}; "
+        f"report: `{results['report']}`\n\n"
         f"| gate | |\n|---|---|\n{gates}\n",
     )
     scores = [

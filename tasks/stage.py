@@ -58,10 +58,12 @@ class Run:
         store: Store,
         refresh: frozenset[str] = frozenset(),
         plan: bool = False,
+        board_wait_s: float | None = None,
         show: Callable[[str, int, int], None] = lambda stage, done, total: None,
         tell: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         self.store, self.refresh, self.plan, self.show, self.tell = store, refresh, plan, show, tell
+        self.board_wait_s = board_wait_s  # for a board that somebody else holds; None: as long as it takes
         self.outcomes: list[Outcome] = []
 
 
@@ -79,12 +81,13 @@ def running(run: Run) -> Iterator[Run]:
 
 
 @contextlib.contextmanager
-def joining(refresh: tuple[str, ...]) -> Iterator[Run]:
+def joining(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
     """Let the stages called inside belong to the caller's run, or to a new one on the default store."""
     if (run := _run.get(None)) is not None:
         yield run
         return
-    with running(Run(default_store(), frozenset(refresh), show=_LoggedProgress())) as run:
+    run = Run(default_store(), frozenset(refresh), board_wait_s=board_wait_s, show=_LoggedProgress())
+    with running(run):
         yield run
 
 
@@ -108,6 +111,12 @@ class _LoggedProgress:
 def current_run() -> Run:
     """Return the run that the calling code belongs to."""
     return _run.get()
+
+
+def earlier_results(stage: str) -> list[Path]:
+    """List the folders of what a stage made before in this store, newest first; nobody vouches for their content."""
+    run = _run.get(None)
+    return [run.store.path(record.artifact) for record in run.store.records(stage)] if run is not None else []
 
 
 Body = Callable[..., dict[str, str] | None]

@@ -1,7 +1,9 @@
 """A real sshd on this machine, with keys, port and configuration of its own: the board of tests."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,20 +29,36 @@ class Loopback:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
             f"AuthorizedKeysFile {folder}/authorized\n"
             f"PidFile {folder}/pid\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nPermitRootLogin yes\n"
-            "KbdInteractiveAuthentication no\nMaxStartups 100\n"
+            "KbdInteractiveAuthentication no\nMaxStartups 100\nSubsystem sftp internal-sftp\n"
         )
         self.known("host")
         self.configure(folder / "ssh_config")
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        """Let sshd listen."""
         assert SSHD is not None
         self._sshd = subprocess.Popen(
-            [SSHD, "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "log")], stderr=subprocess.DEVNULL
+            [SSHD, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(self.folder / "log")],
+            stderr=subprocess.DEVNULL,
         )
         end = time.monotonic() + 10
         while not self._answers():
-            assert time.monotonic() < end, (folder / "log").read_text()
+            assert time.monotonic() < end, (self.folder / "log").read_text()
             time.sleep(0.05)
+
+    def kill_sessions(self) -> None:
+        """SIGKILL the sshd of every connection, by the port it came to."""
+        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(None, 2) for line in listed.splitlines()]
+        ours = {str(self._sshd.pid)}
+        for _ in range(3):  # the listener, its children, and theirs
+            ours |= {pid for pid, parent, args in rows if parent in ours and "sshd" in args}
+        for pid in ours - {str(self._sshd.pid)}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
     def _answers(self) -> bool:
         with socket.socket() as asking:
