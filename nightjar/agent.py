@@ -47,7 +47,7 @@ def serve_facts(asked: dict[str, Any]) -> None:
     """Answer what this board is and how it does."""
     scratch = Path(asked["scratch"]).expanduser()
     scratch.mkdir(0o700, parents=True, exist_ok=True)
-    answer(facts=facts(asked["runtimes"], asked["probe"]), health=health(scratch), holder=_holder(asked["lock"]))
+    answer(facts=facts(asked["runtimes"], asked["probe"]), health=health(scratch), holder=holder_of(asked["lock"]))
 
 
 def serve_command(asked: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def serve_command(asked: dict[str, Any]) -> None:
 
 def serve_lease(asked: dict[str, Any]) -> None:
     """Hold the board's lock until the host is gone; say who else holds it while waiting."""
-    lock = _lock_file(asked["lock"])
+    lock = lock_file(asked["lock"])
     said = False
     while True:
         try:
@@ -102,7 +102,7 @@ def serve_lease(asked: dict[str, Any]) -> None:
             break
         except OSError:
             if not said:
-                answer(held=False, by=_holder(asked["lock"]))
+                answer(held=False, by=holder_of(asked["lock"]))
                 said = True
         heard(0.3)
     os.ftruncate(lock, 0)
@@ -112,7 +112,7 @@ def serve_lease(asked: dict[str, Any]) -> None:
         heard()
 
 
-def _lock_file(path: str) -> int:
+def lock_file(path: str) -> int:
     # Every account of the board shares it. Linux refuses O_CREAT on another's file in /tmp, so it is opened first.
     for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT):
         try:
@@ -125,7 +125,7 @@ def _lock_file(path: str) -> int:
     return lock
 
 
-def _holder(path: str) -> str:
+def holder_of(path: str) -> str:
     """Return what the holder of the lock wrote into it, empty when nobody holds it."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

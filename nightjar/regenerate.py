@@ -1,4 +1,4 @@
-"""Make service_pb2.py anew from service.proto: `make proto`."""
+"""Make service_pb2.py and its types anew from service.proto: `make proto`."""
 
 import importlib.resources
 import re
@@ -8,11 +8,10 @@ from pathlib import Path
 from nightjar.closure import ROOT
 
 PROTO = Path(__file__).with_name("service.proto")
-MADE = PROTO.with_name("service_pb2.py")
 
 
-def regenerated() -> str:
-    """Return the source of service_pb2.py as protoc writes it now, without the lines that tie it to protoc's own day.
+def regenerated() -> dict[Path, str]:
+    """Return what protoc writes now, without the lines that tie it to protoc's own day.
 
     These refuse any older runtime, and boards have what their vendor pins; the descriptor itself is plain proto3, which
     every runtime since protobuf 4 reads.
@@ -21,13 +20,20 @@ def regenerated() -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         included = importlib.resources.files("grpc_tools") / "_proto"
-        command = ["protoc", f"-I{ROOT}", f"-I{included}", f"--python_out={folder}", PROTO.relative_to(ROOT).as_posix()]
-        if protoc.main(command):
+        name = PROTO.relative_to(ROOT).as_posix()
+        outs = [f"--python_out={folder}", f"--pyi_out={folder}"]
+        if protoc.main(["protoc", f"-I{ROOT}", f"-I{included}", *outs, name]):
             raise RuntimeError(f"protoc does not take {PROTO}: mend it, then `make proto`")
-        source = Path(folder, MADE.relative_to(ROOT)).read_text(encoding="utf-8")
-    source = re.sub(r"^from google\.protobuf import runtime_version.*\n", "", source, flags=re.MULTILINE)
-    return re.sub(r"^_runtime_version\.ValidateProtobufRuntimeVersion\([^)]*\)\n", "", source, flags=re.MULTILINE)
+        made = {
+            ROOT / path.relative_to(folder): path.read_text(encoding="utf-8")
+            for path in sorted(Path(folder).rglob("service_pb2.py*"))
+        }
+    tied = (
+        r"^(from google\.protobuf import runtime_version.*|_runtime_version\.ValidateProtobufRuntimeVersion\([^)]*\))\n"
+    )
+    return {path: re.sub(tied, "", source, flags=re.MULTILINE) for path, source in made.items()}
 
 
 if __name__ == "__main__":
-    MADE.write_text(regenerated(), encoding="utf-8")
+    for made_path, source_text in regenerated().items():
+        made_path.write_text(source_text, encoding="utf-8")

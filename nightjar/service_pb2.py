@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16nightjar/service.proto\x12\x08nightjar\"\n\n\x08Question\"S\n\x0b\x44\x65scription\x12\x0e\n\x06\x62inary\x18\x01 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x02 \x01(\t\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x12\n\nwave_bytes\x18\x04 \x01(\r\"D\n\x04\x43lip\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04wave\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\"C\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"H\n\x06Result\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x07tensors\x18\x02 \x03(\x0b\x32\x10.nightjar.Tensor\x12\x0f\n\x07\x61udio_s\x18\x03 \x01(\x01\x32p\n\x07Session\x12\x35\n\x08\x44\x65scribe\x12\x12.nightjar.Question\x1a\x15.nightjar.Description\x12.\n\x06\x45ncode\x12\x0e.nightjar.Clip\x1a\x10.nightjar.Result(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16nightjar/service.proto\x12\x08nightjar\"\x1c\n\x08Question\x12\x10\n\x08runtimes\x18\x01 \x03(\t\"S\n\x0b\x44\x65scription\x12\x0e\n\x06\x62inary\x18\x01 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x02 \x01(\t\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x12\n\nwave_bytes\x18\x04 \x01(\r\"D\n\x04\x43lip\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04wave\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\"C\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"H\n\x06Result\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x07tensors\x18\x02 \x03(\x0b\x32\x10.nightjar.Tensor\x12\x0f\n\x07\x61udio_s\x18\x03 \x01(\x01\x32p\n\x07Session\x12\x35\n\x08\x44\x65scribe\x12\x12.nightjar.Question\x1a\x15.nightjar.Description\x12.\n\x06\x45ncode\x12\x0e.nightjar.Clip\x1a\x10.nightjar.Result(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,15 +23,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nightjar.service_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_QUESTION']._serialized_start=36
-  _globals['_QUESTION']._serialized_end=46
-  _globals['_DESCRIPTION']._serialized_start=48
-  _globals['_DESCRIPTION']._serialized_end=131
-  _globals['_CLIP']._serialized_start=133
-  _globals['_CLIP']._serialized_end=201
-  _globals['_TENSOR']._serialized_start=203
-  _globals['_TENSOR']._serialized_end=270
-  _globals['_RESULT']._serialized_start=272
-  _globals['_RESULT']._serialized_end=344
-  _globals['_SESSION']._serialized_start=346
-  _globals['_SESSION']._serialized_end=458
+  _globals['_QUESTION']._serialized_end=64
+  _globals['_DESCRIPTION']._serialized_start=66
+  _globals['_DESCRIPTION']._serialized_end=149
+  _globals['_CLIP']._serialized_start=151
+  _globals['_CLIP']._serialized_end=219
+  _globals['_TENSOR']._serialized_start=221
+  _globals['_TENSOR']._serialized_end=288
+  _globals['_RESULT']._serialized_start=290
+  _globals['_RESULT']._serialized_end=362
+  _globals['_SESSION']._serialized_start=364
+  _globals['_SESSION']._serialized_end=476
 # @@protoc_insertion_point(module_scope)
