@@ -31,28 +31,40 @@ class Writer:
     def __init__(self, folder: Path, index: Index, ids: Sequence[str]) -> None:
         self.folder, self.ids, self.done = folder, list(ids), set[str]()
         self._index = index.signed(())
-        with storing():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / ".lock").open("a")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                log.warning("another harvest writes to %s; waiting", folder)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-            before = self._read_before()
-            if before != self._index:
-                write_atomic(folder / INDEX, self._index.model_dump_json(indent=1))
-            sizes = self._index.sizes()
-            self._place = {name: divmod(at, index.shard_clips) for at, name in enumerate(self.ids)}
-            self._open: dict[int, _OpenShard] = {}
-            for number, size in enumerate(sizes):
-                start = number * index.shard_clips
-                shard = _OpenShard(folder, number, self.ids[start : start + size], index.tensors)
-                self.done |= shard.kept.keys()
-                shard.close()
+        self._sizes = self._index.sizes()
+        self._place = {name: at // index.shard_clips for at, name in enumerate(self.ids)}
+        self._open: dict[int, _OpenShard] = {}
 
     def __enter__(self) -> "Writer":
+        with storing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("a")
+        try:
+            with storing():
+                self._go_on()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
+
+    def _go_on(self) -> None:
+        """Wait for the folder, and see what is in it."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            log.warning("another harvest writes to %s; waiting", self.folder)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        if self._read_before() != self._index:
+            write_atomic(self.folder / INDEX, self._index.model_dump_json(indent=1))
+        for number in range(len(self._sizes)):
+            shard = self._shard(number)
+            self.done |= shard.kept.keys()
+            shard.close()
+
+    def _shard(self, number: int) -> "_OpenShard":
+        start = number * self._index.shard_clips
+        names = self.ids[start : start + self._sizes[number]]
+        return _OpenShard(self.folder, number, names, self._index.tensors)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -65,12 +77,10 @@ class Writer:
         """Keep one clip; when this returns, no kill of ours loses it."""
         if encoded.id in self.done:
             return
-        number, _ = self._place[encoded.id]
+        number = self._place[encoded.id]
         with storing():
             if (shard := self._open.get(number)) is None:
-                start = number * self._index.shard_clips
-                names = self.ids[start : start + self._index.sizes()[number]]
-                shard = self._open[number] = _OpenShard(self.folder, number, names, self._index.tensors)
+                shard = self._open[number] = self._shard(number)
             shard.add(encoded)
             self.done.add(encoded.id)
             if len(shard.kept) == len(shard.names):
@@ -81,7 +91,7 @@ class Writer:
         missing = [name for name in self.ids if name not in self.done]
         assert not missing, missing[:3]
         with storing():
-            shards = [digest_file(record_file(self.folder, number)) for number in range(len(self._index.sizes()))]
+            shards = [digest_file(record_file(self.folder, number)) for number in range(len(self._sizes))]
             index = self._index.signed(shards)
             write_atomic(self.folder / INDEX, index.model_dump_json(indent=1))
         return index
