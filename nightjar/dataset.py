@@ -41,8 +41,9 @@ class Entry(BaseModel, frozen=True):
 
 
 class ShardRecord(BaseModel, frozen=True):
-    """What a finished shard holds, in order."""
+    """What a finished shard holds, in order; dataset: sha256 of the index that it is of, before that lists shards."""
 
+    dataset: str
     clips: list[Entry]
 
 
@@ -188,8 +189,7 @@ def open_dataset(
         path = record_file(folder, number)
         if not path.exists() or digest_file(path) != expected:
             raise StoreBroken(f"{path} is missing or was altered: {AGAIN}")
-        record = ShardRecord.model_validate_json(path.read_bytes())
-        records.append(record)
+        records.append(record := ShardRecord.model_validate_json(path.read_bytes()))
         for tensor, shape in index.tensors.items():
             _check_file(ShardFile(folder, number, tensor, size, shape), tensor, record, verify)
         tick(number + 1, len(index.shards))

@@ -7,7 +7,7 @@ moment costs the clips that were on their way, and the same harvest goes on; it 
 import fcntl
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,7 +64,7 @@ class Writer:
     def _shard(self, number: int) -> "_OpenShard":
         start = number * self._index.shard_clips
         names = self.ids[start : start + self._sizes[number]]
-        return _OpenShard(self.folder, number, names, self._index.tensors)
+        return _OpenShard(self.folder, number, names, self._index)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -121,13 +121,16 @@ class Writer:
 class _OpenShard:
     """Hold one shard's files while clips come, in any order; on opening, verify what an earlier run left."""
 
-    def __init__(self, folder: Path, number: int, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, folder: Path, number: int, names: Sequence[str], index: Index) -> None:
         self.names, self.kept = {name: slot for slot, name in enumerate(names)}, dict[str, Entry]()
         self._folder, self._number = folder, number
         self._journal_path = folder / f"shard-{number:05d}.jsonl"
         self._journal: Any = None
         record = record_file(folder, number)
-        self._files = {tensor: ShardFile(folder, number, tensor, len(names), shape) for tensor, shape in shapes.items()}
+        self._of = index.sha256
+        self._files = {
+            tensor: ShardFile(folder, number, tensor, len(names), shape) for tensor, shape in index.tensors.items()
+        }
         entries, whole = self._left()
         if not entries:
             record.unlink(missing_ok=True)
@@ -151,15 +154,16 @@ class _OpenShard:
         record = record_file(self._folder, self._number)
         try:
             if record.exists():
-                return ShardRecord.model_validate_json(record.read_bytes()).clips, True
+                found = ShardRecord.model_validate_json(record.read_bytes())
+                return (found.clips, True) if found.dataset == self._of else ([], False)
             data = self._journal_path.read_bytes() if self._journal_path.exists() else b""
-            entries = []
-            for line in data[: data.rfind(b"\n") + 1].splitlines():
-                entries.append(Entry.model_validate_json(line))
+            head, *lines = data[: data.rfind(b"\n") + 1].splitlines() or [b""]
+            if head.decode("ascii", "replace") != self._of:  # the index was damaged, and this is of another dataset
+                return [], False
+            return [Entry.model_validate_json(line) for line in lines], False
         except ValidationError:
             log.warning("shard %d of %s has a damaged record; made anew", self._number, self._folder)
             return [], False
-        return entries, False
 
     def _good(self, entry: Entry) -> bool:
         slot = self.names.get(entry.id)
@@ -182,13 +186,14 @@ class _OpenShard:
 
     def _write_journal(self) -> None:
         # Anew, without a half-written line and lines of clips that were altered.
-        write_atomic(self._journal_path, "".join(f"{entry.model_dump_json()}\n" for entry in self.kept.values()))
+        lines = [self._of, *(entry.model_dump_json() for entry in self.kept.values())]
+        write_atomic(self._journal_path, "".join(f"{line}\n" for line in lines))
 
     def finish(self) -> None:
         """Write the record, which makes the shard one."""
         for file in self._files.values():
             file.sync()
-        ordered = ShardRecord(clips=[self.kept[name] for name in self.names])
+        ordered = ShardRecord(dataset=self._of, clips=[self.kept[name] for name in self.names])
         write_atomic(record_file(self._folder, self._number), ordered.model_dump_json())
         self.close()
         self._journal_path.unlink(missing_ok=True)

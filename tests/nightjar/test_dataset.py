@@ -101,7 +101,7 @@ def kept(out: Path) -> set[str]:
     found = set()
     for path in out.glob("shard-*.json*"):
         text = path.read_text()
-        whole = json.loads(text)["clips"] if path.suffix == ".json" else map(json.loads, text.splitlines())
+        whole = json.loads(text)["clips"] if path.suffix == ".json" else map(json.loads, text.splitlines()[1:])
         found |= {entry["id"] for entry in whole}
     return found
 
@@ -159,10 +159,21 @@ def test_a_kill_between_a_shards_last_clip_and_its_record_costs_nothing(
 ) -> None:
     record = copied / "shard-00001.json"
     lines = [json.dumps(entry) + "\n" for entry in json.loads(record.read_text())["clips"]]
-    (copied / "shard-00001.jsonl").write_text("".join(lines))
+    whose = json.loads(record.read_text())["dataset"] + "\n"
+    (copied / "shard-00001.jsonl").write_text(whose + "".join(lines))
     record.unlink()
     assert harvest_speech(asked(small_binary, noises, copied)).made == 0
     assert content(copied) == content(local_dataset)
+
+
+def test_shards_of_another_dataset_do_not_count_when_the_index_is_gone(
+    small_binary: Path, noises: Path, copied: Path, tmp_path: Path
+) -> None:
+    other = with_runner(small_binary, tmp_path / "other")
+    (copied / "dataset.json").write_text("{")
+    with Server(other) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTJAR_BOARDS", str(boards(tmp_path, server.port)))
+        assert harvest_speech(asked(other, noises, copied, board="svc")).made == 150
 
 
 def test_a_finished_dataset_is_left_as_it_is(small_binary: Path, noises: Path, copied: Path) -> None:
