@@ -113,13 +113,13 @@ def serve_lease(asked: dict[str, Any]) -> None:
 
 
 def lock_file(path: str) -> int:
+    """Open the file that a board's only user holds locked, made where there is none."""
     # Every account of the board shares it. Linux refuses O_CREAT on another's file in /tmp, so it is opened first.
-    for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT):
-        try:
-            lock = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            break
-        except FileNotFoundError:
-            continue
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        lock = os.open(path, flags)
+    except FileNotFoundError:
+        lock = os.open(path, flags | os.O_CREAT, 0o666)
     with contextlib.suppress(OSError):
         os.fchmod(lock, 0o666)
     return lock

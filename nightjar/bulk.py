@@ -22,7 +22,7 @@ from nightjar.plugins import Plugin, plugin
 from nightjar.progress import tick
 from nightjar.request import HarvestRequest
 from nightjar.shards import Writer
-from nightjar.target import board_of
+from nightjar.target import board_of, preflight
 from nightjar.wire import content_of, grpc_module
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def harvest_speech(request: HarvestRequest) -> Harvested:
                     f"board {reach.alias} serves another binary ({served.binary[:12]}) than {asked.binary} "
                     f"({asked.content[:12]}): start its service with this one"
                 )
+            preflight(asked.target, reach.alias, served.facts)
             with _writer(request, asked, module.TIERS["local"], served.facts.model_dump()) as writer:
                 todo = [clip for clip in asked.clips if clip.id not in writer.done]
                 return _kept(writer, asked, board.encode((clip.id, load_audio(clip.audio)) for clip in todo))

@@ -76,13 +76,16 @@ class Encoders:
     def __init__(self, folder: Path, workers: int) -> None:
         try:
             self.model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-            entry = json.loads((folder / "binary.json").read_text(encoding="utf-8"))["parts"]["encoder"]
+            described = json.loads((folder / "binary.json").read_text(encoding="utf-8"))
+            entry, target = described["parts"]["encoder"], Path(described["target"]).name
             shapes = {out["name"]: tuple(out["shape"][1:]) for out in self.model["parts"]["encoder"]["outputs"]}
             self.outputs = {name: shapes[name] for name in self.model["harvest"]}
             self.wave_bytes = int(self.model["recipe"]["window_s"] * 16000) * 2
             self.binary = content_of(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadOptions(f"{folder} is no binary ({line_of(error)}): give a folder that build wrote") from error
+        preflight = Path(__file__).parents[1] / "targets" / target / "preflight.py"
+        self._probe = preflight.read_text(encoding="utf-8") if preflight.is_file() else ""
         self.result_bytes = sum(2 * int(np.prod(shape)) for shape in self.outputs.values())
         try:
             self._family = importlib.import_module(f"models.{self.model['family']}.decode")
@@ -95,6 +98,10 @@ class Encoders:
         for parts in opened:
             # A daemon, for a hung runtime must not keep the process.
             threading.Thread(target=self._work, args=(parts,), daemon=True).start()
+
+    def facts(self, runtimes: list[str]) -> dict[str, Any]:
+        """Say what this board is, in the words of a session by ssh."""
+        return facts(sorted({"numpy", *runtimes}), self._probe)
 
     def take(self, clip: pb.Clip, flight: Flight) -> None:
         """Put a clip in line."""
@@ -151,7 +158,7 @@ class Service:
         self._admit(context)
         return pb.Description(
             binary=self.encoders.binary,
-            facts=json.dumps(facts(sorted({"numpy", *list(question.runtimes)[:20]}))),
+            facts=json.dumps(self.encoders.facts(list(question.runtimes)[:20])),
             in_flight=self.in_flight,
             wave_bytes=self.encoders.wave_bytes,
         )
@@ -210,7 +217,11 @@ class Service:
 
     def _hold(self, context: grpc.ServicerContext) -> None:
         """Hold the board's lock as long as the stream lasts, as a session by ssh does."""
-        lock = lock_file(self._lock)
+        try:
+            lock = lock_file(self._lock)
+        except OSError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"cannot open the lock {self._lock} ({error.strerror})")
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
