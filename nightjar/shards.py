@@ -75,8 +75,6 @@ class Writer:
 
     def add(self, encoded: Encoded) -> None:
         """Keep one clip; when this returns, no kill of ours loses it."""
-        if encoded.id in self.done:
-            return
         number = self._place[encoded.id]
         with storing():
             if (shard := self._open.get(number)) is None:
