@@ -85,6 +85,8 @@ def _asked(request: HarvestRequest) -> Asked:
         model = json.loads((request.binary / "model.json").read_text(encoding="utf-8"))
         target = json.loads((request.binary / "binary.json").read_text(encoding="utf-8"))["target"]
         window_s, content = model["recipe"]["window_s"], content_of(request.binary)
+        if not model["harvest"]:
+            raise ValueError("no tensor of it is harvested")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadOptions(
             f"--binary {request.binary} is no binary ({type(error).__name__}): give a folder that build wrote, such as "

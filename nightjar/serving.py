@@ -15,9 +15,9 @@ import json
 import os
 import queue
 import socket
-import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple  # noqa: UP035 (collections.abc has no [] in Python 3.8)
@@ -127,6 +127,7 @@ class Encoders:
             try:
                 said: pb.Result | Refusal = self._encoded(parts, clip)
             except Exception as error:
+                traceback.print_exc()  # for whoever looks at the board; the host gets a line
                 said = Refusal(grpc.StatusCode.INTERNAL, f"clip {clip.id}: {line_of(error)}")
             flight.due.pop(clip.id, None)
             flight.done.put(said)
@@ -270,6 +271,4 @@ def started(encoders: Encoders, door: Door, in_flight: int, deadline_s: float, l
 
 def line_of(error: Exception) -> str:
     """Say in one line what an exception says."""
-    words = " ".join(str(error).split())[:300]
-    print(f"{type(error).__name__}: {words}", file=sys.stderr, flush=True)
-    return f"{type(error).__name__}: {words}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -183,6 +183,7 @@ def test_tensors_are_those_of_a_local_session(
         (["--token-file", "absent"], "cannot read the token"),
         (["--listen", "50051"], "is no address"),
         (["--workers", "0"], "at least one of --workers"),
+        (["--binary", "/tmp"], "is no binary"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -225,6 +226,16 @@ def test_a_stopped_service_ends_in_order_and_a_bad_lock_is_said(small_binary: Pa
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 130
     assert not server.errors
+
+
+def test_an_encoder_that_does_not_load_is_one_line(small_binary: Path, tmp_path: Path) -> None:
+    binary = with_runner(small_binary, tmp_path)
+    (binary / "encoder.onnx").write_bytes(b"no graph")
+    server = Server(binary)
+    assert server.process.returncode == 4
+    assert [line for line in server.errors if "does not load" not in line] == []
+    assert "onnxruntime cannot load" in server.errors[0]
+    server.kill()
 
 
 def test_a_taken_port_is_one_line(small_binary: Path, shared: Server) -> None:
