@@ -29,6 +29,14 @@ from pathlib import Path
 import numpy as np
 from targets.onnx import runner as onnx
 
+def once(folder):
+    # Exactly one caller, of whichever thread, is the first.
+    try:
+        os.close(os.open(folder / ".once", os.O_CREAT | os.O_EXCL))
+        return True
+    except FileExistsError:
+        return False
+
 class Runner:
     def __init__(self, folder, inner):
         self.folder, self.inner = folder, inner
