@@ -1,14 +1,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test check lock clean
+.PHONY: proto setup demo test check lock clean
 
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "setting up .venv (once, a few minutes)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev,service]'
 	@touch $@
 
 demo: setup  ## port the shipped model to the RK3588 in Rockchip's simulator, print the verdict, write the report
@@ -23,6 +23,9 @@ check: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+proto: setup  ## the board service's messages, from nightjar/service.proto
+	$(BIN)/python -m nightjar.regenerate
 
 lock: setup  ## write down the versions in use
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^-e\|@' > constraints.txt

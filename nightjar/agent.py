@@ -50,7 +50,7 @@ def serve_facts(asked: dict[str, Any]) -> None:
     """Answer what this board is and how it does."""
     scratch = Path(asked["scratch"]).expanduser()
     scratch.mkdir(0o700, parents=True, exist_ok=True)
-    answer(facts=facts(asked["runtimes"], asked["probe"]), health=health(scratch), holder=_holder(asked["lock"]))
+    answer(facts=facts(asked["runtimes"], asked["probe"]), health=health(scratch), holder=holder_of(asked["lock"]))
 
 
 def serve_command(asked: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ def serve_command(asked: dict[str, Any]) -> None:
 
 def serve_lease(asked: dict[str, Any]) -> None:
     """Hold the board's lock until the host is gone; say who else holds it while waiting."""
-    lock = _lock_file(asked["lock"])
+    lock = lock_file(asked["lock"])
     said = False
     while True:
         try:
@@ -105,7 +105,7 @@ def serve_lease(asked: dict[str, Any]) -> None:
             break
         except OSError:
             if not said:
-                answer(held=False, by=_holder(asked["lock"]))
+                answer(held=False, by=holder_of(asked["lock"]))
                 said = True
         heard(0.3)
     os.ftruncate(lock, 0)
@@ -115,20 +115,20 @@ def serve_lease(asked: dict[str, Any]) -> None:
         heard()
 
 
-def _lock_file(path: str) -> int:
+def lock_file(path: str) -> int:
+    """Open the file that a board's only user holds locked, made where there is none."""
     # Every account of the board shares it. Linux refuses O_CREAT on another's file in /tmp, so it is opened first.
-    for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT):
-        try:
-            lock = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            break
-        except FileNotFoundError:
-            continue
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        lock = os.open(path, flags)
+    except FileNotFoundError:
+        lock = os.open(path, flags | os.O_CREAT, 0o666)
     with contextlib.suppress(OSError):
         os.fchmod(lock, 0o666)
     return lock
 
 
-def _holder(path: str) -> str:
+def holder_of(path: str) -> str:
     """Return what the holder of the lock wrote into it, empty when nobody holds it."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

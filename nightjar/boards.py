@@ -8,6 +8,8 @@
     spool_gib = 1
     lock = "/tmp/nightjar.lock"
     ssh_config = "lab.config"
+    service = "localhost:50051"        # its board service (nightjar/serve.py), in place of ssh for long harvests
+    service_ca = "ca.pem"              # beyond localhost; service_cert and service_key, or service_token, beside it
     notes = "on the shelf, RK3588, 8 GiB"
 
 BOARD_IP, BOARD_USER and BOARD_SSH_KEY make one more, called `env`. No password and no key is ever stored.
@@ -43,9 +45,16 @@ class BoardEntry(BaseModel):
     spool_gib: float = Field(1, gt=0, description="what may wait there to be fetched before a harvest pauses")
     lock: str = Field("/tmp/nightjar.lock", description="file on the board that its only user holds locked")
     ssh_config: str | None = Field(None, description="ssh config file in place of ~/.ssh/config")
+    service: str | None = Field(None, description="HOST:PORT of its `nightjar board serve`; ssh without")
+    service_ca: str | None = Field(None, description="PEM file of the service's certificate or authority: TLS")
+    service_cert: str | None = Field(None, description="PEM file of our own certificate, and service_key its key")
+    service_key: str | None = None
+    service_token: str | None = Field(None, description="file of the service's token")
     notes: str = ""
 
-    @field_validator("scratch", "lock", "python", "ssh_config")
+    @field_validator(
+        *("scratch", "lock", "python", "ssh_config", "service_ca", "service_cert", "service_key", "service_token")
+    )
     @classmethod
     def _is_a_path(cls, path: str | None) -> str | None:
         if path is not None and (not path or path.startswith("-") or not path.isprintable()):
@@ -127,8 +136,13 @@ def read_boards() -> Mapping[str, BoardEntry]:
     return boards
 
 
+def beside(path: str) -> Path:
+    """Return where a file lies that boards.toml names: beside it, unless absolute."""
+    return boards_file().parent / Path(path).expanduser()
+
+
 def _config_file(path: str) -> Path:
-    found = boards_file().parent / Path(path).expanduser()
+    found = beside(path)
     if not found.is_file():
         raise BadOptions(f"{boards_file()} names an ssh_config that is not there: {found}; correct the path")
     return found.resolve()

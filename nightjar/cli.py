@@ -47,7 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from nightjar.request import AttributeRequest, EvaluateRequest, ImportRequest, PortRequest, TranscribeRequest
+    from nightjar.request import (
+        AttributeRequest,
+        EvaluateRequest,
+        HarvestRequest,
+        ImportRequest,
+        PortRequest,
+        TranscribeRequest,
+    )
+    from nightjar.serve import add_arguments, replaced
 
     parser = argparse.ArgumentParser(
         prog="nightjar",
@@ -72,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     transcribe = commands.add_parser("transcribe", help="text from a port's binary, built if need be")
     add_options(transcribe, TranscribeRequest, TranscribeRequest.FLAGS)
     _add_json(transcribe, _transcribe)
+
+    harvest = commands.add_parser(
+        "harvest", help="encoder outputs of much speech as a dataset, for distillation", epilog=EXIT_CODES
+    )
+    add_options(harvest, HarvestRequest)
+    harvest.set_defaults(command=_harvest)
 
     calibrate = commands.add_parser("calibrate", help="calibration sets made of other tools' files")
     calibrating = calibrate.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -113,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("alias", help="an alias of ~/.ssh/config or boards.toml, or env for BOARD_IP, …")
     look.add_argument("--target", help="the target to look at (default: that of boards.toml, else all)")
     look.set_defaults(command=_board_check)
+    offer = boards.add_parser(
+        "serve", help="on a board: offer a binary's encoder to hosts, over gRPC", epilog=EXIT_CODES
+    )
+    add_arguments(offer)
+    offer.set_defaults(command=replaced)
 
     for kind in ("targets", "models"):
         listing = commands.add_parser(kind, help=f"list the {kind} there are")
@@ -194,6 +213,21 @@ def _attribute(arguments: argparse.Namespace) -> int:
     results, _ = run_flow(attribute, request, screen, refresh=request.refresh)
     show_attribution(screen, results)
     _write_json(arguments, results)
+    return 0
+
+
+def _harvest(arguments: argparse.Namespace) -> int:
+    from nightjar.bulk import harvest_speech
+    from nightjar.progress import listening
+    from nightjar.request import HarvestRequest
+    from nightjar.show import Screen, show_harvest
+
+    request = parse_options(arguments, HarvestRequest)
+    screen = Screen()
+    screen.say(f"[bold]harvest[/bold] {request.speech} → {request.out}, board {request.board or 'default'}")
+    with screen, listening(lambda done, total: screen.progress("harvest", done, total)):
+        harvested = harvest_speech(request)
+    show_harvest(screen, harvested.dataset, harvested.made)
     return 0
 
 

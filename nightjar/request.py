@@ -218,6 +218,19 @@ class TranscribeRequest(PortRequest):
     )
 
 
+class HarvestRequest(BaseModel):
+    """Run much speech through a binary's encoder and keep its outputs as a dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    binary: Path = Field(description="folder that build wrote, as the board's service has it")
+    speech: Path = Field(description="NeMo manifest, LibriSpeech tree or folder of audio; needs no text")
+    board: str | None = Field(None, description="as for port; by its service where boards.toml names one")
+    out: Path = Field(description="folder of the dataset; the same command goes on in it")
+    limit: int | None = Field(None, ge=1, description="only N clips, drawn by their ids")
+    shard_mib: int = Field(256, ge=1, le=4096, description="size of a shard, all tensors together")
+
+
 def speech_source(request: PortRequest, kind: Literal["calibration", "test"]) -> Source:
     """Return one list of speech by content; raises BadOptions when none is given to a model that ships none."""
     given, shipped = {

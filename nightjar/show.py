@@ -203,6 +203,13 @@ def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
         screen.say("no dataset.txt: it cannot quote white space in the store's path; set NIGHTJAR_STORE to one without")
 
 
+def show_harvest(screen: Screen, index: Any, made: int) -> None:
+    """Print what a dataset holds and what of it is new."""
+    skipped = f"; {len(index.skipped)} clips longer than the window left out" if index.skipped else ""
+    tensors = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in index.tensors.items())
+    screen.say(f"{index.clips} clips in {len(index.shards)} shards, {made} of them new{skipped}; float16: {tensors}")
+
+
 def show_targets() -> None:
     """List the targets with their boards and tiers."""
     from nightjar.plugins import names, plugin

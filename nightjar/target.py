@@ -69,7 +69,7 @@ def board_of(target: Plugin, alias: str | None) -> BoardRef:
             f"this machine has no {', '.join(absent)}, which runs {module.NAME} on board {alias!r}; "
             f"run this on the board itself, or pass --board with another of {', '.join(module.TIERS)}"
         )
-    _preflight(target, alias, facts)
+    preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=tier, facts=facts)
 
 
@@ -98,7 +98,7 @@ def _remote(target: Plugin, alias: str) -> BoardRef:
             f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it for {reach.entry.python} "
             f"there, then `nightjar board check {alias} --target {module.NAME}`"
         )
-    _preflight(target, alias, facts)
+    preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, remote=True)
 
 
@@ -153,7 +153,8 @@ def findings_of(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
 
 
-def _preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
+def preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
+    """Warn of what stands against a run on a board; raises BoardMissing where it refuses."""
     for level, message in findings_of(target, facts):
         if level == "refuse":
             raise BoardMissing(f"board {alias} does not run this target's files: {message}")
