@@ -47,7 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from nightjar.request import AttributeRequest, EvaluateRequest, ImportRequest, PortRequest, TranscribeRequest
+    from nightjar.request import (
+        AttributeRequest,
+        DeployRequest,
+        EvaluateRequest,
+        ImportRequest,
+        PortRequest,
+        TranscribeRequest,
+    )
 
     parser = argparse.ArgumentParser(
         prog="nightjar",
@@ -84,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_options(attribute, AttributeRequest, AttributeRequest.FLAGS)
     _add_json(attribute, _attribute)
+
+    deploy = commands.add_parser("deploy", help="a port to a board, canary first", epilog=EXIT_CODES)
+    add_options(deploy, DeployRequest)
+    deploy.add_argument("--list", action="store_true", help="list the board's releases, and do nothing")
+    _add_json(deploy, _deploy)
+    rollback = commands.add_parser("rollback", help="the release before the current one", epilog=EXIT_CODES)
+    rollback.add_argument("--board", required=True, help="ssh alias of the board")
+    rollback.add_argument("--name", default="", help="which deployment; default: the only one there is")
+    rollback.add_argument("--to", default="", metavar="ID", help="an earlier release than the one before")
+    _add_json(rollback, _rollback)
 
     compare = commands.add_parser(
         "compare", help="stock Whisper, TorchScript and ONNX on given clips: text, token ids, seconds"
@@ -210,6 +227,40 @@ def _import_dumps(arguments: argparse.Namespace) -> int:
     results, _ = run_flow(import_dumps_flow, request, screen, refresh=request.refresh)
     show_calibration(screen, results)
     _write_json(arguments, results)
+    return 0
+
+
+def _deploy(arguments: argparse.Namespace) -> int:
+    from nightjar.request import DeployRequest
+    from nightjar.show import Screen, show_deployed, show_releases, show_results
+
+    request = parse_options(arguments, DeployRequest)
+    if arguments.list:
+        from nightjar.deploy import list_releases
+
+        listed = {name: state.model_dump() for name, state in list_releases(request.board).items()}
+        show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
+        _write_json(arguments, listed)
+        return 0
+    screen = Screen()
+    screen.say(f"[bold]deploy[/bold] {request.model} → {request.target}, {request.precision}, board {request.board}")
+    from flows.deploy import deploy
+    from flows.start import run_flow
+
+    results, _ = run_flow(deploy, request, screen, refresh=request.refresh)
+    show_results(screen, results["port"])
+    show_deployed(screen, results)
+    _write_json(arguments, results)
+    return 1 if results["reason"] else 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from nightjar.deploy import roll_back
+    from nightjar.show import Screen, show_deployed
+
+    done = roll_back(arguments.board, arguments.name, arguments.to).model_dump(mode="json")
+    show_deployed(Screen(), {**done, "board": arguments.board})
+    _write_json(arguments, done)
     return 0
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import time
 import wave
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+import nightjar.clipwise  # travels to the board, so its code is part of every key that runs a program
 from nightjar.artifact import digest, storing, write_atomic
 from nightjar.audio import load_audio
 from nightjar.board import Board
@@ -25,7 +27,8 @@ from nightjar.progress import tick
 log = logging.getLogger(__name__)
 
 PLACEHOLDERS = ("clip", "language", "binary")
-CLIPWISE = Path(__file__).with_name("clipwise.py")
+CLIPWISE = Path(nightjar.clipwise.__file__)
+ALL, ALL_CLIPS = "all", "{clips}"
 GIVE_UP = 5  # clips in a row from the first: a program that cannot do any of them
 TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\-_]|[\x00\x08\x0e-\x1a]")
 
@@ -113,8 +116,8 @@ def found_on(board: Board, program: Program, alias: str) -> Program:
         ) from error
     if not checked.files:
         raise BoardMissing(
-            f"board {alias} has no program {program.command[0]}{' in ' + program.cwd if program.cwd else ''} that can be "
-            "run: build it there, and give its path with --program or in boards.toml"
+            f"board {alias} has no program {program.command[0]} that can be run, seen from {program.cwd or '/'}: "
+            "build it there, and give its path with --program or in boards.toml"
         )
     return checked
 
@@ -128,19 +131,20 @@ def run_program(
     language: str,
     binary: Mapping[str, Path] = {},
     dump_bytes: int = 0,
-    give_up: bool = True,
 ) -> dict[str, Said]:
     """Run a program on clips (files, or int16 waves at 16 kHz) and return what became of each, by clip, in order.
 
     The board is held by the caller. `folder` is the job's scratch folder: finished clips of an earlier, killed run are
     not run again. binary: files that lie in {binary}. With `dump_bytes` what it dumped on a clip, of that size at most,
-    is fetched to `folder`/dumps/CLIP.bin; with `give_up`, a program that fails on the first clips all alike is not
-    asked for the rest. Raises SessionFailed when the board is lost or no clip comes to anything.
+    is fetched to `folder`/fetched/CLIP.bin. A program that fails on the first clips all alike is not asked for the
+    rest. One whose command has the word {clips} hears all in one run, always anew, whose result is called ALL. Raises
+    SessionFailed when the board is lost, or no clip comes to anything.
     """
-    for path in folder.glob("lines.jsonl"):
-        path.unlink()  # of another command; the board's own is in a folder named by this one
+    together = ALL_CLIPS in program.command
     described = {"program": program.model_dump(mode="json"), "language": language, "clips": list(clips)}
-    identity = digest([described, sorted(binary), CLIPWISE.read_text(encoding="utf-8")])
+    identity = digest(
+        [described, sorted(binary), CLIPWISE.read_text(encoding="utf-8"), time.time_ns() if together else 0]
+    )
     there = board.place(folder, identity)
     given: list[tuple[Path, Path]] = [(CLIPWISE, there / "clipwise.py")]
     with storing():
@@ -148,8 +152,13 @@ def run_program(
             _write_wav(folder / "clips" / f"{name}.wav", source)
             given.append((folder / "clips" / f"{name}.wav", there / "clips" / f"{name}.wav"))
         means = {"language": language, "binary": str(there / "binary")}
+        paths = {name: str(there / "clips" / f"{name}.wav") for name in clips}
+        if together:
+            commands = {ALL: _filled(program.command, means, list(paths.values()))}
+        else:
+            commands = {name: _filled(program.command, {**means, "clip": path}, []) for name, path in paths.items()}
         job = {
-            "clips": [{"id": name, "command": _filled(program.command, means, there, name)} for name in clips],
+            "clips": [{"id": name, "command": command} for name, command in commands.items()],
             **program.model_dump(include={"cwd", "dumps", "timeout_s"}),
         }
         write_atomic(folder / "job.json", json.dumps(job))
@@ -161,19 +170,19 @@ def run_program(
     silence_s = program.timeout_s + 60
     with contextlib.closing(board.lines(command, silence_s, lambda text: log.debug("clipwise: %s", text))) as lines:
         for text in lines:
-            one = _read(text, clips)
+            one = _read(text, commands)
             said[one.id] = one
-            tick(len(said), len(clips))
-            if give_up and len(said) == GIVE_UP and all(each.trouble(program.timeout_s) for each in said.values()):
+            tick(len(said), len(commands))
+            if len(said) == GIVE_UP and all(each.trouble(program.timeout_s) for each in said.values()):
                 break
     troubles = {name: each.trouble(program.timeout_s) for name, each in said.items()}
-    if give_up and troubles and all(troubles.values()):
+    if troubles and all(troubles.values()) and not together:
         name = next(iter(troubles))
         raise SessionFailed(
             f"the board's own program did nothing with any of {len(troubles)} clips, first {name}: {troubles[name]}; "
             "run it there by hand, then the same command again"
         )
-    if missing := [name for name in clips if name not in said]:
+    if missing := [name for name in commands if name not in said]:
         raise SessionFailed(f"the board's own program was not run on {missing[0]}; run the same command again")
     if dump_bytes:
         wanted = [name for name, each in said.items() if len(each.dumps) == 1 and each.dumps[0][1] <= dump_bytes]
@@ -181,13 +190,16 @@ def run_program(
             shutil.rmtree(folder / "fetched", ignore_errors=True)
             board.get_all([(there / "dumps" / f"{n}.bin", folder / "fetched" / f"{n}.bin") for n in wanted], dump_bytes)
     board.leave(there)
-    return {name: said[name] for name in clips}
+    return {name: said[name] for name in commands}
 
 
-def _filled(words: tuple[str, ...], means: Mapping[str, str], there: Path, clip: str) -> list[str]:
+def _filled(words: tuple[str, ...], means: Mapping[str, str], clips: list[str]) -> list[str]:
     """Put values where placeholders are, once: a value that looks like a placeholder stays what it is."""
-    values = {**means, "clip": str(there / "clips" / f"{clip}.wav")}
-    return [re.sub(r"\{([a-z_]+)\}", lambda found: values[found[1]], word) for word in words]
+    filled: list[str] = []
+    for word in words:
+        one = re.sub(r"\{([a-z_]+)\}", lambda found: means.get(found[1], found[0]), word)
+        filled += clips if word == ALL_CLIPS else [one]
+    return filled
 
 
 def _write_wav(path: Path, source: Path | np.ndarray) -> None:

@@ -87,7 +87,12 @@ class Releases:
                     "about": {key: about.get(key) for key in TOLD},
                 }
             )
-        return {"current": self.current(), "history": [entry["id"] for entry in entries], "releases": listed}
+        return {
+            "root": str(self.root),
+            "current": self.current(),
+            "history": [entry["id"] for entry in entries],
+            "releases": listed,
+        }
 
     def check(self, name: str) -> str:
         """Return what is wrong with a release, empty when every file is what its manifest says; all is then on disk."""
@@ -140,8 +145,8 @@ class Releases:
                 kept.append(entry["id"])
         with contextlib.suppress(OSError):  # the switch is made; what is too many goes the next time
             left = [entry for entry in entries if entry["id"] in kept[:keep]]
-            pairs = zip(left, [{"id": ""}, *left])
-            self._write_history([entry for entry, before in pairs if entry["id"] != before["id"]])
+            turns = [number for number, entry in enumerate(left) if not number or entry["id"] != left[number - 1]["id"]]
+            self._write_history([left[number] for number in turns])
             for other in self.there():
                 if other not in kept[:keep]:
                     shutil.rmtree(str(self.folder / other), ignore_errors=True)

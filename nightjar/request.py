@@ -28,6 +28,9 @@ StageName = Literal[
     "report",
     "adopt",
     "import_dumps",
+    "bundle",
+    "run_program",
+    "dump_program",
 ]
 
 
@@ -175,6 +178,24 @@ class EvaluateRequest(PortRequest):
     )
 
     files: tuple[Path, ...] = Field(description="the parts' files as the target runs them, in any order")
+
+
+class DeployRequest(PortRequest):
+    """Put a port on a board, beside the current release, and make it current if its canary hears what the port did."""
+
+    board: str = Field(description="ssh alias of the board")
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$",
+        description="what the deployment is called on the board; default: the model's name",
+    )
+    canary_clips: int = Field(8, ge=1, description="evaluation clips that a release must hear before the switch")
+    canary_against: Literal["port", "float"] = Field(
+        "port", description="what it is held against: what the port's binary heard, or the float graphs on the host"
+    )
+    max_canary_wer: float = Field(5.0, ge=0, description="percent of words that may differ from that")
+    keep: int = Field(3, ge=1, description="releases that stay on the board, the current one among them")
+    force: bool = Field(False, description="deploy a port whose verdict is FAIL")
 
 
 class AttributeRequest(PortRequest):

@@ -201,6 +201,42 @@ def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
         screen.say("no dataset.txt: it cannot quote white space in the store's path; set NIGHTJAR_STORE to one without")
 
 
+def show_deployed(screen: Screen, results: dict[str, Any]) -> None:
+    """Print what is current on a board now, or why nothing was switched."""
+    if results.get("canary_wer") is not None:
+        screen.say(f"canary: WER {results['canary_wer']:.2f} % on {results['canary_clips']} clips")
+    if results["reason"]:
+        screen.console.print(f"[red]not deployed[/red]: {escape(results['reason'])}")
+        screen.say(
+            f"board {results['board']}: current is {results.get('current') or 'what it was'}, nothing was switched"
+        )
+        return
+    same = results["before"] == results["current"]
+    before = "it was current before" if same else f"before: {results['before'] or 'none'}"
+    screen.say(f"[green]current[/green] on board {results['board']}: {results['name']} {results['current']}; {before}")
+    screen.console.print(f"there: {results['path']}", markup=False)
+
+
+def show_releases(listed: dict[str, dict[str, Any]], board: str) -> None:
+    """List a board's releases, newest first."""
+    console = Console(highlight=False)
+    if not listed:
+        console.print(f"nothing is deployed on board {board}", markup=False)
+        return
+    table = Table(box=None, padding=(0, 2))
+    for column in ("name", "release", "", "since", "precision", "verdict", "WER %"):
+        table.add_column(column)
+    for name, state in listed.items():
+        for release in state["releases"]:
+            about = release["about"]
+            port = about["port"] if isinstance(about.get("port"), dict) else {}
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(release["time_s"])) if release["time_s"] else ""
+            mark = "current" if release["id"] == state["current"] else "" if release["whole"] else "never current"
+            said = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
+            table.add_row(*map(escape, (name, release["id"], mark, since, *said)))
+    console.print(table)
+
+
 def show_targets() -> None:
     """List the targets with their boards and tiers."""
     from nightjar.plugins import names, plugin
