@@ -220,7 +220,7 @@ def _import_dumps(arguments: argparse.Namespace) -> int:
 
     request = parse_options(arguments, ImportRequest)
     screen = Screen()
-    screen.say(f"[bold]import-dumps[/bold] {request.bin_dir} for {request.model} → {request.target}")
+    screen.say(f"[bold]import-dumps[/bold] {request.bin_dir or request.program} for {request.model} → {request.target}")
     from flows.import_dumps import import_dumps_flow
     from flows.start import run_flow
 

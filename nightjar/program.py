@@ -20,12 +20,14 @@ import nightjar.clipwise  # travels to the board, so its code is part of every k
 from nightjar.artifact import digest, storing, write_atomic
 from nightjar.audio import load_audio
 from nightjar.board import Board
+from nightjar.boards import OWN, boards_file, find_board
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from nightjar.link import printable
 from nightjar.progress import tick
 
 log = logging.getLogger(__name__)
 
+DECLARED = "declared"
 PLACEHOLDERS = ("clip", "language", "binary")
 CLIPWISE = Path(nightjar.clipwise.__file__)
 ALL, ALL_CLIPS = "all", "{clips}"
@@ -57,8 +59,8 @@ class Said(BaseModel):
     stderr: str
     dumps: list[tuple[str, int]] = Field(strict=False)
 
-    def trouble(self, timeout_s: float) -> str:
-        """Say why nothing of this run counts, empty where it ended as a program should."""
+    def trouble(self, timeout_s: float, silent: bool = False) -> str:
+        """Say why nothing of this run counts, empty where it ended as a program should; a `silent` one need not print."""
         last = printable(TERMINAL.sub("", self.stderr.strip() or self.stdout.strip()).rpartition("\n")[2])
         if self.ended == "unstarted":
             return f"it could not be started: {printable(self.stderr)}"
@@ -71,7 +73,7 @@ class Said(BaseModel):
                 return f"it was killed by {signal.Signals(-self.status).name}" + (f": {last}" if last else "")
         if self.status:
             return f"it ended with status {self.status}" + (f": {last}" if last else "")
-        return "" if self.stdout.strip() else "it printed nothing"
+        return "" if silent or self.stdout.strip() else "it printed nothing"
 
     def text(self) -> str:
         """Return what it printed without what is meant for a terminal."""
@@ -97,6 +99,26 @@ def check_command(words: tuple[str, ...]) -> tuple[str, ...]:
             f"{named}; see docs/boards.md"
         )
     return words
+
+
+def declared(text: str, board: str | None, cwd: str, timeout_s: float, dumps: str = "") -> Program:
+    """Return the program that a command line names, or the board's own in boards.toml; raises BadOptions."""
+    if text != DECLARED:
+        if cwd and not cwd.startswith(("/", "~/")):
+            raise BadOptions(f"--program-cwd {cwd!r} is a folder on the board: give an absolute path or ~/…")
+        return Program(command=parse_command(text), cwd=cwd, timeout_s=timeout_s, dumps=dumps)
+    entry = find_board(board).entry.program if board is not None and board not in OWN else None
+    if entry is None:
+        raise BadOptions(
+            f"--program {DECLARED} is what {boards_file()} declares for the --board, and there is nothing: add "
+            f"[{board or 'ALIAS'}.program], see docs/boards.md, or give the command line"
+        )
+    return Program(
+        command=check_command(tuple(entry.command)),
+        cwd=entry.cwd,
+        dumps=dumps and (entry.dumps or dumps),
+        timeout_s=entry.timeout_s or timeout_s,
+    )
 
 
 def found_on(board: Board, program: Program, alias: str) -> Program:
@@ -173,9 +195,11 @@ def run_program(
             one = _read(text, commands)
             said[one.id] = one
             tick(len(said), len(commands))
-            if len(said) == GIVE_UP and all(each.trouble(program.timeout_s) for each in said.values()):
+            if len(said) == GIVE_UP and all(
+                each.trouble(program.timeout_s, bool(dump_bytes)) for each in said.values()
+            ):
                 break
-    troubles = {name: each.trouble(program.timeout_s) for name, each in said.items()}
+    troubles = {name: each.trouble(program.timeout_s, bool(dump_bytes)) for name, each in said.items()}
     if troubles and all(troubles.values()) and not together:
         name = next(iter(troubles))
         raise SessionFailed(

@@ -155,18 +155,30 @@ def speech_sources(request: PortRequest) -> tuple[Source, Source]:
     )
 
 
+PROGRAM = (
+    "the board's own program: a command line with {clip}, and perhaps {language} and {binary}, or `declared` for that "
+    "of boards.toml"
+)
+
+
 class ImportRequest(PortRequest):
     """Make a calibration set of encoder outputs that another tool dumped."""
 
     FLAGS: ClassVar[tuple[str, ...]] = (
         *("model", "checkpoint", "target", "window", "decoder", "positional", "language", "bin_dir"),
-        *("calibration_set", "calibration_samples", "refresh"),
+        *("calibration_set", "calibration_samples", "board", "program", "program_cwd", "program_timeout_s", "dumps"),
+        "refresh",
     )
 
-    bin_dir: Path = Field(
+    bin_dir: Path | None = Field(
+        None,
         description="folder of enc_000000.bin, … (lines of the calibration manifest, from 0) or enc_CLIPID.bin: "
-        "little-endian float32, encoder rows × width"
+        "little-endian float32, encoder rows × width",
     )
+    program: str | None = Field(None, description=PROGRAM + ", run on every calibration clip in place of --bin-dir")
+    program_cwd: str = Field("", description="folder on the board where it is started; default: an empty one")
+    program_timeout_s: float = Field(60, gt=0, description="seconds that it may take for one clip")
+    dumps: str = Field("enc_*.bin", description="what it dumps, one file per clip: a glob from --program-cwd")
 
 
 class EvaluateRequest(PortRequest):
@@ -174,10 +186,15 @@ class EvaluateRequest(PortRequest):
 
     FLAGS: ClassVar[tuple[str, ...]] = (
         *("files", "model", "checkpoint", "target", "board", "positional", "language", "test_set"),
-        *("limit", "long", "max_delta_wer", "refresh"),
+        *("limit", "long", "max_delta_wer", "program", "program_cwd", "program_timeout_s", "refresh"),
     )
 
-    files: tuple[Path, ...] = Field(description="the parts' files as the target runs them, in any order")
+    files: tuple[Path, ...] = Field(
+        (), description="the parts' files as the target runs them, in any order; with --program, what {binary} holds"
+    )
+    program: str | None = Field(None, description=PROGRAM)
+    program_cwd: str = Field("", description="folder on the board where it is started; default: an empty one")
+    program_timeout_s: float = Field(60, gt=0, description="seconds that it may take for one clip")
 
 
 class DeployRequest(PortRequest):

@@ -192,6 +192,8 @@ def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
     counts = ", ".join(f"{part} {count}" for part, count in results["samples"].items())
     skipped = f"; {results['skipped']} clips longer than the window left out" if results["skipped"] else ""
     screen.say(f"samples: {counts}{skipped}")
+    for clip, why in results["aside"].items():
+        screen.console.print(f"[yellow]set aside[/yellow] {escape(clip)}: {escape(why)}")
     for warning in results["warnings"]:
         screen.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
     screen.console.print(f"calibration set: {results['calibration']}", markup=False)
@@ -220,18 +222,20 @@ def show_deployed(screen: Screen, results: dict[str, Any]) -> None:
 def show_releases(listed: dict[str, dict[str, Any]], board: str) -> None:
     """List a board's releases, newest first."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
     if not listed:
         console.print(f"nothing is deployed on board {board}", markup=False)
         return
     table = Table(box=None, padding=(0, 2))
     for column in ("name", "release", "", "since", "precision", "verdict", "WER %"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column != "name")
     for name, state in listed.items():
         for release in state["releases"]:
             about = release["about"]
             port = about["port"] if isinstance(about.get("port"), dict) else {}
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(release["time_s"])) if release["time_s"] else ""
-            mark = "current" if release["id"] == state["current"] else "" if release["whole"] else "never current"
+            mark = "current" if release["id"] == state["current"] else "before" if release["whole"] else "not in use"
             said = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
             table.add_row(*map(escape, (name, release["id"], mark, since, *said)))
     console.print(table)

@@ -33,7 +33,8 @@ def judge(
     probes = {subject: [line for line in lines if line["probe"]] for subject, lines in heard.items()}
     # A board's own program, read from what it printed, heard no probes.
     silence = hear_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
-    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence)
+    aside = _aside(obtained)
+    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, aside)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
     content: dict[str, Any] = {
         "verdict": verdict.model_dump(mode="json"),
@@ -41,6 +42,7 @@ def judge(
         "scores": {subject: said.model_dump(mode="json") for subject, said in scores.items()},
         "silence": silence.model_dump(mode="json") if silence is not None else None,
         "skipped": sorted(skipped),
+        "aside": aside,
     }
     (out / "verdict.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {"verdict": verdict.outcome}
@@ -59,6 +61,13 @@ def clips_of(lines: list[dict[str, Any]]) -> list[Clip]:
         for line in lines
         if not line["probe"]
     ]
+
+
+def _aside(folder: Path) -> dict[str, str] | None:
+    """Read which clips a board's own program did not come through, and why; None where none was run."""
+    path = folder / "aside.json"
+    found: dict[str, str] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found
 
 
 def _skipped(folder: Path) -> list[str]:

@@ -55,6 +55,7 @@ def report(
         "clips": outcome.clips,
         "words": outcome.words,
         "skipped": len(judged["skipped"]),
+        "aside": judged["aside"],
         "size_bytes": {name: part["size_bytes"] for name, part in built["parts"].items()},
         "rtf": {name: rtf.model_dump() for name, rtf in binary_rtf.items()} if binary_rtf else None,
         "int8_mac_share": {name: part["int8_mac_share"] for name, part in built["parts"].items()},
