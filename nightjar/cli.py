@@ -65,37 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks instead of one line")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    port = commands.add_parser("port", help="the whole graph for one model and one target", epilog=EXIT_CODES)
-    add_options(port, PortRequest)
+    port = _add_command(commands, "port", "the whole graph for one model and one target", PortRequest, _port)
     port.add_argument("--plan", action="store_true", help="print what would run and why, and run nothing")
-    _add_json(port, _port)
-
-    evaluate = commands.add_parser(
-        "evaluate", help="score files made elsewhere without building, as port scores its own", epilog=EXIT_CODES
-    )
-    add_options(evaluate, EvaluateRequest, EvaluateRequest.FLAGS)
-    _add_json(evaluate, _evaluate)
-
-    transcribe = commands.add_parser("transcribe", help="text from a port's binary, built if need be")
-    add_options(transcribe, TranscribeRequest, TranscribeRequest.FLAGS)
-    _add_json(transcribe, _transcribe)
-
+    said = "score files made elsewhere without building, as port scores its own, or a board's own program"
+    _add_command(commands, "evaluate", said, EvaluateRequest, _evaluate)
+    _add_command(commands, "transcribe", "text from a port's binary, built if need be", TranscribeRequest, _transcribe)
     calibrate = commands.add_parser("calibrate", help="calibration sets made of other tools' files")
     calibrating = calibrate.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    import_dumps = calibrating.add_parser("import-dumps", help="enc_*.bin dumps to a calibration set")
-    add_options(import_dumps, ImportRequest, ImportRequest.FLAGS)
-    _add_json(import_dumps, _import_dumps)
-
-    attribute = commands.add_parser(
-        "attribute", help="every encoder with every decoder: WER and SNR per pair, and whose a loss is"
-    )
-    add_options(attribute, AttributeRequest, AttributeRequest.FLAGS)
-    _add_json(attribute, _attribute)
-
-    deploy = commands.add_parser("deploy", help="a port to a board, canary first", epilog=EXIT_CODES)
-    add_options(deploy, DeployRequest)
+    _add_command(calibrating, "import-dumps", "enc_*.bin dumps to a calibration set", ImportRequest, _import_dumps)
+    said = "every encoder with every decoder: WER and SNR per pair, and whose a loss is"
+    _add_command(commands, "attribute", said, AttributeRequest, _attribute)
+    deploy = _add_command(commands, "deploy", "a port to a board, canary first", DeployRequest, _deploy)
     deploy.add_argument("--list", action="store_true", help="list the board's releases, and do nothing")
-    _add_json(deploy, _deploy)
     rollback = commands.add_parser("rollback", help="the release before the current one", epilog=EXIT_CODES)
     rollback.add_argument("--board", required=True, help="ssh alias of the board")
     rollback.add_argument("--name", default="", help="which deployment; default: the only one there is")
@@ -139,6 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_command(
+    commands: Any, name: str, said: str, request: type[Any], command: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """Add a command whose flags are a request's."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=said, epilog=EXIT_CODES)
+    add_options(parser, request, getattr(request, "FLAGS", ()))
+    _add_json(parser, command)
+    return parser
+
+
 def _add_json(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int]) -> None:
     parser.add_argument("--json", type=Path, metavar="F", help="write the results here too")
     parser.set_defaults(command=command)
@@ -146,7 +137,7 @@ def _add_json(parser: argparse.ArgumentParser, command: Callable[[argparse.Names
 
 def _port(arguments: argparse.Namespace) -> int:
     from nightjar.request import PortRequest
-    from nightjar.show import Screen, show_plan, show_results
+    from nightjar.show import Screen, show_plan
 
     request = parse_options(arguments, PortRequest)
     screen = Screen()
@@ -158,14 +149,12 @@ def _port(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         show_plan(screen, run.outcomes)
         return 0
-    show_results(screen, results)
-    _write_json(arguments, results)
-    return 0 if results["verdict"] == "PASS" else 1
+    return _judged(arguments, screen, results)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from nightjar.request import EvaluateRequest
-    from nightjar.show import Screen, show_results
+    from nightjar.show import Screen
 
     request = parse_options(arguments, EvaluateRequest)
     screen = Screen()
@@ -174,6 +163,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from flows.start import run_flow
 
     results, _ = run_flow(evaluate_files, request, screen, refresh=request.refresh)
+    return _judged(arguments, screen, results)
+
+
+def _judged(arguments: argparse.Namespace, screen: Any, results: dict[str, Any]) -> int:
+    from nightjar.show import show_results
+
     show_results(screen, results)
     _write_json(arguments, results)
     return 0 if results["verdict"] == "PASS" else 1
@@ -243,7 +238,7 @@ def _deploy(arguments: argparse.Namespace) -> int:
         _write_json(arguments, listed)
         return 0
     screen = Screen()
-    screen.say(f"[bold]deploy[/bold] {request.model} → {request.target}, {request.precision}, board {request.board}")
+    screen.say(f"[bold]deploy[/bold] {request.model} → {request.target}, {request.precision} to {request.board}")
     from flows.deploy import deploy
     from flows.start import run_flow
 
@@ -339,18 +334,19 @@ def _toolchain(arguments: argparse.Namespace) -> int:
 
 def _board_check(arguments: argparse.Namespace) -> int:
     from nightjar.check import check
-    from nightjar.show import show_doctor
 
-    findings = check(arguments.alias, arguments.target)
-    show_doctor(findings)
-    return 3 if any(finding.outcome == "missing" for finding in findings) else 0
+    return _found(check(arguments.alias, arguments.target))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from nightjar.doctor import examine
+
+    return _found(examine())
+
+
+def _found(findings: Sequence[Any]) -> int:
     from nightjar.show import show_doctor
 
-    findings = examine()
     show_doctor(findings)
     return 3 if any(finding.outcome == "missing" for finding in findings) else 0
 

@@ -60,7 +60,7 @@ class Said(BaseModel):
     dumps: list[tuple[str, int]] = Field(strict=False)
 
     def trouble(self, timeout_s: float, silent: bool = False) -> str:
-        """Say why nothing of this run counts, empty where it ended as a program should; a `silent` one need not print."""
+        """Say why nothing of this run counts, empty where it ended as it should; a `silent` program need not print."""
         last = printable(TERMINAL.sub("", self.stderr.strip() or self.stdout.strip()).rpartition("\n")[2])
         if self.ended == "unstarted":
             return f"it could not be started: {printable(self.stderr)}"
@@ -188,6 +188,10 @@ def run_program(
         given += [(path, there / "binary" / name) for name, path in binary.items()]
         board.put_all(given)
     said: dict[str, Said] = {}
+
+    def fails(one: Said) -> str:
+        return one.trouble(program.timeout_s, silent=bool(dump_bytes))
+
     command = [board.python, str(there / "clipwise.py"), str(there)]
     silence_s = program.timeout_s + 60
     with contextlib.closing(board.lines(command, silence_s, lambda text: log.debug("clipwise: %s", text))) as lines:
@@ -195,11 +199,9 @@ def run_program(
             one = _read(text, commands)
             said[one.id] = one
             tick(len(said), len(commands))
-            if len(said) == GIVE_UP and all(
-                each.trouble(program.timeout_s, bool(dump_bytes)) for each in said.values()
-            ):
+            if len(said) == GIVE_UP and all(map(fails, said.values())):
                 break
-    troubles = {name: each.trouble(program.timeout_s, bool(dump_bytes)) for name, each in said.items()}
+    troubles = {name: fails(each) for name, each in said.items()}
     if troubles and all(troubles.values()) and not together:
         name = next(iter(troubles))
         raise SessionFailed(
