@@ -294,14 +294,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     from flows.compare import CompareRequest, compare
     from flows.start import run_flow
 
-    request = CompareRequest(
-        model=arguments.model,
-        checkpoint=arguments.checkpoint,
-        speech=tuple(arguments.speech),
-        language=arguments.language,
-        window=arguments.window,
-        out=arguments.out,
-    )
+    given = {name: getattr(arguments, name) for name in ("model", "checkpoint", "language", "window", "out")}
+    request = CompareRequest(speech=tuple(arguments.speech), **given)
     results, _ = run_flow(compare, request, screen)
     show_comparison(screen, results)
     return 0 if results["equal"] == results["clips"] else 1

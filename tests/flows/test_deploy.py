@@ -1,0 +1,388 @@
+"""A port becomes a release on a board behind ssh; what fails, breaks or is killed on the way leaves the old one."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightjar.audio import load_audio
+from nightjar.cli import main
+from nightjar.data import load_speech
+from nightjar.deploy import Canary, deploy
+from nightjar.program import _write_wav
+from nightjar.ssh import SshBoard
+from tests.flows.conftest import ROOT, shipped_speech
+from tests.loopback import Loopback
+
+NAME = "whisper-nano"
+Deploy = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("store")
+        patch.setenv("NIGHTJAR_STORE", str(folder))
+        patch.setattr("tasks.publish.ROOT", tmp_path_factory.mktemp("reports"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return shipped_speech(tmp_path_factory.mktemp("speech"), calibration=4, evaluation=6)
+
+
+@pytest.fixture
+def run(loop: Loopback, speech: list[str], tmp_path: Path) -> Deploy:
+    """Deploy whisper-nano in a precision; return the exit code and the results."""
+
+    def run(precision: str = "fp", *more: str) -> tuple[int, dict[str, Any]]:
+        written = tmp_path / "deploy.json"
+        written.unlink(missing_ok=True)
+        code = main([*asked(precision, speech), *more, "--json", str(written)])
+        return code, json.loads(written.read_text()) if written.exists() else {}
+
+    return run
+
+
+def asked(precision: str, speech: list[str]) -> list[str]:
+    return ["deploy", "--board", "loop", "--precision", precision, *speech, "--calibration-samples", "4"]
+
+
+def place(loop: Loopback) -> Path:
+    return loop.scratch / "deployed" / NAME
+
+
+def current(loop: Loopback) -> str:
+    link = place(loop) / "current"
+    if not link.is_symlink():
+        return ""
+    assert (link / "transcribe.py").is_file(), "current leads nowhere"
+    return link.readlink().name
+
+
+def releases(loop: Loopback) -> set[str]:
+    return {path.name for path in (place(loop) / "releases").iterdir()}
+
+
+def on_board(loop: Loopback, *words: str) -> str:
+    """Run a command on the board as its user would: by ssh, with nothing of ours on the way."""
+    config = loop.folder / "ssh_config"
+    command = ["ssh", "-F", str(config), "loop", "cd / && " + shlex.join(words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lying_runtime(loop: Loopback, folder: Path, body: str) -> Path:
+    """Write a boards.toml whose python has another onnxruntime behind the same version."""
+    (folder / "sitecustomize.py").write_text(
+        "import importlib.util, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name != 'onnxruntime': return None\n"
+        "        sys.meta_path.remove(self)\n"
+        "        import onnxruntime as ort\n"
+        "        own = ort.InferenceSession.run\n"
+        f"        def run(self, *a, **k):\n            {body}\n"
+        "        ort.InferenceSession.run = run\n"
+        "        return importlib.util.spec_from_loader(name, Same(ort))\n"
+        "class Same:\n"
+        "    def __init__(self, module): self.module = module\n"
+        "    def create_module(self, spec): return self.module\n"
+        "    def exec_module(self, module): pass\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    python = folder / "lying python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(folder))} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return loop.boards(folder / "lying.toml", python=str(python))
+
+
+def test_what_is_deployed_hears_what_the_session_heard(
+    run: Deploy, loop: Loopback, store: Path, speech: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["port", *asked("fp", speech)[1:]]) == 0
+    capsys.readouterr()
+    code, results = run()
+    assert code == 0
+    assert all(stage["cached"] for stage in results["port"]["stages"]), "the port is not made again"
+    assert results["id"] == results["current"] == current(loop)
+    assert results["path"] == str(place(loop) / "current" / "transcribe.py")
+    assert "canary: WER 0.00 % on 6 clips" in capsys.readouterr().out
+    key = results["port"]["made_from"]["hypotheses"]["key"]
+    lines = map(json.loads, (store / "evaluate" / key / "hypotheses.jsonl").read_text().splitlines())
+    heard = {line["id"]: line["text"] for line in lines}
+    clips = {clip.id: clip for clip in load_speech(Path(speech[3]))}
+    for name, clip in clips.items():
+        _write_wav(tmp_path / "wavs" / f"{name}.wav", clip.audio)
+    wavs = [str(tmp_path / "wavs" / f"{name}.wav") for name in sorted(clips)]
+    printed = on_board(loop, sys.executable, "-I", results["path"], *wavs).splitlines()
+    assert printed == [f"{wav}: {heard[Path(wav).stem]}".rstrip() or wav for wav in wavs] or [
+        line.rstrip() for line in printed
+    ] == [f"{wav}: {heard[Path(wav).stem]}".rstrip() for wav in wavs]
+    assert any(heard.values())
+    assert not list((loop.scratch / "jobs").iterdir())
+
+
+def test_the_example_needs_numpy_and_the_runtime_and_explains_what_it_cannot_read(
+    run: Deploy, loop: Loopback, speech: list[str], tmp_path: Path
+) -> None:
+    _, results = run()
+    clip = load_speech(Path(speech[3]))[0]
+    _write_wav(tmp_path / "clip.wav", clip.audio)
+    traced = (
+        "import runpy, sys\nsys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
+        "files = [getattr(m, '__file__', '') or '' for m in list(sys.modules.values())]\n"
+        "print(*sorted({f.partition('site-packages/')[2].partition('/')[0] for f in files if 'site-packages' in f}))\n"
+        "print(*[f for f in files if f.startswith(%r)])\n" % str(ROOT)
+    )
+    text, packages, ours = on_board(
+        loop, sys.executable, "-I", "-c", traced, results["path"], str(tmp_path / "clip.wav")
+    ).split("\n")[:3]
+    assert text
+    assert {name for name in packages.split() if not name.startswith("_")} <= {"numpy", "onnxruntime", "coloredlogs"}
+    assert [path for path in ours.split() if ".venv" not in path] == [], "it reaches into the host's checkout"
+    (tmp_path / "text.wav").write_text("no audio")
+    done = subprocess.run(
+        [sys.executable, "-I", results["path"], str(tmp_path / "text.wav")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("transcribe.py: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "ffmpeg" in done.stderr
+
+
+def test_the_next_one_list_and_back(
+    run: Deploy, loop: Loopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first = run("fp")
+    size = sum(path.stat().st_size for path in (place(loop) / "releases" / first["id"]).rglob("*"))
+    manifest = json.loads((place(loop) / "current" / "manifest.json").read_text())
+    assert manifest["port"]["verdict"] == first["port"]["verdict"]
+    assert manifest["port"]["wer"] == first["port"]["wer"]
+    assert sum(bytes_ for bytes_, _ in manifest["files"].values()) < size
+    code, second = run("int8", "--canary-against", "float", "--max-canary-wer", "100", "--force")
+    assert (code, second["before"], second["current"]) == (0, first["id"], current(loop))
+    capsys.readouterr()
+    assert main(["deploy", "--list", "--board", "loop"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert any(second["id"] in row and "current" in row and "int8" in row for row in rows)
+    assert any(first["id"] in row and "before" in row and "fp" in row and "PASS" in row for row in rows)
+    back = tmp_path / "back.json"
+    assert main(["rollback", "--board", "loop", "--json", str(back)]) == 0
+    assert json.loads(back.read_text())["current"] == first["id"] == current(loop)
+    capsys.readouterr()
+    assert main(["rollback", "--board", "loop"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "there is no release before this one" in error
+    assert "\n" not in error
+    assert current(loop) == first["id"]
+    assert main(["rollback", "--board", "loop", "--name", "other"]) == 2
+    assert "nothing is deployed" in capsys.readouterr().err
+
+
+def test_one_release_is_kept_where_one_is_asked_for(run: Deploy, loop: Loopback) -> None:
+    run("fp")
+    _, second = run("int8", "--force", "--keep", "1")
+    assert releases(loop) == {second["id"]} == {current(loop)}
+    assert main(["rollback", "--board", "loop"]) == 2
+
+
+def test_a_runtime_that_computes_something_else_fails_the_canary(
+    run: Deploy, loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first = run("fp")
+    run("int8", "--force")
+    assert main(["rollback", "--board", "loop"]) == 0
+    lying = lying_runtime(loop, tmp_path, "return [-out for out in own(self, *a, **k)]")
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(lying))
+    capsys.readouterr()
+    code, failed = run("int8", "--force")
+    assert code == 1
+    assert failed["canary_wer"] > 5
+    said = capsys.readouterr().out
+    assert "not deployed: canary WER" in said
+    assert "nothing was switched" in said
+    assert current(loop) == failed["current"] == first["id"]
+    assert releases(loop) == {first["id"]}
+    crashing = lying_runtime(loop, tmp_path, "raise RuntimeError('RKNN_ERR_DEVICE_UNAVAILABLE')")
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(crashing))
+    code, failed = run("int8", "--force")
+    assert code == 1
+    assert "RKNN_ERR_DEVICE_UNAVAILABLE" in failed["reason"]
+    assert current(loop) == first["id"]
+    assert releases(loop) == {first["id"]}
+
+
+def test_a_byte_that_changes_on_the_board_before_the_switch_is_noticed(
+    run: Deploy, loop: Loopback, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first = run("fp")
+    own = SshBoard.put_all
+
+    def damaging(self: SshBoard, pairs: Any) -> None:
+        own(self, pairs)
+        for local, remote in pairs:
+            if remote.name == "tokens.txt":
+                path = loop.scratch / remote
+                path.chmod(0o644)
+                with path.open("r+b") as file:
+                    file.seek(1000)
+                    file.write(b"!")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SshBoard, "put_all", damaging)
+        code, _ = run("int8", "--force")
+    assert code == 4
+    error = capsys.readouterr().err.strip()
+    assert "came damaged to board loop (tokens.txt is not what was sent), nothing was switched" in error
+    assert current(loop) == first["id"]
+    assert run("int8", "--force")[0] == 0, "the same command sends what is damaged"
+    assert current(loop) != first["id"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+def test_a_full_disk_switches_nothing(
+    run: Deploy, loop: Loopback, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    loop.scratch.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(loop.scratch)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this machine does not mount a tmpfs")
+    try:
+        code, _ = run("int8", "--force")
+        error = capsys.readouterr().err.strip()
+        assert code == 4
+        assert "MiB free on the board" in error or "No space left" in error
+        assert "\n" not in error
+        assert current(loop) == ""
+    finally:
+        subprocess.run(["umount", str(loop.scratch)], check=True)
+
+
+def started(speech: list[str], precision: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "nightjar.cli", *asked(precision, speech), "--force"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_until(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 60
+    while not what():
+        assert process.poll() is None or what(), "it ended before"
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_a_kill_before_or_after_the_switch_leaves_one_release_current(
+    run: Deploy, loop: Loopback, speech: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first = run("fp")
+    _, second = run("int8", "--force")  # all of the port is in the store: the rest is the upload
+    assert main(["rollback", "--board", "loop"]) == 0
+    shutil.rmtree(place(loop) / "releases" / second["id"])
+    uploading = started(speech, "int8")
+    wait_until(lambda: (place(loop) / "releases" / second["id"]).exists(), uploading)
+    uploading.send_signal(signal.SIGKILL)
+    uploading.wait()
+    assert current(loop) == first["id"]
+    assert main(["deploy", "--list", "--board", "loop"]) == 0
+    switching = started(speech, "int8")
+    wait_until(lambda: current(loop) == second["id"], switching)
+    switching.send_signal(signal.SIGKILL)
+    switching.wait()
+    assert current(loop) == second["id"]
+    capsys.readouterr()
+    assert main(["rollback", "--board", "loop"]) == 0
+    assert current(loop) == first["id"]
+    assert run("int8", "--force")[1]["current"] == second["id"] == current(loop)
+
+
+def test_two_at_once_take_turns(run: Deploy, loop: Loopback, store: Path, speech: list[str]) -> None:
+    run("fp")
+    run("int8", "--force")
+    bundles = sorted((store / "bundle").iterdir())
+    assert len(bundles) == 2
+    shutil.rmtree(loop.scratch)
+    clips = load_speech(Path(speech[3]))
+    canary = Canary([clips[0]], {clips[0].id: clips[0].text}, "en", 100)
+    done: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        done[number] = deploy("loop", NAME, bundles[number], canary, keep=3).id
+
+    threads = [threading.Thread(target=one, args=[number]) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(done) == 2
+    history = [entry["id"] for entry in json.loads((place(loop) / "history.json").read_text())]
+    assert sorted(history) == sorted(done.values()) == sorted(releases(loop))
+    assert current(loop) == history[-1]
+
+
+def test_a_port_that_failed_is_deployed_only_by_force(
+    run: Deploy, loop: Loopback, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.port import port
+
+    class Failed:
+        @staticmethod
+        def fn(request: Any) -> dict[str, Any]:
+            made: dict[str, Any] = port.fn(request)
+            gate = {**made["gates"][0], "outcome": "FAIL", "sentence": "WER of binary − float +9.00 points"}
+            return {**made, "verdict": "FAIL", "gates": [gate]}
+
+    monkeypatch.setattr("flows.deploy.port", Failed)
+    code, refused = run("fp")
+    assert code == 1
+    assert "the port's verdict is FAIL (WER of binary − float +9.00 points)" in refused["reason"]
+    assert "--force" in capsys.readouterr().out
+    assert not (loop.scratch / "deployed").exists(), "nothing was uploaded"
+    code, forced = run("fp", "--force")
+    assert (code, forced["current"]) == (0, current(loop))
+    assert json.loads((place(loop) / "current" / "manifest.json").read_text())["port"]["verdict"] == "FAIL"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "-rf", "$(touch x)", ".", "a b", "été"])
+def test_hostile_names_are_refused_in_one_line(loop: Loopback, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deploy", "--board", "loop", f"--name={name}"]) == 2
+    assert main(["rollback", "--board", "loop", f"--name={name}"]) == 2
+    assert main(["rollback", "--board", "loop", "--name", "one", f"--to={name}"]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith("nightjar: ") for line in errors)
+    assert not (loop.scratch / "deployed").exists()
+
+
+def test_long_audio_is_heard_as_the_session_hears_it_in_pieces(
+    run: Deploy, loop: Loopback, store: Path, speech: list[str], tmp_path: Path
+) -> None:
+    import numpy as np
+
+    _, results = run("fp")
+    waves = [load_audio(clip.audio) for clip in load_speech(Path(speech[3])) if clip.text]
+    pause = np.zeros(8000, np.int16)
+    window_s = json.loads((place(loop) / "current" / "manifest.json").read_text())["window_s"]
+    whole = np.concatenate([part for wave in waves for part in (wave, pause)])
+    whole = np.tile(whole, int(window_s * 16000 / len(whole)) + 2)[: int(window_s * 20000)]
+    _write_wav(tmp_path / "long.wav", whole)
+    text = on_board(loop, sys.executable, "-I", results["path"], str(tmp_path / "long.wav")).strip()
+    written = tmp_path / "t.json"
+    assert main(["transcribe", str(tmp_path / "long.wav"), "--board", "loop", "--json", str(written)]) == 0
+    assert text == json.loads(written.read_text())["files"][0]["text"]
+    assert len(text.split()) > 10
