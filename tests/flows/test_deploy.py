@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +14,19 @@ from typing import Any
 
 import pytest
 
+from models.whisper.vocabulary import token_bytes
 from nightjar.audio import load_audio
+from nightjar.bundle import Ported, read_manifest, write_bundle
 from nightjar.cli import main
 from nightjar.data import load_speech
-from nightjar.deploy import Canary, deploy
+from nightjar.deploy import Canary, deploy, list_releases, roll_back
+from nightjar.errors import BadInput, SessionFailed
 from nightjar.program import _write_wav
 from nightjar.ssh import SshBoard
-from tests.flows.conftest import ROOT, shipped_speech
+from tests.flows.conftest import ROOT, shipped_speech, write_speech
 from tests.loopback import Loopback
 
-NAME = "whisper-nano"
+NAME = "one"
 Deploy = Callable[..., tuple[int, dict[str, Any]]]
 
 
@@ -56,7 +58,59 @@ def run(loop: Loopback, speech: list[str], tmp_path: Path) -> Deploy:
 
 
 def asked(precision: str, speech: list[str]) -> list[str]:
-    return ["deploy", "--board", "loop", "--precision", precision, *speech, "--calibration-samples", "4"]
+    return [
+        "deploy",
+        "--board",
+        "loop",
+        "--name",
+        NAME,
+        "--precision",
+        precision,
+        *speech,
+        "--calibration-samples",
+        "4",
+    ]
+
+
+@pytest.fixture(scope="module")
+def toys(random_checkpoint: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Canary]:
+    """Two bundles of weights of noise, float and int8, and a canary of what they themselves hear."""
+    words = {f"c{number}": word for number, word in enumerate(("red", "blue"))}
+    speech = write_speech(tmp_path_factory.mktemp("toy"), words)
+    clips, made = load_speech(speech), []
+    for precision in ("fp", "int8"):
+        model = ["--model", "toy", "--checkpoint", str(random_checkpoint), "--calibration-set", str(speech)]
+        written = speech.parent / "t.json"
+        command = ["transcribe", *(str(clip.audio) for clip in clips), "--precision", precision, *model]
+        assert main([*command, "--json", str(written)]) == 0
+        built = max((store / "build").iterdir(), key=lambda path: path.stat().st_mtime)
+        described = json.loads((built / "model.json").read_text())
+        out = speech.parent / precision
+        out.mkdir()
+        figures = {
+            "verdict": "PASS",
+            "tier": "host",
+            "unit": "word",
+            "interval": (0, 0),
+            "command": "",
+            "made_from": {},
+        }
+        counts = dict.fromkeys(("wer", "wer_float", "wer_stock", "delta_wer", "clips", "words", "skipped"), 0)
+        write_bundle(
+            out,
+            binary=built,
+            modules=["models.whisper.decode", "targets.onnx.runner"],
+            tokens=token_bytes(described),
+            runtimes={},
+            model="toy",
+            language="en",
+            port=Ported.model_validate({**figures, **counts, "made_from": {}}),
+        )
+        texts = {Path(file["file"]).stem: file["text"] for file in json.loads(written.read_text())["files"]}
+        made.append((out, texts))
+    assert all(made[0][1].values())
+    assert read_manifest(made[0][0]).id != read_manifest(made[1][0]).id
+    return [folder for folder, _ in made], Canary(clips, made[0][1], "en", 100.0)
 
 
 def place(loop: Loopback) -> Path:
@@ -112,7 +166,7 @@ def lying_runtime(loop: Loopback, folder: Path, body: str) -> Path:
 def test_what_is_deployed_hears_what_the_session_heard(
     run: Deploy, loop: Loopback, store: Path, speech: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["port", *asked("fp", speech)[1:]]) == 0
+    assert main(["port", "--board", "loop", *asked("fp", speech)[5:]]) == 0
     capsys.readouterr()
     code, results = run()
     assert code == 0
@@ -146,7 +200,7 @@ def test_the_example_needs_numpy_and_the_runtime_and_explains_what_it_cannot_rea
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
         "files = [getattr(m, '__file__', '') or '' for m in list(sys.modules.values())]\n"
         "print(*sorted({f.partition('site-packages/')[2].partition('/')[0] for f in files if 'site-packages' in f}))\n"
-        "print(*[f for f in files if f.startswith(%r)])\n" % str(ROOT)
+        f"print(*[f for f in files if f.startswith({str(ROOT)!r})])\n"
     )
     text, packages, ours = on_board(
         loop, sys.executable, "-I", "-c", traced, results["path"], str(tmp_path / "clip.wav")
@@ -193,94 +247,106 @@ def test_the_next_one_list_and_back(
     assert "nothing is deployed" in capsys.readouterr().err
 
 
-def test_one_release_is_kept_where_one_is_asked_for(run: Deploy, loop: Loopback) -> None:
-    run("fp")
-    _, second = run("int8", "--force", "--keep", "1")
-    assert releases(loop) == {second["id"]} == {current(loop)}
-    assert main(["rollback", "--board", "loop"]) == 2
+def test_one_release_is_kept_where_one_is_asked_for(loop: Loopback, toys: tuple[list[Path], Canary]) -> None:
+    (fp, int8), canary = toys
+    deploy("loop", NAME, fp, canary, keep=3)
+    second = deploy("loop", NAME, int8, canary, keep=1)
+    assert releases(loop) == {second.id} == {current(loop)}
+    with pytest.raises(BadInput, match="no release before"):
+        roll_back("loop", NAME)
 
 
 def test_a_runtime_that_computes_something_else_fails_the_canary(
-    run: Deploy, loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loop: Loopback, toys: tuple[list[Path], Canary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, first = run("fp")
-    run("int8", "--force")
-    assert main(["rollback", "--board", "loop"]) == 0
-    lying = lying_runtime(loop, tmp_path, "return [-out for out in own(self, *a, **k)]")
-    monkeypatch.setenv("NIGHTJAR_BOARDS", str(lying))
-    capsys.readouterr()
-    code, failed = run("int8", "--force")
-    assert code == 1
-    assert failed["canary_wer"] > 5
-    said = capsys.readouterr().out
-    assert "not deployed: canary WER" in said
-    assert "nothing was switched" in said
-    assert current(loop) == failed["current"] == first["id"]
-    assert releases(loop) == {first["id"]}
+    (fp, int8), canary = toys
+    exact = canary._replace(limit=0.0)
+    first = deploy("loop", NAME, fp, exact, keep=3)
+    assert (first.reason, first.canary_wer) == ("", 0)
+    monkeypatch.setenv("NIGHTJAR_BOARDS", str(lying_runtime(loop, tmp_path, "return [-o for o in own(self, *a, **k)]")))
+    failed = deploy("loop", NAME, int8, exact, keep=3)
+    assert failed.reason.startswith("canary WER ")
+    assert failed.canary_wer is not None
+    assert failed.canary_wer > 5
+    assert current(loop) == failed.current == first.id
+    assert releases(loop) == {first.id}
     crashing = lying_runtime(loop, tmp_path, "raise RuntimeError('RKNN_ERR_DEVICE_UNAVAILABLE')")
     monkeypatch.setenv("NIGHTJAR_BOARDS", str(crashing))
-    code, failed = run("int8", "--force")
-    assert code == 1
-    assert "RKNN_ERR_DEVICE_UNAVAILABLE" in failed["reason"]
-    assert current(loop) == first["id"]
-    assert releases(loop) == {first["id"]}
+    failed = deploy("loop", NAME, int8, canary, keep=3)
+    assert "RKNN_ERR_DEVICE_UNAVAILABLE" in failed.reason
+    assert current(loop) == first.id
+    assert releases(loop) == {first.id}
+    again = deploy("loop", NAME, fp, canary, keep=3)
+    assert again.reason
+    assert current(loop) == first.id, "the current one stays, even where it is itself what failed"
+    assert releases(loop) == {first.id}
 
 
 def test_a_byte_that_changes_on_the_board_before_the_switch_is_noticed(
-    run: Deploy, loop: Loopback, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loop: Loopback, toys: tuple[list[Path], Canary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, first = run("fp")
+    (fp, int8), canary = toys
+    first = deploy("loop", NAME, fp, canary, keep=3)
     own = SshBoard.put_all
 
     def damaging(self: SshBoard, pairs: Any) -> None:
         own(self, pairs)
-        for local, remote in pairs:
+        for _, remote in pairs:
             if remote.name == "tokens.txt":
-                path = loop.scratch / remote
-                path.chmod(0o644)
-                with path.open("r+b") as file:
+                with (loop.scratch / remote).open("r+b") as file:
                     file.seek(1000)
                     file.write(b"!")
 
     with monkeypatch.context() as patch:
         patch.setattr(SshBoard, "put_all", damaging)
-        code, _ = run("int8", "--force")
-    assert code == 4
-    error = capsys.readouterr().err.strip()
-    assert "came damaged to board loop (tokens.txt is not what was sent), nothing was switched" in error
-    assert current(loop) == first["id"]
-    assert run("int8", "--force")[0] == 0, "the same command sends what is damaged"
-    assert current(loop) != first["id"]
+        with pytest.raises(
+            SessionFailed, match=r"came damaged to board loop \(tokens.txt is not what was sent\), nothing"
+        ):
+            deploy("loop", NAME, int8, canary, keep=3)
+    assert current(loop) == first.id
+    assert releases(loop) == {first.id}
+    second = deploy("loop", NAME, int8, canary, keep=3)
+    assert second.current == second.id == current(loop), "the same command sends what is damaged"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
-def test_a_full_disk_switches_nothing(
-    run: Deploy, loop: Loopback, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_full_disk_switches_nothing(loop: Loopback, toys: tuple[list[Path], Canary]) -> None:
+    (fp, int8), canary = toys
+    size = sum(path.stat().st_size for path in fp.rglob("*"))
     loop.scratch.mkdir(parents=True, exist_ok=True)
+    option = f"size={int(size * 1.5) >> 10}k"
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(loop.scratch)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(loop.scratch)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("this machine does not mount a tmpfs")
     try:
-        code, _ = run("int8", "--force")
-        error = capsys.readouterr().err.strip()
-        assert code == 4
-        assert "MiB free on the board" in error or "No space left" in error
-        assert "\n" not in error
-        assert current(loop) == ""
+        first = deploy("loop", NAME, fp, canary, keep=3)
+        (loop.scratch / "filler").write_bytes(b"x" * (size // 4))
+        with pytest.raises(SessionFailed, match=r"MiB free on the board|No space left") as raised:
+            deploy("loop", NAME, int8, canary, keep=3)
+        assert "\n" not in str(raised.value)
+        assert current(loop) == first.id
+        assert releases(loop) == {first.id}
+        (loop.scratch / "filler").unlink()
     finally:
         subprocess.run(["umount", str(loop.scratch)], check=True)
 
 
-def started(speech: list[str], precision: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "nightjar.cli", *asked(precision, speech), "--force"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def started(bundle: Path, canary: Canary) -> subprocess.Popen[bytes]:
+    """Deploy in a process of its own."""
+    source = (
+        "import sys\nfrom pathlib import Path\nfrom nightjar.data import load_speech\n"
+        "from nightjar.deploy import Canary, deploy\n"
+        f"canary = Canary(load_speech(Path({str(canary.clips[0].audio.parent / 'speech.jsonl')!r})), "
+        f"{dict(canary.expected)!r}, 'en', 100.0)\n"
+        f"deploy('loop', {NAME!r}, Path({str(bundle)!r}), canary, keep=3)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def wait_until(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not what():
         assert process.poll() is None or what(), "it ended before"
         assert time.monotonic() < end
@@ -288,47 +354,37 @@ def wait_until(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> Non
 
 
 def test_a_kill_before_or_after_the_switch_leaves_one_release_current(
-    run: Deploy, loop: Loopback, speech: list[str], capsys: pytest.CaptureFixture[str]
+    loop: Loopback, toys: tuple[list[Path], Canary]
 ) -> None:
-    _, first = run("fp")
-    _, second = run("int8", "--force")  # all of the port is in the store: the rest is the upload
-    assert main(["rollback", "--board", "loop"]) == 0
-    shutil.rmtree(place(loop) / "releases" / second["id"])
-    uploading = started(speech, "int8")
-    wait_until(lambda: (place(loop) / "releases" / second["id"]).exists(), uploading)
+    (fp, int8), canary = toys
+    first, second = deploy("loop", NAME, fp, canary, keep=3).id, read_manifest(int8).id
+    uploading = started(int8, canary)
+    wait_until(lambda: (place(loop) / "releases" / second).exists(), uploading)
     uploading.send_signal(signal.SIGKILL)
     uploading.wait()
-    assert current(loop) == first["id"]
-    assert main(["deploy", "--list", "--board", "loop"]) == 0
-    switching = started(speech, "int8")
-    wait_until(lambda: current(loop) == second["id"], switching)
+    assert current(loop) == first
+    assert list_releases("loop")[NAME].current == first
+    switching = started(int8, canary)
+    wait_until(lambda: current(loop) == second, switching)
     switching.send_signal(signal.SIGKILL)
     switching.wait()
-    assert current(loop) == second["id"]
-    capsys.readouterr()
-    assert main(["rollback", "--board", "loop"]) == 0
-    assert current(loop) == first["id"]
-    assert run("int8", "--force")[1]["current"] == second["id"] == current(loop)
+    assert current(loop) == second
+    assert list_releases("loop")[NAME].history == [first, second]
+    assert roll_back("loop", NAME).current == first == current(loop)
 
 
-def test_two_at_once_take_turns(run: Deploy, loop: Loopback, store: Path, speech: list[str]) -> None:
-    run("fp")
-    run("int8", "--force")
-    bundles = sorted((store / "bundle").iterdir())
-    assert len(bundles) == 2
-    shutil.rmtree(loop.scratch)
-    clips = load_speech(Path(speech[3]))
-    canary = Canary([clips[0]], {clips[0].id: clips[0].text}, "en", 100)
-    done: dict[int, str] = {}
+def test_two_at_once_take_turns(loop: Loopback, toys: tuple[list[Path], Canary]) -> None:
+    bundles, canary = toys
+    done: dict[Path, str] = {}
 
-    def one(number: int) -> None:
-        done[number] = deploy("loop", NAME, bundles[number], canary, keep=3).id
+    def one(bundle: Path) -> None:
+        done[bundle] = deploy("loop", NAME, bundle, canary, keep=3).id
 
-    threads = [threading.Thread(target=one, args=[number]) for number in (0, 1)]
+    threads = [threading.Thread(target=one, args=[bundle]) for bundle in bundles]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert len(done) == 2
     history = [entry["id"] for entry in json.loads((place(loop) / "history.json").read_text())]
     assert sorted(history) == sorted(done.values()) == sorted(releases(loop))
