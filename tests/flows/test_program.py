@@ -1,4 +1,4 @@
-"""A board's own executable, called clip by clip behind ssh: scored, its dumps calibrated with, and what it does wrong."""
+"""A board's own executable, called clip by clip behind ssh: its score, its dumps, and what it does wrong."""
 
 import json
 import os
@@ -275,7 +275,8 @@ def test_a_host_that_is_killed_leaves_no_program_running_and_goes_on_behind_what
     board: SshBoard, loop: Loopback, tmp_path: Path
 ) -> None:
     pids = tmp_path / "pids"
-    source = f'#!/bin/sh\necho $$ >> "{pids}"\necho said\n[ -e "{tmp_path}/go" ] || [ $(wc -l < "{pids}") = 1 ] || sleep 600\n'
+    first = f'[ -e "{tmp_path}/go" ] || [ $(wc -l < "{pids}") = 1 ]'
+    source = f'#!/bin/sh\necho $$ >> "{pids}"\necho said\n{first} || sleep 600\n'
     demo = executable(tmp_path / "slow", source)
     speech = load_speech(write_speech(tmp_path / "speech", {"a": "red", "b": "red"}))
     program = Program(command=(str(demo), "{clip}"))
