@@ -11,6 +11,7 @@ from prefect import flow
 
 from flows.judged import judged
 from flows.port import recipe_for
+from flows.program import program_of
 from nightjar.errors import BadOptions
 from nightjar.plugins import plugin
 from nightjar.request import EvaluateRequest, checkpoint_source, model_family, speech_source
@@ -20,7 +21,7 @@ from tasks.build import build
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions
 from tasks.read_printed import Outputs, read_printed, reader
-from tasks.run_program import named_files, program_of, run_program
+from tasks.run_program import named_files, run_program
 from tasks.stage import joining
 
 PRECISION = "as given"  # a file does not say how it was made

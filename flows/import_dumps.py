@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 
 from flows.port import recipe_for
+from flows.program import program_of
 from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadOptions
 from nightjar.plugins import plugin
@@ -15,7 +16,7 @@ from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export
 from tasks.import_dumps import dumps_source, import_dumps, ordered_source
-from tasks.run_program import dump_program, program_of, read_aside
+from tasks.run_program import dump_program, read_aside
 from tasks.stage import joining
 
 

@@ -103,11 +103,11 @@ def main() -> int:
         for path in asked.files:
             samples, began = read_wav(path), time.perf_counter()
             text = recogniser.hear(samples, asked.language or recogniser.manifest["language"])
-            said = {"file": path, "text": text, "seconds": round(time.perf_counter() - began, 5)}
+            said = {"file": path, "text": " ".join(text.split()), "seconds": round(time.perf_counter() - began, 5)}
             if asked.json:
                 print(json.dumps({**said, "audio_s": round(len(samples) / 16000, 4)}), flush=True)
             else:
-                print(text if len(asked.files) == 1 else f"{path}: {text}", flush=True)
+                print(said["text"] if len(asked.files) == 1 else f"{path}: {said['text']}", flush=True)
     except (OSError, ValueError) as error:
         print(f"transcribe.py: {error}", file=sys.stderr)
         return 2

@@ -47,7 +47,9 @@ def calibrate(
     module = model.load()
     description = json.loads((reference / "model.json").read_text(encoding="utf-8"))
     parts = json.loads((reference / "binary.json").read_text(encoding="utf-8"))["parts"]
-    clips, _ = split_by_window(load_speech(speech), description["recipe"]["window_s"])
+    heard = {json.loads(line) for line in (hidden / "clips.jsonl").read_text(encoding="utf-8").splitlines()}
+    fitting, _ = split_by_window(load_speech(speech), description["recipe"]["window_s"])
+    clips = [clip for clip in fitting if clip.id in heard]  # without those that a board's own program left no dump of
     options = module.CalibrationOptions(samples=samples, seed=seed, language=language)
     opened = runner.load().open_runner(reference, parts)
     try:

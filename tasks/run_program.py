@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nightjar.artifact import digest_file
 from nightjar.board import BoardRef
@@ -10,10 +10,8 @@ from nightjar.data import Clip, load_speech, shuffled, split_by_window
 from nightjar.errors import BadInput, SessionFailed
 from nightjar.plugins import Plugin
 from nightjar.printed import Printed
-from nightjar.program import Program, Said, declared, found_on
+from nightjar.program import Program, Said
 from nightjar.program import run_program as run_on_board
-from nightjar.request import EvaluateRequest, ImportRequest
-from nightjar.target import board_of_program
 from tasks.adopt import GivenFiles
 from tasks.evaluate import silent_probes
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses
@@ -24,30 +22,12 @@ from tasks.stage import stage
 TEXT_CHARACTERS = 10_000  # twenty times what a window of speech can hold
 
 
-class OnBoard(NamedTuple):
-    """A program and the board that has it."""
-
-    program: Program
-    board: BoardRef
-
-
 class NamedFiles(GivenFiles, frozen=True):
     """Name files that a program gets, which knows them by their names."""
 
     def identity(self) -> dict[str, str]:
         """Return what enters the key."""
         return {path.name: sha256 for path, sha256 in zip(self.paths, self.sha256, strict=True)}
-
-
-def program_of(request: EvaluateRequest | ImportRequest, target: Plugin, dumps: str = "") -> OnBoard | None:
-    """Find the program that is asked for and what it is, None where none is; raises BadOptions or BoardMissing."""
-    if request.program is None:
-        return None
-    wanted = declared(request.program, request.board, request.program_cwd, request.program_timeout_s, dumps)
-    board = board_of_program(target, request.board)
-    connected = board.connect()
-    with connected.held():
-        return OnBoard(found_on(connected, wanted, board.alias), board)
 
 
 def named_files(paths: tuple[Path, ...]) -> NamedFiles:

@@ -1,5 +1,6 @@
 """A board's own executable, called clip by clip behind ssh: its score, its dumps, and what it does wrong."""
 
+import base64
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from models.whisper.vocabulary import token_bytes
 from nightjar.boards import find_board
 from nightjar.cli import main
 from nightjar.data import load_speech
@@ -28,7 +30,6 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
 from models.whisper.decode import decode, encode, features
-from models.whisper.tokens import text
 from targets.onnx.runner import open_runner
 binary, language, clip = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 model = json.loads((binary / "model.json").read_text())
@@ -38,7 +39,9 @@ with wave.open(clip) as file:
     samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
 hidden = encode(runner, features(samples.astype(np.float32) / 32768.0, model), model)
 hidden["hidden"][0].astype("<f4").tofile("enc_000000.bin")
-print("\\nWhisper output: ", text(decode(runner, hidden, model, language)["tokens"], model))
+tokens = json.loads((binary / "texts.json").read_text())
+text = b"".join(base64.b64decode(tokens[str(token)]) for token in decode(runner, hidden, model, language)["tokens"])
+print("\\nWhisper output: ", text.decode().strip())
 print("\\nReal Time Factor (RTF): 0.500 / %.3f = 0.1" % (len(samples) / 16000))
 """
 
@@ -108,7 +111,13 @@ def test_a_demo_that_runs_the_shipped_model_scores_and_its_dumps_are_the_harvest
         if json.loads((path / "binary.json").read_text())["precision"] == "fp"
     ]
     demo = executable(tmp_path / "whisper_demo", DEMO)
-    files = [path for path in binary.iterdir() if path.name != "record.json"]
+    model = json.loads((binary / "model.json").read_text())
+    texts = {token: base64.b64encode(text).decode() for token, text in token_bytes(model).items()}
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary" / "texts.json").write_text(json.dumps(texts))
+    for path in binary.iterdir():
+        (tmp_path / "binary" / path.name).write_bytes(path.read_bytes())
+    files = sorted((tmp_path / "binary").iterdir())
     command = f"{demo} {{binary}} {{language}} {{clip}}"
     code, results = evaluated(tmp_path, *files, "--target", "rknn", "--board", "loop", "--program", command, *flags[2:])
     assert code == 1, "agreement of tokens cannot be measured, so it is undecided"
@@ -120,7 +129,7 @@ def test_a_demo_that_runs_the_shipped_model_scores_and_its_dumps_are_the_harvest
 
     # Its dumps, as nightjar's own harvest over ssh.
     toml = tmp_path / "boards.toml"
-    words = json.dumps([str(demo), str(binary), "{language}", "{clip}"])
+    words = json.dumps([str(demo), str(tmp_path / "binary"), "{language}", "{clip}"])
     loop.boards(toml, more=f'[loop.program]\ncommand = {words}\ndumps = "enc_*.bin"\n')
     written = tmp_path / "imported.json"
     capsys.readouterr()
