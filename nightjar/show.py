@@ -130,7 +130,7 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     screen.console.print(table)
     for gate in results["gates"]:
         gate_colour = COLOURS[gate["outcome"]]
-        screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {gate['sentence']}")
+        screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {escape(gate['sentence'])}")
     low, high = results["interval"]
     screen.say(
         f"[bold {colour}]{results['verdict']}[/bold {colour}]  Δ WER {results['delta_wer']:+.2f} points "

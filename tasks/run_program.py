@@ -8,6 +8,7 @@ from nightjar.artifact import digest_file
 from nightjar.board import BoardRef
 from nightjar.data import Clip, load_speech, shuffled, split_by_window
 from nightjar.errors import BadInput, SessionFailed
+from nightjar.link import printable
 from nightjar.plugins import Plugin
 from nightjar.printed import Printed
 from nightjar.program import Program, Said
@@ -153,10 +154,10 @@ def _no_dump(said: Said, program: Program, expected: int) -> str:
     if trouble := said.trouble(program.timeout_s, silent=True):
         return trouble
     if len(said.dumps) != 1:
-        names = ", ".join(name for name, _ in said.dumps)
+        names = ", ".join(printable(name) for name, _ in said.dumps)
         return f"it wrote {len(said.dumps)} files {program.dumps}{f' ({names})' if names else ''}, one is wanted"
     (name, size) = said.dumps[0]
-    return "" if size == expected else f"its {name} has {size} bytes, {expected} are expected"
+    return "" if size == expected else f"its {printable(name)} has {size} bytes, {expected} are expected"
 
 
 def _move_dumps(drawn: list[Clip], fetched: dict[str, Path], aside: dict[str, str], out: Path) -> list[str]:

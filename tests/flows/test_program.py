@@ -55,7 +55,7 @@ if clip == "hangs":
     print(said, flush=True)
     time.sleep(600)
 if clip == "crashes":
-    print("rknn_init fail! ret=-6", file=sys.stderr, flush=True)
+    print("E RKNN: [/red][E] rknn_init fail! ret=-6", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGSEGV)
 if clip == "gives-up":
     sys.exit("cannot open model")
@@ -162,7 +162,7 @@ def test_every_way_to_fail_is_told_apart_and_the_rest_is_scored(
     assert aside.keys() == set(bad)
     for clip, why in {
         "hangs": "it did not end within 4 s and was ended",
-        "crashes": "it was killed by SIGSEGV: rknn_init fail! ret=-6",
+        "crashes": "it was killed by SIGSEGV: E RKNN: [/red][E] rknn_init fail! ret=-6",
         "gives-up": "it ended with status 1: cannot open model",
         "floods": "it printed without end and was ended after 16 MiB",
         "is-silent": "it printed nothing",
@@ -172,7 +172,9 @@ def test_every_way_to_fail_is_told_apart_and_the_rest_is_scored(
     assert "characters" in aside["rambles"]
     gate = next(gate for gate in results["gates"] if gate["name"] == "aside")
     assert gate["outcome"] == "FAIL"
-    assert "7 clips were set aside" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "7 clips were set aside" in said
+    assert "[/red][E] rknn_init" in said, "a board's words are no markup"
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert f"left-{tmp_path}" not in left, "what a hung program started is still there"
     assert not list((loop.scratch / "jobs").iterdir())
