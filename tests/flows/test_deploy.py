@@ -187,11 +187,11 @@ def test_what_is_deployed_hears_what_the_session_heard(
 
 
 def test_the_example_needs_numpy_and_the_runtime_and_explains_what_it_cannot_read(
-    run: Deploy, loop: Loopback, speech: list[str], tmp_path: Path
+    loop: Loopback, toys: tuple[list[Path], Canary], tmp_path: Path
 ) -> None:
-    _, results = run()
-    clip = load_speech(Path(speech[3]))[0]
-    _write_wav(tmp_path / "clip.wav", clip.audio)
+    (fp, _), canary = toys
+    path = deploy("loop", NAME, fp, canary, keep=3).path
+    _write_wav(tmp_path / "clip.wav", canary.clips[0].audio)
     traced = (
         "import runpy, sys\nsys.argv = sys.argv[1:]\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
@@ -199,15 +199,15 @@ def test_the_example_needs_numpy_and_the_runtime_and_explains_what_it_cannot_rea
         "print(*sorted({f.partition('site-packages/')[2].partition('/')[0] for f in files if 'site-packages' in f}))\n"
         f"print(*[f for f in files if f.startswith({str(ROOT)!r})])\n"
     )
-    text, packages, ours = on_board(
-        loop, sys.executable, "-I", "-c", traced, results["path"], str(tmp_path / "clip.wav")
-    ).split("\n")[:3]
+    text, packages, ours = on_board(loop, sys.executable, "-I", "-c", traced, path, str(tmp_path / "clip.wav")).split(
+        "\n"
+    )[:3]
     assert text
     assert {name for name in packages.split() if not name.startswith("_")} <= {"numpy", "onnxruntime", "coloredlogs"}
     assert [path for path in ours.split() if ".venv" not in path] == [], "it reaches into the host's checkout"
     (tmp_path / "text.wav").write_text("no audio")
     done = subprocess.run(
-        [sys.executable, "-I", results["path"], str(tmp_path / "text.wav")], capture_output=True, text=True, check=False
+        [sys.executable, "-I", path, str(tmp_path / "text.wav")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr.startswith("transcribe.py: ")
