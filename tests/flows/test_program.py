@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import tasks.publish
 from models.whisper.vocabulary import token_bytes
 from nightjar.boards import find_board
 from nightjar.cli import main
@@ -175,6 +176,7 @@ def test_every_way_to_fail_is_told_apart_and_the_rest_is_scored(
     said = capsys.readouterr().out
     assert "7 clips were set aside" in said
     assert "[/red][E] rknn_init" in said, "a board's words are no markup"
+    assert main(["reproduce", str(tasks.publish.ROOT / results["report"])]) == 0
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert f"left-{tmp_path}" not in left, "what a hung program started is still there"
     assert not list((loop.scratch / "jobs").iterdir())
