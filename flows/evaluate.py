@@ -2,7 +2,7 @@
 
 checkpoint ─export─▶ graphs ─build─▶ float binary ─evaluate─┐
 files + graphs ─adopt─▶ binary ─evaluate─▶ hypotheses ─judge─▶ verdict ─report─▶ page
-what a board's own program printed ─read_printed─▶ hypotheses, in place of the last two
+what a board's own program printed ─read_printed─▶ hypotheses, in place of the last two; so is it run: ─run_program─▶
 """
 
 from typing import Any
@@ -11,13 +11,17 @@ from prefect import flow
 
 from flows.judged import judged
 from flows.port import recipe_for
+from flows.program import program_of
+from nightjar.errors import BadOptions
 from nightjar.plugins import plugin
 from nightjar.request import EvaluateRequest, checkpoint_source, model_family, speech_source
 from nightjar.target import board_of, make_options
 from tasks.adopt import adopt, adopting, given_files, recognise
 from tasks.build import build
 from tasks.export import export
+from tasks.hypotheses import EvaluateOptions
 from tasks.read_printed import Outputs, read_printed, reader
+from tasks.run_program import named_files, run_program
 from tasks.stage import joining
 
 PRECISION = "as given"  # a file does not say how it was made
@@ -30,10 +34,15 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
         family = model_family(request)
         target = plugin("targets", request.target)
         part = {name: plugin("models", family, name) for name in ("contract", "export")}
+        program, tier = program_of(request, target), "device"
+        if program is None and not request.files:
+            raise BadOptions("nothing to evaluate: give the files of the parts, or the board's own --program")
         files = given_files(request.files)
-        printed = reader(request.target, files)
         recipe = target.load().recipe(family)
-        if printed is None:
+        printed = reader(request.target, files)
+        if program is not None:
+            printed, tier = plugin("targets", request.target, "printed"), program.board.tier
+        elif printed is None:
             taking = adopting(request.target)
             given = recognise(files, taking, part["contract"])
             recipe = recipe.model_copy(update=given.recipe)
@@ -44,7 +53,18 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
         host = plugin("targets", recipe.graph_format)
 
         graphs = export(checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=True, label="adopted")
-        if printed is not None:
+        if program is not None:
+            binary = run_program(
+                program=program.program,
+                files=named_files(request.files),
+                speech=speech,
+                graphs=graphs,
+                reader=printed,
+                board=program.board,
+                target=request.target,
+                options=EvaluateOptions(language=request.language, limit=request.limit, long=request.long),
+            )
+        elif printed is not None:
             outputs = Outputs(paths=files.paths, sha256=files.sha256)
             binary = read_printed(outputs=outputs, speech=speech, graphs=graphs, reader=printed, target=request.target)
         else:
@@ -63,4 +83,5 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
             binary=binary,
             calibration=None,
             obtained=binary if printed is not None else None,
+            tier=tier,
         )

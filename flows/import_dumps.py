@@ -6,7 +6,9 @@ from typing import Any
 from prefect import flow
 
 from flows.port import recipe_for
+from flows.program import program_of
 from nightjar.calibration import CalibrationSet
+from nightjar.errors import BadOptions
 from nightjar.plugins import plugin
 from nightjar.request import ImportRequest, checkpoint_source, model_family, speech_source
 from nightjar.target import make_options
@@ -14,6 +16,7 @@ from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export
 from tasks.import_dumps import dumps_source, import_dumps, ordered_source
+from tasks.run_program import dump_program, read_aside
 from tasks.stage import joining
 
 
@@ -23,7 +26,11 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
     with joining(request.refresh, request.board_wait) as run:
         family = model_family(request)
         recipe = recipe_for(request, plugin("targets", request.target).load().recipe(family))
-        dumps, speech = dumps_source(request.bin_dir), speech_source(request, "calibration")
+        if (request.program is None) == (request.bin_dir is None):
+            raise BadOptions("give the folder of the dumps with --bin-dir, or the --program that dumps: one of the two")
+        dumps: Any = None if request.bin_dir is None else dumps_source(request.bin_dir)
+        speech = speech_source(request, "calibration")
+        program = program_of(request, plugin("targets", request.target), request.dumps)
         checkpoint = checkpoint_source(request, family)
         host = plugin("targets", recipe.graph_format)
         graphs = export(
@@ -32,6 +39,16 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
             recipe=recipe,
             clamp=request.window is None,
         )
+        if program is not None:
+            dumps = dump_program(
+                program=program.program,
+                speech=speech,
+                graphs=graphs,
+                board=program.board,
+                language=request.language,
+                samples=request.calibration_samples,
+                seed=0,
+            )
         hidden = import_dumps(
             dumps=dumps,
             graphs=graphs,
@@ -55,7 +72,8 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
         return {
             "model": request.model,
             "target": request.target,
-            "dumps": request.bin_dir.as_posix(),
+            "dumps": (request.bin_dir or run.store.path(dumps)).as_posix(),
+            "aside": {} if program is None else read_aside(run.store.path(dumps)),
             "skipped": int(hidden.meta["skipped"]),
             **describe(run.store.path(calibration)),
         }

@@ -29,11 +29,12 @@ def judged(
     calibration: Any,
     frontier: Any = None,
     obtained: Any = None,
+    tier: str = "device",
 ) -> dict[str, Any]:
     """Evaluate stock, the float graphs (`reference`, on `host`) and the binary; judge, report and publish.
 
     graphs, reference, binary, calibration: artifacts, or what a plan has in their place. The results are empty when
-    planning. obtained: hypotheses that are there already, of a board's own program; its tier is `device`.
+    planning. obtained: hypotheses that are there already, of a board's own program, and the tier it ran on.
     """
     target = plugin("targets", request.target)
     board = board_of(target, request.board) if obtained is None else None
@@ -67,7 +68,7 @@ def judged(
         expected=expected,
         obtained=obtained,
         language=request.language,
-        tier=board.tier if board is not None else "device",
+        tier=board.tier if board is not None else tier,
         budgets=Budgets(max_delta_wer=request.max_delta_wer),
     )
     page = report(

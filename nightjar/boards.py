@@ -11,6 +11,9 @@
     service = "localhost:50051"        # its board service (nightjar/serve.py), in place of ssh for long harvests
     service_ca = "ca.pem"              # beyond localhost; service_cert and service_key, or service_token, beside it
     notes = "on the shelf, RK3588, 8 GiB"
+    [rk1.program]                      # an executable of its own, for --program declared
+    command = ["./rknn_whisper_demo", "encoder.rknn", "decoder.rknn", "{language}", "{clip}"]
+    cwd = "/opt/rknn_whisper_demo"
 
 BOARD_IP, BOARD_USER and BOARD_SSH_KEY make one more, called `env`. No password and no key is ever stored.
 """
@@ -33,6 +36,17 @@ ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,200}")  # a leading - would 
 FILE_BYTES = 1 << 20
 
 
+class ProgramEntry(BaseModel):
+    """What boards.toml says of a board's own program."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    command: list[str] = Field(min_length=1, description="argument list with {clip}, {language} and {binary}")
+    cwd: str = Field("", pattern=r"^(/|~/|$)", description="where it is started; an empty folder otherwise")
+    dumps: str = Field("", description="the files that it dumps, a glob relative to cwd")
+    timeout_s: float | None = Field(None, gt=0, description="seconds that one clip may take")
+
+
 class BoardEntry(BaseModel):
     """What boards.toml says of one board."""
 
@@ -51,6 +65,7 @@ class BoardEntry(BaseModel):
     service_key: str | None = None
     service_token: str | None = Field(None, description="file of the service's token")
     notes: str = ""
+    program: ProgramEntry | None = Field(None, description="its own executable, called clip by clip")
 
     @field_validator(
         *("scratch", "lock", "python", "ssh_config", "service_ca", "service_cert", "service_key", "service_token")

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from nightjar.request import (
         AttributeRequest,
+        DeployRequest,
         EvaluateRequest,
         HarvestRequest,
         ImportRequest,
@@ -66,21 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks instead of one line")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    port = commands.add_parser("port", help="the whole graph for one model and one target", epilog=EXIT_CODES)
-    add_options(port, PortRequest)
+    port = _add_command(commands, "port", "the whole graph for one model and one target", PortRequest, _port)
     port.add_argument("--plan", action="store_true", help="print what would run and why, and run nothing")
-    _add_json(port, _port)
-
-    evaluate = commands.add_parser(
-        "evaluate", help="score files made elsewhere without building, as port scores its own", epilog=EXIT_CODES
-    )
-    add_options(evaluate, EvaluateRequest, EvaluateRequest.FLAGS)
-    _add_json(evaluate, _evaluate)
-
-    transcribe = commands.add_parser("transcribe", help="text from a port's binary, built if need be")
-    add_options(transcribe, TranscribeRequest, TranscribeRequest.FLAGS)
-    _add_json(transcribe, _transcribe)
-
+    said = "score files made elsewhere without building, as port scores its own, or a board's own program"
+    _add_command(commands, "evaluate", said, EvaluateRequest, _evaluate)
+    _add_command(commands, "transcribe", "text from a port's binary, built if need be", TranscribeRequest, _transcribe)
     harvest = commands.add_parser(
         "harvest", help="encoder outputs of much speech as a dataset, for distillation", epilog=EXIT_CODES
     )
@@ -89,15 +80,16 @@ def _parser() -> argparse.ArgumentParser:
 
     calibrate = commands.add_parser("calibrate", help="calibration sets made of other tools' files")
     calibrating = calibrate.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    import_dumps = calibrating.add_parser("import-dumps", help="enc_*.bin dumps to a calibration set")
-    add_options(import_dumps, ImportRequest, ImportRequest.FLAGS)
-    _add_json(import_dumps, _import_dumps)
-
-    attribute = commands.add_parser(
-        "attribute", help="every encoder with every decoder: WER and SNR per pair, and whose a loss is"
-    )
-    add_options(attribute, AttributeRequest, AttributeRequest.FLAGS)
-    _add_json(attribute, _attribute)
+    _add_command(calibrating, "import-dumps", "enc_*.bin dumps to a calibration set", ImportRequest, _import_dumps)
+    said = "every encoder with every decoder: WER and SNR per pair, and whose a loss is"
+    _add_command(commands, "attribute", said, AttributeRequest, _attribute)
+    deploy = _add_command(commands, "deploy", "a port to a board, canary first", DeployRequest, _deploy)
+    deploy.add_argument("--list", action="store_true", help="list the board's releases, and do nothing")
+    rollback = commands.add_parser("rollback", help="the release before the current one", epilog=EXIT_CODES)
+    rollback.add_argument("--board", required=True, help="ssh alias of the board")
+    rollback.add_argument("--name", default="", help="which deployment; default: the only one there is")
+    rollback.add_argument("--to", default="", metavar="ID", help="an earlier release than the one before")
+    _add_json(rollback, _rollback)
 
     compare = commands.add_parser(
         "compare", help="stock Whisper, TorchScript and ONNX on given clips: text, token ids, seconds"
@@ -141,6 +133,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_command(
+    commands: Any, name: str, said: str, request: type[Any], command: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """Add a command whose flags are a request's."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=said, epilog=EXIT_CODES)
+    add_options(parser, request, getattr(request, "FLAGS", ()))
+    _add_json(parser, command)
+    return parser
+
+
 def _add_json(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int]) -> None:
     parser.add_argument("--json", type=Path, metavar="F", help="write the results here too")
     parser.set_defaults(command=command)
@@ -148,7 +150,7 @@ def _add_json(parser: argparse.ArgumentParser, command: Callable[[argparse.Names
 
 def _port(arguments: argparse.Namespace) -> int:
     from nightjar.request import PortRequest
-    from nightjar.show import Screen, show_plan, show_results
+    from nightjar.show import Screen, show_plan
 
     request = parse_options(arguments, PortRequest)
     screen = Screen()
@@ -160,14 +162,12 @@ def _port(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         show_plan(screen, run.outcomes)
         return 0
-    show_results(screen, results)
-    _write_json(arguments, results)
-    return 0 if results["verdict"] == "PASS" else 1
+    return _judged(arguments, screen, results)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from nightjar.request import EvaluateRequest
-    from nightjar.show import Screen, show_results
+    from nightjar.show import Screen
 
     request = parse_options(arguments, EvaluateRequest)
     screen = Screen()
@@ -176,6 +176,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from flows.start import run_flow
 
     results, _ = run_flow(evaluate_files, request, screen, refresh=request.refresh)
+    return _judged(arguments, screen, results)
+
+
+def _judged(arguments: argparse.Namespace, screen: Any, results: dict[str, Any]) -> int:
+    from nightjar.show import show_results
+
     show_results(screen, results)
     _write_json(arguments, results)
     return 0 if results["verdict"] == "PASS" else 1
@@ -237,13 +243,47 @@ def _import_dumps(arguments: argparse.Namespace) -> int:
 
     request = parse_options(arguments, ImportRequest)
     screen = Screen()
-    screen.say(f"[bold]import-dumps[/bold] {request.bin_dir} for {request.model} → {request.target}")
+    screen.say(f"[bold]import-dumps[/bold] {request.bin_dir or request.program} for {request.model} → {request.target}")
     from flows.import_dumps import import_dumps_flow
     from flows.start import run_flow
 
     results, _ = run_flow(import_dumps_flow, request, screen, refresh=request.refresh)
     show_calibration(screen, results)
     _write_json(arguments, results)
+    return 0
+
+
+def _deploy(arguments: argparse.Namespace) -> int:
+    from nightjar.request import DeployRequest
+    from nightjar.show import Screen, show_deployed, show_releases, show_results
+
+    request = parse_options(arguments, DeployRequest)
+    if arguments.list:
+        from nightjar.deploy import list_releases
+
+        listed = {name: state.model_dump() for name, state in list_releases(request.board).items()}
+        show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
+        _write_json(arguments, listed)
+        return 0
+    screen = Screen()
+    screen.say(f"[bold]deploy[/bold] {request.model} → {request.target}, {request.precision} to {request.board}")
+    from flows.deploy import deploy
+    from flows.start import run_flow
+
+    results, _ = run_flow(deploy, request, screen, refresh=request.refresh)
+    show_results(screen, results["port"])
+    show_deployed(screen, results)
+    _write_json(arguments, results)
+    return 1 if results["reason"] else 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from nightjar.deploy import roll_back
+    from nightjar.show import Screen, show_deployed
+
+    done = roll_back(arguments.board, arguments.name, arguments.to).model_dump(mode="json")
+    show_deployed(Screen(), {**done, "board": arguments.board})
+    _write_json(arguments, done)
     return 0
 
 
@@ -282,14 +322,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     from flows.compare import CompareRequest, compare
     from flows.start import run_flow
 
-    request = CompareRequest(
-        model=arguments.model,
-        checkpoint=arguments.checkpoint,
-        speech=tuple(arguments.speech),
-        language=arguments.language,
-        window=arguments.window,
-        out=arguments.out,
-    )
+    given = {name: getattr(arguments, name) for name in ("model", "checkpoint", "language", "window", "out")}
+    request = CompareRequest(speech=tuple(arguments.speech), **given)
     results, _ = run_flow(compare, request, screen)
     show_comparison(screen, results)
     return 0 if results["equal"] == results["clips"] else 1
@@ -322,18 +356,19 @@ def _toolchain(arguments: argparse.Namespace) -> int:
 
 def _board_check(arguments: argparse.Namespace) -> int:
     from nightjar.check import check
-    from nightjar.show import show_doctor
 
-    findings = check(arguments.alias, arguments.target)
-    show_doctor(findings)
-    return 3 if any(finding.outcome == "missing" for finding in findings) else 0
+    return _found(check(arguments.alias, arguments.target))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from nightjar.doctor import examine
+
+    return _found(examine())
+
+
+def _found(findings: Sequence[Any]) -> int:
     from nightjar.show import show_doctor
 
-    findings = examine()
     show_doctor(findings)
     return 3 if any(finding.outcome == "missing" for finding in findings) else 0
 

@@ -24,7 +24,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[BaseModel], only:
         shown = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
         described = f"{field.description}{shown}".replace("%", "%%")
         if name == "files":
-            parser.add_argument(name, type=inner, nargs="+", metavar="FILE", help=described)
+            nargs = "+" if field.is_required() else "*"
+            parser.add_argument(name, type=inner, nargs=nargs, metavar="FILE", help=described)
             continue
         if inner is bool:
             switch = argparse.BooleanOptionalAction

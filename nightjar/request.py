@@ -29,6 +29,9 @@ StageName = Literal[
     "report",
     "adopt",
     "import_dumps",
+    "bundle",
+    "run_program",
+    "dump_program",
 ]
 
 
@@ -161,18 +164,30 @@ def speech_sources(request: PortRequest) -> tuple[Source, Source]:
     )
 
 
+PROGRAM = (
+    "the board's own program: a command line with {clip}, and perhaps {language} and {binary}, or `declared` for that "
+    "of boards.toml"
+)
+
+
 class ImportRequest(PortRequest):
     """Make a calibration set of encoder outputs that another tool dumped."""
 
     FLAGS: ClassVar[tuple[str, ...]] = (
         *("model", "checkpoint", "target", "window", "decoder", "positional", "language", "bin_dir"),
-        *("calibration_set", "calibration_samples", "refresh"),
+        *("calibration_set", "calibration_samples", "board", "program", "program_cwd", "program_timeout_s", "dumps"),
+        "refresh",
     )
 
-    bin_dir: Path = Field(
+    bin_dir: Path | None = Field(
+        None,
         description="folder of enc_000000.bin, … (lines of the calibration manifest, from 0) or enc_CLIPID.bin: "
-        "little-endian float32, encoder rows × width"
+        "little-endian float32, encoder rows × width",
     )
+    program: str | None = Field(None, description=PROGRAM + ", run on every calibration clip in place of --bin-dir")
+    program_cwd: str = Field("", description="folder on the board where it is started; default: an empty one")
+    program_timeout_s: float = Field(60, gt=0, description="seconds that it may take for one clip")
+    dumps: str = Field("enc_*.bin", description="what it dumps, one file per clip: a glob from --program-cwd")
 
 
 class EvaluateRequest(PortRequest):
@@ -180,10 +195,33 @@ class EvaluateRequest(PortRequest):
 
     FLAGS: ClassVar[tuple[str, ...]] = (
         *("files", "model", "checkpoint", "target", "board", "board_wait", "positional", "language", "test_set"),
-        *("limit", "long", "max_delta_wer", "refresh"),
+        *("limit", "long", "max_delta_wer", "program", "program_cwd", "program_timeout_s", "refresh"),
     )
 
-    files: tuple[Path, ...] = Field(description="the parts' files as the target runs them, in any order")
+    files: tuple[Path, ...] = Field(
+        (), description="the parts' files as the target runs them, in any order; with --program, what {binary} holds"
+    )
+    program: str | None = Field(None, description=PROGRAM)
+    program_cwd: str = Field("", description="folder on the board where it is started; default: an empty one")
+    program_timeout_s: float = Field(60, gt=0, description="seconds that it may take for one clip")
+
+
+class DeployRequest(PortRequest):
+    """Put a port on a board, beside the current release, and make it current if its canary hears what the port did."""
+
+    board: str = Field(description="ssh alias of the board")
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$",
+        description="what the deployment is called on the board; default: the model's name",
+    )
+    canary_clips: int = Field(8, ge=1, description="evaluation clips that a release must hear before the switch")
+    canary_against: Literal["port", "float"] = Field(
+        "port", description="what it is held against: what the port's binary heard, or the float graphs on the host"
+    )
+    max_canary_wer: float = Field(5.0, ge=0, description="percent of words that may differ from that")
+    keep: int = Field(3, ge=1, description="releases that stay on the board, the current one among them")
+    force: bool = Field(False, description="deploy a port whose verdict is FAIL")
 
 
 class AttributeRequest(PortRequest):

@@ -130,7 +130,7 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     screen.console.print(table)
     for gate in results["gates"]:
         gate_colour = COLOURS[gate["outcome"]]
-        screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {gate['sentence']}")
+        screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {escape(gate['sentence'])}")
     for clip, why in results["aside"].items():
         screen.console.print(f"  set aside {clip}: {why}", style="yellow", markup=False, highlight=False)
     low, high = results["interval"]
@@ -194,6 +194,8 @@ def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
     counts = ", ".join(f"{part} {count}" for part, count in results["samples"].items())
     skipped = f"; {results['skipped']} clips longer than the window left out" if results["skipped"] else ""
     screen.say(f"samples: {counts}{skipped}")
+    for clip, why in results["aside"].items():
+        screen.console.print(f"[yellow]set aside[/yellow] {escape(clip)}: {escape(why)}")
     for warning in results["warnings"]:
         screen.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
     screen.console.print(f"calibration set: {results['calibration']}", markup=False)
@@ -208,6 +210,44 @@ def show_harvest(screen: Screen, index: Any, made: int) -> None:
     skipped = f"; {len(index.skipped)} clips longer than the window left out" if index.skipped else ""
     tensors = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in index.tensors.items())
     screen.say(f"{index.clips} clips in {len(index.shards)} shards, {made} of them new{skipped}; float16: {tensors}")
+
+
+def show_deployed(screen: Screen, results: dict[str, Any]) -> None:
+    """Print what is current on a board now, or why nothing was switched."""
+    if results.get("canary_wer") is not None:
+        screen.say(f"canary: WER {results['canary_wer']:.2f} % on {results['canary_clips']} clips")
+    if results["reason"]:
+        screen.console.print(f"[red]not deployed[/red]: {escape(results['reason'])}")
+        screen.say(
+            f"board {results['board']}: current is {results.get('current') or 'what it was'}, nothing was switched"
+        )
+        return
+    same = results["before"] == results["current"]
+    before = "it was current before" if same else f"before: {results['before'] or 'none'}"
+    screen.say(f"[green]current[/green] on board {results['board']}: {results['name']} {results['current']}; {before}")
+    screen.console.print(f"there: {results['path']}", markup=False)
+
+
+def show_releases(listed: dict[str, dict[str, Any]], board: str) -> None:
+    """List a board's releases, newest first."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    if not listed:
+        console.print(f"nothing is deployed on board {board}", markup=False)
+        return
+    table = Table(box=None, padding=(0, 2))
+    for column in ("name", "release", "", "since", "precision", "verdict", "WER %"):
+        table.add_column(column, no_wrap=column != "name")
+    for name, state in listed.items():
+        for release in state["releases"]:
+            about = release["about"]
+            port = about["port"] if isinstance(about.get("port"), dict) else {}
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(release["time_s"])) if release["time_s"] else ""
+            mark = "current" if release["id"] == state["current"] else "before" if release["whole"] else "not in use"
+            said = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
+            table.add_row(*map(escape, (name, release["id"], mark, since, *said)))
+    console.print(table)
 
 
 def show_targets() -> None:

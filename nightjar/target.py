@@ -19,7 +19,7 @@ from types import ModuleType
 from pydantic import BaseModel, ValidationError
 
 from nightjar.board import BoardFacts, BoardRef, LocalBoard, runner_module
-from nightjar.boards import OWN, boards_file, find_board
+from nightjar.boards import OWN, Reach, boards_file, find_board
 from nightjar.closure import module_file
 from nightjar.errors import BadOptions, BoardMissing
 from nightjar.plugins import Plugin
@@ -73,21 +73,19 @@ def board_of(target: Plugin, alias: str | None) -> BoardRef:
     return BoardRef(alias=alias, tier=tier, facts=facts)
 
 
+def board_of_program(target: Plugin, alias: str | None) -> BoardRef:
+    """Name the board that a program of its own runs on, by default this machine; it needs no runtime of ours."""
+    module = target.load()
+    if alias in (None, "local") and "local" in module.TIERS:
+        return BoardRef(alias="local", tier=module.TIERS["local"], facts=LocalBoard().facts((), probe_of(target)))
+    _, facts = _visited(target, alias or "local", ())
+    return BoardRef(alias=str(alias), tier=module.TIERS["local"], facts=facts, remote=True)
+
+
 def _remote(target: Plugin, alias: str) -> BoardRef:
     """Name a board behind ssh, which has the tier of the target's own machine; asks it what it is."""
     module = target.load()
-    if "local" not in module.TIERS or alias in OWN:
-        raise BoardMissing(f"target {module.NAME} has no board {alias!r}; have {', '.join(module.TIERS)}: pass --board")
-    reach = find_board(alias)
-    if reach.entry.target not in (None, module.NAME):
-        raise BoardMissing(
-            f"board {alias} is for target {reach.entry.target}, as {boards_file()} says, and not for {module.NAME}: "
-            "pass --target or --board"
-        )
-    from nightjar.ssh import SshBoard  # fabric, only when a board is used
-
-    with SshBoard(reach) as board:
-        facts = board.facts(module.RUNTIMES, probe_of(target))
+    reach, facts = _visited(target, alias, module.RUNTIMES)
     if tuple(map(int, facts.python.split(".")[:2])) < PYTHON:
         raise BoardMissing(
             f"board {alias} has Python {facts.python} and a session needs {PYTHON[0]}.{PYTHON[1]} or later: install it "
@@ -132,6 +130,23 @@ def _differences(one: BoardFacts, other: BoardFacts) -> str:
     said, theirs = ({"soc": f.soc, "Python": f.python, **f.runtimes} for f in (one, other))
     names = [name for name in said | theirs if said.get(name) != theirs.get(name)]
     return ", ".join(f"{name} {said.get(name, 'absent')} and {theirs.get(name, 'absent')}" for name in names)
+
+
+def _visited(target: Plugin, alias: str, runtimes: tuple[str, ...]) -> tuple[Reach, BoardFacts]:
+    """Ask a board behind ssh what it is; raises BoardMissing for one that is not this target's."""
+    module = target.load()
+    if "local" not in module.TIERS or alias in OWN:
+        raise BoardMissing(f"target {module.NAME} has no board {alias!r}; have {', '.join(module.TIERS)}: pass --board")
+    reach = find_board(alias)
+    if reach.entry.target not in (None, module.NAME):
+        raise BoardMissing(
+            f"board {alias} is for target {reach.entry.target}, as {boards_file()} says, and not for {module.NAME}: "
+            "pass --target or --board"
+        )
+    from nightjar.ssh import SshBoard  # fabric, only when a board is used
+
+    with SshBoard(reach) as board:
+        return reach, board.facts(runtimes, probe_of(target))
 
 
 def absent_of(module: ModuleType, facts: BoardFacts) -> list[str]:

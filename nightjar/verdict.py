@@ -1,6 +1,6 @@
 """Whether a port is still a speech recogniser: scores on the same clips, gates, one verdict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -36,6 +36,7 @@ class Budgets(BaseModel, frozen=True):
         description="share of the float graphs' tokens the binary predicts, teacher-forced: a decoder that "
         "errs on one token in twenty is damaged, whatever the WER of a lucky test set; 0 asks for nothing",
     )
+    max_aside: int = Field(default=0, ge=0, description="clips that a board's own program does not come through")
     min_clips: int = Field(default=2, ge=1, description="fewer decide no WER gate: one clip alone has no spread")
 
 
@@ -85,12 +86,18 @@ class Verdict(BaseModel, frozen=True):
 
 
 def judge(
-    stock: Score, float_: Score, binary: Score, budgets: Budgets | None = None, silence: Silence | None = None
+    stock: Score,
+    float_: Score,
+    binary: Score,
+    budgets: Budgets | None = None,
+    silence: Silence | None = None,
+    aside: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Hold the binary against its float graphs, and those against stock Whisper, gate by gate.
 
     One failed gate fails the port; else one undecided gate leaves it undecided. A gate that was not
-    measured is undecided: what nobody looked at has not passed.
+    measured is undecided: what nobody looked at has not passed. aside: why clips are not among the scores, by clip,
+    where a board's own program was run.
     """
     budgets = budgets or Budgets()
     _same_clips(stock, float_, binary)
@@ -110,6 +117,7 @@ def judge(
         _new_gate("capped", float_, binary, budgets.max_new_capped, lambda clip: clip.capped),
         _silence_gate(float_, binary, silence, budgets.max_silence_words),
         _agreement_gate(binary, budgets.min_agreement),
+        *([] if aside is None else [_aside_gate(aside, budgets.max_aside)]),
     )
     outcomes = [gate.outcome for gate in gates]
     return Verdict(
@@ -201,6 +209,14 @@ def _agreement_gate(binary: Score, limit: float) -> Gate:
     said = f"teacher-forced, {matching} of {of} tokens agree ({matching / of:.1%}), limit {limit:.1%}"
     outcome = _outcome(matching / of >= limit)
     return Gate(name="agreement", value=matching / of, limit=limit, outcome=outcome, sentence=said)
+
+
+def _aside_gate(aside: Mapping[str, str], limit: int) -> Gate:
+    """Count clips that a program crashed, hung or talked nonsense on: without them it would look better than it is."""
+    first = "; ".join(f"{clip}: {why}" for clip, why in list(aside.items())[:5])
+    said = f"{len(aside)} clips were set aside, limit {limit}" + (f": {first}" if first else "")
+    said += " …" if len(aside) > 5 else ""
+    return Gate(name="aside", value=len(aside), limit=limit, outcome=_outcome(len(aside) <= limit), sentence=said)
 
 
 def _outcome(within: bool) -> Outcome:

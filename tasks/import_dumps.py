@@ -13,6 +13,7 @@ from nightjar.errors import BadInput
 from nightjar.progress import tick
 from tasks.stage import stage
 
+COLLECTED = "collected.json"  # beside dumps that tasks/run_program.py collected
 NUMBER = re.compile(r"\d{6,}")
 NAMING = "name them enc_%06d.bin by line of the manifest, from enc_000000.bin, or enc_<clip id>.bin"
 
@@ -50,7 +51,12 @@ def import_dumps(*, dumps: Path, graphs: Path, speech: Path, samples: int, seed:
     clips = load_speech(speech)
     kept, skipped = split_by_window(clips, model["recipe"]["window_s"])
     files = dump_files(dumps)
-    clip_of = match_clips([path.name for path in files], [clip.id for clip in clips], line_order(speech))
+    if (dumps / COLLECTED).exists():  # a board's own program dumped them, clip by clip
+        collected = json.loads((dumps / COLLECTED).read_text(encoding="utf-8"))
+        kept = [clip for clip in kept if clip.id in collected["dumped"]]
+        clip_of = {f"enc_{clip.id}.bin": clip.id for clip in kept}
+    else:
+        clip_of = match_clips([path.name for path in files], [clip.id for clip in clips], line_order(speech))
     _refuse_missing({clip.id for clip in kept} - set(clip_of.values()), clip_of, line_order(speech), len(kept))
     check_sizes(files, shape, model["recipe"]["window_s"])
     drawn = [clip.id for clip in shuffled(kept, seed)[:samples]]

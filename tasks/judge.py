@@ -33,7 +33,9 @@ def judge(
     probes = {subject: [line for line in lines if line["probe"]] for subject, lines in heard.items()}
     # A board's own program, read from what it printed, heard no probes.
     silence = hear_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
-    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence)
+    # Who sets clips aside is asked about it; a session that set none says nothing of it.
+    failed = read_aside(obtained) if (obtained / "aside.json").exists() else None
+    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, failed)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
     aside = {name: why for folder in (expected, obtained) for name, why in read_aside(folder).items()}
     content: dict[str, Any] = {

@@ -27,7 +27,7 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
     ]
     name = re.sub(r"[^a-z0-9]+", "-", f"{request.model}-{request.target}-{request.precision}".lower()).strip("-")
     folder = ROOT / "reports" / name
-    results["request"] = request.model_dump(mode="json")
+    results["request"] = request.model_dump(mode="json", exclude=_unasked(request))
     results["command"] = command_line(request)
     results["report"] = (folder / "report.html").relative_to(ROOT).as_posix()
     with storing():
@@ -46,9 +46,10 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
 def command_line(request: PortRequest) -> str:
     """Return the command that asks for this request again; what was run again on purpose is left out, and patience."""
     words = ["nightjar", "evaluate" if "files" in type(request).model_fields else "port"]
-    for name, value in request.model_dump(
-        mode="json", exclude_defaults=True, exclude={"refresh", "board_wait"}
-    ).items():
+    asked = request.model_dump(
+        mode="json", exclude_defaults=True, exclude={"refresh", "board_wait", *_unasked(request)}
+    )
+    for name, value in asked.items():
         values = [str(each) for each in (value if isinstance(value, list) else [value])]
         if name == "files":
             words += values
@@ -57,6 +58,11 @@ def command_line(request: PortRequest) -> str:
         else:
             words += [f"--{name.replace('_', '-')}", *values]
     return shlex.join(words)
+
+
+def _unasked(request: PortRequest) -> set[str]:
+    """Name what a request for files made elsewhere does not ask for: their precision is as given."""
+    return {"precision"} if "files" in type(request).model_fields else set()
 
 
 def _artifacts(name: str, results: dict[str, Any]) -> Iterator[ArtifactCreate]:

@@ -9,6 +9,7 @@ from nightjar.closure import module_file
 from nightjar.data import load_speech
 from nightjar.errors import BadInput
 from nightjar.plugins import Plugin, plugin
+from nightjar.printed import Printed
 from tasks.adopt import GivenFiles
 from tasks.hypotheses import write_hypotheses
 from tasks.stage import stage
@@ -48,13 +49,22 @@ def read_printed(
             raise BadInput(
                 f"{path} holds no text: give {reader.load().WANTED}, one file per clip, to `nightjar evaluate`"
             )
-        seconds = {} if said.seconds is None else {"total": said.seconds}
-        audio_s = said.audio_s or clips[path.stem].duration_s
-        line = {"id": path.stem, "text": said.text, "tokens": [], "steps": 0, "capped": False, "agree": None}
-        lines.append({**line, "seconds": seconds, "audio_s": audio_s})
+        lines.append(heard_line(path.stem, said, clips[path.stem].duration_s))
     heard = [clips[line["id"]] for line in lines]
     write_hypotheses(out, lines, heard, [clip for clip in clips.values() if clip not in heard])
+    describe_program(graphs, target, out)
+    return {"clips": str(len(lines))}
+
+
+def heard_line(name: str, said: Printed, duration_s: float) -> dict[str, Any]:
+    """Make a line of hypotheses of what a program printed."""
+    seconds = {} if said.seconds is None else {"total": said.seconds}
+    line = {"id": name, "text": said.text, "tokens": [], "steps": 0, "capped": False, "agree": None}
+    return {**line, "seconds": seconds, "audio_s": said.audio_s or duration_s}
+
+
+def describe_program(graphs: Path, target: str, out: Path) -> None:
+    """Write model.json and a binary.json that says that a program was heard, whose parts nobody knows."""
     shutil.copyfile(graphs / "model.json", out / "model.json")
     description = {"target": target, "precision": "as printed", "parts": {}}
     (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    return {"clips": str(len(lines))}

@@ -6,7 +6,7 @@ from nightjar.printed import Printed
 
 WANTED = "the whole output of rknn_whisper_demo"
 # examples/whisper/cpp/main.cc of rknn_model_zoo v2.3.2; the first number is the work, the second the audio, in seconds.
-RTF = re.compile(r"Real Time Factor \(RTF\):\s*([\d.]+)\s*/\s*([\d.]+)\s*=\s*[\d.]+")
+RTF = re.compile(r"Real Time Factor \(RTF\):\s*(\d{1,9}(?:\.\d{0,9})?)\s*/\s*(\d{1,9}(?:\.\d{0,9})?)\s*=")
 TEXT = re.compile(r"^Whisper output:[ \t]*(.*)$", re.MULTILINE)
 
 

@@ -1,0 +1,59 @@
+"""Deploy a port: the port's graph, from the store where it can be, then a bundle, and that on a board.
+
+…─▶ binary ─bundle─▶ bundle ─deploy─▶ a release on the board, current when its canary sings
+"""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.port import port
+from nightjar.artifact import Artifact
+from nightjar.bundle import Ported
+from nightjar.data import load_speech, slug
+from nightjar.deploy import deploy as put_on_board
+from nightjar.deploy import draw_canary
+from nightjar.plugins import plugin
+from nightjar.request import DeployRequest, PortRequest, model_family, speech_source
+from nightjar.target import board_of, session_of
+from tasks.bundle import bundle
+from tasks.judge import read_scores
+from tasks.stage import joining
+
+
+@flow(name="deploy", flow_run_name="deploy-{request.model}-{request.target}-{request.board}")
+def deploy(request: DeployRequest) -> dict[str, Any]:
+    """Port, bundle, and put the bundle on the board; a port that fails is not put there without --force."""
+    with joining(request.refresh) as run:
+        asked = PortRequest(**request.model_dump(include=set(PortRequest.model_fields)))
+        ported = port.fn(asked)
+        name = request.name or slug(request.model)[:64]
+        results: dict[str, Any] = {"port": ported, "name": name, "board": request.board}
+        if ported["verdict"] == "FAIL" and not request.force:
+            failed = next(gate["sentence"] for gate in ported["gates"] if gate["outcome"] == "FAIL")
+            return {**results, "reason": f"the port's verdict is FAIL ({failed}); --force deploys it all the same"}
+        family, target = model_family(asked), plugin("targets", request.target)
+        board = board_of(target, request.board)
+        packed = bundle(
+            binary=_artifact(ported["made_from"]["binary"]),
+            session=session_of(plugin("models", family, "decode"), target, board),
+            vocabulary=plugin("models", family, "vocabulary"),
+            board=board,
+            model=request.model,
+            language=request.language,
+            port=Ported.of(ported),
+        )
+        scores = read_scores(run.store.path(_artifact(ported["made_from"]["verdict"])))
+        canary = draw_canary(
+            load_speech(speech_source(asked, "test").path),
+            scores["binary" if request.canary_against == "port" else "float"].clips,
+            request.canary_clips,
+            request.language,
+            request.max_canary_wer,
+        )
+        done = put_on_board(request.board, name, run.store.path(packed), canary, request.keep)
+        return {**results, **done.model_dump(mode="json")}
+
+
+def _artifact(record: dict[str, Any]) -> Artifact:
+    return Artifact(kind=record["stage"], key=record["key"], sha256=record["sha256"])

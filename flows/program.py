@@ -1,0 +1,27 @@
+"""Find the board's own program that a request asks for, before anything runs."""
+
+from typing import NamedTuple
+
+from nightjar.board import BoardRef
+from nightjar.plugins import Plugin
+from nightjar.program import Program, declared, found_on
+from nightjar.request import EvaluateRequest, ImportRequest
+from nightjar.target import board_of_program
+
+
+class OnBoard(NamedTuple):
+    """A program and the board that has it."""
+
+    program: Program
+    board: BoardRef
+
+
+def program_of(request: EvaluateRequest | ImportRequest, target: Plugin, dumps: str = "") -> OnBoard | None:
+    """Find the program that is asked for and what it is, None where none is; raises BadOptions or BoardMissing."""
+    if request.program is None:
+        return None
+    wanted = declared(request.program, request.board, request.program_cwd, request.program_timeout_s, dumps)
+    board = board_of_program(target, request.board)
+    connected = board.connect()
+    with connected.held():
+        return OnBoard(found_on(connected, wanted, board.alias), board)

@@ -1,0 +1,36 @@
+"""Put a port's binary together with all that a board needs to run it."""
+
+import json
+from pathlib import Path
+
+from nightjar.board import BoardRef
+from nightjar.bundle import Ported, write_bundle
+from nightjar.plugins import Plugin
+from tasks.stage import stage
+
+
+@stage
+def bundle(
+    *,
+    binary: Path,
+    session: tuple[Plugin, ...],
+    vocabulary: Plugin,
+    board: BoardRef,
+    model: str,
+    language: str,
+    port: Ported,
+    out: Path,
+) -> dict[str, str]:
+    """Write a bundle: parts, tables, tokens, code, transcribe.py and the manifest with what the port says of it."""
+    described = json.loads((binary / "model.json").read_text(encoding="utf-8"))
+    manifest = write_bundle(
+        out,
+        binary=binary,
+        modules=[each.module for each in session],
+        tokens=vocabulary.load().token_bytes(described),
+        runtimes={"python": board.facts.python, **board.facts.runtimes},
+        model=model,
+        language=language,
+        port=port,
+    )
+    return {"id": manifest.id}
