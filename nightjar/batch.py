@@ -72,7 +72,7 @@ class Batches:
         ) as said:
             for line in _parsed(said):
                 if "begin" in line:
-                    begun |= {line["begin"]} & set(names)
+                    begun |= {str(line["begin"])} & set(names)
                 elif "full" in line:
                     raise SessionFailed(
                         f"the disk of board {board.alias} is full: {printable(str(line['full']))}; free some space "

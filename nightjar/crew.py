@@ -204,7 +204,7 @@ def _serve(board: Board, work: Work, batches: Batches, hold: Hold) -> None:
             stuck = isinstance(error, RunnerFailed | BoardBusy) or (
                 isinstance(error, SessionFailed) and finished == done
             )
-            if stuck or not reached or time.monotonic() - lost_at > board.patience_s:
+            if stuck or not reached or time.monotonic() - lost_at >= board.patience_s:
                 raise
             if isinstance(error, SessionFailed):
                 done = finished

@@ -12,7 +12,7 @@ from nightjar.cli import main
 from nightjar.errors import BoardMissing
 from nightjar.plugins import plugin
 from nightjar.target import board_of
-from tests.flows.conftest import write_speech
+from tests.flows.conftest import ROOT, write_speech
 from tests.loopback import Loopback
 
 
@@ -130,3 +130,34 @@ def test_an_old_runtime_on_the_board_is_refused_before_a_run(
     monkeypatch.setattr(target.load(), "RUNTIMES", ("onnxruntime",))
     with pytest.raises(BoardMissing, match=r"librknnrt\.so 1\.4\.0 .*Invalid RKNN model version 6"):
         board_of(target, "loop")
+
+
+def test_a_clip_that_was_set_aside_is_in_no_score_and_in_the_report(
+    tmp_path: Path, random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tasks.evaluate as stage
+
+    run, why = stage.run_session, "the session ended early: exit status -11 <b>; run the same command again"
+
+    def failing(*given: Any, **settings: Any) -> list[dict[str, Any]]:
+        return [{"id": "c1", "error": why} if line["id"] == "c1" else line for line in run(*given, **settings)]
+
+    monkeypatch.setattr(stage, "run_session", failing)
+    monkeypatch.setenv("NIGHTJAR_STORE", str(tmp_path / "store"))
+    words = {f"c{number}": word for number, word in enumerate(("red", "blue", "stop"))}
+    speech = [
+        *("--calibration-set", str(write_speech(tmp_path / "calibration", words, speaker="ada"))),
+        *("--test-set", str(write_speech(tmp_path / "test", words, speaker="bob"))),
+    ]
+    model = ["--model", "aside", "--checkpoint", str(random_checkpoint), "--window", "5", "--precision", "fp"]
+    assert main(["port", *model, *speech, "--json", str(tmp_path / "results.json")]) in (0, 1)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["aside"] == {"c1": why}
+    assert (results["clips"], results["skipped"]) == (2, 0)
+    assert "set aside c1: the session ended early: exit status -11" in " ".join(capsys.readouterr().out.split())
+    page = (ROOT / results["report"]).read_text()
+    assert "1 set aside" in page
+    assert "exit status -11 &lt;b&gt;" in page
+    (record, *_) = (tmp_path / "store" / "evaluate").glob("*/record.json")
+    assert json.loads(record.read_text())["meta"]["aside"].startswith("1: the session ended early")
+    shutil.rmtree((ROOT / results["report"]).parent)

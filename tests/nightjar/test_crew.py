@@ -156,7 +156,9 @@ def test_a_crash_and_a_hang_cost_two_clips(bench: Bench, monkeypatch: pytest.Mon
 
 def test_a_board_on_which_everything_crashes_is_no_result(bench: Bench) -> None:
     bench.plan(crash=list(bench.marks.values()))
-    with pytest.raises(RunnerFailed, match="3 of 40 clips failed on board loop, so it is not they: ") as failed:
+    with pytest.raises(
+        RunnerFailed, match="3 of 40 clips failed on board loop, so it is not they but the board or the file: "
+    ) as failed:
         harvest(bench, "loop")
     one_line(failed.value)
     bench.plan()  # mended

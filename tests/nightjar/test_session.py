@@ -231,6 +231,9 @@ def test_a_session_by_ssh_is_the_local_one_and_goes_on_where_it_ended(
          "a line that is none"),
         ("[" * 100_000, "gave no result for"),
         ("[1]", "gave no result for"),
+        ('{"begin": [{}]}', "gave no result for"),
+        ('{"full": ["\\u001b[2J"]}', "the disk of board local is full"),
+        ('{"paused": "x"}', "gave no result for"),
     ],
 )  # fmt: skip
 def test_a_line_that_no_session_writes_is_refused(
