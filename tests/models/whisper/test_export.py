@@ -336,10 +336,12 @@ def test_runners_refuse_in_one_line(graphs: dict[tuple[str, bool], Path], tmp_pa
     for open_parts in (open_runner, torchscript.open_runner):
         with pytest.raises(RuntimeError, match="encoder") as absent:
             open_parts(tmp_path, parts)
-        (tmp_path / "encoder.onnx").write_bytes(b"junk")
+        for part in parts.values():
+            (tmp_path / part["file"]).write_bytes(b"junk")
         with pytest.raises(RuntimeError, match="cannot load") as broken:
             open_parts(tmp_path, parts)
-        (tmp_path / "encoder.onnx").unlink()
+        for part in parts.values():
+            (tmp_path / part["file"]).unlink()
         assert "\n" not in f"{absent.value}{broken.value}"
     runner = open_runner(folder, parts, {"threads": 1})
     for part, inputs in (("joiner", {}), ("encoder", {}), ("encoder", {"mel": np.zeros((1, 80, 7), np.float32)})):
