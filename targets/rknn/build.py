@@ -19,7 +19,7 @@ from nightjar.progress import tick
 from nightjar.toolchain import Toolchain, toolchain
 from targets.rknn import NAME, Options
 from targets.rknn.audit import audit, read_table, require_int8
-from targets.rknn.names import layers_from, precision_file, read_names, write_names
+from targets.rknn.names import layers_from, precision_file, read_names, tensor_names, write_names
 from targets.rknn.ranges import write_ranges
 from targets.rknn.toolchain import compile as inside
 
@@ -125,8 +125,9 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
             job = {"kind": "quantize", "name": part, "config": _config(options)}
             result = found.call(inside.__name__, job, folder, QUANTIZE_S, on_progress=show)
             if ours:
+                called = tensor_names(model, layers_from(result["layers"]))
                 taken = samples.samples(part, options.samples)
-                write_ranges(folder / f"{part}.quantization.cfg", onnx.load(graphs / file), taken)
+                write_ranges(folder / f"{part}.quantization.cfg", onnx.load(graphs / file), taken, called)
             for suffix in STEP1:
                 shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
         write_names(model, layers_from(result["layers"]), out, part)

@@ -23,11 +23,14 @@ ENTRY = re.compile(r"^    (\S.*):\n((?:     .*\n)+)", re.MULTILINE)
 ENDS = re.compile(r"        min:\n        -   (\S+)\n        max:\n        -   (\S+)\n")
 
 
-def write_ranges(quantization_cfg: Path, model: onnx.ModelProto, samples: Iterable[Tensors]) -> int:
+def write_ranges(
+    quantization_cfg: Path, model: onnx.ModelProto, samples: Iterable[Tensors], called: Mapping[str, str]
+) -> int:
     """Put ranges over all samples into a .quantization.cfg that the toolkit made of the first; return how many.
 
     Which of its tensors is which of the graph's is told by the ends that the first sample gave both: it renames, fuses
-    and moves, and keeps values. What has no twin (weights, what it made itself) stays as it is.
+    and moves, and keeps values. What has no twin (weights, what it made itself) stays as it is. called: what the
+    toolkit calls the graph's tensors, which decides between twins: a first step's key is all that is in its cache.
     """
     graph = Graph(model)
     groups = roundable(model)
@@ -41,7 +44,9 @@ def write_ranges(quantization_cfg: Path, model: onnx.ModelProto, samples: Iterab
         ends = ENDS.search(entry[2])
         if ends is None or graph.is_constant(entry[1]):
             return entry[0]
-        twin = _twin((float(ends[1]), float(ends[2])), first)
+        near = _near((float(ends[1]), float(ends[2])), first)
+        own = entry[1].strip('"')
+        twin = next((name for name in near if called.get(name) == own), near[0] if near else None)
         if twin is None:
             return entry[0]
         count += 1
@@ -54,9 +59,8 @@ def write_ranges(quantization_cfg: Path, model: onnx.ModelProto, samples: Iterab
     return count
 
 
-def _twin(ends: Range, of: Mapping[str, Range]) -> str | None:
-    """Find the tensor whose ends are these."""
+def _near(ends: Range, of: Mapping[str, Range]) -> list[str]:
+    """Name the tensors whose ends are these, the nearest first."""
     near = SAME * max(ends[1] - ends[0], 1e-6)
     far = {name: max(abs(low - ends[0]), abs(high - ends[1])) for name, (low, high) in of.items()}
-    name = min(far, key=lambda name: far[name])
-    return name if far[name] <= near else None
+    return sorted((name for name in far if far[name] <= near), key=lambda name: far[name])
