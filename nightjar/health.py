@@ -41,7 +41,7 @@ def installed(name: str) -> str:
         from importlib.metadata import version
 
         return version(name)
-    except Exception:
+    except ImportError:  # PackageNotFoundError is one, and so is what a numpy of another Python raises
         return "absent"
 
 
