@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.speed import SPEECH, WEIGHTS  # noqa: E402
-from flows.port import Prepared, built, calibrated, prepared  # noqa: E402
+from flows.port import Prepared, built, calibrated, calibrated_on, prepared  # noqa: E402
 from flows.search import parameters  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
 from nightjar.plugins import plugin  # noqa: E402
@@ -29,7 +29,6 @@ from nightjar.target import board_of, make_options, session_of  # noqa: E402
 from nightjar.toolchain import toolchain  # noqa: E402
 from nightjar.wer import paired_bootstrap  # noqa: E402
 from tasks.build import build  # noqa: E402
-from tasks.calibrate import calibrate  # noqa: E402
 from tasks.evaluate import evaluate  # noqa: E402
 from tasks.harvest import harvest  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
@@ -60,17 +59,7 @@ def compare(request: PortRequest) -> list[dict[str, Any]]:
             seed=0,
             label=name,
         )
-        sets[name] = calibrate(
-            reference=made.reference,
-            hidden=hidden,
-            speech=made.calibration_speech,
-            model=plugin("models", made.family, "calibrate"),
-            runner=plugin("targets", made.host.load().NAME, "runner"),
-            samples=request.calibration_samples,
-            seed=0,
-            language=request.language,
-            label=name,
-        )
+        sets[name] = calibrated_on(request, made, hidden, label=name)
     options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
 
     def heard(binary: Any, encoder: Any, reference: Any, name: str) -> Any:

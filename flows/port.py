@@ -114,6 +114,11 @@ def calibrated(request: PortRequest, made: Prepared) -> Any:
         samples=request.calibration_samples,
         seed=0,
     )
+    return calibrated_on(request, made, hidden)
+
+
+def calibrated_on(request: PortRequest, made: Prepared, hidden: Any, **label: str) -> Any:
+    """Calibrate on the host's float graphs from hidden states that some encoder gave."""
     return calibrate(
         reference=made.reference,
         hidden=hidden,
@@ -123,6 +128,7 @@ def calibrated(request: PortRequest, made: Prepared) -> Any:
         samples=request.calibration_samples,
         seed=0,
         language=request.language,
+        **label,
     )
 
 
