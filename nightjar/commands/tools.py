@@ -1,0 +1,52 @@
+"""toolchain, targets, models, doctor: what this machine has."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from nightjar.commands import EXIT_CODES, add_group, show_findings
+
+
+def add(commands: Any) -> None:
+    """Add them to the command line."""
+    toolchains = add_group(commands, "toolchain", "vendor SDKs, each in an environment of its own")
+    for word, said in (("install", "make and probe a target's SDK"), ("status", "look at it and probe it")):
+        one = toolchains.add_parser(word, help=said, epilog=EXIT_CODES)
+        one.add_argument("target", help="the target it belongs to")
+        one.set_defaults(command=_toolchain, word=word)
+    for kind in ("targets", "models"):
+        listing = commands.add_parser(kind, help=f"list the {kind} there are")
+        listing.set_defaults(command=_listing(kind))
+    doctor = commands.add_parser("doctor", help="check this machine: environment, store, server, targets, models")
+    doctor.set_defaults(command=_doctor)
+
+
+def _toolchain(arguments: argparse.Namespace) -> int:
+    from nightjar.show import Screen
+    from nightjar.toolchain import install, probe, toolchain
+
+    screen = Screen()
+    if arguments.word == "install":
+        found = install(arguments.target, screen.say)
+    else:
+        found = toolchain(arguments.target)
+        probe(found)
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions().items())
+    screen.say(f"toolchain {found.target} in {found.folder} is as pinned and works: {versions}")
+    return 0
+
+
+def _listing(kind: str) -> Callable[[argparse.Namespace], int]:
+    def show(arguments: argparse.Namespace) -> int:
+        from nightjar.show import show_models, show_targets
+
+        (show_targets if kind == "targets" else show_models)()
+        return 0
+
+    return show
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from nightjar.doctor import examine
+
+    return show_findings(examine())
