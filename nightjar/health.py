@@ -49,17 +49,22 @@ def installed(name: str) -> str:
 
 def health(scratch: Path) -> dict[str, Any]:
     """Say what changes: bytes free, governor, temperature, the clock."""
-    memory = dict(line.split(":") for line in _text("/proc/meminfo").splitlines() if line.count(":") == 1)
     zones = [_text(SYS / f"class/thermal/thermal_zone{number}/temp").strip() for number in range(16)]
     degrees = [int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()]
     return {
         "disk_free_bytes": shutil.disk_usage(str(scratch)).free,
-        "memory_free_bytes": int((memory.get("MemAvailable") or "0").split()[0]) * 1024,
+        "memory_free_bytes": memory_free_bytes(),
         "governor": _text(SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
         "celsius": max(degrees) if degrees else None,
         "throttled": throttling(),
         "time_s": time.time(),
     }
+
+
+def memory_free_bytes() -> int:
+    """Say how much memory a new process may take, 0 where Linux does not say."""
+    memory = dict(line.split(":") for line in _text("/proc/meminfo").splitlines() if line.count(":") == 1)
+    return int((memory.get("MemAvailable") or "0").split()[0]) * 1024
 
 
 def throttling() -> str:
