@@ -27,7 +27,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem .35rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 tr:last-child td{border-bottom:0}th{font-weight:500;color:var(--soft);font-size:.85rem}
 th:first-child,td:first-child,.l{text-align:left}.wrap{white-space:normal;overflow-wrap:anywhere}
-.tag{font-size:.75rem;border:1px solid var(--line);border-radius:1rem;padding:.05rem .5rem;color:var(--soft)}
+.tag{display:inline-block;white-space:nowrap;font-weight:400;line-height:1.35;font-size:.75rem;border:1px solid var(--line);border-radius:1rem;padding:.05rem .5rem;color:var(--soft)}
 .range{position:relative;height:.55rem;background:var(--line);border-radius:.3rem;min-width:9rem}
 .range i{position:absolute;top:0;height:100%;background:var(--bar);border-radius:.3rem;opacity:.55}
 .range b{position:absolute;top:-.15rem;width:.16rem;height:.85rem;background:var(--ink)}
@@ -35,7 +35,7 @@ details{border-top:1px solid var(--line);padding:.45rem 0}details:first-child{bo
 del{color:var(--bad);text-decoration-thickness:.1em}ins{color:var(--good);text-decoration:none;font-weight:600}
 mark{background:var(--mark);color:inherit;border-radius:.2rem;padding:0 .15rem}
 code,pre{font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace}pre{overflow-x:auto;margin:.6rem 0}
-.text{margin:.15rem 0;overflow-wrap:anywhere}.who{display:inline-block;min-width:3.6rem;color:var(--soft);font-size:.85rem}
+.text{margin:.15rem 0;display:flex;gap:.6rem}.text>:last-child{min-width:0;overflow-wrap:anywhere}.who{flex:none;width:3.4rem;padding-top:.1rem;color:var(--soft);font-size:.85rem}
 """
 
 # heard: clips whose texts differ, `before` and `after` being the words for the two who heard them
@@ -43,9 +43,9 @@ PIECES = """{% macro heard(clips, before, after) %}
 {% for clip in clips %}<details{% if loop.index <= 5 %} open{% endif %}><summary>{{ clip.id }}
 <span class="soft">{{ clip.speaker or "" }} {{ "%.1f"|format(clip.duration_s) }} s, {{ clip.errors_before }} → {{ clip.errors_after }} errors</span>
 {% for flag in clip.flags %}<span class="tag">{{ flag }}</span> {% endfor %}</summary>
-<p class="text"><span class="who">said</span>{{ clip.reference }}</p>
-<p class="text"><span class="who">{{ before }}</span>{{ clip.before }}</p>
-<p class="text"><span class="who">{{ after }}</span>{{ clip.after }}</p></details>{% else %}<p>none</p>{% endfor %}
+<p class="text"><span class="who">said</span><span>{{ clip.reference }}</span></p>
+<p class="text"><span class="who">{{ before }}</span><span>{{ clip.before }}</span></p>
+<p class="text"><span class="who">{{ after }}</span><span>{{ clip.after }}</span></p></details>{% else %}<p>none</p>{% endfor %}
 {% endmacro %}
 """
 

@@ -9,7 +9,9 @@ from nightjar.commands import EXIT_CODES
 
 def add(commands: Any) -> None:
     """Add it to the command line."""
-    report = commands.add_parser("report", help="the last night in figures; --site: all nights as pages", epilog=EXIT_CODES)
+    report = commands.add_parser(
+        "report", help="the last night in figures; --site: all nights as pages", epilog=EXIT_CODES
+    )
     report.add_argument("--site", action="store_true", help="write the history as pages that work from a file")
     report.add_argument("--out", type=Path, metavar="DIR", help="folder for the pages (default: reports/site)")
     report.set_defaults(command=_report)
@@ -36,7 +38,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.site:
         out = arguments.out or ROOT / "reports" / "site"
         written = write_site(history, Store(store_folder()), out)
-        screen.say(f"{written.pages} pages of {written.nights} nights, {written.made} of them new: {written.index}")
+        screen.say(f"{written.pages} pages of {written.nights} nights, {written.made} of them new: {written.first}")
     return 0
 
 
@@ -51,7 +53,9 @@ def _show_night(screen: Any, past: Any) -> None:
 
     night = past.nights[-1]
     cells = past.by_night.get(night.night, ())
-    screen.say(f"[bold {COLOURS[night.outcome]}]{night.outcome}[/]  the night of {when(night.night)}: {lead(night, cells)}")
+    screen.say(
+        f"[bold {COLOURS[night.outcome]}]{night.outcome}[/]  the night of {when(night.night)}: {lead(night, cells)}"
+    )
     for said in sentences(night.failed, [cell.cell for cell in cells]):
         screen.console.print(f"  {said}", markup=False)
     for finding in past.findings.get(night.night, ()):

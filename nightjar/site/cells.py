@@ -24,7 +24,7 @@ no score of this NPU, and it counts for nothing.</p>{% else %}<p class="verdict 
 {% else %}<p class="lead">{{ c.error or "It did not run, and nobody said why." }}<br><span class="soft">{{ c.night|when }}
 {% if last %}; last score {{ wer(last.wer) }} % on {{ last.night|day }}, tier {{ last.tier }}{% endif %}</span></p>{% endif %}
 {% if gates %}<ul class="why">{% for gate in gates %}<li><b class="{{ gate.outcome }}">{{ gate.outcome }}</b> {{ gate.sentence }}</li>{% endfor %}</ul>{% endif %}
-<p>{% for href, said in links %}<a href="../{{ href }}">{{ said }}</a>{{ " · " if not loop.last }}{% endfor %}</p>
+<p>{% for href, said in links %}<a class="go" href="../{{ href }}">{{ said }}</a>{{ " · " if not loop.last }}{% endfor %}</p>
 {% if lost %}<p class="note">{{ lost }}</p>{% endif %}
 
 <h2>Over the nights{% if left_out %} <span class="soft">the last {{ rows|length }} of {{ rows|length + left_out }}</span>{% endif %}</h2>
@@ -37,12 +37,12 @@ no score of this NPU, and it counts for nothing.</p>{% else %}<p class="verdict 
 {% else %}<p class="soft">None: no night differs from the one before.</p>{% endif %}
 
 <h2>Nights</h2><div class="card"><table><tr><th>night</th><th class="l">verdict</th><th>WER %</th><th>Δ [95 %]</th><th class="l">tier</th><th>size</th><th>RTF p50</th>
-<th>int8 MACs</th><th>stages run</th><th class="l">report</th><th class="l">what is new</th></tr>
+<th>int8</th><th>ran</th><th class="l">report</th><th class="l">what is new</th></tr>
 {% for r in rows %}<tr{% if r.c.tier == "stand-in" %} class="standin"{% endif %}><td><a href="../{{ r.night }}">{{ r.c.night|day }}</a></td><td class="l">{{ outcome(r.c) }}</td><td><b>{{ wer(r.c.wer) }}</b></td>
 <td>{{ delta(r.c) }}</td><td class="l">{{ r.c.tier or "–" }}</td><td>{{ r.c.size_bytes|megabytes }}</td><td>{{ "%.4f"|format(r.c.rtf) if r.c.rtf is not none else "–" }}</td>
-<td>{{ "%.0f %%"|format(r.c.int8_mac_share * 100) if r.c.int8_mac_share is not none else "–" }}</td><td>{{ r.c.executed }} in {{ "%.0f"|format(r.c.seconds) }} s</td>
+<td>{{ "%.0f %%"|format(r.c.int8_mac_share * 100) if r.c.int8_mac_share is not none else "–" }}</td><td title="stages that ran, not taken from the store">{{ r.c.executed }} in {{ "%.0f"|format(r.c.seconds) }} s</td>
 <td class="l">{% if r.report %}<a href="../{{ r.report }}">report</a>{% else %}–{% endif %}</td>
-<td class="l">{% if r.pair %}<a href="../{{ r.pair }}">{{ r.new|short(90) or "difference" }}</a>{% else %}{{ (r.c.error or r.new)|short(90) }}{% endif %}</td></tr>{% endfor %}
+<td class="l new">{% if r.pair %}<a href="../{{ r.pair }}">{{ ((r.c.error if r.c.wer is none) or r.new)|short(90) or "difference" }}</a>{% else %}{{ (r.c.error or r.new)|short(90) }}{% endif %}</td></tr>{% endfor %}
 </table></div>{% if left_out %}<p class="soft">{{ count(left_out, "earlier night") }} left out of this page: <a href="../cells.csv">cells.csv</a> has all.</p>{% endif %}
 
 <h2>Made from</h2><div class="card"><table>
@@ -55,7 +55,9 @@ def one_cell(past: Past, kept: Kept, cell: str, pairs: dict[tuple[str, str, str]
     """Return a cell's page; `copied` are the keys of the reports that the site has a copy of."""
     every = past.by_cell[cell]
     rows, left_out = every[-SHOWN:], max(0, len(every) - SHOWN)
-    befores = [every[len(every) - len(rows) + number - 1] if left_out or number else None for number in range(len(rows))]
+    befores = [
+        every[len(every) - len(rows) + number - 1] if left_out or number else None for number in range(len(rows))
+    ]
     changes = [", ".join(differs(before, row)) if before else "" for before, row in zip(befores, rows, strict=True)]
     tonight = rows[-1]
     scored = [row for row in every if row.wer is not None]
@@ -84,7 +86,10 @@ def one_cell(past: Past, kept: Kept, cell: str, pairs: dict[tuple[str, str, str]
         ],
         charts=_charts(rows, changes),
         left_out=left_out,
-        found=[{**finding, "href": night_page(finding["night"]), "cell": finding["night"][:10]} for finding in found[:FOUND]],
+        found=[
+            {**finding, "href": night_page(finding["night"]), "cell": finding["night"][:10]}
+            for finding in found[:FOUND]
+        ],
         found_more=max(0, len(found) - FOUND),
         made=[
             (name, said)
@@ -102,7 +107,9 @@ def one_cell(past: Past, kept: Kept, cell: str, pairs: dict[tuple[str, str, str]
     return rendered
 
 
-def _links(past: Past, tonight: Cell, pairs: dict[tuple[str, str, str], str], copied: set[str]) -> list[tuple[str, str]]:
+def _links(
+    past: Past, tonight: Cell, pairs: dict[tuple[str, str, str], str], copied: set[str]
+) -> list[tuple[str, str]]:
     """List where to go from a cell: its full report, tonight against the best night, against the last."""
     links = [(report_page(tonight.report), "the full report")] if tonight.report in copied else []
     for other, said in ((past.best(tonight), "the best"), (past.before(tonight), "the night before")):
@@ -115,7 +122,9 @@ def _lost(kept: Kept, tonight: Cell, copied: set[str]) -> str:
     """Say what of tonight the store does not have any more."""
     gone = [f"report/{tonight.report}"] if tonight.report and tonight.report not in copied else []
     gone += [f"judge/{tonight.judge}"] if tonight.judge and kept.verdict(tonight.judge) is None else []
-    return f"No longer in the store, so not shown here: {', '.join(gone)}. The figures are the history's." if gone else ""
+    return (
+        f"No longer in the store, so not shown here: {', '.join(gone)}. The figures are the history's." if gone else ""
+    )
 
 
 def _charts(rows: Sequence[Cell], changes: Sequence[str]) -> list[Any]:

@@ -5,7 +5,7 @@ from typing import Any
 from markupsafe import Markup
 
 from nightjar.site.plots import TEMPLATES as PLOTS
-from nightjar.site.words import count, day, megabytes, short, when
+from nightjar.site.words import count, dated, day, megabytes, short, when
 from nightjar.style import STYLE, environment
 
 SITE_STYLE = """
@@ -26,7 +26,7 @@ nav a{text-decoration:none}nav a:hover{text-decoration:underline}nav b{color:var
 .board .col{display:none}.slot{display:grid;gap:.6rem;min-width:0;align-content:start}.slot.empty{display:none}
 @media(min-width:56rem){.board.matrix{grid-template-columns:minmax(6rem,10rem) repeat(var(--n),minmax(0,1fr))}
 .board.matrix h3{margin:.8rem 0 0}.board.matrix .col{display:block;color:var(--soft);font-size:.85rem;overflow-wrap:anywhere}
-.board.matrix .slot.empty{display:block}}
+.board.matrix .slot.empty{display:block;border-top:1px solid var(--line);margin-top:1.4rem}.board.matrix .t{display:none}}
 @media(min-width:40rem){.board.flow{grid-template-columns:repeat(auto-fill,minmax(17rem,1fr))}.board.flow h3{grid-column:1/-1}}
 .tile{display:block;text-decoration:none;background:var(--card);border:1px solid var(--line);border-left:.3rem solid var(--tone);
 border-radius:.6rem;padding:.55rem .8rem .5rem;--tone:var(--soft);min-width:0}
@@ -38,7 +38,7 @@ border-radius:.6rem;padding:.55rem .8rem .5rem;--tone:var(--soft);min-width:0}
 .tile .top{display:flex;flex-wrap:wrap;gap:.3rem;align-items:center;font-size:.8rem}.tile .word{font-weight:700;font-size:1rem;
 color:var(--tone);margin-right:auto}.tile.standin .word{color:var(--soft);font-weight:500}
 .tile .wer{font-size:1.7rem;font-weight:650;line-height:1.2;font-variant-numeric:tabular-nums}.tile small{font-size:.8rem;color:var(--soft);font-weight:400}
-.tile p{margin:.1rem 0;overflow-wrap:anywhere}.tile .foot{font-size:.78rem;color:var(--soft)}
+.tile .d{white-space:nowrap}.tile p{margin:.1rem 0;overflow-wrap:anywhere}.tile .foot{font-size:.78rem;color:var(--soft)}
 .clamp{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden}
 .spark{width:100%;height:auto;display:block;margin:.25rem 0}.line{fill:none;stroke:var(--bar);stroke-width:1.8;stroke-linejoin:round}
 .line.soft{stroke:var(--soft);stroke-width:1.2}.line.dash{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:3 3}
@@ -49,12 +49,13 @@ color:var(--tone);margin-right:auto}.tile.standin .word{color:var(--soft);font-w
 .shape{stroke:var(--card);stroke-width:1}.shape.fstandin{stroke:var(--soft);stroke-width:1.8}.lead-line{stroke:var(--soft);stroke-width:.6}
 .chart{margin:0;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.6rem .5rem .3rem;min-width:0}
 .chart svg{width:100%;height:auto;display:block;font:10.5px system-ui,sans-serif;fill:var(--soft)}.chart a{text-decoration:none}
-.chart .label{font-size:10px;fill:var(--ink)}.chart figcaption{font-weight:600;font-size:.9rem;padding-left:.4rem}
+.chart .label{font-size:.95em;fill:var(--ink);paint-order:stroke;stroke:var(--card);stroke-width:3px;stroke-linejoin:round}
+@media(min-width:48rem){.chart svg{font-size:8.4px}}.chart figcaption{font-weight:600;font-size:.9rem;padding-left:.4rem}
 .charts{display:grid;gap:.6rem}@media(min-width:48rem){.charts{grid-template-columns:1fr 1fr}}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.82rem;color:var(--soft);margin:.4rem 0;align-items:center}
 .key span{display:inline-flex;gap:.35rem;align-items:center}.key i{width:1.2rem;border-top:2px solid var(--bar)}
 .key i.soft{border-color:var(--soft)}.key i.dash{border-top:2px dashed var(--soft)}.key svg{overflow:visible}
-td .tag,.tags .tag{white-space:nowrap}tr.standin td{color:var(--soft)}tr.standin b{font-weight:400}
+.tight th,.tight td{white-space:normal}.new{white-space:normal;min-width:13rem}.go{color:var(--bar)}tr.standin td{color:var(--soft)}tr.standin b{font-weight:400}
 .page{display:flex;justify-content:space-between;gap:1rem;margin-top:2rem}
 footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--line);color:var(--soft);font-size:.82rem}
 .note{border-left:.25rem solid var(--open);padding:.3rem .8rem;margin:1rem 0}
@@ -87,15 +88,15 @@ PARTS = """{% macro interval(c) %}{% if c.low is not none and c.high is not none
 {% macro findings(items, root) %}<ul class="found">
 {% for f in items %}<li><i class="{{ "FAIL" if f.regression else "PASS" if f.better else "soft" }}" title="{{ "regression" if f.regression else "better" if f.better else "different" }}">{{ "▼" if f.regression else "▲" if f.better else "•" }}</i>
 <div>{% if f.href %}<a href="{{ root }}{{ f.href }}"><b>{{ f.cell }}</b></a>{% else %}<b>{{ f.cell }}</b>{% endif %}
-<span class="tag">{{ f.kind }}, against {{ "the best, " if f.against == "best" }}{{ f.other|day }}</span><br>{{ f.sentence }}
-{% if f.causes %}<br><span class="soft">Likely cause: {{ f.causes }}</span>{% endif %}
-{% if f.pair %}<br><a href="{{ root }}{{ f.pair }}">what differs, clip by clip</a>{% endif %}</div></li>{% endfor %}</ul>{% endmacro %}
+<span class="tag">{{ f.kind }}, against {{ "the best, " if f.against == "best" }}{{ f.other|day }}</span><br>{{ f.said }}
+{% if f.causes %}<br><span class="soft">Likely cause: {{ f.causes|dated }}</span>{% endif %}
+{% if f.pair %}<br><a class="go" href="{{ root }}{{ f.pair }}">what differs, clip by clip →</a>{% endif %}</div></li>{% endfor %}</ul>{% endmacro %}
 """
 
 
 def site_environment(templates: dict[str, str]) -> Any:
     """Make the environment of the site's pages, with their frame, parts and filters."""
     made = environment({"frame": FRAME, "parts": PARTS, **PLOTS, **templates})
-    made.filters |= {"day": day, "when": when, "short": short, "megabytes": megabytes}
+    made.filters |= {"dated": dated, "day": day, "when": when, "short": short, "megabytes": megabytes}
     made.globals |= {"style": Markup(STYLE + SITE_STYLE), "count": count}
     return made

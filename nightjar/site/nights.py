@@ -6,7 +6,7 @@ from nightjar.site.look import site_environment
 from nightjar.site.names import cell_page, night_page, report_page
 from nightjar.site.past import Kept, Past, differs
 from nightjar.site.scoreboard import findings_of, lead
-from nightjar.site.words import sentences
+from nightjar.site.words import dated, sentences
 
 FOUND = 200  # findings on a page
 
@@ -17,7 +17,8 @@ TEMPLATES = {
 {% block body %}<h1>The night of {{ n.night|when }}</h1>
 <p class="verdict {{ n.outcome }}">{{ n.outcome }}</p><p class="lead">{{ lead }}</p>
 {% if failed %}<ul class="why">{% for said in failed %}<li>{{ said }}</li>{% endfor %}</ul>{% endif %}
-{% for f in gates %}<p><a href="../{{ f.href }}"><b>{{ f.cell }}</b></a></p><ul class="why">{% for gate in f.gates %}<li><b class="{{ gate.outcome }}">{{ gate.outcome }}</b> {{ gate.sentence }}</li>{% endfor %}</ul>{% endfor %}
+{% if open %}<h2>Open, or not counted</h2><div class="card"><ul class="found">{% for f in open %}<li><div><a href="../{{ f.href }}"><b>{{ f.cell }}</b></a> {% if f.standin %}<span class="tag">stand-in</span>{% endif %}
+{% for said in f.gates %}<br>{{ said }}{% endfor %}</div></li>{% endfor %}</ul></div>{% endif %}
 {% if lost %}<p class="note">The store no longer has the verdict of {{ lost|join(", ") }}; the figures are the history's.</p>{% endif %}
 
 <h2>Findings</h2>{% if found %}<div class="card">{{ findings(found, "../") }}</div>{% if found_more %}
@@ -30,7 +31,7 @@ TEMPLATES = {
 <td><b>{{ wer(r.c.wer) }}</b></td><td>{{ wer(r.before.wer) if r.before else "–" }}</td><td>{{ delta(r.c) }}</td><td>{{ r.c.size_bytes|megabytes }}</td>
 <td>{{ "%.4f"|format(r.c.rtf) if r.c.rtf is not none else "–" }}</td><td>{{ "%.0f"|format(r.c.seconds) }} s</td>
 <td class="l">{% if r.report %}<a href="../{{ r.report }}">report</a>{% else %}–{% endif %}</td>
-<td class="l">{% if r.pair %}<a href="../{{ r.pair }}">{{ r.new|short(90) or "difference" }}</a>{% else %}{{ r.c.error|short(90) or r.new|short(90) or "–" }}{% endif %}</td></tr>{% endfor %}
+<td class="l new">{% if r.pair %}<a href="../{{ r.pair }}">{{ ((r.c.error if r.c.wer is none) or r.new)|short(90) or "difference" }}</a>{% else %}{{ r.c.error|short(90) or r.new|short(90) or "–" }}{% endif %}</td></tr>{% endfor %}
 </table></div>
 
 <h2>Versions</h2><div class="card">{% for said, cells in versions %}<p>{{ said or "not said" }}<br><span class="soft">{{ cells|join(", ") }}</span></p>{% endfor %}</div>
@@ -60,11 +61,16 @@ def one_night(
         root="../",
         n=night,
         lead=lead(night, cells),
-        failed=sentences(night.failed, [cell.cell for cell in cells]),
-        gates=[
-            {"cell": cell.cell, "href": cell_page(cell.cell), "gates": gates}
+        failed=[dated(said) for said in sentences(night.failed, [cell.cell for cell in cells])],
+        open=[
+            {
+                "cell": cell.cell,
+                "href": cell_page(cell.cell),
+                "standin": cell.tier == "stand-in",
+                "gates": [gate["sentence"] for gate in kept.gates(cell.judge)] or [cell.error],
+            }
             for cell in unpassed
-            if (gates := kept.gates(cell.judge))
+            if cell.outcome == "UNDECIDED" or not cell.counts
         ],
         lost=lost,
         found=found[:FOUND],

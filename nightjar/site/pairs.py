@@ -21,7 +21,7 @@ TEMPLATES = {
 on the {{ c.clips }} clips that both heard: {{ c.said }}.</p>{% endif %}
 {% if lost %}<p class="note">The store no longer has {{ lost|join(" and ") }}, so the texts cannot be compared clip by clip. The figures below are the history's.</p>{% endif %}
 {% if a.tier == "stand-in" or b.tier == "stand-in" %}<p class="note">A stand-in took part: this says nothing of the NPU.</p>{% endif %}
-<div class="card"><table><tr><th></th><th>{{ b.night|day }}</th><th>{{ a.night|day }}</th><th>change</th></tr>
+<div class="card tight"><table><tr><th></th><th>{{ b.night|day }}</th><th>{{ a.night|day }}</th><th>change</th></tr>
 <tr><td>verdict</td><td>{{ outcome(b) }}</td><td>{{ outcome(a) }}</td><td></td></tr><tr><td>tier</td><td>{{ b.tier or "–" }}</td><td>{{ a.tier or "–" }}</td><td></td></tr>
 {% for row in figures %}<tr><td>{{ row[0] }}</td><td>{{ row[1] }}</td><td>{{ row[2] }}</td><td>{{ row[3] }}</td></tr>{% endfor %}</table></div>
 {% if a.error or b.error %}<ul class="why">{% for row in (b, a) if row.error %}<li>{{ row.night|day }}: {{ row.error }}</li>{% endfor %}</ul>{% endif %}
@@ -117,7 +117,7 @@ def _figures(after: Cell, before: Cell) -> list[tuple[str, str, str, str]]:
         ("Δ WER, points", "delta_wer", "+.2f", 1.0),
         ("size, MB", "size_bytes", ".2f", 1e-6),
         ("RTF p50", "rtf", ".4f", 1.0),
-        ("int8 MACs of the encoder, %", "int8_mac_share", ".1f", 100.0),
+        ("encoder in int8, %", "int8_mac_share", ".1f", 100.0),
         ("empty", "empty", ".0f", 1.0),
         ("looping", "looping", ".0f", 1.0),
         ("capped", "capped", ".0f", 1.0),

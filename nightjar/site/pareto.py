@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 from nightjar.history import Cell
 from nightjar.site.names import cell_page
-from nightjar.site.plots import BOTTOM, LEFT, RIGHT, TOP, write_tick, nice
-from nightjar.site.words import count, short
+from nightjar.site.plots import LEFT, RIGHT, TOP, nice, write_tick
+from nightjar.site.words import count, listed, short
 from nightjar.style import environment
 
 LETTER, LINE = 5.4, 11.0  # px of a label's letter and line, at its font size
@@ -24,7 +24,7 @@ TEMPLATES = {
     "pareto": """<figure class="chart"><figcaption>{{ title }}</figcaption>
 <svg viewBox="0 0 360 230" role="img" aria-label="{{ title }} of {{ points|length }} cells">
 {% for y, text in ys %}<line class="grid" x1="44" x2="352" y1="{{ y }}" y2="{{ y }}"/><text x="38" y="{{ y + 4 }}" text-anchor="end">{{ text }}</text>{% endfor %}
-{% for x, text in xs %}<line class="grid" x1="{{ x }}" x2="{{ x }}" y1="10" y2="196"/><text x="{{ x }}" y="211" text-anchor="middle">{{ text }}</text>{% endfor %}
+{% for x, text in xs %}<line class="grid" x1="{{ x }}" x2="{{ x }}" y1="10" y2="196"/><text x="{{ x }}" y="211" text-anchor="{{ "end" if loop.last else "middle" }}">{{ text }}</text>{% endfor %}
 <text x="198" y="226" text-anchor="middle">{{ across }}</text><text x="48" y="20">WER, %</text>
 {% if front %}<polyline class="front" points="{{ front }}"/>{% endif %}
 {% for p in points %}<a href="{{ p.href }}">{% if p.lead %}<path class="lead-line" d="{{ p.lead }}"/>{% endif %}
@@ -56,7 +56,9 @@ class Box(NamedTuple):
 
     def meets(self, other: "Box") -> bool:
         """Tell whether two boxes overlap."""
-        return self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
 
 
 def pareto_sections(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
@@ -75,7 +77,8 @@ def pareto_sections(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
         clips = sorted({cell.clips for cell in group if cell.clips})
         note = f"Not all heard equally many clips: {clips[0]} to {clips[-1]}." if len(clips) > 1 else ""
         body = _templates.get_template("section").render(plots=plots, tiers=tiers, note=note)
-        heard = f"on {count(clips[-1], 'clip')}" if clips else "on unknown speech"
+        models = listed(sorted({cell.model for cell in group}))
+        heard = f"{models}, " + (f"on {count(clips[-1], 'clip')}" if clips else "on unknown speech")
         sections.append((heard, Markup(body)))
     return sections
 

@@ -14,6 +14,7 @@ from nightjar.errors import StoreBroken
 from nightjar.history import Cell, Finding, History, Night
 from nightjar.site.names import is_key
 
+RANKS = {"PASS": 4, "UNDECIDED": 3, "FAIL": 2, "BROKEN": 1, "MISSING": 1}
 Row = TypeVar("Row", bound=BaseModel)
 
 
@@ -32,18 +33,10 @@ class Past(NamedTuple):
         return rows[at - 1] if at else None
 
     def best(self, cell: Cell) -> Cell | None:
-        """Return the best earlier night of a cell: what a finding says it was held against, else the lowest WER.
-
-        Only nights with the same speech and tier are alike.
-        """
-        rows = [row for row in self.by_cell[cell.cell] if row.night < cell.night]
-        named = {said.other for said in self.findings.get(cell.night, ()) if (said.cell, said.against) == (cell.cell, "best")}
-        if known := [row for row in rows if row.night in named]:
-            return known[-1]
-        alike = [row for row in rows if (row.speech, row.tier) == (cell.speech, cell.tier)]
-        scored = [(row.wer, number) for number, row in enumerate(alike) if row.wer is not None]
-        # of equal nights the newest: it differs least from tonight in everything else
-        return alike[min(scored, key=lambda entry: (entry[0], -entry[1]))[1]] if scored else None
+        """Return the best earlier night on this speech: best verdict, then lowest WER, then smallest; the first of equals."""
+        rows = [row for row in self.by_cell[cell.cell] if row.night < cell.night and row.speech == cell.speech]
+        scored = [row for row in rows if row.wer is not None]
+        return max(scored, key=lambda row: (RANKS[row.outcome], -(row.wer or 0), -(row.size_bytes or 0)), default=None)
 
 
 def read_past(history: History) -> Past:

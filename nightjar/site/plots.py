@@ -51,7 +51,7 @@ def sparkline(rows: Sequence[Cell]) -> Markup:
     rows = rows[-SPARK:]
     values = [row.wer for row in rows]
     scored = [value for value in values if value is not None]
-    low, high = _padded(scored)
+    low, high = _spanned(scored)
     step = 228 / max(1, len(rows) - 1)
     xs = [round(6 + step * number, 1) if len(rows) > 1 else 234.0 for number in range(len(rows))]
     ys = [None if value is None else round(36 - 30 * (value - low) / (high - low), 1) for value in values]
@@ -59,7 +59,7 @@ def sparkline(rows: Sequence[Cell]) -> Markup:
     dots = [
         (x, y, _look(row))
         for x, y, row in zip(xs, ys, rows, strict=True)
-        if y is not None and (row.outcome != "PASS" or row is rows[-1])
+        if y is not None and (row.outcome == "FAIL" or row is rows[-1])
     ]
     said = f"WER {min(scored):.2f} to {max(scored):.2f} % over {_nights(len(rows))}" if scored else "no score yet"
     return _draw(
@@ -73,7 +73,9 @@ def sparkline(rows: Sequence[Cell]) -> Markup:
     )
 
 
-def chart(title: str, rows: Sequence[Cell], changes: Sequence[str], lines: Sequence[Line], zero: bool = False) -> Markup:
+def chart(
+    title: str, rows: Sequence[Cell], changes: Sequence[str], lines: Sequence[Line], zero: bool = False
+) -> Markup:
     """Draw lines over the nights of a cell, empty where there is no value at all.
 
     changes: per night what is new in it, or empty. zero: a line at zero, which is then within the plot.
@@ -147,11 +149,11 @@ def write_tick(tick: float, ticks: Sequence[float]) -> str:
     return f"{tick:.{digits}f}"
 
 
-def _padded(values: Sequence[float]) -> tuple[float, float]:
-    if not values:
-        return 0.0, 1.0
-    low, high = min(values), max(values)
-    return (low - 1, high + 1) if high - low < 1e-9 else (low, high)
+def _spanned(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of a sparkline: at least two points of WER, or it would make mountains of single clips."""
+    low, high = (min(values), max(values)) if values else (0.0, 0.0)
+    missing = max(0.0, 2.0 - (high - low))
+    return low - missing / 2, high + missing / 2
 
 
 def _x(number: int, count: int) -> float:

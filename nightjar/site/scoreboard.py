@@ -11,7 +11,7 @@ from nightjar.site.names import NIGHTS, TABLES, cell_page, night_page
 from nightjar.site.pareto import pareto_sections
 from nightjar.site.past import Past
 from nightjar.site.plots import sparkline
-from nightjar.site.words import count, listed, sentences
+from nightjar.site.words import count, dated, listed, sentences
 
 STRIP = 60  # nights in the strip
 RECENT = 14  # nights in the table below it
@@ -38,18 +38,18 @@ TEMPLATES = {
 {% for slot in row.slots %}<div class="slot{{ " empty" if not slot }}">{% for t in slot %}{{ tile(t) }}{% endfor %}</div>{% endfor %}{% endfor %}</div>
 {% if gone %}<p class="soft">Not in the last night: {% for g in gone %}<a href="{{ g.href }}">{{ g.cell.cell }}</a> (last {{ g.cell.night|day }}){{ ", " if not loop.last }}{% endfor %}.</p>{% endif %}
 
-{% for heard, plots in pareto %}<h2>WER against size{{ " and speed" if timed }} <span class="soft">{{ heard }}</span></h2>{{ plots }}{% endfor %}
+{% for heard, plots in pareto %}<h2>{{ "What the accuracy costs" if loop.first else "" }}{{ "And" if not loop.first }} <span class="soft">{{ heard }}</span></h2>{{ plots }}{% endfor %}
 
 <h2>Nights</h2><div class="card">{{ table(recent) }}</div>
 {% if nights > recent|length %}<p><a href="{{ all }}">All {{ nights }} nights</a></p>{% endif %}
 <p class="soft">The tables: {% for name in tables %}<a href="{{ name }}">{{ name }}</a>{{ ", " if not loop.last }}{% endfor %}</p>
 {% endblock %}""",
     "tile": """{% from "parts" import interval %}<a class="tile {{ "standin" if c.tier == "stand-in" else c.outcome }}" href="{{ href }}">
-<span class="top"><span class="word">{{ "stand-in" if c.tier == "stand-in" else c.outcome }}</span><span class="tag">{{ c.target }} {{ c.precision }}</span>
+<span class="top"><span class="word">{{ "stand-in" if c.tier == "stand-in" else c.outcome }}</span><span class="tag"><span class="t">{{ c.target }} </span>{{ c.precision }}</span>
 {% if c.board %}<span class="tag">{{ c.board }}</span>{% endif %}{% if c.tier %}<span class="tag">{{ c.tier }}</span>{% endif %}</span>
 {% if c.tier == "stand-in" %}<p class="foot">{{ c.outcome }} on a public runtime, not on the NPU; counts for nothing</p>{% endif %}
 {% if c.wer is not none %}<p><span class="wer">{{ "%.2f"|format(c.wer) }}</span> <small>WER %</small>
-{% if c.delta_wer is not none %}&ensp;Δ {{ "%+.2f"|format(c.delta_wer) }} <small>{{ interval(c) }}</small>{% endif %}</p>
+{% if c.delta_wer is not none %} <span class="d">Δ {{ "%+.2f"|format(c.delta_wer) }}</span> <small class="d">{{ interval(c) }}</small>{% endif %}</p>
 {% else %}<p class="clamp">{{ (c.error or "no score")|short(240) }}</p>{% if last %}<p class="foot">last score {{ "%.2f"|format(last.wer) }} % on {{ last.night|day }}, tier {{ last.tier }}</p>{% endif %}{% endif %}
 {{ spark }}<p class="foot">{% if c.size_bytes %}{{ c.size_bytes|megabytes }}{% endif %}{% if c.rtf is not none %} · RTF {{ "%.3f"|format(c.rtf) }}{% endif %}
 {% if c.clips is not none %} · {{ count(c.clips, "clip") }}{% endif %}{% if streak %} · {{ streak }}{% endif %}</p>
@@ -90,7 +90,7 @@ def index_page(past: Past, pairs: dict[tuple[str, str, str], str]) -> str:
         root="",
         n=night,
         lead=lead(night, cells),
-        failed=sentences(night.failed, [cell.cell for cell in cells]),
+        failed=[dated(said) for said in sentences(night.failed, [cell.cell for cell in cells])],
         strip=_summaries(past, past.nights[-STRIP:]),
         changes=changes[:CHANGES],
         more=max(0, len(changes) - CHANGES),
@@ -101,7 +101,6 @@ def index_page(past: Past, pairs: dict[tuple[str, str, str], str]) -> str:
         tile=lambda cell: _tile(past, cell),
         gone=[{"cell": cell, "href": cell_page(cell.cell)} for cell in gone],
         pareto=pareto,
-        timed=any(cell.rtf for cell in cells),
         table=_table,
         recent=_summaries(past, past.nights[: -RECENT - 1 : -1]),
         all=NIGHTS,
@@ -138,10 +137,13 @@ def lead(night: Night, cells: Sequence[Cell]) -> str:
         )
         if (number := sum(cell.outcome == outcome for cell in real))
     ]
-    aside = len(cells) - len(real)
     of = f"Of {count(len(real), 'cell')}" if len(real) != 1 else "Of one cell"
-    not_counted = f"; {count(aside, 'stand-in or other', 'stand-ins or others')} not counted" if aside else ""
-    return f"{of}, {listed(said)}{not_counted}." if said else f"{count(aside, 'cell')} ran, none of them counts."
+    standins = sum(cell.tier == "stand-in" for cell in cells)
+    aside = [count(standins, "stand-in")] if standins else []
+    if others := len(cells) - len(real) - standins:
+        aside.append(count(others, "other"))
+    not_counted = f"; {listed(aside)} not counted" if aside else ""
+    return f"{of}, {listed(said)}{not_counted}." if said else f"No cell that counts{not_counted}."
 
 
 def findings_of(past: Past, night: str, pairs: dict[tuple[str, str, str], str]) -> list[dict[str, Any]]:
@@ -150,6 +152,7 @@ def findings_of(past: Past, night: str, pairs: dict[tuple[str, str, str], str]) 
     found = [
         {
             **finding.model_dump(),
+            "said": dated(_told(finding)),
             "better": _better(finding),
             "href": cell_page(finding.cell) if finding.cell in known else "",
             "pair": pairs.get((finding.cell, night, finding.other), ""),
@@ -157,6 +160,12 @@ def findings_of(past: Past, night: str, pairs: dict[tuple[str, str, str], str]) 
         for finding in past.findings.get(night, ())
     ]
     return sorted(found, key=lambda f: (not f["regression"], not f["better"], f["against"] == "best", f["cell"]))
+
+
+def _told(finding: Finding) -> str:
+    """Return a finding's sentence without the cell and the causes, which stand beside it."""
+    said, _, _ = finding.sentence.removeprefix(f"{finding.cell} ").partition("; likely cause: ")
+    return said.rstrip(".") + "."
 
 
 def _better(finding: Finding) -> bool:

@@ -43,3 +43,8 @@ def sentences(said: str, cells: Sequence[str]) -> list[str]:
     names = "|".join(re.escape(cell) for cell in sorted(cells, key=len, reverse=True) if cell)
     parts = re.split(rf"; (?=(?:{names})\b)", said) if names else [said]
     return [part for part in parts if part]
+
+
+def dated(said: str) -> str:
+    """Write the names of nights in a sentence as days."""
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lambda found: day(found[0]), said)

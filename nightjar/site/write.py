@@ -6,6 +6,8 @@ that differs. One that was made while the store had its artifacts stays as it is
 
 import os
 import re
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ Pairs = dict[tuple[str, str, str], str]  # cell, night, the other night: the pag
 class Written(NamedTuple):
     """What a site holds: `pages` in all, `made` of them by this run."""
 
-    index: Path
+    first: Path
     nights: int
     pages: int
     made: int
@@ -70,11 +72,11 @@ def _write(site: "_Site", past: Past, kept: Kept) -> None:
     for (cell, after, before), page in pairs.items():
         a, b = rows[cell, after], rows[cell, before]
         made_of = digest([a.model_dump(), b.model_dump()])
-        if not site.is_current(page, made_of):
+        if not site.is_current(page, made_of, kept, [a, b]):
             site.write_stamped(page, made_of, *one_pair(kept, a, b))
     for number, night in enumerate(past.nights):
         page, made_of = night_page(night.night), _made_of_night(past, number, pairs, copied)
-        if not site.is_current(page, made_of):
+        if not site.is_current(page, made_of, kept, past.by_night.get(night.night, ())):
             site.write_stamped(page, made_of, *one_night(past, kept, number, pairs, copied))
     for cell in past.by_cell:
         site.write(cell_page(cell), one_cell(past, kept, cell, pairs, copied))
@@ -85,7 +87,7 @@ def _pairs(past: Past) -> Pairs:
     chosen: list[tuple[Cell, Cell]] = []
     by_night = {(row.cell, row.night): row for rows in past.by_cell.values() for row in rows}
     for rows in past.by_cell.values():
-        chosen += [(after, before) for before, after in zip(rows, rows[1:], strict=False)]
+        chosen += [(after, before) for before, after in pairwise(rows)]
         if (best := past.best(rows[-1])) is not None:
             chosen.append((rows[-1], best))
     for findings in past.findings.values():
@@ -127,9 +129,12 @@ class _Site:
         self.made += 1
         _replace(self.out / page, text.encode())
 
-    def is_current(self, page: str, made_of: str) -> bool:
-        """Tell whether a page lies there as it would be made now."""
-        current = self._stamp(page) == (made_of, self.code, "whole")
+    def is_current(self, page: str, made_of: str, kept: Kept, cells: Iterable[Cell]) -> bool:
+        """Tell whether a page lies there as it would be made now, of the verdicts of `cells`."""
+        stamp = self._stamp(page)
+        current = stamp is not None and stamp[:2] == (made_of, self.code)
+        if stamp is not None and stamp[2] != "whole":  # what the store lacked then may be there now
+            current = current and not any(kept.file("judge", cell.judge, "verdict.json") for cell in cells)
         self.pages += current
         return current
 
@@ -151,7 +156,9 @@ class _Site:
         self.pages += 1
         if path != place:
             self.made += 1
-            back = b'<main>\n<p class="soft"><a href="../index.html" style="color:inherit">\xe2\x86\x90 all nights</a></p>'
+            back = (
+                b'<main>\n<p class="soft"><a href="../index.html" style="color:inherit">\xe2\x86\x90 all nights</a></p>'
+            )
             _replace(place, path.read_bytes().replace(b"<main>", back, 1))
         return True
 
