@@ -238,6 +238,6 @@ def test_commands_run_together_and_the_first_to_fail_ends_the_others(tmp_path: P
     sleeps = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
     sleeps += "os.rename('pid', 'pids')\ntime.sleep(1000)"
     with pytest.raises(ToolchainFailed, match="refused"):
-        together([lambda: runs(sleeps), fails, lambda: runs("open('third', 'w')")], 2)
+        together([lambda: runs(sleeps), fails, lambda: runs("import time; time.sleep(5); open('third', 'w')")], 2)
     assert _gone(tmp_path / "pids")
     assert not (tmp_path / "third").exists()
