@@ -148,7 +148,7 @@ def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: 
         httpx.patch(f"{url}/work_queues/{queue['id']}", json={"concurrency_limit": limit})
         began = time.perf_counter()
         ids = [
-            runs.start("port/onnx", model="whisper-nano", **CELL, max_delta_wer=1 + number / cells)
+            runs.start("port/onnx", model="whisper-nano", **CELL, max_delta_wer=1 + (number + 1) / cells)
             for number in range(cells)
         ]
         scheduled_s = time.perf_counter() - began
