@@ -1,7 +1,7 @@
 """Flows as people start them in the Prefect UI: the fields of a request side by side, as one form.
 
-The request stays the one truth: names, descriptions, defaults and limits come from it. An explained failure ends a run with
-its line as the state's message, and without a traceback.
+The request stays the one truth: names, descriptions, defaults and limits come from it. An explained failure ends a run
+with its line as the state's message, and without a traceback.
 """
 
 import inspect

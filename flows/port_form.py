@@ -1,7 +1,7 @@
 """The form of a port: `port/<target>`, one deployment per target (deployments/prefect.yaml).
 
-Beyond PortRequest it has dropdowns of the models and targets there are, and `label`, since a dropdown cannot hold the name
-of somebody's own checkpoint.
+Beyond PortRequest it has dropdowns of the models and targets there are, and `label`, since a dropdown cannot hold the
+name of somebody's own checkpoint.
 """
 
 from collections.abc import Mapping
