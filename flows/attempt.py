@@ -1,4 +1,4 @@
-"""One attempt at a deployed run: `python -m flows.attempt`, which a worker starts instead of `python -m prefect.engine`.
+"""One attempt at a deployed run: `python -m flows.attempt`, which a worker starts and not `python -m prefect.engine`.
 
 It holds the run's lock (nightjar/attempt.py), by which `nightjar flows revive` knows that the run is alive, and is
 Prefect's engine otherwise.

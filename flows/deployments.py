@@ -229,6 +229,6 @@ def _checked(one: Deployment, number: int, schedule: Schedule) -> None:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise BadOptions(
-            f"deployment {one.name}, schedule {number + 1}: {reason}; a cron line has five fields, such as 0 2 * * *, and "
-            "a time zone is one such as Europe/Berlin"
+            f"deployment {one.name}, schedule {number + 1}: {reason}; a cron line has five fields, such as 0 2 * * *, "
+            "and a time zone is one such as Europe/Berlin"
         ) from error

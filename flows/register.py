@@ -1,4 +1,4 @@
-"""Put the deployments on the Prefect server, with their work pool, queues and limits; again and again, and nothing lost.
+"""Put the deployments on the Prefect server, with work pool, queues and limits; again and again, and nothing is lost.
 
 What is not there is created. What is there stays as it is, whoever changed it, until the file, a form or the target's
 folder says something new; then that alone is brought in line, and what a person switched off stays off. The version of
@@ -146,24 +146,15 @@ def _create(client: SyncPrefectClient, flow_id: Any, wanted: Deployment, fields:
 def _update(
     client: SyncPrefectClient, found: DeploymentResponse, wanted: Deployment, fields: dict[str, Any], reset: bool
 ) -> None:
-    """Bring a deployment in line; what people set of parameters and tags stays, and what they switched off stays off."""
+    """Bring a deployment in line; what people set of parameters and tags stays, and what is switched off stays off."""
     known = fields["parameter_openapi_schema"]["properties"]
     theirs = {name: value for name, value in found.parameters.items() if name in known}
-    merged = (
-        fields
-        if reset
-        else {
-            **fields,
-            "parameters": {**theirs, **fields["parameters"]},
-            "tags": [*fields["tags"], *(tag for tag in found.tags if tag not in fields["tags"])],
-        }
-    )
-    client.request(
-        "PATCH",
-        "/deployments/{id}",
-        path_params={"id": found.id},
-        json={**merged, **({"paused": False} if reset else {})},
-    )
+    kept = {
+        "parameters": {**theirs, **fields["parameters"]},
+        "tags": [*fields["tags"], *(tag for tag in found.tags if tag not in fields["tags"])],
+    }
+    said = {**fields, **({"paused": False} if reset else kept)}
+    client.request("PATCH", "/deployments/{id}", path_params={"id": found.id}, json=said)
     if not reset and (found.version or "").partition(".")[2] == fields["version"].partition(".")[2]:
         return
     there = {schedule.slug: schedule for schedule in found.schedules}
@@ -181,7 +172,8 @@ def _told(found: DeploymentResponse) -> str:
     said = [f"queue {found.work_queue_name}"]
     for schedule in found.schedules:
         kind = getattr(schedule.schedule, "cron", "") or type(schedule.schedule).__name__
-        said.append(f"{kind} {getattr(schedule.schedule, 'timezone', '')}" + ("" if schedule.active else ", switched off"))
+        zone = getattr(schedule.schedule, "timezone", None) or ""
+        said.append(f"{kind} {zone}".strip() + ("" if schedule.active else ", switched off"))
     return ", ".join([*said, *(["paused"] if found.paused else [])])
 
 
