@@ -39,6 +39,8 @@ def make_form(
             return run(given)
         except NightjarError as error:  # raised, it would be a traceback in the log of the run
             return Failed(message=f"{type(error).__name__}: {error}")
+        except OSError as error:  # as the command line says it
+            return Failed(message=f"StoreBroken: {error}; mend it and press Retry")
 
     parameters = []
     for field in said:
