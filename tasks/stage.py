@@ -22,11 +22,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import BaseModel
 
 from nightjar.artifact import Artifact, Record, Source, Store, digest, storing
 from nightjar.closure import closure
+from nightjar.errors import NightjarError
 from nightjar.memo import store_folder
 from nightjar.plugins import Plugin
 from nightjar.progress import listening
@@ -91,6 +92,19 @@ def joining(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iter
         yield run
 
 
+@contextlib.contextmanager
+def apart(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+    """Let the stages called inside belong to a run of their own, shown and told where the caller's run is, if any."""
+    outer = _run.get(None)
+    if outer is None:
+        with joining(refresh, board_wait_s) as run:
+            yield run
+        return
+    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.show, outer.tell)
+    with running(own):
+        yield own
+
+
 def default_store() -> Store:
     """Open the store of this checkout, or the folder that NIGHTJAR_STORE names."""
     return Store(store_folder())
@@ -146,7 +160,10 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
         return outcome, artifact
 
     def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
-        outcome, artifact = resolve(label, arguments)
+        try:
+            outcome, artifact = resolve(label, arguments)
+        except (NightjarError, OSError) as error:  # a line says it: raised, it would be a traceback in the run's log
+            return Failed(message=f"{type(error).__name__}: {error}", data=error)
         if outcome.cached:
             return Completed(name="Cached", message=f"taken from the store: {outcome.key[:12]}", data=artifact)
         return Completed(message=f"ran because {outcome.why}", data=artifact)
