@@ -2,11 +2,11 @@
 
     .venv/bin/python benchmarks/nights.py [NIGHTS] [SEED]
 
-whisper-nano on this machine (float and int8), on a board behind ssh, and, where its toolchain is installed, in Rockchip's
-simulator. Seeded changes: harmless checkpoints, another toolchain (the same packages under another version number: what is
-seen is that the bump is named and nothing else is claimed), a dead board on night 7, a full disk on night 12, a bad
-checkpoint on night 20. Every night must be one row, every cell one row of it, every regression found on its night, none
-invented, and the store no larger at the end than it was after the tenth night. Exits with 1 where that is not so.
+whisper-nano on this machine (float and int8), on a board behind ssh, and, where its toolchain is installed, in
+Rockchip's simulator. Seeded changes: harmless checkpoints, another toolchain (the same packages under another version
+number: what is seen is that the bump is named and nothing else is claimed), a dead board on night 7, a full disk on
+night 12, a bad checkpoint on night 20. Every night must be one row, every cell one row of it, every regression found on
+its night, none invented, and the store must not grow. Exits with 1 where that is not so.
 """
 
 import contextlib

@@ -105,7 +105,7 @@ def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:
         raise ServerMissing(
             f"the Prefect server has no deployment {name}: register it with `nightjar flows deploy`"
         ) from error
-    started = run_deployment(
+    started: Any = run_deployment(
         deployment.id,
         parameters=parameters_for(deployment, asked.request),
         idempotency_key=key,

@@ -124,8 +124,8 @@ def cell_name(request: PortRequest) -> str:
 def _expanded(
     path: Path, entry: str, table: Mapping[str, Any], checkpoints: Mapping[str, Path], defaults: Mapping[str, Any]
 ) -> Iterator[Asked]:
-    axes = {axis: _names(path, entry, table, axis) for axis in AXES}
     options = {**defaults, **_options(path, entry, {k: v for k, v in table.items() if k not in AXES})}
+    axes = {axis: _names(path, entry, table, axis) for axis in AXES}
     for model, target, precision in itertools.product(*axes.values()):
         at = f"{entry}, {model}/{target}/{precision}"
         said = {"model": model, "checkpoint": checkpoints.get(model), "target": target, "precision": precision}

@@ -96,7 +96,7 @@ def changed_clips(after: Score, before: Score) -> list[dict[str, Any]]:
         for clip, then in both
         if clip.hypothesis != then.hypothesis
     ]
-    return sorted(rows, key=lambda row: (row["errors_before"] - row["errors_after"], row["id"]))  # type: ignore[operator]
+    return sorted(rows, key=lambda row: (row["errors_before"] - row["errors_after"], row["id"]))
 
 
 def _same(clip: ClipScore, other: ClipScore | None) -> bool:

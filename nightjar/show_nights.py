@@ -18,7 +18,7 @@ def show_night(screen: Screen, results: dict[str, Any]) -> None:
     table = Table(box=None, padding=(0, 2))
     for column in ("cell", "", "tier", "WER %", "Δ", "95 %", "size", "RTF p50", "stages run", "s"):
         left = column in ("cell", "", "tier")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not column == "cell", overflow="fold")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "cell", overflow="fold")
     for cell in results["cells"]:
         colour = NIGHT_COLOURS[cell["outcome"]]
         scored = cell["wer"] is not None

@@ -1,4 +1,4 @@
-"""What is said of a cell's night, from planted scores: what is found, what is left alone, and what is named as the cause."""
+"""What is said of a cell's night, from planted scores: what is found, what is not, what is named as the cause."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from nightjar.request import PortRequest
 from nightjar.score import Score, score
 from nightjar.tally import Ended, Failure, cell_row, failure_said, night_row, sentence
 
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+WORDS = ["red", "blue", "stop", "start", "left", "right", "up", "down", "house", "tree"]
 CLIPS = [Clip(id=f"c{i}", audio=".", text=" ".join(WORDS), duration_s=3.0, speaker="ada") for i in range(40)]
 MADE: dict[str, Any] = {
     name: {
