@@ -135,7 +135,7 @@ def _expanded(
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise _refused(path, at, f"{where} {str(first['input'])[:100]!r}: {first['msg']}") from error
+            raise _refused(path, at, f"{where} = {str(first['input'])[:100]}: {first['msg']}") from error
         except NightjarError as error:
             raise _refused(path, at, str(error)) from error
 

@@ -130,7 +130,7 @@ BAD_CONFIGS = {
     ),
     "a value out of range": (
         '[defaults]\nlimit = 0\n[[cells]]\nmodels = ["whisper-nano"]\ntargets = ["onnx"]\nprecisions = ["fp"]\n',
-        "limit 0",
+        "limit = 0",
     ),
     "no TOML": ("[[cells]\n", "is no TOML"),
     "no cells": ("[defaults]\nlimit = 3\n", "asks for no cell"),
