@@ -141,9 +141,10 @@ def test_a_drift_is_found_against_the_best_night_it_began_from() -> None:
     [
         ("device", 1.05, 1.0, False),
         ("device", 1.4, 1.0, True),
-        ("host", 1.4, 1.0, False),
-        ("host", 2.2, 1.0, True),
+        ("host", 1.4, 1.01, False),
+        ("host", 2.2, 1.01, True),
         ("host", 2.2, 2.1, False),  # the whole machine was slower
+        ("host", 2.2, 0.5, False),  # or busy now and then
     ],
 )
 def test_rtf_counts_beyond_its_noise_and_the_machines_mood(
