@@ -133,6 +133,9 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
         screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {escape(gate['sentence'])}")
     for clip, why in results["aside"].items():
         screen.console.print(f"  set aside {clip}: {why}", style="yellow", markup=False, highlight=False)
+    for why, clips in results["throttled"].items():
+        text = f"  throttled on {clips} of {results['clips']} clips: {why}; cool the board, --refresh evaluate"
+        screen.console.print(text, style="yellow", markup=False, highlight=False)
     low, high = results["interval"]
     screen.say(
         f"[bold {colour}]{results['verdict']}[/bold {colour}]  Δ WER {results['delta_wer']:+.2f} points "
