@@ -138,7 +138,7 @@ class Store:
         """Return where it is noted which of an artifact's files were checked; touched when a run uses it."""
         return self.root / ".verified" / f"{stage}-{key}.json"
 
-    def keys(self) -> Iterator[tuple[str, str]]:
+    def refs(self) -> Iterator[tuple[str, str]]:
         """Yield stage and key of every folder there is, whole or not, in order."""
         for folder in sorted(self.root.glob("[!.]*/*/")):
             yield folder.parent.name, folder.name

@@ -1,4 +1,4 @@
-"""A place that fsspec reaches (S3 and its kin, a shared folder): whole files in, whole files out, every failure one line."""
+"""A place that fsspec reaches (S3 and its kin, a shared folder): whole files in and out, every failure one line."""
 
 import contextlib
 import datetime
@@ -32,7 +32,7 @@ class Bucket:
     """Read, write, list and remove files by their names below a URL; nothing is cached, nothing is reached before."""
 
     def __init__(self, url: str) -> None:
-        """Raises BadOptions for a URL of no protocol or with a password, Missing where its library is not installed."""
+        """Raises BadOptions for a URL of no known protocol or with a password, Missing without its library."""
         import fsspec
 
         parts = urlsplit(url)
@@ -49,7 +49,8 @@ class Bucket:
         except ImportError as error:
             install = EXTRAS.get(parts.scheme, str(error))
             raise Missing(
-                f"NIGHTJAR_STORE={url} needs a library that is not installed: pip install -c constraints.txt '{install}'"
+                f"NIGHTJAR_STORE={url} needs a library that is not installed: "
+                f"pip install -c constraints.txt '{install}'"
             ) from error
         except ValueError as error:
             raise BadOptions(

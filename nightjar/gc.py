@@ -1,4 +1,4 @@
-"""What a store keeps and why; what nothing needs goes, a record before its files, so that a kill leaves no half artifact.
+"""What a store keeps and why; the rest goes, a record before its files, so that a kill leaves no half artifact.
 
 Kept are: the verdict and report of every night in the history; what the last nights, the best night of each cell and
 the latest reports were made from, step by step back to the export; what a live run has looked up; and what was made or
@@ -88,7 +88,7 @@ def survey(
 
     Raises StoreBroken when the history cannot be read: what it needs is not known then.
     """
-    known = {ref: _known(store, ref) for ref in store.keys()}
+    known = {ref: _known(store, ref) for ref in store.refs()}
     return explain(known, in_use(store), history, keep_nights, older_than_s, reports)
 
 
@@ -138,8 +138,8 @@ def collect(
 ) -> Collected:
     """Remove what nothing needs, unfinished work of runs that died a day ago, and locks and memos of what is gone.
 
-    keep_nights: how many of the last nights keep all that they were made from; older_than_s: what was made or used since
-    stays in any case. Runs may go on meanwhile. Raises StoreBroken when the history cannot be read.
+    keep_nights: how many of the last nights keep all they were made from; older_than_s: what was used since then stays
+    in any case. Runs may go on meanwhile. Raises StoreBroken when the history cannot be read.
     """
     entries = survey(store, history, keep_nights=keep_nights, older_than_s=older_than_s, reports=reports)
     removed = tuple(entry for entry in entries if not entry.why and (dry_run or _remove(store, entry)))
@@ -163,7 +163,7 @@ def verify(store: Store) -> tuple[int, list[Damage]]:
 
     Nothing is taken from memos, and nothing is deleted: a run that needs a damaged artifact makes it again.
     """
-    refs, found = list(store.keys()), list[Damage]()
+    refs, found = list(store.refs()), list[Damage]()
     for number, (stage, key) in enumerate(refs, 1):
         damages = list(_damages(store.root / stage / key))
         if damages:
@@ -258,13 +258,13 @@ def _reported(reports: Path, known: Mapping[Ref, Known]) -> Iterator[tuple[str, 
         try:
             made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]
             refs = [(each["stage"], each["key"]) for each in made_from.values()]
-            verdict = made_from["verdict"]["sha256"]
+            rests_on = {f"input {name}": made_from[name]["sha256"] for name in ("binary", "verdict")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # somebody else's file
             continue
         own = [
             ref
             for ref, each in known.items()
-            if ref[0] == "report" and each.record is not None and each.record.parts.get("input verdict") == verdict
+            if ref[0] == "report" and each.record is not None and rests_on.items() <= each.record.parts.items()
         ]
         yield path.parent.name, refs + own
 

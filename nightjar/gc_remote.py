@@ -1,8 +1,8 @@
 """What a bucket keeps and why, beyond what nightjar/gc.py says of a folder: others may use it whom we do not see.
 
-A run fetches an artifact whole before it uses it, so removing one there takes nothing from a run. What counts is time: a
-file that no record names may be on its way to one, and is left for GRACE_S; a writer sends again what is older than half
-of that. The history that is asked is this machine's, so a bucket is collected where its history lies.
+A run fetches an artifact whole before it uses it, so removing one there takes nothing from a run. What counts is time:
+a file that no record names may be on its way to one, and is left for GRACE_S; a writer sends again what is older than
+half of that. The history that is asked is this machine's, so a bucket is collected where its history lies.
 """
 
 import hashlib

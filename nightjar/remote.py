@@ -202,7 +202,7 @@ class RemoteStore(Store):
 
 
 class Lease:
-    """The right to make a key, in a bucket: a file that one of many can create, and that changes while its holder lives.
+    """The right to make a key, in a bucket: a file that one of many can create, and that changes as its holder lives.
 
     Clocks are not compared: who waits watches the file by its own. Where a dead run's lease is taken over by two at the
     same moment, both make the key; that is a waste and no harm.

@@ -1,9 +1,9 @@
 """Clips of an evaluation or harvest on the workers of a dask cluster, where NIGHTJAR_DASK names its scheduler.
 
-A shard is a Prefect task on prefect-dask's runner, or without a server a plain dask task. Its worker takes the binary from
-its own store, runs the session that this machine would run, and gives the lines back with what was harvested. Lines are
-laid in clip order, so the artifact is the one that an unsharded run makes; how it was shared is no part of its key, and a
-worker whose code, processor or libraries differ from this machine's is refused. What a lost worker had, another does.
+A shard is a Prefect task on prefect-dask's runner, or without a server a plain dask task. Its worker takes the binary
+from its own store, runs the session that this machine would run, and gives the lines back with what was harvested. They
+are laid in clip order, so the artifact is the one that an unsharded run makes; how it was shared is no part of its key,
+and a worker whose code, processor or libraries differ from this machine's is refused. What a lost worker had, another does.
 """
 
 import hashlib
@@ -176,7 +176,9 @@ def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterato
     try:
         client = distributed.Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        raise BoardMissing(f"no dask scheduler answers at {SETTING}={address} ({error}): start it, or unset it") from error
+        raise BoardMissing(
+            f"no dask scheduler answers at {SETTING}={address} ({error}): start it, or unset it"
+        ) from error
     with client:
         workers = len(client.scheduler_info(n_workers=-1)["workers"])
         if not workers:
@@ -222,7 +224,9 @@ def _refuse_others(order: Order, folders: Mapping[str, Path]) -> None:
     facts = _facts(order.board)
     said = {"soc": order.board.facts.soc, "Python": order.board.facts.python, **order.board.facts.runtimes}
     ours = {"soc": facts.soc, "Python": facts.python, **facts.runtimes}
-    differing = [f"{name} {ours[name]} and not {said[name]}" for name in said if name in ours and ours[name] != said[name]]
+    differing = [
+        f"{name} {ours[name]} and not {said[name]}" for name in said if name in ours and ours[name] != said[name]
+    ]
     if _code(order.board, folders["binary"], folders.get("encoder")) != order.code:
         differing.append("other code of ours")
     if differing:

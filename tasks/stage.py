@@ -207,9 +207,7 @@ def _finish(run: Run, outcome: Outcome, result: Artifact | str) -> tuple[Outcome
     return outcome, Pending(result) if isinstance(result, str) else result
 
 
-def _look_up(
-    run: Run, name: str, key: str, parts: dict[str, str], held: bool = False
-) -> tuple[Record | None, str]:
+def _look_up(run: Run, name: str, key: str, parts: dict[str, str], held: bool = False) -> tuple[Record | None, str]:
     already = any(outcome.key == key for outcome in run.outcomes)
     if name in run.refresh and not already:
         return None, "refresh was asked for"

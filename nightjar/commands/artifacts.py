@@ -40,10 +40,8 @@ def _ls(arguments: argparse.Namespace) -> int:
 
     store, bucket, place = _places(arguments)
     limits = _limits(arguments)
-    if bucket is not None:
-        entries = survey_remote(bucket, History(), **limits)
-    else:
-        entries = survey(store, History(), **limits)
+    history = History()
+    entries = survey_remote(bucket, history, **limits) if bucket is not None else survey(store, history, **limits)
     show_entries(entries, place, arguments.each)
     write_json(arguments, {"store": place, "artifacts": [entry.model_dump() for entry in entries]})
     return 0
