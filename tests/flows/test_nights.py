@@ -19,6 +19,7 @@ import pytest
 from nightjar.cli import main
 from nightjar.history import History
 from tests.flows.conftest import ROOT, Cli, shipped_speech, write_speech
+from tests.flows.working import Worker
 from tests.loopback import Loopback
 from tests.nights import NANO, Nights, altered, outcomes, worse, write_config
 
@@ -185,16 +186,6 @@ def listener() -> Iterator[tuple[str, list[str]]]:
     listening.server_close()
 
 
-SERVE = """
-from flows.port import port
-port.serve(name="onnx", pause_on_shutdown=False, print_starting_message=False)
-"""
-REGISTER = """
-from flows.port import port
-port.to_deployment(name="onnx").apply()
-"""
-
-
 def children(url: str) -> dict[str, dict[str, Any]]:
     """Return the runs that a night handed out, by name."""
     wanted = {"flow_runs": {"name": {"like_": "port-hand"}}, "sort": "NAME_DESC"}
@@ -209,7 +200,7 @@ def until(what: Callable[[], bool], seconds: float = 240) -> None:
 
 
 def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells_people(
-    server: str, cli: Cli, random_checkpoint: Path, tmp_path: Path, listener: tuple[str, list[str]]
+    server: str, deployed: str, cli: Cli, random_checkpoint: Path, tmp_path: Path, listener: tuple[str, list[str]]
 ) -> None:
     address, bodies = listener
     words = {"w0": "red", "w1": "blue"}
@@ -227,7 +218,6 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
         "NIGHTJAR_STORE": str(store),
         "NIGHTJAR_HISTORY": str(history),
         "PYTHONPATH": str(ROOT),
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     }
     (tmp_path / ".nightjar-webhook").write_text(f"{address}\n")
     lines = re.search(r"```sh\n(.*?)```", (ROOT / "docs" / "alerts.md").read_text(), re.DOTALL)
@@ -237,7 +227,6 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
         ["bash", "-ec", lines[1]], env=home, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert told.returncode == 0, told.stdout + told.stderr
-    subprocess.run([sys.executable, "-c", REGISTER], env=there, cwd=ROOT, check=True, timeout=300)
 
     asked = ["nightly", "--config", str(config), "--hand-out", "--night", "2026-11-20T02:00:00Z", "--json", str(said)]
     night = subprocess.Popen([sys.executable, "-m", "nightjar.cli", *asked], env=there, cwd=ROOT)
@@ -246,7 +235,7 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
     crashed = {"state": {"type": "CRASHED", "message": "its machine went away"}, "force": True}
     httpx.post(f"{server}/flow_runs/{lost['id']}/set_state", json=crashed).raise_for_status()
     until(lambda: children(server)["port-hand-onnx-fp"]["state_name"] == "AwaitingRetry")
-    worker = subprocess.Popen([sys.executable, "-c", SERVE], env=there, cwd=ROOT)
+    worker = Worker(server, deployed, store, tmp_path / "worker.log")
     try:
         assert night.wait(timeout=400) == 1
         first = json.loads(said.read_text())
@@ -259,8 +248,7 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
         again = cli(*asked, store=store, **{name: there[name] for name in ("PREFECT_API_URL", "NIGHTJAR_HISTORY")})
         assert again.returncode == 1, again.stdout + again.stderr
     finally:
-        worker.terminate()
-        worker.wait(timeout=60)
+        worker.stop()
     second = children(server)
     assert {name: run["id"] for name, run in second.items()} == {name: run["id"] for name, run in ran.items()}
     assert second["port-hand-onnx-fp"]["run_count"] == ran["port-hand-onnx-fp"]["run_count"], "it ran twice"
@@ -271,6 +259,7 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
     until(lambda: len(bodies) >= 1, seconds=60)
     assert json.loads(bodies[0])["text"] == first["sentence"]
     assert address not in json.dumps(httpx.post(f"{server}/events/filter", json={}).json())
-    states = httpx.post(f"{server}/flow_runs/filter", json={"flows": {"name": {"any_": ["nightly"]}}}).json()
-    assert {(run["state_name"], run["name"]) for run in states} == {("Failed", "night-2026-11-20T02:00:00Z")}
+    named = {"flow_runs": {"name": {"any_": ["night-2026-11-20T02:00:00Z"]}}}
+    states = httpx.post(f"{server}/flow_runs/filter", json=named).json()
+    assert [run["state_name"] for run in states] == ["Failed", "Failed"]
     assert first["sentence"] in [run["state"]["message"] for run in states]
