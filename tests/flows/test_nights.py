@@ -29,21 +29,25 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_STORE", str(tmp_path / "artifacts"))
     monkeypatch.setenv("NIGHTJAR_HISTORY", str(tmp_path / "history"))
+    monkeypatch.setenv("NIGHTJAR_TOOLCHAINS", str(tmp_path / "none"))
     cells = '[[cells]]\nmodels = ["nano"]\ntargets = ["onnx"]\nprecisions = ["fp", "int8"]\n'
     cells += '[[cells]]\nmodels = ["nano"]\ntargets = ["onnx"]\nprecisions = ["fp"]\nboard = "loop"\n'
+    cells += '[[cells]]\nmodels = ["nano"]\ntargets = ["rknn"]\nprecisions = ["fp"]\n'  # not installed, and never was
     nights = Nights(tmp_path, write_config(tmp_path, cells))
-    local, quantized, remote = "nano/onnx/fp", "nano/onnx/int8", "nano/onnx/fp/loop"
+    local, quantized, remote, absent = "nano/onnx/fp", "nano/onnx/int8", "nano/onnx/fp/loop", "nano/rknn/fp"
 
     altered(nights.current, 0, seed=1)
     code, first = nights.run(1)
     assert (code, first["findings"]) == (0, []), first["sentence"]
-    assert set(outcomes(first)) == {local, quantized, remote}
-    assert all(cell["wer"] < 20 for cell in first["cells"])
+    assert set(outcomes(first)) == {local, quantized, remote, absent}
+    assert all(cell["wer"] < 20 for cell in first["cells"][:3])
+    assert "nightjar toolchain install rknn" in first["cells"][3]["error"]
+    assert "1 are missing" in first["sentence"]
     assert first["cells"][0]["executed"]  # not the board's: an sshd on this machine is the same board
 
     code, second = nights.run(2)
     assert (code, second["findings"]) == (0, [])
-    assert [cell["executed"] for cell in second["cells"]] == [0, 0, 0]
+    assert not any(cell["executed"] for cell in second["cells"])
 
     altered(nights.current, 1e-4, seed=2)
     code, third = nights.run(3)
@@ -58,7 +62,7 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     finally:
         loop.start()
     assert code == 1
-    assert outcomes(fourth) == {local: "PASS", quantized: outcomes(third)[quantized], remote: "MISSING"}
+    assert outcomes(fourth) == {**outcomes(third), remote: "MISSING"}
     assert worse(fourth) == [(remote, "outcome", "board")]
     assert fourth["sentence"].startswith(f"FAIL: {remote} is missing: board loop")
 
@@ -79,7 +83,7 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     kept = History()
     assert list(kept.nights()["night"].str[8:10]) == ["01", "02", "03", "04", "05"]
     assert (kept.cells().groupby("cell")["night"].nunique() == 5).all()
-    assert len(kept.cells()) == 15
+    assert len(kept.cells()) == 20
     assert len(kept.findings()) == sum(len(each["findings"]) for each in (third, fourth, fifth))
     assert kept.cells()["counts"].all()
     assert pd.isna(kept.cells().query("outcome == 'MISSING'")["wer"]).all()
@@ -257,6 +261,11 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
     assert json.loads(said.read_text())["cells"][0]["judge"] == first["cells"][0]["judge"]
 
     until(lambda: len(bodies) >= 1, seconds=60)
+    asked_for = {"filter": {"event": {"name": ["nightjar.verdict"]}, "any_resource": {"labels": {}}}}
+    verdicts = httpx.post(f"{server}/events/filter", json=asked_for).json()["events"]
+    ours = [each for each in verdicts if each["resource"]["prefect.resource.id"] == "nightjar.cell.hand/onnx/fp"]
+    assert len(ours) == 1
+    assert ours[0]["payload"]["outcome"] == ours[0]["resource"]["nightjar.outcome"] == outcomes(first)["hand/onnx/fp"]
     assert json.loads(bodies[0])["text"] == first["sentence"]
     assert address not in json.dumps(httpx.post(f"{server}/events/filter", json={}).json())
     named = {"flow_runs": {"name": {"any_": ["night-2026-11-20T02:00:00Z"]}}}
