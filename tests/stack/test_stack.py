@@ -55,10 +55,9 @@ def test_what_a_killed_keeper_left_running_is_ended_and_the_next_start_has_the_s
 
 
 def test_a_missing_program_is_one_line_with_the_command_that_brings_it(tmp_path: Path) -> None:
-    code = "import sys, nightjar.parts as p; p.Path.glob = lambda *_: []; from nightjar import cli; sys.exit(cli.main())"
     done = subprocess.run(
-        [sys.executable, "-c", code, "stack", "up", "--folder", str(tmp_path / "stack")],
-        env={**os.environ, "PATH": f"{tmp_path}", "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "nightjar.cli", "stack", "up", "--folder", str(tmp_path / "stack")],
+        env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},  # no program is to be found
         capture_output=True,
         text=True,
         timeout=300,
