@@ -155,7 +155,7 @@ def _database_user() -> str | None:
 
 def database_folder(folder: Path) -> Path:
     """Name where the database's files lie: in the stack's folder, unless its account may not walk there."""
-    if os.getuid() or all(parent.stat().st_mode & 0o001 for parent in folder.parents if parent.exists()):
+    if os.getuid() or all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents)):
         return folder / "database"
     return Path("/var/lib/postgresql/nightjar") / hashlib.sha256(str(folder).encode()).hexdigest()[:12]
 

@@ -85,14 +85,14 @@ def write_secrets(folder: Path) -> None:
             )
     shutil.copyfile(kept / "board_user_key.pub", kept / "board_authorized_keys")
     (kept / "board_authorized_keys").chmod(0o644)  # sshd reads it as the user who comes
-    write_known_hosts(folder, {})
+    write_known_hosts(folder)
 
 
-def write_known_hosts(folder: Path, ports: dict[str, int]) -> None:
-    """Write the board's host key down under the names that it has in containers and on this machine."""
-    kept = folder / "secrets"
+def write_known_hosts(folder: Path) -> None:
+    """Write the board's host key down under the names that it has in containers and, with its port, on this machine."""
+    kept, port = folder / "secrets", _last_ports(folder).get("board")
     key = " ".join((kept / "board_host_key.pub").read_text().split()[:2])
-    here = f"[127.0.0.1]:{ports['board']} {key}\n" if ports else ""
+    here = f"[127.0.0.1]:{port} {key}\n" if port else ""
     _write_private(kept / "known_hosts", f"board {key}\n{here}")
 
 
@@ -101,10 +101,7 @@ def choose_ports(folder: Path, asked: int | None) -> dict[str, int]:
 
     Raises BadOptions when the UI's was asked for and is taken.
     """
-    path = folder / "ports.json"
-    last: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError):
-        last = json.loads(path.read_text(encoding="utf-8"))
+    last = _last_ports(folder)
     ports: dict[str, int] = {}
     for name in PORTS:
         wanted = last.get(name, UI_PORT if name == "server" else 0)
@@ -113,8 +110,15 @@ def choose_ports(folder: Path, asked: int | None) -> dict[str, int]:
                 raise BadOptions(f"port {asked} is taken on this machine: give a free one with --port, or none")
             wanted = asked
         ports[name] = wanted if wanted and _free(wanted) else _any_free(set(ports.values()))
-    write_atomic(path, json.dumps(ports))
+    write_atomic(folder / "ports.json", json.dumps(ports))
     return ports
+
+
+def _last_ports(folder: Path) -> dict[str, int]:
+    last: dict[str, int] = {}
+    with contextlib.suppress(OSError, ValueError):
+        last = json.loads((folder / "ports.json").read_text(encoding="utf-8"))
+    return last
 
 
 def read_state(folder: Path) -> State | None:
@@ -172,9 +176,10 @@ def stays_down(folder: Path, part: str) -> bool:
 
 
 def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
+    temporary.rename(path)
 
 
 def _free(port: int) -> bool:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nightjar.closure import ROOT
 from nightjar.parts import ENVIRONMENT_MARK, Part
 from nightjar.stack import PartState, State, stays_down, write_state
 
@@ -45,7 +46,7 @@ class Kept:
                 user=self.part.user,
                 group=self.part.user,
                 extra_groups=[] if self.part.user else None,
-                cwd="/" if self.part.user else None,
+                cwd="/" if self.part.user else ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,6 +1,7 @@
 """stack up, down, status, stop, start, secrets: what nights run on, from native packages of this machine."""
 
 import argparse
+import gc
 import os
 import signal
 import subprocess
@@ -64,10 +65,11 @@ def _up(arguments: argparse.Namespace) -> int:
         write_secrets(folder)
         ports = choose_ports(folder, arguments.port)
         parts = native_parts(folder, ports)
-        write_known_hosts(folder, ports)
+        write_known_hosts(folder)
         prepare(folder, ports)
         print(f"the stack is in {folder}, a log for each part in {folder}/logs", flush=True)
         told = _Told(folder, ports, [part.name for part in parts])
+        gc.enable()  # the command line goes without, and this goes on for days
         try:
             keep(folder, ports, parts, told)
         except KeyboardInterrupt:
