@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from flows.heard import hear, hear_here
 from nightjar.artifact import Source
 from nightjar.plugins import Plugin, plugin
 from nightjar.request import PortRequest
-from nightjar.target import board_of, session_of
+from nightjar.target import board_of
 from nightjar.verdict import Budgets
-from tasks.evaluate import evaluate
 from tasks.hypotheses import EvaluateOptions
 from tasks.judge import judge
 from tasks.publish import publish
@@ -38,31 +38,13 @@ def judged(
     """
     target = plugin("targets", request.target)
     board = board_of(target, request.board) if obtained is None else None
-    decode, words = plugin("models", family, "decode"), plugin("models", family, "tokens")
     options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
 
     upstream = stock(checkpoint=checkpoint, speech=speech, model=plugin("models", family, "stock"), options=options)
-    expected = evaluate(
-        binary=reference,
-        speech=speech,
-        session=session_of(decode, host, board_of(host, "local")),
-        words=words,
-        board=board_of(host, "local"),
-        reference=None,
-        options=options,
-        label="float",
-    )
+    asked: dict[str, Any] = {"speech": speech, "options": options}
+    expected = hear_here(family, host, binary=reference, label="float", **asked)
     if board is not None:
-        obtained = evaluate(
-            binary=binary,
-            speech=speech,
-            session=session_of(decode, target, board),
-            words=words,
-            board=board,
-            reference=expected,
-            options=options,
-            label="binary",
-        )
+        obtained = hear(family, target, board, binary=binary, reference=expected, label="binary", **asked)
     verdict = judge(
         stock=upstream,
         expected=expected,

@@ -9,15 +9,15 @@ is measured already.
 
 from typing import Any, NamedTuple
 
+from flows.heard import hear, hear_here
 from nightjar.artifact import Artifact, Source
 from nightjar.data import load_speech
 from nightjar.plugins import plugin
 from nightjar.precision import Budget, Measured, Rung, ladder, search
 from nightjar.ranking import Settings, read_ranking
 from nightjar.request import PortRequest
-from nightjar.target import board_of, make_options, session_of
+from nightjar.target import board_of, make_options
 from tasks.build import build
-from tasks.evaluate import evaluate
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.measure import measure, read_measured
 from tasks.plan import Tried, frontier, plan
@@ -46,19 +46,10 @@ def searched(
     ranking = rank(graphs=graphs, calibration=calibration, settings=Settings())
     rewritten = rewrite(graphs=graphs, ranking=ranking)
     quantized = parameters(request, rewritten, calibration)
-    decode, words = plugin("models", family, "decode"), plugin("models", family, "tokens")
-    host, board = plugin("targets", "onnx"), board_of(target, request.board)
+    board = board_of(target, request.board)
     options = EvaluateOptions(language=request.language, limit=_enough(speech), watch=True, agree_clips=CLIPS[1])
-    expected = evaluate(
-        binary=reference,
-        speech=speech,
-        session=session_of(decode, host, board_of(host, "local")),
-        words=words,
-        board=board_of(host, "local"),
-        reference=None,
-        options=options,
-        label="rungs float",
-    )
+    asked: dict[str, Any] = {"speech": speech, "options": options}
+    expected = hear_here(family, plugin("targets", "onnx"), binary=reference, label="rungs float", **asked)
     if isinstance(ranking, Pending) or isinstance(expected, Pending):
         return Searched(rewritten, {"plan": Pending("search"), **quantized}, Pending("search"))
     plans, calls = _ladder(ranking, expected)
@@ -80,17 +71,8 @@ def searched(
             **quantized,
             label=name,
         )
-        heard = evaluate(
-            binary=binary,
-            speech=speech,
-            session=session_of(decode, target, board),
-            words=words,
-            board=board,
-            reference=expected,
-            options=options,
-            label=name,
-        )
-        found = measure(expected=expected, obtained=heard, language=request.language, label=name)
+        obtained = hear(family, target, board, binary=binary, reference=expected, label=name, **asked)
+        found = measure(expected=expected, obtained=obtained, language=request.language, label=name)
         if isinstance(found, Pending):
             raise _Unknown
         return read_measured(current_run().store.path(found))

@@ -5,14 +5,13 @@ from typing import Any
 
 from prefect import flow
 
+from flows.heard import hear
 from flows.port import built, calibrated, prepared
 from nightjar.artifact import Source
 from nightjar.data import load_speech, speech_digest
 from nightjar.errors import BadAudio
-from nightjar.plugins import plugin
 from nightjar.request import TranscribeRequest, speech_source
-from nightjar.target import board_of, session_of
-from tasks.evaluate import evaluate
+from nightjar.target import board_of
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import joining
 
@@ -28,15 +27,9 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
         binary, _ = built(request, made, calibration)
         heard: list[dict[str, Any]] = []
         for path, speech in audio.items():
-            evaluated = evaluate(
-                binary=binary,
-                speech=speech,
-                session=session_of(plugin("models", made.family, "decode"), made.target, board),
-                words=plugin("models", made.family, "tokens"),
-                board=board,
-                reference=None,
-                options=EvaluateOptions(language=request.language, long=request.long, transcribed=False),
-                label=path.name,
+            options = EvaluateOptions(language=request.language, long=request.long, transcribed=False)
+            evaluated = hear(
+                made.family, made.target, board, binary=binary, speech=speech, options=options, label=path.name
             )
             lines = [line for line in read_hypotheses(run.store.path(evaluated)) if not line["probe"]]
             heard += [_described(path, line) for line in lines]

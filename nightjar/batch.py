@@ -179,6 +179,7 @@ class _Line(BaseModel):
     id: str
     audio_s: float = Field(ge=0)
     seconds: dict[str, float]
+    throttled: str = Field("", max_length=200)
     sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
 
 

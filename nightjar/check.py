@@ -97,6 +97,11 @@ def _health(health: Health, before: float, after: float) -> list[Finding]:
             else "the board does not say",
         ),
         Finding(
+            "clocks",
+            "absent" if health.throttled else "ok",
+            f"{health.throttled}: a run now is marked as throttled" if health.throttled else "nothing is held back",
+        ),
+        Finding(
             "clock",
             "absent" if abs(skew) > SKEW_S else "ok",
             f"{skew:+.0f} s from ours: `timedatectl set-ntp true` on the board" if abs(skew) > SKEW_S else "as ours",

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+SYS = Path("/sys")
+
 
 def soc() -> str:
     """Name the processor: /proc/cpuinfo's word, or the device tree's where that has none, as on ARM boards."""
@@ -47,19 +49,41 @@ def installed(name: str) -> str:
 
 def health(scratch: Path) -> dict[str, Any]:
     """Say what changes: bytes free, governor, temperature, the clock."""
-    memory = dict(line.split(":") for line in _text("/proc/meminfo").splitlines() if line.count(":") == 1)
-    zones = [_text(f"/sys/class/thermal/thermal_zone{number}/temp").strip() for number in range(16)]
+    zones = [_text(SYS / f"class/thermal/thermal_zone{number}/temp").strip() for number in range(16)]
     degrees = [int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()]
     return {
         "disk_free_bytes": shutil.disk_usage(str(scratch)).free,
-        "memory_free_bytes": int((memory.get("MemAvailable") or "0").split()[0]) * 1024,
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
+        "memory_free_bytes": memory_free_bytes(),
+        "governor": _text(SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
         "celsius": max(degrees) if degrees else None,
+        "throttled": throttling(),
         "time_s": time.time(),
     }
 
 
-def _text(path: str) -> str:
+def memory_free_bytes() -> int:
+    """Say how much memory a new process may take, 0 where Linux does not say."""
+    memory = dict(line.split(":") for line in _text("/proc/meminfo").splitlines() if line.count(":") == 1)
+    return int((memory.get("MemAvailable") or "0").split()[0]) * 1024
+
+
+def throttling() -> str:
+    """Say what holds a processor back now: a cooling device at work, or a clock capped below its own; "" for nothing.
+
+    Fans are no loss. cpufreq and devfreq devices are cooled by lower clocks (Linux, thermal/sysfs-api).
+    """
+    for device in sorted(SYS.glob("class/thermal/cooling_device*")):
+        kind, state = _text(device / "type").strip(), _text(device / "cur_state").strip()
+        if state.isdigit() and int(state) and any(word in kind for word in ("cpufreq", "devfreq", "Processor")):
+            return f"{kind} cooled, step {state} of {_text(device / 'max_state').strip()}"
+    for policy in sorted(SYS.glob("devices/system/cpu/cpufreq/policy*")):
+        most, allowed = (_text(policy / name).strip() for name in ("cpuinfo_max_freq", "scaling_max_freq"))
+        if most.isdigit() and allowed.isdigit() and int(allowed) < int(most):
+            return f"{policy.name} capped at {int(allowed) // 1000} of {int(most) // 1000} MHz"
+    return ""
+
+
+def _text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:

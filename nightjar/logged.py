@@ -7,15 +7,20 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextvars import ContextVar
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 log = logging.getLogger(__name__)
 
 PIECE = re.compile(rb"[\r\n]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile(r"^(?:[DIWE] )?(\w[\w .]*?)\s*:\s*\d+%\|.*?\|\s*(\d+)/(\d+)")  # tqdm's
+
+Made = TypeVar("Made")
+_started: ContextVar[list[int] | None] = ContextVar("started", default=None)  # process groups of calls made together
 
 Progress = Callable[[str, int, int], None]  # what, done, total: of the SDK's own progress bars
 
@@ -41,6 +46,8 @@ def run_logged(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    if (others := _started.get()) is not None:
+        others.append(process.pid)
     assert process.stdout is not None
     assert process.stdin is not None
     said = (_listen, process.stdout, log_file, on_progress)
@@ -51,14 +58,44 @@ def run_logged(
     except subprocess.TimeoutExpired:
         return None
     finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            log.debug("process group %d has ended", process.pid)
+        if others is not None:
+            others.remove(process.pid)  # its number may soon be another's
+        _kill(process.pid)
         process.wait()
         reader.join(timeout=10)
         process.stdin.close()
         process.stdout.close()
+
+
+def together(calls: Sequence[Callable[[], Made]], workers: int) -> list[Made]:
+    """Make calls that run commands, some at a time, and return what they give, in order.
+
+    The first to fail, or an interrupt, ends the commands of the others; that failure is raised.
+    """
+    started: list[int] = []
+    token = _started.set(started)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            running = [pool.submit(contextvars.copy_context().run, call) for call in calls]
+            try:
+                for done in as_completed(running):
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                while wait(running, timeout=0.1).not_done:  # one may just be starting
+                    for group in list(started):
+                        _kill(group)
+                raise
+        return [done.result() for done in running]
+    finally:
+        _started.reset(token)
+
+
+def _kill(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        log.debug("process group %d has ended", group)
 
 
 def last_line(said: str) -> str:

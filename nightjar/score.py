@@ -1,5 +1,6 @@
 """Scores: what a subject heard on a test set, clip by clip, counted against what was said."""
 
+from collections import Counter as CountOf
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ class Hypothesis(BaseModel, frozen=True):
     capped: bool = False
     agree: Annotated[tuple[int, int], AfterValidator(_part_of_whole)] | None = None
     seconds: dict[str, float] = {}
+    throttled: str = ""
     audio_s: float | None = None
 
 
@@ -78,6 +80,7 @@ class Score(BaseModel, frozen=True):
     rtf: dict[str, Percentiles] | None = Field(
         description="per part and in total (features and decode loop included); device or host only"
     )
+    throttled: dict[str, int] = Field({}, description="clips heard while the board was held back, by what held it")
     clips: tuple[ClipScore, ...]
 
 
@@ -120,6 +123,7 @@ def score(
         capped=sum(clip.capped for clip in scores),
         agree=(sum(a for a, _ in agrees), sum(of for _, of in agrees)) if agrees else None,
         rtf=_rtf([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else None,
+        throttled=_throttled([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else {},
         clips=scores,
     )
 
@@ -182,6 +186,10 @@ def _rtf(heard: Sequence[Hypothesis]) -> dict[str, Percentiles] | None:
         p50, p95 = np.percentile(rates, [50, 95])
         rtf[part] = Percentiles(p50=float(p50), p95=float(p95))
     return rtf or None
+
+
+def _throttled(heard: Sequence[Hypothesis]) -> dict[str, int]:
+    return dict(CountOf(line.throttled for line in heard if line.throttled).most_common())
 
 
 def errors_and_words(clips: Sequence[ClipScore]) -> tuple[list[int], list[int]]:

@@ -35,11 +35,14 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from nightjar.health import throttling
+
 Tensors = dict[str, np.ndarray]
 Say = Callable[[dict[str, Any]], None]  # to the host, of what is no result
 
 PAUSE_S = 0.1
 PAUSED_SAID_S = 20.0
+LOOK_S = 2.0  # between looks at what holds the processor back: a dozen small files of sysfs
 ROOM_BYTES = 4 << 20  # beside what is harvested: result lines, the runtime's own files
 
 
@@ -48,6 +51,7 @@ class Parts:
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
         self.seconds: dict[str, float] = {}
+        self._throttled, self._looked_at = "", -LOOK_S
         self._runner_of: dict[str, Any] = {}
         by_runner: dict[str, dict[str, Any]] = {}
         for part, entry in job["parts"].items():
@@ -62,6 +66,12 @@ class Parts:
         outputs: Tensors = self._runner_of[part].run(part, inputs, constant, **into)
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
         return outputs
+
+    def throttled(self) -> dict[str, str]:
+        """Return what a line says of a board that is held back, nothing of one that is not."""
+        if time.monotonic() - self._looked_at >= LOOK_S:
+            self._throttled, self._looked_at = throttling(), time.monotonic()
+        return {"throttled": self._throttled} if self._throttled else {}
 
     def close(self) -> None:
         for runner in set(self._runner_of.values()):
@@ -108,6 +118,7 @@ def encode_clip(
     seconds = {"features": features_s, "encoder": parts.seconds["encoder"] - before}
     seconds["total"] = time.perf_counter() - start
     line: dict[str, Any] = {"id": clip["id"], "audio_s": round(len(wave) / 16000, 4), "seconds": seconds}
+    line |= parts.throttled()
     if job["harvest"]:
         line["sha256"] = {name: _keep(folder, job, clip["id"], name, encoded[name], say) for name in job["harvest"]}
     return line, encoded

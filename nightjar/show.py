@@ -133,6 +133,9 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
         screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {escape(gate['sentence'])}")
     for clip, why in results["aside"].items():
         screen.console.print(f"  set aside {clip}: {why}", style="yellow", markup=False, highlight=False)
+    for why, clips in results["throttled"].items():
+        text = f"  throttled on {clips} of {results['clips']} clips: {why}; cool the board, --refresh evaluate"
+        screen.console.print(text, style="yellow", markup=False, highlight=False)
     low, high = results["interval"]
     screen.say(
         f"[bold {colour}]{results['verdict']}[/bold {colour}]  Δ WER {results['delta_wer']:+.2f} points "
@@ -291,3 +294,13 @@ def show_doctor(findings: Sequence[Any]) -> None:
         colour = colours[finding.outcome]
         table.add_row(f"[{colour}]{finding.outcome}[/{colour}]", escape(finding.name), escape(finding.detail))
     Console(highlight=False).print(table)
+
+
+def show_rows(rows: Sequence[Any]) -> None:
+    """Print what became of things on a server, one line each."""
+    colours = {"created": "green", "updated": "yellow", "reset": "yellow"}
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for row in rows:
+        colour = colours.get(row.outcome, "default")
+        table.add_row(row.kind, escape(row.name), f"[{colour}]{row.outcome}[/{colour}]", escape(row.detail))
+    Console(highlight=False, soft_wrap=True).print(table)

@@ -37,6 +37,7 @@ class Health(BaseModel, strict=True):
     disk_free_bytes: int
     memory_free_bytes: int
     governor: str = Field(max_length=100)
+    throttled: str = Field(max_length=200)
     celsius: float | None
     time_s: float
 

@@ -127,6 +127,7 @@ def _joined(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": sum(line["steps"] for line in lines),
         "capped": any(line["capped"] for line in lines),
         "seconds": {part: round(sum(line["seconds"].get(part, 0.0) for line in lines), 5) for part in parts},
+        **next(({"throttled": line["throttled"]} for line in lines if "throttled" in line), {}),
         "agree": None,
         "text": " ".join(line["text"] for line in lines if line["text"]),
     }

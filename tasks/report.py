@@ -58,6 +58,7 @@ def report(
         "aside": judged["aside"],
         "size_bytes": {name: part["size_bytes"] for name, part in built["parts"].items()},
         "rtf": {name: rtf.model_dump() for name, rtf in binary_rtf.items()} if binary_rtf else None,
+        "throttled": scores["binary"].throttled,
         "int8_mac_share": {name: part["int8_mac_share"] for name, part in built["parts"].items()},
         "hypotheses": outcome.hypotheses,
         "gates": [gate.model_dump(mode="json") for gate in outcome.gates],

@@ -22,11 +22,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import BaseModel
 
 from nightjar.artifact import Artifact, Record, Source, Store, digest, storing
 from nightjar.closure import closure
+from nightjar.errors import NightjarError
 from nightjar.memo import store_folder
 from nightjar.plugins import Plugin
 from nightjar.progress import listening
@@ -146,7 +147,10 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
         return outcome, artifact
 
     def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
-        outcome, artifact = resolve(label, arguments)
+        try:
+            outcome, artifact = resolve(label, arguments)
+        except NightjarError as error:  # explained in one line: raised, it would be a traceback in the log of the run
+            return Failed(message=str(error), data=error)
         if outcome.cached:
             return Completed(name="Cached", message=f"taken from the store: {outcome.key[:12]}", data=artifact)
         return Completed(message=f"ran because {outcome.why}", data=artifact)

@@ -4,10 +4,13 @@ import fnmatch
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import onnx
 
 from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadInput, BadOptions
+from nightjar.health import memory_free_bytes
+from nightjar.logged import together
 from nightjar.progress import tick
 from nightjar.toolchain import Toolchain, toolchain
 from targets.rknn import NAME, Options
@@ -50,7 +55,6 @@ def build(
     _patterns(options.float_nodes, files)
     found = toolchain(NAME)
     out.mkdir(parents=True, exist_ok=True)
-    entries: dict[str, Entry] = {}
     with tempfile.TemporaryDirectory(prefix="nightjar-rknn-") as scratch:
         if options.precision != "fp" and quantized is None:
             if calibration is None:
@@ -61,17 +65,27 @@ def build(
             quantized = None
         if quantized is not None:
             _require_same(quantized, options)
-        for number, part in enumerate(files):
+
+        ended = count(1)
+
+        def make(part: str) -> Entry:
+            entry = made_of(part)
+            tick(next(ended), len(files))
+            return entry
+
+        def made_of(part: str) -> Entry:
             if quantized is None or part in whole:
-                entries[part] = build_float(found, graphs / files[part], part, options, out)
-            else:
-                names = read_names(quantized / f"{part}.quantization.cfg")
-                keep = [*kept[part]] if plan is not None else [*names["masked_attention"]] * options.float_rules
-                keep += matching(part, _patterns(options.float_nodes, files)[part], names)
-                entries[part] = hybrid(found, quantized, graphs / files[part], part, keep, out)
-                if plan is None:  # a search may keep all of a small part float
-                    require_int8(part, entries[part])
-            tick(number + 1, len(files))
+                return build_float(found, graphs / files[part], part, options, out)
+            names = read_names(quantized / f"{part}.quantization.cfg")
+            keep = [*kept[part]] if plan is not None else [*names["masked_attention"]] * options.float_rules
+            keep += matching(part, _patterns(options.float_nodes, files)[part], names)
+            entry = hybrid(found, quantized, graphs / files[part], part, keep, out)
+            if plan is None:  # a search may keep all of a small part float
+                require_int8(part, entry)
+            return entry
+
+        made = together([partial(make, part) for part in files], _at_once(graphs, files))
+        entries = dict(zip(files, made, strict=True))
     for part, entry in entries.items():
         described = {kind: model["parts"][part][kind] for kind in ("inputs", "outputs")}  # the runtime knows no names
         entry |= {"soc": options.soc, **described}
@@ -82,6 +96,16 @@ def build(
     (out / "model.json").write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
     description = {"target": NAME, "precision": options.precision, "parts": entries}
     (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _at_once(graphs: Path, files: Mapping[str, str]) -> int:
+    """Say how many parts may be built together: one per core, as far as the memory goes.
+
+    The toolkit takes about a gigabyte and fifteen times the size of the graph.
+    """
+    largest = max((graphs / file).stat().st_size for file in files.values())
+    fitting = memory_free_bytes() // (2**30 + 15 * largest)
+    return max(1, min(len(os.sched_getaffinity(0)), len(files), fitting))
 
 
 def read_model(graphs: Path) -> dict[str, Any]:

@@ -123,3 +123,20 @@ def write_speech(folder: Path, clips: dict[str, str], speaker: str = "ada", seco
     manifest = folder / "speech.jsonl"
     manifest.write_text("".join(f"{line}\n" for line in lines))
     return manifest
+
+
+@pytest.fixture(scope="session")
+def deployed(server: str) -> str:
+    """The deployments of deployments/prefect.yaml on the server; the name of their work pool."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+    done = subprocess.run(
+        [sys.executable, "-m", "nightjar.cli", "flows", "deploy", "--pool", "tested"],
+        cwd=ROOT,
+        env={**clean, "PREFECT_API_URL": server, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return "tested"

@@ -1,14 +1,20 @@
 """What tests of the board service and of datasets share: a small real encoder, and speech of noise."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from nightjar.boards import find_board
 from nightjar.bulk import harvest_speech
+from nightjar.errors import NightjarError
 from nightjar.request import HarvestRequest
+from nightjar.ssh import SshBoard
 from tests import served
+from tests.loopback import Loopback
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +38,21 @@ def local_dataset(small_binary: Path, noises: Path, tmp_path_factory: pytest.Tem
     out = tmp_path_factory.mktemp("local") / "dataset"
     harvest_speech(HarvestRequest(binary=small_binary, speech=noises, board="local", out=out, shard_mib=1))
     return out
+
+
+@pytest.fixture
+def board(loop: Loopback) -> Iterator[SshBoard]:
+    with SshBoard(find_board("loop")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    path = tmp_path / "big"
+    path.write_bytes(os.urandom(3_000_001))
+    return path
+
+
+def one_line(error: NightjarError) -> str:
+    assert "\n" not in str(error)
+    return str(error)

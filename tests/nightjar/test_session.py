@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Iterable
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import pytest
 import soundfile
 
 from models.whisper.export import export
+from nightjar import health, session
 from nightjar.board import LocalBoard
 from nightjar.boards import find_board
 from nightjar.data import Clip, load_speech
 from nightjar.errors import SessionFailed
 from nightjar.job import run_session, session_modules, zipapp
 from nightjar.recipe import Recipe
+from nightjar.score import score
 from nightjar.ssh import SshBoard
 from targets.onnx import Options, compile
 from tests.loopback import Loopback
@@ -149,6 +152,36 @@ def test_a_workers_last_word_is_the_sessions(binary: Path, clips: list[Clip], tm
         (broken / path.name).write_bytes(path.read_bytes() if path.name != "encoder.onnx" else b"no graph")
     with pytest.raises(SessionFailed, match=r"cannot load .*encoder\.onnx"):
         run_session(LocalBoard(workers=2), broken, clips, tmp_path / "job", decode=True)
+
+
+def test_what_holds_the_processor_back_is_in_the_lines_and_in_the_score(
+    binary: Path, clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(binary, clips[:3], tmp_path / "job")
+    (tmp_path / "job" / "lines.jsonl").unlink()
+    device = tmp_path / "sys/class/thermal/cooling_device0"
+    device.mkdir(parents=True)
+    for name, text in (("type", "cpufreq-cpu0"), ("cur_state", "2"), ("max_state", "7")):
+        (device / name).write_text(f"{text}\n")
+    fan = shutil.copytree(device, device.with_name("cooling_device1"))
+    (fan / "type").write_text("pwm-fan\n")
+
+    def throttled() -> dict[str, int]:
+        said = StringIO()
+        session.run_job(tmp_path / "job", said)
+        lines = [line for text in said.getvalue().splitlines() if "id" in (line := json.loads(text))]
+        (tmp_path / "job" / "lines.jsonl").unlink()
+        return score("binary", "device", clips[:3], [{**line, "text": "x"} for line in lines]).throttled
+
+    monkeypatch.setattr(health, "SYS", tmp_path / "sys")
+    assert throttled() == {"cpufreq-cpu0 cooled, step 2 of 7": 3}
+    (device / "cur_state").write_text("0\n")  # the fan goes on
+    assert throttled() == {}
+    policy = tmp_path / "sys/devices/system/cpu/cpufreq/policy4"
+    policy.mkdir(parents=True)
+    (policy / "cpuinfo_max_freq").write_text("2400000\n")
+    (policy / "scaling_max_freq").write_text("1200000\n")
+    assert throttled() == {"policy4 capped at 1200 of 2400 MHz": 3}
 
 
 def test_another_binary_lends_its_encoder(binary: Path, clips: list[Clip], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A board behind a real sshd: files, commands, locks, and everything that can be wrong on the way."""
+"""A board behind a real sshd: who it is, what runs there, and what a hostile one can say."""
 
 import os
 import signal
@@ -6,38 +6,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nightjar.boards import STRICT, find_board, read_boards, resolved
-from nightjar.errors import BadOptions, BoardMissing, NightjarError, SessionFailed
+from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from nightjar.frames import READY
 from nightjar.lease import wait_for_lock
 from nightjar.link import program
 from nightjar.ssh import SshBoard
 from tests.loopback import Loopback
+from tests.nightjar.conftest import one_line
 
-HOSTILE = ("two words", "quote'\"", "line\nbreak", ";$(touch x)`id`", "été 中文", "-rf", "%h*?[a]\\")
 SOURCES = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def board(loop: Loopback) -> Iterator[SshBoard]:
-    with SshBoard(find_board("loop")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def big(tmp_path: Path) -> Path:
-    path = tmp_path / "big"
-    path.write_bytes(os.urandom(3_000_001))
-    return path
-
-
-def cached(loop: Loopback) -> list[Path]:
-    return sorted((loop.scratch / "cache").iterdir())
 
 
 def alive(pid: int) -> bool:
@@ -63,140 +45,14 @@ def written(path: Path) -> str:
     return path.read_text()
 
 
-def one_line(error: NightjarError) -> str:
-    assert "\n" not in str(error)
-    return str(error)
+# a board that is not ours
 
 
-# files
+def framed(kind: bytes, payload: bytes) -> bytes:
+    return kind + len(payload).to_bytes(4, "big") + payload
 
 
-def test_hostile_names_travel_both_ways(board: SshBoard, loop: Loopback, tmp_path: Path) -> None:
-    for name in HOSTILE:
-        (tmp_path / name).write_bytes(name.encode())
-    board.put_all([(tmp_path / name, Path("jobs") / name / name) for name in HOSTILE])
-    board.get_all([(Path("jobs") / name / name, tmp_path / "back" / name) for name in HOSTILE])
-    for name in HOSTILE:
-        assert (loop.scratch / "jobs" / name / name).read_bytes() == name.encode()
-        assert (tmp_path / "back" / name).read_bytes() == name.encode()
-        assert board.run([sys.executable, "-c", "import sys; print(ascii(sys.argv[1]))", name], 20).stdout == (
-            f"{name!a}\n"
-        )
-    assert not (loop.scratch / "x").exists()
-
-
-def test_what_is_there_does_not_travel_again(board: SshBoard, loop: Loopback, big: Path) -> None:
-    board.put(big, Path("jobs/a/one"))
-    assert board.moved_bytes == big.stat().st_size
-    board.put_all([(big, Path("jobs/b/two")), (big, Path("jobs/b/three"))])
-    assert board.moved_bytes == big.stat().st_size
-    assert (loop.scratch / "jobs/b/three").read_bytes() == big.read_bytes()
-
-
-def test_a_file_that_comes_twice_travels_once(board: SshBoard, loop: Loopback, big: Path) -> None:
-    board.put_all([(big, Path("jobs/a/one")), (big, Path("jobs/a/two"))])
-    assert board.moved_bytes == big.stat().st_size
-    assert (loop.scratch / "jobs/a/two").read_bytes() == big.read_bytes()
-
-
-def test_a_damaged_byte_on_the_board_is_noticed(board: SshBoard, loop: Loopback, big: Path) -> None:
-    board.put(big, Path("jobs/a/file"))
-    (kept,) = cached(loop)
-    with kept.open("r+b") as file:
-        file.seek(1_500_000)
-        byte = file.read(1)
-        file.seek(1_500_000)
-        file.write(bytes([byte[0] ^ 1]))
-    board.put(big, Path("jobs/b/file"))
-    assert board.moved_bytes == 2 * big.stat().st_size
-    assert (loop.scratch / "jobs/b/file").read_bytes() == big.read_bytes()
-
-
-def test_a_byte_that_changes_on_the_way_is_noticed(
-    board: SshBoard, loop: Loopback, big: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with board._bulk() as link:
-        say = link.send
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            link, "send", lambda kind, data=b"": say(kind, data[:-1] + b"\0" if kind == b"D" and data else data)
-        )
-        with pytest.raises(SessionFailed, match="arrived damaged") as failed:
-            board.put(big, Path("jobs/a/file"))
-    one_line(failed.value)
-    assert cached(loop) == []
-    assert not (loop.scratch / "jobs/a/file").exists()
-    board.put(big, Path("jobs/a/file"))
-    assert (loop.scratch / "jobs/a/file").read_bytes() == big.read_bytes()
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_put_goes_on_in_the_middle(loop: Loopback, big: Path, damaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nightjar import transfer
-
-    monkeypatch.setattr(transfer, "CHUNK", 1 << 16)
-    with SshBoard(find_board("loop")) as board:
-        with board._bulk() as link:
-            say, sent = link.send, 0
-
-        def breaking(kind: bytes, payload: bytes = b"") -> None:
-            nonlocal sent
-            sent += len(payload) if kind == b"D" else 0
-            if sent > 1_000_000:
-                time.sleep(0.5)  # so that what was sent has arrived
-                link.close()
-            say(kind, payload)
-
-        monkeypatch.setattr(link, "send", breaking)
-        with pytest.raises(SessionFailed, match="connection to board loop was lost"):
-            board.put(big, Path("jobs/a/file"))
-    (part,) = cached(loop)
-    had = part.stat().st_size
-    assert 500_000 < had < 1_100_000
-    assert not (loop.scratch / "jobs/a/file").exists(), "half a file has its name"
-    if damaged:
-        part.write_bytes(b"x" + part.read_bytes()[1:])
-    with SshBoard(find_board("loop")) as board:
-        board.put(big, Path("jobs/a/file"))
-        assert board.moved_bytes == big.stat().st_size - (0 if damaged else had)
-    assert (loop.scratch / "jobs/a/file").read_bytes() == big.read_bytes()
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_get_goes_on_in_the_middle(board: SshBoard, loop: Loopback, big: Path, tmp_path: Path, damaged: bool) -> None:
-    (loop.scratch / "jobs").mkdir(parents=True)
-    (loop.scratch / "jobs/file").write_bytes(big.read_bytes())
-    (tmp_path / "back.part").write_bytes((b"xxxxx" if damaged else b"") + big.read_bytes()[5 * damaged : 2_000_000])
-    board.get(Path("jobs/file"), tmp_path / "back")
-    assert (tmp_path / "back").read_bytes() == big.read_bytes()
-    assert board.moved_bytes == big.stat().st_size - (0 if damaged else 2_000_000)
-
-
-def test_the_least_recently_used_goes_first(loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = loop.boards(tmp_path / "small.toml", more="cache_gib = 0.0025\n")  # 2.7 MB
-    monkeypatch.setenv("NIGHTJAR_BOARDS", str(limit))
-    files = [tmp_path / name for name in "abc"]
-    for file in files:
-        file.write_bytes(os.urandom(1_000_000))
-    with SshBoard(find_board("loop")) as board:
-        for file in (files[0], files[1], files[0], files[2]):  # a is used again, so b goes
-            board.put(file, Path("jobs") / file.name)
-            time.sleep(0.02)
-        assert board.moved_bytes == 3_000_000
-        board.put(files[0], Path("jobs/a2"))
-        assert board.moved_bytes == 3_000_000
-        board.put(files[1], Path("jobs/b2"))
-        assert board.moved_bytes == 4_000_000
-
-
-@pytest.mark.parametrize("path", ["../../climbed", "/tmp/climbed-nightjar", "jobs/../../climbed", "jobs/.."])
-def test_nothing_climbs_out_of_the_scratch_folder(board: SshBoard, loop: Loopback, big: Path, path: str) -> None:
-    with pytest.raises(SessionFailed, match="is outside of"):
-        board.put(big, Path(path))
-    with pytest.raises(SessionFailed, match="is outside of"):
-        board.leave(Path(path)) if path != "jobs/." else board.leave(Path())
-    assert not Path("/tmp/climbed-nightjar").exists()
-    assert not (loop.scratch.parent / "climbed").exists()
+HELLO = framed(b"J", b'{"scratch": "/x"}')
 
 
 # the way in
@@ -354,16 +210,6 @@ def test_endless_output_is_cut_off(board: SshBoard, monkeypatch: pytest.MonkeyPa
             pass
     with pytest.raises(SessionFailed, match="prints without end"):
         board.run(["sh", "-c", code], 20)
-
-
-# a board that is not ours
-
-
-def framed(kind: bytes, payload: bytes) -> bytes:
-    return kind + len(payload).to_bytes(4, "big") + payload
-
-
-HELLO = framed(b"J", b'{"scratch": "/x"}')
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import nightjar.toolchain as module
 from nightjar.cli import main
 from nightjar.doctor import examine
 from nightjar.errors import NightjarError, ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
-from nightjar.logged import last_line
+from nightjar.logged import last_line, run_logged, together
 from nightjar.toolchain import MARKER, Toolchain, install, installed_versions, pinned, toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,3 +221,23 @@ def test_the_environment_carries_no_settings_of_the_caller(empty: Toolchain, mon
     assert found["PYTHONPATH"] == str(ROOT)
     assert found["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
     assert not {"PYTHONSTARTUP", "SECRET_TOKEN"} & found.keys()
+
+
+def test_commands_run_together_and_the_first_to_fail_ends_the_others(tmp_path: Path) -> None:
+    def runs(code: str) -> int | None:
+        return run_logged([sys.executable, "-c", code], os.environ, tmp_path, tmp_path / "log.txt", 60)
+
+    met = "import pathlib, time\npathlib.Path('{}').touch()\nwhile not pathlib.Path('{}').exists(): time.sleep(0.05)"
+    assert together([lambda: runs(met.format("a", "b")), lambda: runs(met.format("b", "a"))], 2) == [0, 0]
+
+    def fails() -> int | None:
+        while not (tmp_path / "pids").exists():
+            time.sleep(0.05)
+        raise ToolchainFailed("refused")
+
+    sleeps = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+    sleeps += "os.rename('pid', 'pids')\ntime.sleep(1000)"
+    with pytest.raises(ToolchainFailed, match="refused"):
+        together([lambda: runs(sleeps), fails, lambda: runs("open('third', 'w')")], 2)
+    assert _gone(tmp_path / "pids")
+    assert not (tmp_path / "third").exists()

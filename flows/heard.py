@@ -1,0 +1,38 @@
+"""Speech heard by a binary of a family on a target's board: the one way in which flows evaluate."""
+
+from typing import Any
+
+from nightjar.board import BoardRef
+from nightjar.plugins import Plugin, plugin
+from nightjar.target import board_of, session_of
+from tasks.evaluate import evaluate
+from tasks.hypotheses import EvaluateOptions
+
+
+def hear(
+    family: str,
+    target: Plugin,
+    board: BoardRef,
+    *,
+    binary: Any,
+    speech: Any,
+    reference: Any = None,
+    options: EvaluateOptions,
+    label: str,
+) -> Any:
+    """Evaluate a binary on a board; the tokens of `reference`, another evaluation, measure agreement."""
+    return evaluate(
+        binary=binary,
+        speech=speech,
+        session=session_of(plugin("models", family, "decode"), target, board),
+        words=plugin("models", family, "tokens"),
+        board=board,
+        reference=reference,
+        options=options,
+        label=label,
+    )
+
+
+def hear_here(family: str, host: Plugin, **heard: Any) -> Any:
+    """Evaluate on this machine: the float graphs, mostly."""
+    return hear(family, host, board_of(host, "local"), **heard)
