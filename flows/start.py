@@ -37,7 +37,11 @@ def run_flow(
         if not served:
             return cast("dict[str, Any]", flow.fn(request)), run
         with _without_heartbeat():
-            results = flow(request)
+            ended = flow(request, return_state=True)
+    # A flow may end as Failed and have results all the same: a night of which one cell failed.
+    results = ended.result(raise_on_failure=False)
+    if isinstance(results, BaseException):
+        raise results
     return cast("dict[str, Any]", results), run
 
 

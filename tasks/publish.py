@@ -14,6 +14,7 @@ from nightjar.artifact import Artifact, storing, write_atomic
 from nightjar.closure import ROOT
 from nightjar.page import complete
 from nightjar.request import PortRequest
+from tasks.announce import announce_verdict, results_artifact
 from tasks.stage import Outcome, current_run
 
 
@@ -30,6 +31,7 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
     results["request"] = request.model_dump(mode="json", exclude=_unasked(request))
     results["command"] = command_line(request)
     results["report"] = (folder / "report.html").relative_to(ROOT).as_posix()
+    results["report_key"] = page.key
     with storing():
         folder.mkdir(parents=True, exist_ok=True)
         page_text = (made / "report.html").read_text(encoding="utf-8")
@@ -38,8 +40,9 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
     if (context := FlowRunContext.get()) is not None and context.flow_run is not None:
         # One client for all: each of Prefect's create_…_artifact opens its own, a fifth of a second.
         with get_client(sync_client=True) as client:
-            for artifact in _artifacts(name, results):
+            for artifact in (*_artifacts(name, results), results_artifact(results)):
                 client.create_artifact(artifact.model_copy(update={"flow_run_id": context.flow_run.id}))
+        announce_verdict(results)
     return results
 
 

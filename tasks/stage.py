@@ -92,6 +92,19 @@ def joining(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iter
         yield run
 
 
+@contextlib.contextmanager
+def apart(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+    """Let the stages called inside belong to a run of their own, shown and told where the caller's run is, if any."""
+    outer = _run.get(None)
+    if outer is None:
+        with joining(refresh, board_wait_s) as run:
+            yield run
+        return
+    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.show, outer.tell)
+    with running(own):
+        yield own
+
+
 def default_store() -> Store:
     """Open the store of this checkout, or the folder that NIGHTJAR_STORE names."""
     return Store(store_folder())
