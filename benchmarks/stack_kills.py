@@ -15,4 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     rounds = sys.argv[1] if len(sys.argv) > 1 else "20"
     command = [sys.executable, "-m", "pytest", "-q", "tests/stack/test_kills.py"]
-    sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | {"NIGHTJAR_STACK_ROUNDS": rounds}, check=False).returncode)
+    sys.exit(
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"NIGHTJAR_STACK_ROUNDS": rounds}, check=False).returncode
+    )

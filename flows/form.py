@@ -19,6 +19,7 @@ def make_form(
     name: str,
     request: type[BaseModel],
     run: Callable[[dict[str, Any]], Any],
+    module: str,
     flow_run_name: str | Callable[[], str],
     *,
     first: tuple[str, ...] = (),
@@ -27,8 +28,8 @@ def make_form(
 ) -> Flow[..., Any]:
     """Make a flow whose parameters are a request's fields; `run` gets what was filled in.
 
-    first: fields that come before all others; kinds: other types than the request's; extra: texts that the request has
-    not, by name, with their descriptions.
+    module: where the flow stands, by which Prefect finds it; first: fields that come before all others; kinds: other
+    types than the request's; extra: texts that the request has not, by name, with their descriptions.
     """
     fields = request.model_fields
     said = {field: fields[field].description for field in [*first, *fields]} | dict(extra)
@@ -47,6 +48,7 @@ def make_form(
         default = fields[field].default if field in fields else None
         parameters.append(inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
     start.__name__ = start.__qualname__ = name
+    start.__module__ = module
     # Prefect makes the form of the signature, and takes the fields' descriptions from the docstring.
     vars(start)["__signature__"] = inspect.Signature(parameters)
     start.__doc__ = f"{request.__doc__}\n\nArgs:\n" + "".join(f"    {field}: {said[field]}\n" for field in said)

@@ -30,6 +30,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 
+from flows.port_form import filled
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
 from nightjar.night import Asked
 from nightjar.request import PortRequest
@@ -88,7 +89,7 @@ def parameters_for(deployment: DeploymentResponse, request: PortRequest) -> dict
         raise BadOptions(
             f"deployment {deployment.name} has no field for {', '.join(lacking)}: leave it out of the night's config"
         )
-    return {name: value for name, value in request.model_dump(mode="json").items() if name in fields}
+    return {name: value for name, value in filled(request).items() if name in fields}
 
 
 def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:

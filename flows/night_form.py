@@ -16,4 +16,6 @@ def _run_name() -> str:
     return f"night-{asked.get('night') or due()}"
 
 
-nightly = make_form("nightly", NightRequest, lambda given: night.fn(make_request(NightRequest, given)), _run_name)
+nightly = make_form(
+    "nightly", NightRequest, lambda given: night.fn(make_request(NightRequest, given)), __name__, _run_name
+)

@@ -65,6 +65,7 @@ port = make_form(
     "port",
     PortRequest,
     lambda given: ended(graph.fn(requested(given))),
+    __name__,
     "port-{model}-{target}-{precision}",
     first=FIRST,
     kinds={

@@ -155,7 +155,7 @@ def _database_user() -> str | None:
 
 def database_folder(folder: Path) -> Path:
     """Name where the database's files lie: in the stack's folder, unless its account may not walk there."""
-    if os.getuid() or all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents)):
+    if os.getuid() or all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents) if parent.exists()):
         return folder / "database"
     return Path("/var/lib/postgresql/nightjar") / hashlib.sha256(str(folder).encode()).hexdigest()[:12]
 
@@ -203,4 +203,6 @@ def _database_step(program: str, words: tuple[str, ...], user: str | None, said:
     )
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split())[-300:]
-        raise StackBroken(f"{program} could not make the stack's database ({reason}): mend that, then `make stack` again")
+        raise StackBroken(
+            f"{program} could not make the stack's database ({reason}): mend that, then `make stack` again"
+        )

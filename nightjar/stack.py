@@ -1,12 +1,12 @@
 """The folder of a stack on this machine: secrets, ports, logs, and what its parts are doing.
 
-    stack/
-      secrets/     database_password, pgpass, the board's keys: for their owner alone; also docker-compose.yml's
-      board/       boards.toml and ssh_config that lead to the board, its sshd_config and scratch
-      database/  server/  worker/  logs/
-      ports.json   the same after a restart, as long as they are free
-      stopped/     a file per part that is to stay down
-      state.json   written by who keeps the stack running and holds `lock`
+stack/
+  secrets/     database_password, pgpass, the board's keys: for their owner alone; also docker-compose.yml's
+  board/       boards.toml and ssh_config that lead to the board, its sshd_config and scratch
+  database/  server/  worker/  logs/
+  ports.json   the same after a restart, as long as they are free
+  stopped/     a file per part that is to stay down
+  state.json   written by who keeps the stack running and holds `lock`
 """
 
 import contextlib
@@ -68,7 +68,9 @@ def write_secrets(folder: Path) -> None:
     Raises PackageMissing without OpenSSH's client.
     """
     if shutil.which("ssh-keygen") is None:
-        raise PackageMissing("no ssh-keygen on this machine, which makes the board's keys: `apt install openssh-client`")
+        raise PackageMissing(
+            "no ssh-keygen on this machine, which makes the board's keys: `apt install openssh-client`"
+        )
     kept = folder / "secrets"
     kept.mkdir(parents=True, exist_ok=True)
     kept.chmod(0o700)

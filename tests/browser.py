@@ -89,7 +89,9 @@ class Page:
                     return value
             if time.monotonic() > end:
                 self.shot("not-found")
-                raise AssertionError(f"{what} did not come within {limit_s:.0f} s; the page says:\n{self.text()[:3000]}")
+                raise AssertionError(
+                    f"{what} did not come within {limit_s:.0f} s; the page says:\n{self.text()[:3000]}"
+                )
             time.sleep(0.2)
 
     def sees(self, text: str, limit_s: float = WAIT_S) -> None:

@@ -125,9 +125,9 @@ def write_speech(folder: Path, clips: dict[str, str], speaker: str = "ada", seco
     return manifest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployed(server: str) -> str:
-    """The deployments of deployments/prefect.yaml on the server; the name of their work pool."""
+    """The deployments of deployments/prefect.yaml on the server, as they are there; the name of their work pool."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
     done = subprocess.run(
         [sys.executable, "-m", "nightjar.cli", "flows", "deploy", "--pool", "tested"],

@@ -86,7 +86,9 @@ def test_make_stack_starts_the_same_services_in_the_same_order_with_the_same_set
             assert own.keys() == written["environment"].keys() if "environment" in written else not own
             theirs = {key: value for key, value in own.items() if value != service.environment[key]}
             assert all("127.0.0.1" in value or value.startswith("/") or value.isdigit() for value in theirs.values())
-    leftover = re.compile(r"server:4200|database:5432|/run/secrets|/etc/nightjar|/var/lib/nightjar|/srv/nightjar|0\.0\.0\.0")
+    leftover = re.compile(
+        r"server:4200|database:5432|/run/secrets|/etc/nightjar|/var/lib/nightjar|/srv/nightjar|0\.0\.0\.0"
+    )
     for part in parts.values():
         settings = {key: value for key, value in part.environment.items() if os.environ.get(key) != value}
         words = [*part.command, *(part.health.test if part.health else ()), *settings.values()]
