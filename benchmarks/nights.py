@@ -22,9 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from nightjar.gc import collect
+
 from nightjar.artifact import Store
 from nightjar.errors import NightjarError
-from nightjar.gc import collect
 from nightjar.history import History
 from nightjar.toolchain import Toolchain, chosen, toolchain
 from tests.loopback import Loopback
@@ -139,7 +140,11 @@ def check(number: int, code: int, said: dict[str, Any], bumps: set[int], simulat
     changed = bumps | {DEAD_BOARD, DEAD_BOARD + 1, FULL_DISK, FULL_DISK + 1, BAD_CHECKPOINT, BAD_CHECKPOINT + 1}
     if number not in changed | ({NEW_TOOLCHAIN} if simulated else set()) and said["findings"]:
         wrong.append(f"nothing changed, and it says {said['findings'][0]['sentence']}")
-    if number == NEW_TOOLCHAIN and simulated and not any("2.5.0 → 2.5.1" in each["causes"] for each in said["findings"]):
+    if (
+        number == NEW_TOOLCHAIN
+        and simulated
+        and not any("2.5.0 → 2.5.1" in each["causes"] for each in said["findings"])
+    ):
         wrong.append("the toolchain is not named")
     if (number in (DEAD_BOARD, FULL_DISK)) > (code == 1):
         wrong.append(f"exit code {code}")

@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/scheduling.py [warm] [sqlite] [postgresql] [--cells N] [--limit N] [--json F]
 
-A cell is a port of whisper-nano to onnx in float, on a few clips, whose stages are all in the store but the last two: each
-of the hundred has a budget of its own, so that its verdict and its page are made once, and the store can say so too.
+A cell is a port of whisper-nano to onnx in float, on a few clips, whose stages are all in the store but the last two:
+each of the hundred has a budget of its own, so that its verdict and page are made once, and the store can say so too.
 Exits with 1 if a bound is missed or a cell is lost or executed twice.
 """
 
@@ -90,7 +90,12 @@ def plain(store: Path) -> float:
     """Call the plain function in a fresh process; return its seconds, without those of the process's imports."""
     asked = json.dumps({"model": "whisper-nano", "target": "onnx", **CELL})
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, asked], cwd=ROOT, env=environment(store), capture_output=True, text=True, check=True
+        [sys.executable, "-c", PLAIN, asked],
+        cwd=ROOT,
+        env=environment(store),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return float(done.stdout.split()[-1])
 
@@ -157,7 +162,10 @@ def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: 
             ended = [runs.ended(one, timeout_s=3600) for one in ids]
             took_s = time.perf_counter() - began
             ran = [
-                sum(state["type"] == "RUNNING" for state in httpx.get(f"{url}/flow_run_states/", params={"flow_run_id": one}).json())
+                sum(
+                    state["type"] == "RUNNING"
+                    for state in httpx.get(f"{url}/flow_run_states/", params={"flow_run_id": one}).json()
+                )
                 for one in ids
             ]
             made = [[name for name, state, _ in runs.tasks(one) if state == "Completed"] for one in ids]

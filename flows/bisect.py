@@ -9,8 +9,8 @@ from prefect.context import FlowRunContext
 
 from flows.port import port
 from nightjar.causes import changes
-from nightjar.evidence import Evidence, read_evidence
 from nightjar.errors import BadOptions
+from nightjar.evidence import Evidence, read_evidence
 from nightjar.night import Asked, BisectRequest, cell_name
 from nightjar.regression import changed_clips, paired
 from nightjar.request import PortRequest
@@ -38,7 +38,10 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
     both = paired(binaries[1], binaries[0])
     return {
         "cell": before.cell.cell,
-        "sides": [{"name": side.name, **each.cell.model_dump(mode="json")} for side, (each, _) in zip(sides, done, strict=True)],
+        "sides": [
+            {"name": side.name, **each.cell.model_dump(mode="json")}
+            for side, (each, _) in zip(sides, done, strict=True)
+        ],
         "differs": changes(after, before),
         "wer": both._asdict() if both is not None else None,
         "unit": binaries[0].unit,

@@ -140,8 +140,8 @@ class Book(Section):
 def read_book(file: Path = FILE, pool: str | None = None, work_dir: Path = ROOT) -> Book:
     """Read the file and add the ports that it does not name.
 
-    pool: another work pool than the file's; work_dir: the project's folder on the workers. Raises BadOptions in one line
-    for a file that is not one, and for a cron line or a time zone that is none.
+    pool: another work pool than the file's; work_dir: the project's folder on the workers. Raises BadOptions in one
+    line for a file that is not one, and for a cron line or a time zone that is none.
     """
     try:
         said = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -166,7 +166,10 @@ def read_book(file: Path = FILE, pool: str | None = None, work_dir: Path = ROOT)
         where = ".".join(map(str, first["loc"]))
         raise BadOptions(f"{file}, {where}: {first['msg']}; see docs/deployments.md") from error
     name = book.nightjar.pool.name
-    moved = [one.model_copy(update={"work_pool": one.work_pool.model_copy(update={"name": name})}) for one in book.deployments]
+    moved = [
+        one.model_copy(update={"work_pool": one.work_pool.model_copy(update={"name": name})})
+        for one in book.deployments
+    ]
     return book.model_copy(update={"deployments": moved})
 
 
@@ -226,6 +229,6 @@ def _checked(one: Deployment, number: int, schedule: Schedule) -> None:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise BadOptions(
-            f"deployment {one.name}, schedule {number + 1}: {reason}; a cron line has five fields, such as 0 2 * * *, and a "
-            "time zone is one such as Europe/Berlin"
+            f"deployment {one.name}, schedule {number + 1}: {reason}; a cron line has five fields, such as 0 2 * * *, "
+            "and a time zone is one such as Europe/Berlin"
         ) from error

@@ -1,7 +1,7 @@
 """Flows as people start them in the Prefect UI: the fields of a request side by side, as one form.
 
-The request stays the one truth: names, descriptions, defaults and limits come from it. An explained failure ends a run with
-its line as the state's message, and without a traceback.
+The request stays the one truth: names, descriptions, defaults and limits come from it. An explained failure ends a run
+with its line as the state's message, and without a traceback.
 """
 
 import inspect
@@ -39,6 +39,8 @@ def make_form(
             return run(given)
         except NightjarError as error:  # raised, it would be a traceback in the log of the run
             return Failed(message=f"{type(error).__name__}: {error}")
+        except OSError as error:  # as the command line says it
+            return Failed(message=f"StoreBroken: {error}; mend it and press Retry")
 
     parameters = []
     for field in said:

@@ -138,9 +138,7 @@ def _run_here(asked: Asked, run: Run) -> Ended:
     why = failure.outcome if failure is not None else str((results or {})["verdict"])
     run.tell(Outcome(name=asked.cell, seconds=max(seconds, 0.01), cached=False, why=why))
     log.info("%s: %s after %.0f s", asked.cell, why, seconds)
-    return Ended(
-        asked=asked, seconds=seconds, command=command_line(asked.request), results=results, failure=failure
-    )
+    return Ended(asked=asked, seconds=seconds, command=command_line(asked.request), results=results, failure=failure)
 
 
 def _ported(asked: Asked) -> dict[str, Any]:

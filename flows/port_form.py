@@ -1,7 +1,7 @@
 """The form of a port: `port/<target>`, one deployment per target (deployments/prefect.yaml).
 
-Beyond PortRequest it has dropdowns of the models and targets there are, and `label`, since a dropdown cannot hold the name
-of somebody's own checkpoint.
+Beyond PortRequest it has dropdowns of the models and targets there are, and `label`, since a dropdown cannot hold the
+name of somebody's own checkpoint.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 from pydantic import WithJsonSchema
 
@@ -34,10 +35,21 @@ def requested(given: Mapping[str, Any]) -> PortRequest:
     if label and not checkpoint:
         raise BadOptions(f"label {label} names a checkpoint of your own: give its path as checkpoint, or no label")
     asked.pop("label", None)
-    if checkpoint:
-        asked["model"] = label or Path(checkpoint).stem
+    asked["model"] = named(given)
     request: PortRequest = make_request(PortRequest, asked)
     return request
+
+
+def named(given: Mapping[str, Any]) -> str:
+    """Say what a filled-in form is about: its own model, where it has one."""
+    own = given.get("checkpoint")
+    return str((given.get("label") or Path(own).stem) if own else given["model"])
+
+
+def _run_name() -> str:
+    context = FlowRunContext.get()
+    given = (context.parameters or {}) if context is not None else {}
+    return "-".join(filter(None, ("port", named(given), given["target"], given["precision"], given["board"])))
 
 
 def filled(request: PortRequest) -> dict[str, Any]:
@@ -66,7 +78,7 @@ port = make_form(
     PortRequest,
     lambda given: ended(graph.fn(requested(given))),
     __name__,
-    "port-{model}-{target}-{precision}",
+    _run_name,
     first=FIRST,
     kinds={
         "model": Literal[tuple(known_models())],

@@ -1,8 +1,8 @@
-"""Put the deployments on the Prefect server, with their work pool, queues and limits: again and again, and nothing lost.
+"""Put the deployments on the Prefect server, with work pool, queues and limits; again and again, and nothing is lost.
 
 What is not there is created. What is there stays as it is, whoever changed it, until the file, a form or the target's
-folder says something new; then that alone is brought in line, and what a person switched off stays off. The version of a
-deployment says what it was made of: eight digits of it all, eight of its schedules.
+folder says something new; then that alone is brought in line, and what a person switched off stays off. The version of
+a deployment says what it was made of: eight digits of it all, eight of its schedules.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,12 @@ def register(book: Book, reset: bool = False) -> list[Row]:
     another type, ServerMissing.
     """
     with asking() as client:
-        return [*_pool(client, book, reset), *_limits(client, book, reset), *_deployments(client, book, reset), *_notes(client)]
+        return [
+            *_pool(client, book, reset),
+            *_limits(client, book, reset),
+            *_deployments(client, book, reset),
+            *_notes(client),
+        ]
 
 
 def _pool(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:
@@ -47,8 +52,8 @@ def _pool(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:
         found = client.read_work_pool(wanted.name)
         if found.type != wanted.type:
             raise BadOptions(
-                f"work pool {wanted.name} is there already and of type {found.type}, and ours is {wanted.type}: give another "
-                "name with --pool"
+                f"work pool {wanted.name} is there already and of type {found.type}, and ours is {wanted.type}: give "
+                "another name with --pool"
             )
         yield Row("work pool", wanted.name, "unchanged", "paused" if found.is_paused else "")
     except ObjectNotFound:
@@ -75,7 +80,12 @@ def _limits(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]
         try:
             found = client.read_global_concurrency_limit_by_name(name)
             if reset and found.limit != limit:
-                client.request("PATCH", "/v2/concurrency_limits/{id_or_name}", path_params={"id_or_name": name}, json={"limit": limit})
+                client.request(
+                    "PATCH",
+                    "/v2/concurrency_limits/{id_or_name}",
+                    path_params={"id_or_name": name},
+                    json={"limit": limit},
+                )
             yield Row("limit", name, "reset" if reset else "unchanged", f"{limit if reset else found.limit} at once")
         except ObjectNotFound:
             client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=limit))
@@ -126,7 +136,8 @@ def _create(client: SyncPrefectClient, flow_id: Any, wanted: Deployment, fields:
         flow_id,
         wanted.name,
         schedules=[
-            DeploymentScheduleCreate(schedule=one.parsed(), active=one.active, slug=one.slug) for one in wanted.schedules
+            DeploymentScheduleCreate(schedule=one.parsed(), active=one.active, slug=one.slug)
+            for one in wanted.schedules
         ],
         **{**fields, "concurrency_options": ConcurrencyOptions(**options) if options else None},
     )
@@ -135,17 +146,15 @@ def _create(client: SyncPrefectClient, flow_id: Any, wanted: Deployment, fields:
 def _update(
     client: SyncPrefectClient, found: DeploymentResponse, wanted: Deployment, fields: dict[str, Any], reset: bool
 ) -> None:
-    """Bring a deployment in line; what people set of parameters and tags stays, and what they switched off stays off."""
+    """Bring a deployment in line; what people set of parameters and tags stays, and what is switched off stays off."""
     known = fields["parameter_openapi_schema"]["properties"]
     theirs = {name: value for name, value in found.parameters.items() if name in known}
-    merged = fields if reset else {
-        **fields,
+    kept = {
         "parameters": {**theirs, **fields["parameters"]},
         "tags": [*fields["tags"], *(tag for tag in found.tags if tag not in fields["tags"])],
     }
-    client.request(
-        "PATCH", "/deployments/{id}", path_params={"id": found.id}, json={**merged, **({"paused": False} if reset else {})}
-    )
+    said = {**fields, **({"paused": False} if reset else kept)}
+    client.request("PATCH", "/deployments/{id}", path_params={"id": found.id}, json=said)
     if not reset and (found.version or "").partition(".")[2] == fields["version"].partition(".")[2]:
         return
     there = {schedule.slug: schedule for schedule in found.schedules}
@@ -163,7 +172,8 @@ def _told(found: DeploymentResponse) -> str:
     said = [f"queue {found.work_queue_name}"]
     for schedule in found.schedules:
         kind = getattr(schedule.schedule, "cron", "") or type(schedule.schedule).__name__
-        said.append(f"{kind} {schedule.schedule.timezone}" + ("" if schedule.active else ", switched off"))
+        zone = getattr(schedule.schedule, "timezone", None) or ""
+        said.append(f"{kind} {zone}".strip() + ("" if schedule.active else ", switched off"))
     return ", ".join([*said, *(["paused"] if found.paused else [])])
 
 
@@ -176,5 +186,6 @@ def _notes(client: SyncPrefectClient) -> Iterator[Row]:
             "note",
             "server",
             "leases in memory",
-            "a restart ends a running night: PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=" + storage.replace(".memory", ".filesystem"),
+            "a restart ends a running night: PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+            + storage.replace(".memory", ".filesystem"),
         )

@@ -1,19 +1,20 @@
 """Find deployed runs that nobody is at work on any more, and let a worker go on with them.
 
-A worker that is killed, or loses its machine, cannot tell the server: its runs stay `Running`. The run's lock says at once
-whether its process is alive (nightjar/attempt.py). Where the lock cannot be seen, Prefect's heartbeat of every 30 s does,
-and then only a run that is silent for long is taken for an orphan, after one more beat: a server that was away itself has
-heard nobody. What is alive is never touched.
+A worker that is killed, or loses its machine, cannot tell the server: its runs stay `Running`. The run's lock says at
+once whether its process is alive (nightjar/attempt.py). Where the lock cannot be seen, Prefect's heartbeat of every
+30 s does, and then only a run that is silent for long is taken for an orphan, after one more beat: a server that was
+away itself has heard nobody. What is alive is never touched.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterTags,
@@ -89,7 +90,10 @@ def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | 
     )
     ours, page = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])), 200
     runs = list[FlowRun]()
-    while len(some := client.read_flow_runs(flow_run_filter=wanted, deployment_filter=ours, limit=page, offset=len(runs))) == page:
+    while (
+        len(some := client.read_flow_runs(flow_run_filter=wanted, deployment_filter=ours, limit=page, offset=len(runs)))
+        == page
+    ):
         runs += some
     yield from (*runs, *some)
 
@@ -131,7 +135,7 @@ def _end(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
         client.set_flow_run_state(run.id, Cancelled(message=f"{why}; it was to be cancelled anyway"))
         return Revived(run.id, run.name, "cancelled", why)
     # Not forced: a run that has ended meanwhile stays as it is.
-    ended = client.set_flow_run_state(run.id, Crashed(message=why))
+    ended: OrchestrationResult[Any] = client.set_flow_run_state(run.id, Crashed(message=why))
     if ended.status != SetStateStatus.ACCEPT:
         return Revived(run.id, run.name, "alive", "it ended in the meantime")
     _end_inside(client, run.id, why)

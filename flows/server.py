@@ -36,4 +36,6 @@ def asking() -> Iterator[SyncPrefectClient]:
         ) from error
     except httpx.TransportError as error:
         reason = str(error) or type(error).__name__
-        raise ServerMissing(f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL") from error
+        raise ServerMissing(
+            f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL"
+        ) from error

@@ -1,8 +1,8 @@
-"""Who is at work on a deployed run: a lock per run, which the kernel takes back when the process that holds it is gone.
+"""Who is at work on a deployed run: a lock per run, which the kernel takes back when its holder is gone.
 
-A killed worker leaves its runs `Running` on the server for good. The lock tells such an orphan from a run that is merely
-silent, at once and without a clock; only where the lock's file cannot be seen (another machine, another store) has a
-heartbeat to do.
+A killed worker leaves its runs `Running` on the server for good. The lock tells such an orphan from a run that is
+merely silent, at once and without a clock; only where the lock's file cannot be seen (another machine, another store)
+has a heartbeat to do.
 """
 
 import contextlib

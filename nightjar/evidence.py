@@ -21,8 +21,9 @@ class Evidence(BaseModel, frozen=True):
 
 def read_evidence(store: Store, cell: Cell) -> Evidence:
     """Read the verdict and report that a row refers to; what is damaged or gone is left out."""
-    verdict, report = _read(store, "judge", cell.judge, "verdict.json"), _read(
-        store, "report", cell.report, "results.json"
+    verdict, report = (
+        _read(store, "judge", cell.judge, "verdict.json"),
+        _read(store, "report", cell.report, "results.json"),
     )
     return Evidence(
         cell=cell,

@@ -1,9 +1,9 @@
-"""Boards and toolchains in a Prefect deployment: strict concurrency slots, `board:<alias>` and `toolchain:<target>`.
+"""Boards and toolchains in a deployment: strict concurrency slots, `board:<alias>` and `toolchain:<target>`.
 
-Of a board, the lock on it is the truth: it also keeps off who comes without Prefect, and dies with its holder. The slot is
-what a person sees and may set to 0 in the UI. A toolchain has the slot alone: a compile or a simulation takes all cores and
-much memory, and two of them on one machine take longer than one after the other. Without a server, or outside a flow run,
-there are no slots.
+Of a board, the lock on it is the truth: it also keeps off who comes without Prefect, and dies with its holder. The slot
+is what a person sees and may set to 0 in the UI. A toolchain has the slot alone: a compile or a simulation takes all
+cores and much memory, and two of them on one machine take longer than one after the other. Without a server, or outside
+a flow run, there are no slots.
 """
 
 import contextlib
@@ -59,9 +59,7 @@ def compiling(target: Plugin) -> Iterator[None]:
         yield
 
 
-def _take_board(
-    held: contextlib.ExitStack, alias: str, limit_s: float | None, over: Callable[[], bool]
-) -> None:
+def _take_board(held: contextlib.ExitStack, alias: str, limit_s: float | None, over: Callable[[], bool]) -> None:
     end = time.monotonic() + (math.inf if limit_s is None else limit_s)
     by = list[str]()
 

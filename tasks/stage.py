@@ -162,8 +162,8 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
     def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
         try:
             outcome, artifact = resolve(label, arguments)
-        except NightjarError as error:  # explained in one line: raised, it would be a traceback in the log of the run
-            return Failed(message=str(error), data=error)
+        except (NightjarError, OSError) as error:  # a line says it: raised, it would be a traceback in the run's log
+            return Failed(message=f"{type(error).__name__}: {error}", data=error)
         if outcome.cached:
             return Completed(name="Cached", message=f"taken from the store: {outcome.key[:12]}", data=artifact)
         return Completed(message=f"ran because {outcome.why}", data=artifact)

@@ -31,10 +31,15 @@ def add(commands: Any) -> None:
         "revive", help="let runs go on whose worker was killed; what is alive stays as it is", epilog=EXIT_CODES
     )
     revive.add_argument(
-        "--older-than", type=float, default=BEATS_S, metavar="S",
+        "--older-than",
+        type=float,
+        default=BEATS_S,
+        metavar="S",
         help="seconds that a run must have been silent if its lock cannot be seen here (default: 150)",
     )
-    revive.add_argument("--crashed", action="store_true", help="and those that crashed in the last day, five times each")
+    revive.add_argument(
+        "--crashed", action="store_true", help="and those that crashed in the last day, five times each"
+    )
     revive.add_argument("--every", type=float, metavar="S", help="look again every S seconds, until interrupted")
     add_json(revive, _revive)
 
@@ -48,7 +53,9 @@ def _deploy(arguments: argparse.Namespace) -> int:
     rows = register(book, arguments.reset)
     show_rows(rows)
     pool = book.nightjar.pool.name
-    Screen().say(f"a worker: [bold].venv/bin/prefect worker start --pool {pool}[/bold], in {arguments.work_dir.resolve()}")
+    Screen().say(
+        f"a worker: [bold].venv/bin/prefect worker start --pool {pool}[/bold], in {arguments.work_dir.resolve()}"
+    )
     write_json(arguments, [row._asdict() for row in rows])
     return 0
 

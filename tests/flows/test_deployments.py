@@ -1,6 +1,5 @@
 """Deployments on a real Prefect server: what people find there, and that registering again takes nothing from them."""
 
-import json
 import os
 import subprocess
 import sys
@@ -97,7 +96,11 @@ def test_registering_again_changes_nothing_that_a_person_changed(server: str, cl
     assert "switched off" in again.stdout
 
     # the file says something new: that alone is taken over
-    text = FILE.read_text().replace("cron: 0 2 * * *", "cron: 30 3 * * *").replace("Port a model to onnx.", "Port to onnx.")
+    text = (
+        FILE.read_text()
+        .replace("cron: 0 2 * * *", "cron: 30 3 * * *")
+        .replace("Port a model to onnx.", "Port to onnx.")
+    )
     file.write_text(text)
     assert cli(*asked, PREFECT_API_URL=server, NIGHTJAR_BOARDS=str(boards)).returncode == 0
     after = state_of(server)
@@ -116,23 +119,6 @@ def test_registering_again_changes_nothing_that_a_person_changed(server: str, cl
     assert (fresh["queues"], fresh["limits"]) == (new["queues"], new["limits"])
 
 
-def test_prefect_itself_deploys_the_file(server: str, deployed: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"],
-        cwd=ROOT,
-        env={**os.environ, "PREFECT_API_URL": server},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    there = httpx.get(f"{server}/deployments/name/nightly/default").json()
-    assert there["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
-    assert there["job_variables"]["working_dir"] == str(ROOT)
-    assert there["pull_steps"] == []
-
-
 def form(server: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(f"{server}/deployments/name/{name}").json()
     return found
@@ -141,7 +127,9 @@ def form(server: str, name: str) -> dict[str, Any]:
 def test_a_form_is_flat_and_refuses_before_a_run_starts(server: str, deployed: str) -> None:
     there = form(server, "port/rknn")
     fields = there["parameter_openapi_schema"]["properties"]
-    assert not [name for name, field in fields.items() if "anyOf" in field or "$ref" in field or not field["description"]]
+    assert not [
+        name for name, field in fields.items() if "anyOf" in field or "$ref" in field or not field["description"]
+    ]
     assert [name for name, _ in sorted(fields.items(), key=lambda item: item[1]["position"])][:4] == [
         *("model", "target", "precision", "board")
     ]
@@ -167,3 +155,23 @@ def test_a_form_is_flat_and_refuses_before_a_run_starts(server: str, deployed: s
         assert refused.status_code == 409, (wrong, refused.text)
         assert next(iter(wrong)) in refused.text
     assert httpx.post(f"{server}/flow_runs/count", json={}).json() == before
+
+
+def test_prefect_itself_deploys_the_file(server: str, deployed: str) -> None:
+    pool = httpx.post(f"{server}/work_pools/", json={"name": "nightjar", "type": "process"})
+    assert pool.status_code in (201, 409), pool.text
+    command = ["-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_API_URL": server},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    there = httpx.get(f"{server}/deployments/name/nightly/default").json()
+    assert there["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert there["job_variables"]["working_dir"] == str(ROOT)
+    assert there["pull_steps"] == []

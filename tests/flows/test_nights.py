@@ -22,6 +22,7 @@ from tests.flows.conftest import ROOT, Cli, shipped_speech, write_speech
 from tests.loopback import Loopback
 from tests.nights import NANO, Nights, altered, outcomes, worse, write_config
 
+
 def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

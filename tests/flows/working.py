@@ -100,4 +100,6 @@ class Runs:
     def logs(self, run: str) -> str:
         """Read what a run logged."""
         asked = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
-        return "\n".join(line["message"] for line in httpx.post(f"{self.server}/logs/filter", json=asked, timeout=30).json())
+        return "\n".join(
+            line["message"] for line in httpx.post(f"{self.server}/logs/filter", json=asked, timeout=30).json()
+        )

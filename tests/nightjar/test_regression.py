@@ -14,7 +14,7 @@ from nightjar.request import PortRequest
 from nightjar.score import Score, score
 from nightjar.tally import Ended, Failure, cell_row, failure_said, night_row, sentence
 
-WORDS = "one two three four five six seven eight nine ten".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 CLIPS = [Clip(id=f"c{i}", audio=".", text=" ".join(WORDS), duration_s=3.0, speaker="ada") for i in range(40)]
 MADE: dict[str, Any] = {
     name: {
