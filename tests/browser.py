@@ -105,7 +105,11 @@ class Page:
     def fill(self, label: str, value: str) -> None:
         """Type into the field of a label, in place of what is there."""
         found = f"{LABELLED}({json.dumps(label)})"
-        self._click_on(found, f"the field {label}")
+        for _ in range(20):  # a list that is still closing takes the first click for itself
+            self._click_on(found, f"the field {label}")
+            if self.js(f"{found} === document.activeElement"):
+                break
+            time.sleep(0.2)
         self._key("a", 65, modifiers=2)
         self._key("Delete", 46)
         self.send("Input.insertText", text=value)

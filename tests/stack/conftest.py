@@ -35,7 +35,7 @@ class Running:
             "NIGHTJAR_STACK": str(folder / "stack"),
             "NIGHTJAR_STORE": str(self.store),
             "NIGHTJAR_HISTORY": str(folder / "history"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "OMP_WAIT_POLICY": "passive",
             "COLUMNS": "200",
         }

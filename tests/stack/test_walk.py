@@ -70,7 +70,7 @@ def test_a_port_from_the_form_whose_board_goes_down_is_mended_and_retried(
     page.click("Submit", "button")
 
     run = str(stack.until(lambda: newest_run(stack, "onnx"), "the run"))
-    page.goto(f"{stack.ui}/runs/flow-run/{run}")
+    page.goto(f"{stack.ui}/v2/runs/flow-run/{run}")
     stack.until(lambda: stack.stages(run).get("stock") == "Running", "the stage stock")
     assert stack.cli("stack", "stop", "board").returncode == 0
     stack.until(lambda: ended(stack, run), "the run's end")
@@ -106,7 +106,7 @@ def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page,
         blocked.rename(blocked.with_name("judge.away"))
     blocked.write_text("in the way")
     run = str(stack.until(lambda: newest_run(stack, "default"), "the scheduled night"))
-    page.goto(f"{stack.ui}/runs/flow-run/{run}")
+    page.goto(f"{stack.ui}/v2/runs/flow-run/{run}")
     stack.until(lambda: ended(stack, run), "the night's end")
     page.sees("Failed")
     page.shot("broken")
