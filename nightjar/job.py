@@ -104,7 +104,7 @@ def run_session(
     }
     app = zipapp(session_modules(model, parts, first.runners))
     with storing():
-        identity = _keep_or_clear(folder, _identity([job, given], app, files, sources))
+        identity = keep_or_clear(folder, _identity([job, given], app, files, sources))
         (folder / "session.pyz").write_bytes(app)
     ledger = Ledger(folder)
     work = Work(sources, ledger, len(shared))
@@ -155,7 +155,7 @@ def _identity(job: Any, app: bytes, files: Mapping[str, Path], sources: Mapping[
     return hashlib.sha256(said + app + sys.version.encode()).hexdigest()
 
 
-def _keep_or_clear(folder: Path, identity: str) -> str:
+def keep_or_clear(folder: Path, identity: str) -> str:
     """Go on in a scratch folder only if it is of this very job and code."""
     stamp = folder / "identity"
     if folder.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != identity):

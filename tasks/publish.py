@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.context import FlowRunContext
 
 from nightjar.artifact import Artifact, storing, write_atomic
 from nightjar.closure import ROOT
 from nightjar.page import complete
 from nightjar.request import PortRequest
+from tasks.announce import announce_verdict, results_artifact
 from tasks.markdown import headline, verdict_markdown
 from tasks.stage import Outcome, current_run
 from tasks.ui import put_up, slug
@@ -35,7 +37,9 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
         page_text = (made / "report.html").read_text(encoding="utf-8")
         write_atomic(folder / "report.html", complete(page_text, results))
         write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    put_up(_artifacts(name, results))
+    put_up([*_artifacts(name, results), results_artifact(results)])
+    if FlowRunContext.get() is not None:
+        announce_verdict(results)
     return results
 
 

@@ -22,14 +22,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import BaseModel
 
 from nightjar.artifact import Artifact, Record, Source, Store, digest, storing
 from nightjar.closure import closure
-from nightjar.memo import store_folder
+from nightjar.errors import NightjarError
 from nightjar.plugins import Plugin
 from nightjar.progress import listening
+from nightjar.remote import open_store
+from nightjar.usage import Usage
 from tasks.ui import progress_shown, toolchain_log
 
 log = logging.getLogger("nightjar.stage")
@@ -66,6 +68,7 @@ class Run:
         self.store, self.refresh, self.plan, self.show, self.tell = store, refresh, plan, show, tell
         self.board_wait_s = board_wait_s  # for a board that somebody else holds; None: as long as it takes
         self.outcomes: list[Outcome] = []
+        self.usage = Usage(store)
 
 
 _run: ContextVar[Run] = ContextVar("run")
@@ -79,6 +82,7 @@ def running(run: Run) -> Iterator[Run]:
         yield run
     finally:
         _run.reset(token)
+        run.usage.close()
 
 
 @contextlib.contextmanager
@@ -92,9 +96,22 @@ def joining(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iter
         yield run
 
 
+@contextlib.contextmanager
+def apart(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+    """Let the stages called inside belong to a run of their own, shown and told where the caller's run is, if any."""
+    outer = _run.get(None)
+    if outer is None:
+        with joining(refresh, board_wait_s) as run:
+            yield run
+        return
+    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.show, outer.tell)
+    with running(own):
+        yield own
+
+
 def default_store() -> Store:
-    """Open the store of this checkout, or the folder that NIGHTJAR_STORE names."""
-    return Store(store_folder())
+    """Open the store of this checkout, or the folder or URL that NIGHTJAR_STORE names."""
+    return open_store()
 
 
 class _LoggedProgress:
@@ -147,7 +164,10 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
         return outcome, artifact
 
     def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
-        outcome, artifact = resolve(label, arguments)
+        try:
+            outcome, artifact = resolve(label, arguments)
+        except (NightjarError, OSError) as error:  # a line says it: raised, it would be a traceback in the run's log
+            return Failed(message=f"{type(error).__name__}: {error}", data=error)
         if outcome.cached:
             return Completed(name="Cached", message=f"taken from the store: {outcome.key[:12]}", data=artifact)
         return Completed(message=f"ran because {outcome.why}", data=artifact)
@@ -182,13 +202,15 @@ def _resolve(
     parts = key_parts(name, body, arguments)
     key = digest(parts)[:24]
     run.show(label, 0, 0)
+    if not run.plan:
+        run.usage.note(name, key)
     record, why = _look_up(run, name, key, parts)
     if record is not None:
         return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
     if run.plan:
         return _finish(run, Outcome(name=label, seconds=0, cached=False, why=why, key=key), label)
     with run.store.lock(name, key, on_wait=lambda: log.warning("%s: another run is making it; waiting", name)):
-        record, _ = _look_up(run, name, key, parts)  # the run we waited for may have made it
+        record, _ = _look_up(run, name, key, parts, held=True)  # the run we waited for may have made it
         if record is not None:
             return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
         log.info("%s: running, %s", label, why)
@@ -203,11 +225,11 @@ def _finish(run: Run, outcome: Outcome, result: Artifact | str) -> tuple[Outcome
     return outcome, Pending(result) if isinstance(result, str) else result
 
 
-def _look_up(run: Run, name: str, key: str, parts: dict[str, str]) -> tuple[Record | None, str]:
+def _look_up(run: Run, name: str, key: str, parts: dict[str, str], held: bool = False) -> tuple[Record | None, str]:
     already = any(outcome.key == key for outcome in run.outcomes)
     if name in run.refresh and not already:
         return None, "refresh was asked for"
-    record, why = run.store.find(name, key)
+    record, why = run.store.peek(name, key) if run.plan else run.store.find(name, key, held)
     if why == "never made":
         why = _explain_miss(run.store, name, parts)
     return record, why

@@ -18,7 +18,7 @@ from nightjar.history import History, Night
 from nightjar.site.write import write_site
 from tests.browser import CHROMIUM, Browser, Page
 from tests.conftest import need
-from tests.nights import a_week, clips, night_name, scored, verdict_of
+from tests.history import a_week, clips, night_name, scored, verdict_of
 
 MEGABYTE = 1_000_000
 
