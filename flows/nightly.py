@@ -28,7 +28,7 @@ from nightjar.night import Asked, NightRequest, read_config
 from nightjar.regression import best_night, findings
 from nightjar.tally import Ended, Failure, cell_row, failure_of, night_row, sentence
 from tasks.announce import announce_night
-from tasks.publish import command_line
+from tasks.publish import command_line, publish_night
 from tasks.stage import Outcome, Run, apart, default_store, joining, running
 
 log = logging.getLogger("nightjar.nightly")
@@ -71,6 +71,7 @@ def nightly(request: NightRequest) -> Any:
     }
     if FlowRunContext.get() is None:
         return results
+    publish_night(row, cells, found)
     announce_night(row, said, found)
     ending: State[Any] = (Failed if row.outcome == "FAIL" else Completed)(message=said, data=results)
     return ending
