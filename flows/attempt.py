@@ -5,6 +5,7 @@ Prefect's engine otherwise.
 """
 
 import gc
+import logging
 import os
 import runpy
 from uuid import UUID
@@ -15,8 +16,18 @@ from nightjar.attempt import attending
 def main() -> None:
     """Run the flow run that PREFECT__FLOW_RUN_ID names, as Prefect's engine does."""
     run = os.environ["PREFECT__FLOW_RUN_ID"]
+    for name in filter(None, os.environ.get("PREFECT_LOGGING_EXTRA_LOGGERS", "").split(",")):
+        logging.getLogger(name).setLevel(logging.INFO)  # Prefect gives them its handler, and not its level
+    logging.getLogger("prefect.task_runs").addFilter(_without_empty_trace)
     with attending(run, lambda: _number(run)):
         runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+
+
+def _without_empty_trace(record: logging.LogRecord) -> bool:
+    """Take the trace off a task that returned its failure: there is none, and it would be printed as NoneType."""
+    if record.exc_info == (None, None, None):
+        record.exc_info = None
+    return True
 
 
 def _number(run: str) -> int:

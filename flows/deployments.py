@@ -205,6 +205,8 @@ def flat(schema: dict[str, Any]) -> dict[str, Any]:
         options = [option for option in field.get("anyOf", ()) if option.get("type") != "null"]
         if len(options) == 1 and field.get("default") is None:
             field = {**options[0], **{key: value for key, value in field.items() if key not in ("anyOf", "default")}}
+        elif field.get("default", "") is None:  # a form would fill it in, and its own check refuse it
+            field = {key: value for key, value in field.items() if key != "default"}
         properties[name] = field
     return {**schema, "properties": properties}
 

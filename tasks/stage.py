@@ -32,6 +32,7 @@ from nightjar.plugins import Plugin
 from nightjar.progress import listening
 from nightjar.remote import open_store
 from nightjar.usage import Usage
+from tasks.ui import progress_shown, toolchain_log
 
 log = logging.getLogger("nightjar.stage")
 
@@ -213,8 +214,8 @@ def _resolve(
         if record is not None:
             return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
         log.info("%s: running, %s", label, why)
-        with listening(lambda done, total: run.show(label, done, total)):
-            record = _execute(run, name, key, parts, body, arguments)
+        with progress_shown(label, lambda done, total: run.show(label, done, total)) as heard, listening(heard):
+            record = _execute(run, label, name, key, parts, body, arguments)
     return _finish(run, Outcome(name=label, seconds=record.seconds, cached=False, why=why, key=key), record.artifact)
 
 
@@ -235,7 +236,13 @@ def _look_up(run: Run, name: str, key: str, parts: dict[str, str], held: bool = 
 
 
 def _execute(
-    run: Run, name: str, key: str, parts: dict[str, str], body: Callable[..., Any], arguments: dict[str, Any]
+    run: Run,
+    label: str,
+    name: str,
+    key: str,
+    parts: dict[str, str],
+    body: Callable[..., Any],
+    arguments: dict[str, Any],
 ) -> Record:
     work = run.store.work(name, key)
     out = work / "out"
@@ -248,7 +255,7 @@ def _execute(
         with storing():
             own["work"].mkdir(exist_ok=True)
     start = time.perf_counter()
-    with storing():
+    with storing(), toolchain_log(label, out):
         meta = body(**{key: _as_path(run.store, value) for key, value in arguments.items()}, **own)
     record = run.store.publish(name, key, out, parts, meta or {}, time.perf_counter() - start)
     shutil.rmtree(work, ignore_errors=True)
