@@ -43,9 +43,11 @@ class Nights:
     def run(self, number: int) -> tuple[int, dict[str, Any]]:
         """Run night `number` of November; return the exit code and what --json has."""
         said = self.folder / "night.json"
+        said.unlink(missing_ok=True)
         code = main(
             ["nightly", "--config", str(self.config), "--night", f"2026-11-{number:02d}T02:00:00Z", "--json", str(said)]
         )
+        assert code in (0, 1), f"night {number} ended with {code}"
         return code, json.loads(said.read_text())
 
 
