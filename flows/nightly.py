@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
@@ -29,10 +28,8 @@ from nightjar.regression import best_night, findings
 from nightjar.site.write import write_site
 from nightjar.tally import Ended, Failure, cell_row, failure_of, night_row, sentence
 from tasks.announce import announce_night
-from tasks.markdown import night_markdown
-from tasks.publish import command_line
+from tasks.publish import command_line, publish_night
 from tasks.stage import Outcome, Run, apart, default_store, joining, running
-from tasks.ui import put_up
 
 log = logging.getLogger("nightjar.nightly")
 
@@ -75,8 +72,7 @@ def nightly(request: NightRequest) -> Any:
     }
     if FlowRunContext.get() is None:
         return results
-    shown = ArtifactCreate(type="markdown", key="night", description=said[:500], data=night_markdown(row, cells, found))
-    patiently(lambda: put_up([shown]))
+    patiently(lambda: publish_night(row, cells, found))
     announce_night(row, said, found)
     ending: State[Any] = (Failed if row.outcome == "FAIL" else Completed)(message=said, data=results)
     return ending
