@@ -60,7 +60,7 @@ class Runs:
         self.server = server
 
     def ask(self, path: str, **body: Any) -> Any:
-        """Ask the API, GET without a body, again while it says that it is busy: SQLite's writers wait for each other."""
+        """Ask the API, GET without a body, again while it says that it is busy: SQLite has one writer."""
         for _ in range(60):
             method = "POST" if body else "GET"
             answer = httpx.request(method, f"{self.server}/{path}", json=body or None, timeout=60)
