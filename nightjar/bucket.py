@@ -32,7 +32,7 @@ class Bucket:
     """Read, write, list and remove files by their names below a URL; nothing is cached, nothing is reached before."""
 
     def __init__(self, url: str) -> None:
-        """Raises BadOptions for a URL of no known protocol or with a password, Missing without its library."""
+        """Raises BadOptions for a URL of no protocol or with a password, Missing without its library."""
         import fsspec
 
         parts = urlsplit(url)
