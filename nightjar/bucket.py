@@ -38,8 +38,9 @@ class Bucket:
         parts = urlsplit(url)
         if parts.password is not None:
             raise BadOptions(
-                f"NIGHTJAR_STORE={parts.scheme}://…@{parts.hostname}{parts.path} holds a password, and ends up in logs: "
-                "give it by the protocol's own way (AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3)"
+                f"NIGHTJAR_STORE={parts.scheme}://…@{parts.hostname}{parts.path} holds a password, and ends up in "
+                "logs: give it by the protocol's own way (AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY for s3)"
             )
         settings: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if parts.scheme in ("s3", "s3a"):

@@ -165,7 +165,7 @@ def shard(order: Order, clips: int) -> Done:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterator[Done]], int]]:
-    """Reach a scheduler; give what submits orders and yields what is done as it comes, and how many workers there are."""
+    """Reach a scheduler; give what submits orders and yields what is done as it comes; and how many work there."""
     try:
         import distributed
         from prefect_dask import DaskTaskRunner
@@ -202,8 +202,9 @@ def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterato
             yield (served if FlowRunContext.get() is not None else plain), workers
         except distributed.KilledWorker as error:
             raise SessionFailed(
-                f"a shard was lost with its dask worker time after time ({error}): look at the workers' memory and logs, then "
-                " run the same command again, finished clips are kept"
+                f"a shard was lost with its dask worker time after time ({error}): "
+                "look at the workers' memory and logs, "
+                "then run the same command again, finished clips are kept"
             ) from error
 
 
