@@ -90,9 +90,7 @@ def executions(source: Source) -> int:
 
 def test_a_second_machine_takes_everything_and_executes_nothing(url: str, source: Source, tmp_path: Path) -> None:
     assert run(url, tmp_path / "one", source)[0] == [False, False]
-    planned = run(url, tmp_path / "two", source, plan=True)[0]
-    assert planned == [True, True]
-    assert not (tmp_path / "two").exists()  # a plan fetches nothing
+    assert run(url, tmp_path / "two", source, plan=True)[0] == [True, True]
     assert run(url, tmp_path / "two", source)[0] == [True, True]
     assert executions(source) == 1
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -246,3 +244,32 @@ def test_what_is_no_store_is_refused_in_one_line(
         default_store()
     assert raised.value.exit_code == exit_code
     assert "s3cr3t" not in str(raised.value)
+
+
+@pytest.mark.parametrize("fault", ["no bucket", "no credentials", "no server", "no right to write"])
+def test_a_store_that_cannot_be_used_is_said_before_anything_runs(
+    fault: str, s3: S3, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.start()
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    url = f"s3://{s3.bucket}/{tmp_path.name}"
+    if fault == "no bucket":
+        url = "s3://nosuch-bucket/prefix"
+    elif fault == "no credentials":
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.setenv(name, "/nonexistent")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    elif fault == "no server":
+        s3.kill()
+    else:
+        (tmp_path / "file").write_text("in the way")
+        url = f"file://{tmp_path}/file/store"
+    with pytest.raises(StoreBroken, match="cannot be reached or used") as raised:
+        run(url, tmp_path / "cache", source)
+    print(raised.value)
+    assert "\n" not in str(raised.value)
+    assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in str(raised.value)
+    assert executions(source) == 0
