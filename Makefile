@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: proto setup demo test check lock clean
+.PHONY: proto setup demo stack stack-stop test check lock clean
 
 setup: .venv/installed
 
@@ -15,6 +15,12 @@ demo: setup  ## port the shipped model to the RK3588 in Rockchip's simulator, pr
 	@$(BIN)/nightjar toolchain install rknn
 	@$(BIN)/nightjar port --model whisper-nano --target rknn --precision auto; code=$$?; \
 	    test $$code -le 1 || exit $$code  # a verdict that is not PASS is a result all the same
+
+stack: setup  ## Prefect server, database, worker and board from native packages, until Ctrl-C (docs/nightly.md)
+	@$(BIN)/nightjar stack up
+
+stack-stop: setup  ## end it from another terminal
+	@$(BIN)/nightjar stack down
 
 test: setup  ## everything; what needs an SDK that is not installed is skipped by name
 	$(BIN)/python -m pytest $(PYTEST)

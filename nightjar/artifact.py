@@ -21,7 +21,9 @@ from pydantic import BaseModel, ValidationError
 from nightjar.errors import StoreBroken
 
 RECORD = "record.json"
-VIEWS = frozenset({"dataset.txt"})  # rewritten where the store lies, so never part of the content
+VIEWS = frozenset(
+    {"dataset.txt", "toolchain.txt"}
+)  # of where the store lies and of when it was made: no part of the content
 
 
 class Artifact(BaseModel, frozen=True):

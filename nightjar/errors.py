@@ -10,8 +10,9 @@
     │   └── SpeakersOverlap      calibration and evaluation share a speaker or an utterance
     ├── Missing                  exit 3: something must be installed or plugged in first
     │   ├── ToolchainMissing     a vendor SDK is not installed
+    │   ├── PackageMissing       a program of the system is not installed
     │   ├── BoardMissing         no such board, or it does not answer
-    │   └── ServerMissing        the Prefect server that is configured does not answer
+    │   └── ServerMissing        the Prefect server that is configured does not answer, or no stack runs
     └── Broken                   exit 4: a tool, board or disk broke on the way; can be run again
         ├── DownloadFailed       a checkpoint could not be fetched
         ├── SessionFailed        the session on a board ended early
@@ -19,6 +20,7 @@
         ├── BoardBusy            somebody else held the board for longer than we may wait
         ├── ToolchainBroken      a vendor SDK is installed and does not work
         ├── ToolchainFailed      a vendor SDK refused, crashed, or ran out of time or memory
+        ├── StackBroken          a part of the stack does not start or does not end
         └── StoreBroken          the artifact store cannot be read or written
 
 Every message says what happened, what is allowed, and the next command to run.
@@ -71,12 +73,16 @@ class ToolchainMissing(Missing):
     """A vendor SDK is not installed."""
 
 
+class PackageMissing(Missing):
+    """A program of the system is not installed."""
+
+
 class BoardMissing(Missing):
     """No such board, or it does not answer."""
 
 
 class ServerMissing(Missing):
-    """The Prefect server that is configured does not answer."""
+    """The Prefect server that is configured does not answer, or no stack runs."""
 
 
 class Broken(NightjarError):
@@ -107,6 +113,10 @@ class ToolchainBroken(Broken):
 
 class ToolchainFailed(Broken):
     """A vendor SDK refused its work, crashed, or ran out of time or memory."""
+
+
+class StackBroken(Broken):
+    """A part of the stack does not start or does not end."""
 
 
 class StoreBroken(Broken):

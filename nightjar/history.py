@@ -108,6 +108,15 @@ class History:
         """Return the table of findings of finished nights, oldest first."""
         return self._of_nights(self._read("findings", Finding))
 
+    def rows_before(self, night: str) -> dict[str, list[Cell]]:
+        """Return the rows of every cell in nights before this one, oldest first, by the cell's name."""
+        found: dict[str, list[Cell]] = {}
+        for row in self.cells().to_dict("records"):
+            if row["night"] < night:
+                known = {str(name): value for name, value in row.items() if not _absent(value)}
+                found.setdefault(row["cell"], []).append(Cell.model_validate(known))
+        return found
+
     def append(self, night: Night, cells: Sequence[Cell], findings: Sequence[Finding]) -> None:
         """Add a night, or replace it; a kill on the way leaves the history without it.
 
@@ -150,3 +159,8 @@ class History:
             with (self.folder / ".lock").open("a") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 yield
+
+
+def _absent(value: object) -> bool:
+    """Tell whether a cell of a table is empty; a column of numbers has NaN there."""
+    return value is None or value != value

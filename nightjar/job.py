@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import nightjar.session  # travels in the zipapp, so its code is part of every key that runs one
-from nightjar.artifact import digest_file, storing, write_atomic
+from nightjar.artifact import VIEWS, digest_file, storing, write_atomic
 from nightjar.batch import Batches
 from nightjar.board import Board
 from nightjar.closure import ROOT, closure
@@ -76,7 +76,8 @@ def run_session(
     shared = [boards] if not isinstance(boards, Sequence) else list(boards)
     first = shared[0]
     parts = _read(binary, "binary.json")["parts"]
-    model, files = _read(binary, "model.json"), {path.name: path for path in binary.iterdir() if path.is_file()}
+    model = _read(binary, "model.json")
+    files = {path.name: path for path in binary.iterdir() if path.is_file() and path.name not in VIEWS}
     if encoder is not None:
         parts["encoder"] = _read(encoder, "binary.json")["parts"]["encoder"]
         model["parts"]["encoder"] = _read(encoder, "model.json")["parts"]["encoder"]

@@ -294,3 +294,13 @@ def show_doctor(findings: Sequence[Any]) -> None:
         colour = colours[finding.outcome]
         table.add_row(f"[{colour}]{finding.outcome}[/{colour}]", escape(finding.name), escape(finding.detail))
     Console(highlight=False).print(table)
+
+
+def show_rows(rows: Sequence[Any]) -> None:
+    """Print what became of things on a server, one line each."""
+    colours = {"created": "green", "updated": "yellow", "reset": "yellow"}
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for row in rows:
+        colour = colours.get(row.outcome, "default")
+        table.add_row(row.kind, escape(row.name), f"[{colour}]{row.outcome}[/{colour}]", escape(row.detail))
+    Console(highlight=False, soft_wrap=True).print(table)

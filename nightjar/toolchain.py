@@ -137,9 +137,35 @@ class Toolchain(NamedTuple):
         )
 
 
+_chosen: dict[str, Path] = {}  # of the process, since boards work in threads
+
+
+@contextlib.contextmanager
+def chosen(target: str, folder: Path) -> Iterator[Toolchain]:
+    """Use the environment in `folder`, or in its `target`, for a target in this process until the block ends.
+
+    It need not be as pinned; its versions enter every key. Raises ToolchainMissing for a folder that holds none.
+    """
+    requirements_of(target)
+    place = next((each for each in (folder / target, folder) if _is_installed(each)), None)
+    if place is None:
+        raise ToolchainMissing(
+            f"no toolchain of {target} in {folder}: give a folder that "
+            f"`NIGHTJAR_TOOLCHAINS=FOLDER nightjar toolchain install {target}` has made"
+        )
+    before = _chosen.get(target)
+    _chosen[target] = place.resolve()
+    try:
+        yield Toolchain(target, place.resolve())
+    finally:
+        _chosen.pop(target)
+        if before is not None:
+            _chosen[target] = before
+
+
 def folder_of(target: str) -> Path:
     """Say where a target's environment lies, or would."""
-    return Path(os.environ.get("NIGHTJAR_TOOLCHAINS") or ROOT / "toolchains") / target
+    return _chosen.get(target) or Path(os.environ.get("NIGHTJAR_TOOLCHAINS") or ROOT / "toolchains") / target
 
 
 def requirements_of(target: str) -> Path:
@@ -160,7 +186,9 @@ def with_toolchain() -> list[str]:
 def toolchain(target: str) -> Toolchain:
     """Return a target's installed SDK; raises ToolchainMissing where it is absent or of other versions than pinned."""
     found, wanted = Toolchain(target, folder_of(target)), pinned(requirements_of(target))
-    if not (found.folder / MARKER).is_file() or not found.python.exists():
+    if target in _chosen:
+        return found
+    if not _is_installed(found.folder):
         raise ToolchainMissing(f"the toolchain of {target} is not installed: run `nightjar toolchain install {target}`")
     have = found.versions()
     for name, version in wanted.items():
@@ -248,6 +276,10 @@ def _fill(found: Toolchain, requirements: Path, say: Callable[[str], None]) -> N
     say(f"probing {found.target}: an import and a build of two ops")
     marker = {"requirements": _sha256(requirements), "versions": found.versions(), "probe": probe(found)}
     (found.folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_installed(folder: Path) -> bool:
+    return (folder / MARKER).is_file() and (folder / "bin" / "python").exists()
 
 
 def _is_current(folder: Path, requirements: Path) -> bool:

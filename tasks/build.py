@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from nightjar.plugins import Plugin
+from tasks.slot import compiling
 from tasks.stage import stage
 
 
@@ -25,5 +26,6 @@ def build(
     """
     given = {"plan": plan and plan / "plan.json", "quantized": quantized}
     given = {name: path for name, path in given.items() if path is not None}
-    target.load().compile(graphs, calibration, options, out, **given)
+    with compiling(target):
+        target.load().compile(graphs, calibration, options, out, **given)
     return {"target": target.module.rpartition(".")[2]}

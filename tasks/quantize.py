@@ -5,10 +5,12 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from nightjar.plugins import Plugin
+from tasks.slot import compiling
 from tasks.stage import stage
 
 
 @stage
 def quantize(*, graphs: Path, calibration: Path, target: Plugin, options: BaseModel, out: Path) -> None:
     """Write what the target's `quantization` makes of the graphs and their calibration set."""
-    target.load().quantization(graphs, calibration, options, out)
+    with compiling(target):
+        target.load().quantization(graphs, calibration, options, out)

@@ -1,7 +1,9 @@
-"""A board in a Prefect deployment: a strict concurrency slot, `board:<alias>`, beside the lock on the board.
+"""Boards and toolchains in a deployment: strict concurrency slots, `board:<alias>` and `toolchain:<target>`.
 
-The lock is the truth: it also keeps off who comes without Prefect, and dies with its holder. The slot is what a person
-sees and may set to 0 in the UI. Without a server, or outside a flow run, there is the lock alone.
+Of a board, the lock on it is the truth: it also keeps off who comes without Prefect, and dies with its holder. The slot
+is what a person sees and may set to 0 in the UI. A toolchain has the slot alone: a compile or a simulation takes all
+cores and much memory, and two of them on one machine take longer than one after the other. Without a server, or outside
+a flow run, there are no slots.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from nightjar.boards import OWN, find_board
 from nightjar.errors import NightjarError
 from nightjar.lease import busy
 from nightjar.link import printable
+from nightjar.plugins import Plugin
 from tasks.stage import current_run
 
 log = logging.getLogger("nightjar.slot")
@@ -34,41 +37,70 @@ TRY_S = 3.0  # between looks at whether anything is left to do
 def holding(board: Board, over: Callable[[], bool]) -> Iterator[None]:
     """Hold a board for a session: its slot where a Prefect server knows this run, then the lock on it.
 
-    Waits as long as the run's --board-wait says, in all; raises BoardBusy.
+    A simulator is its toolchain's. Waits for a board as long as the run's --board-wait says, in all; raises BoardBusy.
     """
     limit_s, began = current_run().board_wait_s, time.monotonic()
     with contextlib.ExitStack() as held:
-        if board.alias not in OWN and FlowRunContext.get() is not None:
-            _take_slot(held, board.alias, limit_s, over)
+        if board.alias not in OWN:
+            _take_board(held, board.alias, limit_s, over)
+        for target in board.runners if board.alias in OWN else ():
+            _take(held, f"toolchain:{target}", lambda: "another run")
         left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - began))
         held.enter_context(board.held(left_s, over))
         yield
 
 
-def _take_slot(held: contextlib.ExitStack, alias: str, limit_s: float | None, over: Callable[[], bool]) -> None:
-    name, by = f"board:{alias}", ""
-    _make_sure_of(name)
-    context = FlowRunContext.get()
-    run = context.flow_run if context is not None else None
+@contextlib.contextmanager
+def compiling(target: Plugin) -> Iterator[None]:
+    """Hold the slot of a target's toolchain while its SDK works; a target without an SDK needs none."""
+    with contextlib.ExitStack() as held:
+        if target.tools():
+            _take(held, f"toolchain:{target.module.rpartition('.')[2]}", lambda: "another run")
+        yield
+
+
+def _take_board(held: contextlib.ExitStack, alias: str, limit_s: float | None, over: Callable[[], bool]) -> None:
     end = time.monotonic() + (math.inf if limit_s is None else limit_s)
+    by = list[str]()
+
+    def told() -> str:
+        by.append(_holder(alias))
+        return by[0]
+
+    if not _take(held, f"board:{alias}", told, lambda: over() or time.monotonic() > end):
+        raise busy(alias, by[0], limit_s)
+
+
+def _take(
+    held: contextlib.ExitStack, name: str, by: Callable[[], str], given_up: Callable[[], bool] = lambda: False
+) -> bool:
+    """Take a slot, where a Prefect server knows this run; return False when that was given up.
+
+    by: says who has it, told once.
+    """
+    context = FlowRunContext.get()
+    if context is None:
+        return True
+    _make_sure_of(name)
+    told = False
     while True:
         slot = concurrency(
             name,
             timeout_seconds=TRY_S,
             lease_duration=LEASE_S,
             strict=True,  # a limit that was deleted meanwhile is an error, and not no limit
-            holder=ConcurrencyLeaseHolder(type="flow_run", id=run.id) if run is not None else None,
+            holder=ConcurrencyLeaseHolder(type="flow_run", id=context.flow_run.id) if context.flow_run else None,
             raise_on_lease_renewal_failure=False,  # hours; the lock on the board holds all the same
         )
         try:
             held.enter_context(slot)
-            return
+            return True
         except TimeoutError:
-            if not by:
-                by = _holder(alias)
-                log.warning("board %s is held by %s; waiting for its slot %s", alias, by, name)
-            if over() or time.monotonic() > end:
-                raise busy(alias, by, limit_s) from None
+            if not told:
+                told = True
+                log.warning("%s is held by %s; waiting for its slot %s", name.replace(":", " "), by(), name)
+            if given_up():
+                return False
 
 
 def _make_sure_of(name: str) -> None:

@@ -22,15 +22,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import BaseModel
 
 from nightjar.artifact import Artifact, Record, Source, Store, digest, storing
 from nightjar.closure import closure
+from nightjar.errors import NightjarError
 from nightjar.plugins import Plugin
 from nightjar.progress import listening
 from nightjar.remote import open_store
 from nightjar.usage import Usage
+from tasks.ui import progress_shown, toolchain_log
 
 log = logging.getLogger("nightjar.stage")
 
@@ -94,6 +96,19 @@ def joining(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iter
         yield run
 
 
+@contextlib.contextmanager
+def apart(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+    """Let the stages called inside belong to a run of their own, shown and told where the caller's run is, if any."""
+    outer = _run.get(None)
+    if outer is None:
+        with joining(refresh, board_wait_s) as run:
+            yield run
+        return
+    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.show, outer.tell)
+    with running(own):
+        yield own
+
+
 def default_store() -> Store:
     """Open the store of this checkout, or the folder or URL that NIGHTJAR_STORE names."""
     return open_store()
@@ -149,7 +164,10 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
         return outcome, artifact
 
     def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
-        outcome, artifact = resolve(label, arguments)
+        try:
+            outcome, artifact = resolve(label, arguments)
+        except (NightjarError, OSError) as error:  # a line says it: raised, it would be a traceback in the run's log
+            return Failed(message=f"{type(error).__name__}: {error}", data=error)
         if outcome.cached:
             return Completed(name="Cached", message=f"taken from the store: {outcome.key[:12]}", data=artifact)
         return Completed(message=f"ran because {outcome.why}", data=artifact)
@@ -196,8 +214,8 @@ def _resolve(
         if record is not None:
             return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
         log.info("%s: running, %s", label, why)
-        with listening(lambda done, total: run.show(label, done, total)):
-            record = _execute(run, name, key, parts, body, arguments)
+        with progress_shown(label, lambda done, total: run.show(label, done, total)) as heard, listening(heard):
+            record = _execute(run, label, name, key, parts, body, arguments)
     return _finish(run, Outcome(name=label, seconds=record.seconds, cached=False, why=why, key=key), record.artifact)
 
 
@@ -218,7 +236,13 @@ def _look_up(run: Run, name: str, key: str, parts: dict[str, str], held: bool = 
 
 
 def _execute(
-    run: Run, name: str, key: str, parts: dict[str, str], body: Callable[..., Any], arguments: dict[str, Any]
+    run: Run,
+    label: str,
+    name: str,
+    key: str,
+    parts: dict[str, str],
+    body: Callable[..., Any],
+    arguments: dict[str, Any],
 ) -> Record:
     work = run.store.work(name, key)
     out = work / "out"
@@ -231,7 +255,7 @@ def _execute(
         with storing():
             own["work"].mkdir(exist_ok=True)
     start = time.perf_counter()
-    with storing():
+    with storing(), toolchain_log(label, out):
         meta = body(**{key: _as_path(run.store, value) for key, value in arguments.items()}, **own)
     record = run.store.publish(name, key, out, parts, meta or {}, time.perf_counter() - start)
     shutil.rmtree(work, ignore_errors=True)

@@ -123,3 +123,22 @@ def write_speech(folder: Path, clips: dict[str, str], speaker: str = "ada", seco
     manifest = folder / "speech.jsonl"
     manifest.write_text("".join(f"{line}\n" for line in lines))
     return manifest
+
+
+@pytest.fixture(scope="module")
+def deployed(server: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The deployments of deployments/prefect.yaml on the server, no schedule active; the name of their work pool."""
+    file = tmp_path_factory.mktemp("deployed") / "prefect.yaml"
+    file.write_text((ROOT / "deployments" / "prefect.yaml").read_text().replace("active: true", "active: false"))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+    done = subprocess.run(
+        [sys.executable, "-m", "nightjar.cli", "flows", "deploy", "--pool", "tested", "--reset", "--file", str(file)],
+        cwd=ROOT,
+        env={**clean, "PREFECT_API_URL": server, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return "tested"

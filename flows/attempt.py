@@ -1,0 +1,43 @@
+"""One attempt at a deployed run: `python -m flows.attempt`, which a worker starts and not `python -m prefect.engine`.
+
+It holds the run's lock (nightjar/attempt.py), by which `nightjar flows revive` knows that the run is alive, and is
+Prefect's engine otherwise.
+"""
+
+import gc
+import logging
+import os
+import runpy
+from uuid import UUID
+
+from nightjar.attempt import attending
+
+
+def main() -> None:
+    """Run the flow run that PREFECT__FLOW_RUN_ID names, as Prefect's engine does."""
+    run = os.environ["PREFECT__FLOW_RUN_ID"]
+    for name in filter(None, os.environ.get("PREFECT_LOGGING_EXTRA_LOGGERS", "").split(",")):
+        logging.getLogger(name).setLevel(logging.INFO)  # Prefect gives them its handler, and not its level
+    logging.getLogger("prefect.task_runs").addFilter(_without_empty_trace)
+    with attending(run, lambda: _number(run)):
+        runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+
+
+def _without_empty_trace(record: logging.LogRecord) -> bool:
+    """Take the trace off a task that returned its failure: there is none, and it would be printed as NoneType."""
+    if record.exc_info == (None, None, None):
+        record.exc_info = None
+    return True
+
+
+def _number(run: str) -> int:
+    """Count the attempts that the server knows, this one with them."""
+    from prefect.client.orchestration import get_client  # two seconds, in which the lock is held already
+
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(run)).run_count + 1
+
+
+if __name__ == "__main__":
+    gc.set_threshold(100_000, 20, 20)  # importing makes a million objects that stay
+    main()

@@ -1,0 +1,21 @@
+"""The form of a night: `nightly/default` (deployments/prefect.yaml)."""
+
+from typing import Any
+
+from prefect.context import FlowRunContext
+
+from flows.form import make_form, make_request
+from flows.nightly import due
+from flows.nightly import nightly as night
+from nightjar.night import NightRequest
+
+
+def _run_name() -> str:
+    context = FlowRunContext.get()
+    asked: dict[str, Any] = (context.parameters or {}) if context is not None else {}
+    return f"night-{asked.get('night') or due()}"
+
+
+nightly = make_form(
+    "nightly", NightRequest, lambda given: night.fn(make_request(NightRequest, given)), __name__, _run_name
+)

@@ -1,0 +1,166 @@
+"""One night: every cell of a config, each a child run of `port`; then what changed since the nights before.
+
+A cell that fails is a row like any other and stops nobody. The rows go into the history, which the next night is held
+against; the run is Failed if the night failed, with the sentence that says by what.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Failed
+
+from flows.handout import hand_out
+from flows.port import port
+from nightjar.artifact import Store
+from nightjar.doctor import server_answers
+from nightjar.errors import NightjarError
+from nightjar.evidence import Evidence, read_evidence
+from nightjar.history import Cell, Finding, History, Night
+from nightjar.night import Asked, NightRequest, read_config
+from nightjar.regression import best_night, findings
+from nightjar.tally import Ended, Failure, cell_row, failure_of, night_row, sentence
+from tasks.announce import announce_night
+from tasks.publish import command_line
+from tasks.stage import Outcome, Run, apart, default_store, joining, running
+
+log = logging.getLogger("nightjar.nightly")
+
+STAMP = "%Y-%m-%dT%H:%M:%SZ"
+SERVER_TRIES = 3  # of a cell that a server's outage ended
+SERVER_BACK_S = 600.0
+
+
+def due() -> str:
+    """Name the night: when the flow run was due in UTC, which a retry does not change; now where there is no run."""
+    context = FlowRunContext.get()
+    planned = context.flow_run.expected_start_time if context is not None and context.flow_run is not None else None
+    return (planned or datetime.now(UTC)).astimezone(UTC).strftime(STAMP)
+
+
+def _run_name() -> str:
+    context = FlowRunContext.get()
+    request = (context.parameters or {}).get("request") if context is not None else None
+    return f"night-{getattr(request, 'night', None) or due()}"
+
+
+@flow(name="nightly", flow_run_name=_run_name, persist_result=False)
+def nightly(request: NightRequest) -> Any:
+    """Run every cell, keep the night in the history, and say what failed and what changed since earlier nights."""
+    asked = read_config(request.file())
+    night, started = request.night or due(), datetime.now(UTC).strftime(STAMP)
+    with joining(()) as run:
+        if request.hand_out:
+            ended = hand_out(asked, night, request.patience_h * 3600)
+        else:
+            ended = [_run_here(each, run) for each in asked]
+        row, cells, found = concluded(night, started, ended, run.store, History())
+    said = sentence(row, cells, found)
+    results = {
+        "night": row.model_dump(mode="json"),
+        "cells": [cell.model_dump(mode="json") for cell in cells],
+        "findings": [finding.model_dump(mode="json") for finding in found],
+        "sentence": said,
+    }
+    if FlowRunContext.get() is None:
+        return results
+    announce_night(row, said, found)
+    ending: State[Any] = (Failed if row.outcome == "FAIL" else Completed)(message=said, data=results)
+    return ending
+
+
+def concluded(
+    night: str, started: str, ended: Sequence[Ended], store: Store, history: History
+) -> tuple[Night, list[Cell], list[Finding]]:
+    """Hold what ended against earlier nights and write it all into the history; a night of this name is replaced.
+
+    Raises StoreBroken when the history cannot be read or written.
+    """
+    before = history.rows_before(night)
+    cells = [cell_row(night, each) for each in ended]
+    failures = {each.asked.cell: each.failure for each in ended if each.failure is not None}
+    found = [
+        finding
+        for cell in cells
+        for finding in _looked_back(store, cell, before.get(cell.cell, []), failures.get(cell.cell))
+    ]
+    known = frozenset(name for name, rows in before.items() if any(row.tier for row in rows))
+    context = FlowRunContext.get()
+    flow_run = str(context.flow_run.id) if context is not None and context.flow_run is not None else ""
+    row = night_row(night, started, datetime.now(UTC).strftime(STAMP), cells, failures, known, flow_run)
+    history.append(row, cells, found)
+    return row, cells, found
+
+
+def planned(request: NightRequest) -> list[tuple[str, list[Outcome] | Failure]]:
+    """Say of every cell what would run and why, or why it cannot; nothing is run."""
+    said: list[tuple[str, list[Outcome] | Failure]] = []
+    for asked in read_config(request.file()):
+        run = Run(default_store(), frozenset(asked.request.refresh), plan=True)
+        try:
+            with running(run):
+                port.fn(asked.request)
+        except NightjarError as error:
+            said.append((asked.cell, failure_of(error)))
+        else:
+            said.append((asked.cell, run.outcomes))
+    return said
+
+
+def _looked_back(store: Store, cell: Cell, before: list[Cell], failure: Failure | None) -> list[Finding]:
+    """Find what changed in one cell; reads of the store the last night that has a verdict, and the best."""
+    last = next((row for row in reversed(before) if row.wer is not None), None)
+    best = best_night(before, cell.speech) if cell.wer is not None else None
+    tonight = read_evidence(store, cell)
+    against: list[Evidence | None] = [
+        read_evidence(store, row) if row is not None and cell.wer is not None else None for row in (last, best)
+    ]
+    return findings(tonight, against[0], against[1], before, failure.behind if failure is not None else "")
+
+
+def _run_here(asked: Asked, run: Run) -> Ended:
+    """Run a cell in this process; whatever it ends in, the next one has its turn."""
+    began = time.monotonic()
+    results, failure = None, None
+    try:
+        results = _ported(asked)
+    except Exception as error:  # not KeyboardInterrupt, not Prefect's termination: those end the night
+        failure = failure_of(error)
+        log.warning("%s is %s: %s", asked.cell, failure.outcome, failure.message)
+    seconds = time.monotonic() - began
+    why = failure.outcome if failure is not None else str((results or {})["verdict"])
+    run.tell(Outcome(name=asked.cell, seconds=max(seconds, 0.01), cached=False, why=why))
+    log.info("%s: %s after %.0f s", asked.cell, why, seconds)
+    return Ended(asked=asked, seconds=seconds, command=command_line(asked.request), results=results, failure=failure)
+
+
+def _ported(asked: Asked) -> dict[str, Any]:
+    """Run the flow `port`; where the Prefect server went away meanwhile, wait for it and take what is in the store."""
+    tries = 0
+    while True:
+        try:
+            with apart(asked.request.refresh, asked.request.board_wait):
+                served = FlowRunContext.get() is not None
+                results: dict[str, Any] = port(asked.request) if served else port.fn(asked.request)
+                return results
+        except httpx.HTTPError:
+            tries += 1
+            if tries == SERVER_TRIES or not _server_is_back():
+                raise
+
+
+def _server_is_back() -> bool:
+    url, end = PREFECT_API_URL.value(), time.monotonic() + SERVER_BACK_S
+    while url and (reason := server_answers(url)):
+        if time.monotonic() > end:
+            return False
+        log.warning("the Prefect server does not answer (%s): waiting for it", reason)
+        time.sleep(5)
+    return bool(url)

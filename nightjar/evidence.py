@@ -1,0 +1,41 @@
+"""What lies in the store of a cell's night: its scores clip by clip, and what they were made from."""
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from nightjar.artifact import Store
+from nightjar.history import Cell
+from nightjar.score import Score
+
+
+class Evidence(BaseModel, frozen=True):
+    """A cell's row with what the store has of it; empty where the cell never ran or its artifacts are gone."""
+
+    cell: Cell
+    scores: dict[str, Score] = {}
+    made_from: dict[str, Any] = {}
+    size_bytes: dict[str, int] = {}
+
+
+def read_evidence(store: Store, cell: Cell) -> Evidence:
+    """Read the verdict and report that a row refers to; what is damaged or gone is left out."""
+    verdict, report = (
+        _read(store, "judge", cell.judge, "verdict.json"),
+        _read(store, "report", cell.report, "results.json"),
+    )
+    return Evidence(
+        cell=cell,
+        scores={subject: Score.model_validate(said) for subject, said in verdict.get("scores", {}).items()},
+        made_from=report.get("made_from", {}),
+        size_bytes=report.get("size_bytes", {}),
+    )
+
+
+def _read(store: Store, stage: str, key: str, name: str) -> dict[str, Any]:
+    record, _ = store.find(stage, key) if key else (None, "")
+    if record is None:
+        return {}
+    loaded: dict[str, Any] = json.loads((store.path(record.artifact) / name).read_text(encoding="utf-8"))
+    return loaded

@@ -1,0 +1,177 @@
+"""Deployments on a real Prefect server: what people find there, and that registering again takes nothing from them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from flows.deployments import FILE, derived, read_book
+from nightjar.errors import BadOptions
+from nightjar.plugins import names
+from tests.flows.conftest import ROOT, Cli
+
+
+def test_the_file_has_every_target_as_a_folder_alone_would_be_deployed() -> None:
+    said = yaml.safe_load(FILE.read_text())
+    ports = {one["name"]: one for one in said["deployments"] if "port" in one["tags"]}
+    assert ports == {target: derived(target, said["definitions"]) for target in names("targets")}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("cron: 0 2 * * *", "cron: 0 25 * * *", 'Invalid cron string: "0 25 * * *"'),
+        ("timezone: UTC", "timezone: Mars/Olympus", 'Invalid timezone: "Mars/Olympus"'),
+        ("CANCEL_NEW}", "SHRUG}", "collision_strategy"),
+        ("name: nightjar\n", "name: [\n", "cannot read the deployments"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(tmp_path: Path, old: str, new: str, reason: str) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text(FILE.read_text().replace(old, new))
+    with pytest.raises(BadOptions) as refused:
+        read_book(file)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_without_a_server_nothing_is_registered(cli: Cli) -> None:
+    none = cli("flows", "deploy")
+    assert (none.returncode, none.stderr.count("\n")) == (3, 1), none.stderr
+    assert "no Prefect server is configured" in none.stderr
+    away = cli("flows", "revive", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert (away.returncode, away.stderr.count("\n")) == (3, 1), away.stderr
+
+
+def state_of(server: str) -> dict[str, Any]:
+    """Read what a person may have changed: ids, pauses, priorities, limits, schedules."""
+    deployments = httpx.post(f"{server}/deployments/filter", json={}).json()
+    queues = httpx.post(f"{server}/work_pools/apart/queues/filter", json={}).json()
+    limits = httpx.post(f"{server}/v2/concurrency_limits/filter", json={}).json()
+    kept = ("id", "paused", "parameters", "tags", "version", "concurrency_limit", "parameter_openapi_schema")
+    return {
+        "deployments": {one["name"]: {name: one[name] for name in kept} for one in deployments},
+        "schedules": {
+            one["name"]: [{n: s[n] for n in ("id", "slug", "active", "schedule")} for s in one["schedules"]]
+            for one in deployments
+        },
+        "queues": {one["name"]: (one["id"], one["priority"], one["is_paused"]) for one in queues},
+        "limits": {one["name"]: (one["id"], one["limit"]) for one in limits},
+    }
+
+
+def test_registering_again_changes_nothing_that_a_person_changed(server: str, cli: Cli, tmp_path: Path) -> None:
+    file, boards = tmp_path / "prefect.yaml", tmp_path / "boards.toml"
+    file.write_text(FILE.read_text())
+    boards.write_text('[rk-shelf]\ntarget = "rknn"\n')
+    asked = ("flows", "deploy", "--pool", "apart", "--file", file)
+    first = cli(*asked, PREFECT_API_URL=server, NIGHTJAR_BOARDS=str(boards))
+    assert first.returncode == 0, first.stderr + first.stdout
+    new = state_of(server)
+    assert new["deployments"].keys() >= {*names("targets"), "default"}
+    assert new["limits"]["toolchain:rknn"][1] == new["limits"]["board:rk-shelf"][1] == 1
+    assert new["queues"]["host"][1] < new["queues"]["rknn"][1] < new["queues"]["nightly"][1]
+    (night,) = new["schedules"]["default"]
+    assert (night["schedule"]["cron"], night["schedule"]["timezone"], night["active"]) == ("0 2 * * *", "UTC", True)
+
+    nightly, onnx = new["deployments"]["default"]["id"], new["deployments"]["onnx"]["id"]
+    changes = [
+        (f"deployments/{nightly}/schedules/{night['id']}", {"active": False}),
+        (f"deployments/{onnx}", {"paused": True, "parameters": {"target": "onnx", "limit": 5}, "tags": ["mine"]}),
+        ("work_pools/apart/queues/host", {"is_paused": True}),
+        ("v2/concurrency_limits/toolchain:rknn", {"limit": 3}),
+    ]
+    for path, change in changes:
+        assert httpx.patch(f"{server}/{path}", json=change).is_success, path
+    changed = state_of(server)
+    assert changed != new
+    again = cli(*asked, PREFECT_API_URL=server, NIGHTJAR_BOARDS=str(boards))
+    assert again.returncode == 0, again.stderr
+    assert state_of(server) == changed
+    assert "switched off" in again.stdout
+
+    # the file says something new: that alone is taken over
+    text = (
+        FILE.read_text()
+        .replace("cron: 0 2 * * *", "cron: 30 3 * * *")
+        .replace("Port a model to onnx.", "Port to onnx.")
+    )
+    file.write_text(text)
+    assert cli(*asked, PREFECT_API_URL=server, NIGHTJAR_BOARDS=str(boards)).returncode == 0
+    after = state_of(server)
+    (later,) = after["schedules"]["default"]
+    assert (later["id"], later["schedule"]["cron"], later["active"]) == (night["id"], "30 3 * * *", False)
+    port = after["deployments"]["onnx"]
+    assert (port["id"], port["paused"], port["parameters"]["limit"]) == (onnx, True, 5)
+    assert {"mine", "nightjar"} <= set(port["tags"])
+    assert (after["queues"], after["limits"]) == (changed["queues"], changed["limits"])
+
+    reset = cli(*asked, "--reset", PREFECT_API_URL=server, NIGHTJAR_BOARDS=str(boards))
+    assert reset.returncode == 0, reset.stderr
+    fresh = state_of(server)
+    assert fresh["schedules"]["default"][0]["active"]
+    assert not fresh["deployments"]["onnx"]["paused"]
+    assert (fresh["queues"], fresh["limits"]) == (new["queues"], new["limits"])
+
+
+def form(server: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server}/deployments/name/{name}").json()
+    return found
+
+
+def test_a_form_is_flat_and_refuses_before_a_run_starts(server: str, deployed: str) -> None:
+    there = form(server, "port/rknn")
+    fields = there["parameter_openapi_schema"]["properties"]
+    assert not [
+        name for name, field in fields.items() if "anyOf" in field or "$ref" in field or not field["description"]
+    ]
+    assert [name for name, _ in sorted(fields.items(), key=lambda item: item[1]["position"])][:4] == [
+        *("model", "target", "precision", "board")
+    ]
+    assert fields["target"]["enum"] == ["rknn"]
+    assert fields["precision"]["enum"] == ["fp", "int8", "auto"]
+    assert fields["decoder"]["enum"] == ["window", "static", "cached"]
+    assert {"whisper-nano", "tiny.en"} <= set(fields["model"]["enum"])
+    torchscript = form(server, "port/torchscript")["parameter_openapi_schema"]["properties"]["precision"]
+    assert (torchscript["enum"], torchscript["default"]) == (["fp"], "fp")
+
+    before = httpx.post(f"{server}/flow_runs/count", json={}).json()
+    for wrong in (
+        {"model": "whisper-nanu"},
+        {"target": "onnx"},
+        {"precision": "int4"},
+        {"decoder": "quick"},
+        {"window": 0},
+        {"limit": 2.5},
+        {"calibration_samples": 0},
+        {"refresh": ["everything"]},
+    ):
+        refused = httpx.post(f"{server}/deployments/{there['id']}/create_flow_run", json={"parameters": wrong})
+        assert refused.status_code == 409, (wrong, refused.text)
+        assert next(iter(wrong)) in refused.text
+    assert httpx.post(f"{server}/flow_runs/count", json={}).json() == before
+
+
+def test_prefect_itself_deploys_the_file(server: str, deployed: str) -> None:
+    pool = httpx.post(f"{server}/work_pools/", json={"name": "nightjar", "type": "process"})
+    assert pool.status_code in (201, 409), pool.text
+    command = ["-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_API_URL": server},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    there = httpx.get(f"{server}/deployments/name/nightly/default").json()
+    assert there["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert there["job_variables"]["working_dir"] == str(ROOT)
+    assert there["pull_steps"] == []

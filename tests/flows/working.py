@@ -1,0 +1,105 @@
+"""A Prefect worker in a process of its own, and what becomes of the runs that it draws."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.flows.conftest import ROOT
+
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+class Worker:
+    """`prefect worker start` on a pool, with a store; without --limit (docs/decisions/012-deployments.md)."""
+
+    def __init__(self, server: str, pool: str, store: Path, log: Path, **environment: str) -> None:
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+        self.log, self.url = log, server
+        with log.open("w") as written:
+            self.process = subprocess.Popen(
+                [*command, "--name", log.stem],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "PREFECT_API_URL": server,
+                    "PREFECT_WORKER_QUERY_SECONDS": "1",
+                    "NIGHTJAR_STORE": str(store),
+                    "OMP_WAIT_POLICY": "passive",
+                    **environment,
+                },
+                stdout=written,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        """End the worker and what it started, as Ctrl-C does."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            try:
+                self.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL for the worker and the processes of its runs, at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Runs:
+    """Start deployed runs on a server, and watch them."""
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+
+    def start(self, name: str, **parameters: Any) -> str:
+        """Start a run from a deployment's form; return its id."""
+        deployment = httpx.get(f"{self.server}/deployments/name/{name}").json()
+        made = httpx.post(
+            f"{self.server}/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters}, timeout=30
+        )
+        assert made.is_success, made.text
+        return str(made.json()["id"])
+
+    def read(self, run: str) -> dict[str, Any]:
+        """Read a run."""
+        found: dict[str, Any] = httpx.get(f"{self.server}/flow_runs/{run}", timeout=30).json()
+        return found
+
+    def ended(self, run: str, timeout_s: float = 300) -> dict[str, Any]:
+        """Wait for a run to end, and read it."""
+        end = time.monotonic() + timeout_s
+        while (found := self.read(run))["state_type"] not in ENDED:
+            assert time.monotonic() < end, f"{found['name']} is still {found['state_name']}"
+            time.sleep(0.3)
+        return found
+
+    def retry(self, run: str) -> None:
+        """Press Retry, as the UI does."""
+        state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
+        answer = httpx.post(f"{self.server}/flow_runs/{run}/set_state", json={"state": state}, timeout=30).json()
+        assert answer["status"] == "ACCEPT", answer
+
+    def tasks(self, run: str, settled: bool = True) -> list[tuple[str, str, str]]:
+        """Read name, state and message of a run's tasks in order, once the server has taken in the events of all."""
+        asked = {"task_runs": {"flow_run_id": {"any_": [run]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        for _ in range(100):
+            found = httpx.post(f"{self.server}/task_runs/filter", json=asked, timeout=30).json()
+            if not settled or all(task["state_name"] not in ("Pending", "Running") for task in found):
+                break
+            time.sleep(0.1)
+        return [(task["name"], task["state_name"], task["state"]["message"] or "") for task in found]
+
+    def logs(self, run: str) -> str:
+        """Read what a run logged."""
+        asked = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
+        return "\n".join(
+            line["message"] for line in httpx.post(f"{self.server}/logs/filter", json=asked, timeout=30).json()
+        )

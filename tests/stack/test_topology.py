@@ -1,0 +1,104 @@
+"""docker-compose.yml is a compose file, holds no secret, and is what `make stack` starts."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from nightjar.errors import BadOptions
+from nightjar.parts import Part, native_parts
+from nightjar.stack import write_secrets
+from nightjar.topology import read_topology
+from tests.stack.conftest import ROOT, need_stack
+
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+PORTS = {"server": 4321, "database": 5555, "worker": 8888, "board": 2222}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Part]:
+    need_stack()
+    return {part.name: part for part in native_parts(Path("/stack"), PORTS)}
+
+
+def test_it_is_what_the_compose_specification_asks_for() -> None:
+    schema = json.loads((ROOT / "tests" / "stack" / "compose-spec.json").read_text())
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    assert not [f"{'/'.join(map(str, error.path))}: {error.message}" for error in validator.iter_errors(COMPOSE)]
+    broken = json.loads(json.dumps(COMPOSE))
+    broken["services"]["worker"]["depend_on"] = broken["services"]["worker"].pop("depends_on")
+    assert list(validator.iter_errors(broken)), "this validator takes anything"
+
+
+def test_every_reference_leads_somewhere_and_every_image_has_a_version() -> None:
+    healthy = {
+        needed
+        for service in COMPOSE["services"].values()
+        for needed, how in service.get("depends_on", {}).items()
+        if how["condition"] == "service_healthy"
+    }
+    assert healthy <= {name for name, service in COMPOSE["services"].items() if "healthcheck" in service}
+    for name, service in COMPOSE["services"].items():
+        assert re.fullmatch(r"[a-z-]+:\d[\w.-]+", service["image"]), name
+        for secret in service.get("secrets", []):
+            assert secret in COMPOSE["secrets"], (name, secret)
+        for config in service.get("configs", []):
+            assert (ROOT / COMPOSE["configs"][config["source"]]["file"]).is_file(), (name, config)
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert source.startswith("./") or source in COMPOSE["volumes"], (name, volume)
+        if "build" in service:
+            dockerfile = (ROOT / service["build"]["dockerfile"]).read_text()
+            assert f" AS {service['build']['target']}\n" in dockerfile, name
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name} is served beyond this machine: {port}"
+
+
+def test_the_secrets_are_files_that_are_made_here_and_nothing_in_the_file_is_one(tmp_path: Path) -> None:
+    write_secrets(tmp_path)
+    made = {path.name: path for path in (tmp_path / "secrets").iterdir()}
+    wanted = {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()}
+    assert {Path(secret["file"]).parent.as_posix() for secret in COMPOSE["secrets"].values()} == {"stack/secrets"}
+    assert wanted <= made.keys()
+    assert {name for name in wanted if made[name].stat().st_mode & 0o077} == {"board_authorized_keys"}  # a public key
+    before = {name: path.read_bytes() for name, path in made.items()}
+    write_secrets(tmp_path)
+    assert {name: path.read_bytes() for name, path in made.items()} == before, "a second call made other secrets"
+    said = yaml.safe_dump([service.get("environment", {}) for service in COMPOSE["services"].values()])
+    assert not re.search(r"password\s*:(?!//)|:[^/\s@]+@|token", said.replace("POSTGRES_PASSWORD_FILE", "FILE"), re.I)
+
+
+def test_make_stack_starts_the_same_services_in_the_same_order_with_the_same_settings(parts: dict[str, Part]) -> None:
+    services = read_topology()
+    assert parts.keys() == services.keys() == COMPOSE["services"].keys()
+    for name, service in services.items():
+        part = parts[name]
+        written = COMPOSE["services"][name]
+        assert part.needs == {other: how["condition"] for other, how in written.get("depends_on", {}).items()}
+        assert part.restart == written["restart"]
+        assert (part.health is None) == ("healthcheck" not in written)
+        if name != "database":  # whose image reads its own variables
+            own = {key: part.environment[key] for key in service.environment}
+            assert own.keys() == written["environment"].keys() if "environment" in written else not own
+            theirs = {key: value for key, value in own.items() if value != service.environment[key]}
+            assert all("127.0.0.1" in value or value.startswith("/") or value.isdigit() for value in theirs.values())
+    leftover = re.compile(
+        r"server:4200|database:5432|/run/secrets|/etc/nightjar|/var/lib/nightjar|/srv/nightjar|0\.0\.0\.0"
+    )
+    for part in parts.values():
+        settings = {key: value for key, value in part.environment.items() if os.environ.get(key) != value}
+        words = [*part.command, *(part.health.test if part.health else ()), *settings.values()]
+        assert not [word for word in words if leftover.search(word)], f"{part.name} has a container's address or path"
+    assert parts["worker"].environment["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
+    assert parts["board"].command[1:] == ("-D", "-e", "-f", "/stack/board/sshd_config")
+
+
+def test_services_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:
+    said = {name: {"depends_on": {other: {"condition": "service_healthy"}}} for name, other in (("a", "b"), ("b", "a"))}
+    (tmp_path / "compose.yml").write_text(yaml.safe_dump({"services": said}))
+    with pytest.raises(BadOptions, match="wait for each other .*: a, b"):
+        read_topology(tmp_path / "compose.yml")

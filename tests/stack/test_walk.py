@@ -1,0 +1,134 @@
+"""docs/nightly.md, followed in a browser: the UI, a port from the form, the night by schedule, broken, mended, retried."""
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import Browser, Page
+from tests.flows.conftest import shipped_speech
+from tests.stack.conftest import SCREENSHOTS, Running
+from tests.stack.test_kills import ended, finished, night_config
+
+MENU = "button:has(svg.lucide-ellipsis-vertical)"  # the three dots, which say nothing
+
+
+@pytest.fixture
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A tab that keeps its pictures under the test's name."""
+    opened = browser.page(SCREENSHOTS / request.node.name.removeprefix("test_"))
+    yield opened
+    opened.close()
+
+
+def open_deployment(stack: Running, page: Page, flow: str, name: str) -> None:
+    """Go from the start page to a deployment, as a person does."""
+    page.goto(stack.ui)
+    page.click("Deployments", "a")
+    page.sees(flow)
+    page.shot("deployments")
+    page.click(name, "a")
+    page.sees("Run")
+
+
+def newest_run(stack: Running, name: str) -> str | None:
+    """Return the id of the newest run of a deployment; runs that are only scheduled do not count."""
+    asked = {"deployments": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC", "limit": 1}
+    found = stack.ask("flow_runs/filter", flow_runs={"start_time": {"is_null_": False}}, **asked)
+    return str(found[0]["id"]) if found else None
+
+
+def retry(page: Page) -> None:
+    """Press Retry on a run's page."""
+    page.click(None, MENU)
+    page.click("Retry", "[role=menuitem]")
+    page.sees("Will become")
+    page.shot("retry")
+    page.click("Retry", "[role=alertdialog] button")
+
+
+def test_a_port_from_the_form_whose_board_goes_down_is_mended_and_retried(
+    stack: Running, page: Page, place: Path
+) -> None:
+    speech = place / "walk-speech"
+    speech.mkdir()
+    _, calibration, _, evaluation = shipped_speech(speech, calibration=2, evaluation=12)
+
+    open_deployment(stack, page, "port", "onnx")
+    page.shot("deployment")
+    page.click("Run", "button")
+    page.click("Custom run", "[role=menuitem]")
+    page.sees("Parameters")
+    page.shot("form", height=3600)
+    page.choose("precision", "fp")
+    page.fill("board", "board")
+    page.fill("test_set", evaluation)
+    page.fill("calibration_set", calibration)
+    page.shot("form-filled", height=3600)
+    page.click("Submit", "button")
+
+    run = str(stack.until(lambda: newest_run(stack, "onnx"), "the run"))
+    page.goto(f"{stack.ui}/v2/runs/flow-run/{run}")
+    stack.until(lambda: stack.stages(run).get("stock") == "Running", "the stage stock")
+    assert stack.cli("stack", "stop", "board").returncode == 0
+    stack.until(lambda: ended(stack, run), "the run's end")
+    page.sees("Failed")
+    page.shot("failed")
+    before, kept = stack.stages(run), finished(stack.store)
+    assert before.pop("evaluate binary") == "Failed"
+    assert set(before.values()) <= {"Completed", "Cached"}
+
+    assert stack.cli("stack", "start", "board").returncode == 0
+    retry(page)
+    stack.until(lambda: stack.run(run)["run_count"] == 2 and ended(stack, run), "the second attempt's end")
+    stack.until(lambda: stack.stages(run).get("report") in ("Completed", "Cached"), "the events of the last stage")
+    page.sees("evaluate binary")
+    page.shot("retried")
+    after = stack.stages(run)
+    assert {after[name] for name in before} == {"Cached"}
+    assert after["evaluate binary"] == "Completed"
+    now = finished(stack.store)
+    assert {stage: now[stage] for stage in kept} == kept, "a finished stage ran again"
+    page.click("Artifacts", "[role=tab], a, button")
+    page.sees("verdict")
+    page.shot("artifacts")
+
+
+def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page, place: Path) -> None:
+    config = night_config(place / "walk-night", samples=20)
+    blocked = stack.store / "judge"
+    open_deployment(stack, page, "nightly", "default")
+    page.shot("nightly")
+    schedule(stack, page, config)
+    if blocked.exists():
+        blocked.rename(blocked.with_name("judge.away"))
+    blocked.write_text("in the way")
+    run = str(stack.until(lambda: newest_run(stack, "default"), "the scheduled night"))
+    page.goto(f"{stack.ui}/v2/runs/flow-run/{run}")
+    stack.until(lambda: ended(stack, run), "the night's end")
+    page.sees("Failed")
+    page.shot("broken")
+    kept = finished(stack.store)
+
+    blocked.unlink()
+    retry(page)
+    stack.until(lambda: stack.run(run)["run_count"] == 2 and ended(stack, run), "the second attempt's end")
+    page.shot("retried")
+    now = finished(stack.store)
+    assert {stage: now[stage] for stage in kept} == kept, "a finished stage ran again"
+    assert {stage.partition("/")[0] for stage in now.keys() - kept.keys()} == {"judge", "report"}
+    assert stack.run(run)["state"]["type"] == "COMPLETED"
+
+
+def schedule(stack: Running, page: Page, config: Path) -> dict[str, Any]:
+    """Set the night's schedule to the next minute, in the deployment's page."""
+    due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=75)
+    page.click(None, f"li {MENU}")
+    page.click("Edit", "[role=menuitem]")
+    page.sees("Edit Schedule")
+    page.fill("Value", f"{due.minute} {due.hour} * * *")
+    page.shot("schedule")
+    page.click("Save", "[role=dialog] button")
+    return {}
