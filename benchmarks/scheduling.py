@@ -157,7 +157,7 @@ def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: 
             for number in range(cells)
         ]
         scheduled_s = time.perf_counter() - began
-        worker = Worker(url, "nightjar", store, folder / "worker.log", limit)
+        worker = Worker(url, "nightjar", store, folder / "worker.log")
         try:
             ended = [runs.ended(one, timeout_s=3600) for one in ids]
             took_s = time.perf_counter() - began

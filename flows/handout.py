@@ -31,6 +31,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 
 from flows.port_form import filled
+from nightjar.attempt import forget
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
 from nightjar.night import Asked
 from nightjar.request import PortRequest
@@ -77,19 +78,15 @@ def hand_out(asked: Sequence[Asked], night: str, patience_s: float) -> list[Ende
 
 
 def parameters_for(deployment: DeploymentResponse, request: PortRequest) -> dict[str, Any]:
-    """Say a request in a deployment's own parameters: one `request`, or a form's flat fields.
-
-    Raises BadOptions where the form has no field for what is asked.
-    """
+    """Fill in a deployment's form as a request says; raises BadOptions where an older form has no field for it."""
     fields = (deployment.parameter_openapi_schema or {}).get("properties", {})
-    if "request" in fields:
-        return {"request": request.model_dump(mode="json")}
-    wanted = request.model_dump(mode="json", exclude_defaults=True, exclude={"target"})
-    if lacking := sorted(wanted.keys() - fields.keys()):
+    answers = filled(request)
+    asked_for = request.model_dump(exclude_defaults=True).keys()
+    if lacking := sorted(asked_for & (answers.keys() - fields.keys())):
         raise BadOptions(
             f"deployment {deployment.name} has no field for {', '.join(lacking)}: leave it out of the night's config"
         )
-    return {name: value for name, value in filled(request).items() if name in fields}
+    return {name: value for name, value in answers.items() if name in fields}
 
 
 def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:
@@ -106,7 +103,7 @@ def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:
         raise ServerMissing(
             f"the Prefect server has no deployment {name}: register it with `nightjar flows deploy`"
         ) from error
-    started = run_deployment(
+    started: Any = run_deployment(
         deployment.id,
         parameters=parameters_for(deployment, asked.request),
         idempotency_key=key,
@@ -120,6 +117,7 @@ def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:
 def _revive(client: SyncPrefectClient, run: FlowRun) -> None:
     """Let a worker take up a run again, the same one: its finished stages are in the store."""
     log.warning("%s ended as %s: setting it going again", run.name, run.state_name)
+    forget(str(run.id))
     client.set_flow_run_state(run.id, AwaitingRetry(message="asked for again by the night"))
 
 

@@ -4,6 +4,7 @@ import gc
 from typing import Any, cast
 
 from prefect import Flow
+from prefect.client.schemas.objects import State
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_URL
 
@@ -37,7 +38,7 @@ def run_flow(
         if not served:
             return cast("dict[str, Any]", flow.fn(request)), run
         with _without_heartbeat():
-            ended = flow(request, return_state=True)
+            ended: State[Any] = flow(request, return_state=True)  # type: ignore[assignment]
     # A flow may end as Failed and have results all the same: a night of which one cell failed.
     results = ended.result(raise_on_failure=False)
     if isinstance(results, BaseException):

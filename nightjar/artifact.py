@@ -21,7 +21,9 @@ from pydantic import BaseModel, ValidationError
 from nightjar.errors import StoreBroken
 
 RECORD = "record.json"
-VIEWS = frozenset({"dataset.txt"})  # rewritten where the store lies, so never part of the content
+VIEWS = frozenset(
+    {"dataset.txt", "toolchain.txt"}
+)  # of where the store lies and of when it was made: no part of the content
 
 
 class Artifact(BaseModel, frozen=True):
@@ -85,8 +87,11 @@ class Store:
         """Return where an artifact's files lie in this store."""
         return self.root / artifact.kind / artifact.key
 
-    def find(self, stage: str, key: str) -> tuple[Record | None, str]:
-        """Return the verified record of a key, or None and the reason it cannot be used."""
+    def find(self, stage: str, key: str, held: bool = False) -> tuple[Record | None, str]:
+        """Return the verified record of a key, or None and the reason it cannot be used.
+
+        held: the caller holds the key's lock, which a store that fetches from elsewhere needs to know.
+        """
         folder = self.root / stage / key
         if not folder.exists():
             return None, "never made"
@@ -99,6 +104,10 @@ class Store:
         damage = self._damage(folder, record)
         return (None, damage) if damage else (record, "")
 
+    def peek(self, stage: str, key: str) -> tuple[Record | None, str]:
+        """Return what `find` would, for a plan: nothing is brought here."""
+        return self.find(stage, key)
+
     def _damage(self, folder: Path, record: Record) -> str:
         """Say what differs between the files and their record; empty when nothing does.
 
@@ -107,7 +116,7 @@ class Store:
         """
         if record.key != folder.name:
             return "its record is damaged"
-        memo_path = self.root / ".verified" / f"{record.stage}-{record.key}.json"
+        memo_path = self.memo(record.stage, record.key)
         memo = _read_json(memo_path)
         seen: dict[str, list[int]] = {}
         for name, (size, sha256) in record.files.items():
@@ -119,18 +128,28 @@ class Store:
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
             if stat.st_size != size:
                 return f"{name} was truncated or grew"
-            if memo.get(name) != stamp and digest_file(path) != sha256:
-                return f"{name} was altered"
+            if memo.get(name) != stamp and (altered := _altered(path, sha256)):
+                return f"{name} was {altered}"
             seen[name] = stamp
         if seen != memo:
             with contextlib.suppress(OSError):  # a memo saves time next time; a full disk must not stop a reader
                 write_atomic(memo_path, json.dumps(seen))
         return ""
 
+    def memo(self, stage: str, key: str) -> Path:
+        """Return where it is noted which of an artifact's files were checked; touched when a run uses it."""
+        return self.root / ".verified" / f"{stage}-{key}.json"
+
+    def refs(self) -> Iterator[tuple[str, str]]:
+        """Yield stage and key of every folder there is, whole or not, in order."""
+        for folder in sorted(self.root.glob("[!.]*/*/")):
+            yield folder.parent.name, folder.name
+
     def records(self, stage: str) -> Iterator[Record]:
         """Yield the readable records of a stage, newest first, without verifying files."""
         found = (self.root / stage).glob(f"*/{RECORD}")
-        for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        dated = [(mtime_ns(path), path) for path in found]
+        for _, path in sorted(dated, reverse=True):
             with contextlib.suppress(ValidationError, OSError):
                 yield Record.model_validate_json(path.read_bytes())
 
@@ -141,17 +160,45 @@ class Store:
     @contextlib.contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Hold the only right to make a key; the lock dies with its process."""
-        path = self.root / ".locks" / f"{stage}-{key}.lock"
         with storing():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = path.open("a")
-        with handle:
+            handle = self._locked(stage, key, on_wait)
+        assert handle is not None
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    @contextlib.contextmanager
+    def lock_now(self, stage: str, key: str) -> Iterator[bool]:
+        """Hold a key's lock if nobody else does; yield whether we do."""
+        handle = self._locked(stage, key, None)
+        try:
+            yield handle is not None
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def _locked(self, stage: str, key: str, on_wait: Callable[[], None] | None) -> int | None:
+        """Take a key's lock; without `on_wait`, return None where another has it."""
+        path = self.root / ".locks" / f"{stage}-{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                on_wait()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+                if on_wait is None:
+                    os.close(handle)
+                    return None
+                try:
+                    on_wait()
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                except BaseException:  # interrupted while it waits
+                    os.close(handle)
+                    raise
+            if is_still(handle, path):
+                return handle
+            os.close(handle)  # a gc took the file away between our open and our lock
 
     def publish(
         self, stage: str, key: str, out: Path, parts: dict[str, str], meta: dict[str, str], seconds: float
@@ -177,14 +224,35 @@ class Store:
                 seconds=round(seconds, 3),
                 finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
-            folder = self.root / stage / key
+            self.place(out, record)
+        return record
+
+    def place(self, out: Path, record: Record) -> None:
+        """Move a whole folder to its place and write its record last; the key's lock is the caller's."""
+        with storing():
+            folder = self.root / record.stage / record.key
             folder.parent.mkdir(parents=True, exist_ok=True)
             if folder.exists():  # damaged: the record goes first, so that no reader takes the rest for whole
                 (folder / RECORD).unlink(missing_ok=True)
                 shutil.rmtree(folder)
             out.rename(folder)
             write_atomic(folder / RECORD, record.model_dump_json(indent=1))
-        return record
+
+
+def mtime_ns(path: Path) -> int:
+    """Return when a file was last written, 0 for one that is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def is_still(handle: int, path: Path) -> bool:
+    """Tell whether an open file is the one that lies at a path now."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -223,3 +291,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
+
+
+def _altered(path: Path, sha256: str) -> str:
+    """Say what became of a file that had this sha256; empty when nothing did."""
+    try:
+        return "" if digest_file(path) == sha256 else "altered"
+    except FileNotFoundError:
+        return "deleted"

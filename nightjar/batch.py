@@ -155,7 +155,8 @@ class Batches:
         for folder in self.earlier:
             if (found := folder / local.name).is_file():
                 part.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(found, part)
+                with contextlib.suppress(FileNotFoundError):  # a gc took it: nothing that this run rests on
+                    shutil.copyfile(found, part)
                 return
 
 

@@ -7,10 +7,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from nightjar.commands import EXIT_CODES, boards, flows, nights, ports, speech, stack, tools
+from nightjar.commands import EXIT_CODES, artifacts, boards, flows, nights, ports, reports, speech, stack, tools
 from nightjar.errors import NightjarError, StoreBroken
 
-GROUPS = (ports, nights, speech, boards, flows, stack, tools)  # the order of `nightjar --help`
+GROUPS = (ports, nights, reports, speech, boards, flows, artifacts, stack, tools)  # the order of `nightjar --help`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

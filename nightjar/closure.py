@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nightjar", "models", "targets", "tasks", "flows")
 
 # The orchestration decides when a stage runs, and ssh how bytes travel, checked at both ends; never what is made.
-ORCHESTRATION = frozenset({"tasks.stage", "tasks.slot", "prefect", "nightjar.ssh", "nightjar.boards"})
+ORCHESTRATION = frozenset({"tasks.stage", "tasks.slot", "tasks.sharded", "prefect", "nightjar.ssh", "nightjar.boards"})
 
 
 class Closure(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from nightjar.closure import version
 from nightjar.errors import ToolchainMissing
-from nightjar.memo import store_folder
+from nightjar.memo import remote_url, store_folder
 from nightjar.plugins import names, plugin
 from nightjar.request import shipped_models
 from nightjar.toolchain import pinned, requirements_of, toolchain, with_toolchain
@@ -55,7 +55,8 @@ def _store() -> Finding:
         return Finding("store", "missing", f"{folder}: {error.strerror}; set NIGHTJAR_STORE to a folder of yours")
     if not os.access(folder, os.W_OK):
         return Finding("store", "missing", f"{folder} cannot be written; set NIGHTJAR_STORE to a folder of yours")
-    return Finding("store", "ok", f"{folder}, {free_gib:.0f} GiB free")
+    shared = f", cache of {remote_url()}" if remote_url() else ""
+    return Finding("store", "ok", f"{folder}{shared}, {free_gib:.0f} GiB free")
 
 
 def _server() -> Finding:

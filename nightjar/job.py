@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import nightjar.session  # travels in the zipapp, so its code is part of every key that runs one
-from nightjar.artifact import digest_file, storing, write_atomic
+from nightjar.artifact import VIEWS, digest_file, storing, write_atomic
 from nightjar.batch import Batches
 from nightjar.board import Board
 from nightjar.closure import ROOT, closure
@@ -76,7 +76,8 @@ def run_session(
     shared = [boards] if not isinstance(boards, Sequence) else list(boards)
     first = shared[0]
     parts = _read(binary, "binary.json")["parts"]
-    model, files = _read(binary, "model.json"), {path.name: path for path in binary.iterdir() if path.is_file()}
+    model = _read(binary, "model.json")
+    files = {path.name: path for path in binary.iterdir() if path.is_file() and path.name not in VIEWS}
     if encoder is not None:
         parts["encoder"] = _read(encoder, "binary.json")["parts"]["encoder"]
         model["parts"]["encoder"] = _read(encoder, "model.json")["parts"]["encoder"]
@@ -103,7 +104,7 @@ def run_session(
     }
     app = zipapp(session_modules(model, parts, first.runners))
     with storing():
-        identity = _keep_or_clear(folder, _identity([job, given], app, files, sources))
+        identity = keep_or_clear(folder, _identity([job, given], app, files, sources))
         (folder / "session.pyz").write_bytes(app)
     ledger = Ledger(folder)
     work = Work(sources, ledger, len(shared))
@@ -154,7 +155,7 @@ def _identity(job: Any, app: bytes, files: Mapping[str, Path], sources: Mapping[
     return hashlib.sha256(said + app + sys.version.encode()).hexdigest()
 
 
-def _keep_or_clear(folder: Path, identity: str) -> str:
+def keep_or_clear(folder: Path, identity: str) -> str:
     """Go on in a scratch folder only if it is of this very job and code."""
     stamp = folder / "identity"
     if folder.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != identity):

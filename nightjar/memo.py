@@ -69,5 +69,15 @@ class Memo:
 
 
 def store_folder() -> Path:
-    """Name the folder of this checkout's store, or the one that NIGHTJAR_STORE asks for."""
-    return Path(os.environ.get("NIGHTJAR_STORE") or Path(__file__).resolve().parent.parent / "artifacts")
+    """Name the folder of this checkout's store, or the one that NIGHTJAR_STORE asks for.
+
+    Where that is a URL, the folder is its cache: NIGHTJAR_STORE_CACHE, or this checkout's own.
+    """
+    named = os.environ.get("NIGHTJAR_STORE" if remote_url() is None else "NIGHTJAR_STORE_CACHE")
+    return Path(named or Path(__file__).resolve().parent.parent / "artifacts")
+
+
+def remote_url() -> str | None:
+    """Return the URL that NIGHTJAR_STORE asks for, None where it names a folder or nothing."""
+    named = os.environ.get("NIGHTJAR_STORE", "")
+    return named if "://" in named else None

@@ -124,8 +124,8 @@ def cell_name(request: PortRequest) -> str:
 def _expanded(
     path: Path, entry: str, table: Mapping[str, Any], checkpoints: Mapping[str, Path], defaults: Mapping[str, Any]
 ) -> Iterator[Asked]:
-    axes = {axis: _names(path, entry, table, axis) for axis in AXES}
     options = {**defaults, **_options(path, entry, {k: v for k, v in table.items() if k not in AXES})}
+    axes = {axis: _names(path, entry, table, axis) for axis in AXES}
     for model, target, precision in itertools.product(*axes.values()):
         at = f"{entry}, {model}/{target}/{precision}"
         said = {"model": model, "checkpoint": checkpoints.get(model), "target": target, "precision": precision}
@@ -135,7 +135,7 @@ def _expanded(
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise _refused(path, at, f"{where} {str(first['input'])[:100]!r}: {first['msg']}") from error
+            raise _refused(path, at, f"{where} = {str(first['input'])[:100]}: {first['msg']}") from error
         except NightjarError as error:
             raise _refused(path, at, str(error)) from error
 
@@ -156,6 +156,8 @@ def _checked(request: PortRequest) -> str:
     if alias in tiers:
         return tiers[alias]
     for each in alias.split(","):
+        if each == "env":  # what BOARD_IP says where the cell runs
+            continue
         entry = find_board(each).entry
         if "local" not in tiers or entry.target not in (None, request.target):
             raise BoardMissing(f"target {request.target} has no board {each!r}; have {', '.join(tiers)}: pass --board")

@@ -4,43 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from nightjar.frontier import frontier_section
-from nightjar.score import ClipScore, Score
+from nightjar.score import Score
+from nightjar.style import STYLE, environment, fitting, heard_differently
 from nightjar.verdict import Verdict
-from nightjar.wer import align, normalise
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1d2126;--soft:#626b76;--paper:#fbfaf8;--card:#fff;--line:#e3e0da;--good:#1a7f4b;
---bad:#c0362c;--open:#a86a00;--mark:#f6e7b8;--bar:#4a74b5}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e4df;--soft:#9aa2ad;--paper:#15181c;--card:#1d2126;--line:#333a42;
---good:#5cc98f;--bad:#ff8177;--open:#f0b557;--mark:#4d4220;--bar:#7aa2e3}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:62rem;margin:0 auto;padding:1.5rem 1rem 4rem}
-h1{font-size:1.15rem;font-weight:600;margin:0;color:var(--soft)}h2{font-size:1.05rem;margin:2.4rem 0 .6rem}
-.verdict{font-size:2.6rem;font-weight:750;letter-spacing:.01em;line-height:1.15;margin:.3rem 0}
-.PASS{color:var(--good)}.FAIL{color:var(--bad)}.UNDECIDED{color:var(--open)}.NOT{color:var(--soft)}
-.lead{font-size:1.05rem;margin:.2rem 0 1rem}.soft{color:var(--soft)}
-.card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.4rem .9rem;overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .6rem .35rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-tr:last-child td{border-bottom:0}th{font-weight:500;color:var(--soft);font-size:.85rem}
-th:first-child,td:first-child,.l{text-align:left}.wrap{white-space:normal}
-.tag{font-size:.75rem;border:1px solid var(--line);border-radius:1rem;padding:.05rem .5rem;color:var(--soft)}
-.range{position:relative;height:.55rem;background:var(--line);border-radius:.3rem;min-width:9rem}
-.range i{position:absolute;top:0;height:100%;background:var(--bar);border-radius:.3rem;opacity:.55}
-.range b{position:absolute;top:-.15rem;width:.16rem;height:.85rem;background:var(--ink)}
-details{border-top:1px solid var(--line);padding:.45rem 0}details:first-child{border-top:0}summary{cursor:pointer}
-del{color:var(--bad);text-decoration-thickness:.1em}ins{color:var(--good);text-decoration:none;font-weight:600}
-mark{background:var(--mark);color:inherit;border-radius:.2rem;padding:0 .15rem}
-code,pre{font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace}pre{overflow-x:auto;margin:.6rem 0}
-.text{margin:.15rem 0;overflow-wrap:anywhere}.who{display:inline-block;min-width:3.6rem;color:var(--soft);font-size:.85rem}
-"""
-
-TEMPLATE = """<!doctype html>
+TEMPLATE = """{% from "pieces" import heard %}<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{{ r.verdict }} · {{ r.model }} on {{ r.target }}, {{ r.precision }}</title><style>{{ style }}</style></head><body><main>
 <h1>{{ r.model }} → {{ r.target }} <span class="tag">{{ r.precision }}</span> <span class="tag">tier {{ r.tier }}</span></h1>
@@ -97,14 +68,8 @@ binary: what the target compiled, where it ran.</p>
 {% for name, said in coverage %}<tr><td>{{ name }}</td><td>{{ said.samples }}</td><td class="l wrap">{{ said.sentence }}</td></tr>
 {% endfor %}</table></div>{% endif %}
 
-<h2>Clips where binary and float differ ({{ differing|length }} of {{ r.clips }})</h2><div class="card">
-{% for clip in differing %}<details{% if loop.index <= 5 %} open{% endif %}><summary>{{ clip.id }}
-<span class="soft">{{ clip.speaker or "" }} {{ "%.1f"|format(clip.duration_s) }} s, {{ clip.errors_float }} → {{ clip.errors }} errors</span>
-{% for flag in clip.flags %}<span class="tag">{{ flag }}</span> {% endfor %}</summary>
-<p class="text"><span class="who">said</span>{{ clip.reference }}</p>
-<p class="text"><span class="who">float</span>{{ clip.float_html }}</p>
-<p class="text"><span class="who">binary</span>{{ clip.binary_html }}</p></details>{% else %}<p>none</p>{% endfor %}
-</div>
+<h2>Clips where binary and float differ ({{ differing|length + left_out }} of {{ r.clips }})</h2><div class="card">
+{{ heard(differing, "float", "binary") }}</div>
 {% if left_out %}<p class="soft">{{ left_out }} more differing clips are left out of this page; the artifact's verdict.json has all.</p>{% endif %}
 
 {{ this_run }}
@@ -132,7 +97,6 @@ RUN = """<h2>This run</h2><div class="card"><table>
 """
 
 THIS_RUN = "<!-- this run -->"  # where `complete` puts what a cached page cannot know
-MOST_CLIPS = 400  # keeps the page under a megabyte
 
 
 def render(
@@ -142,26 +106,23 @@ def render(
     coverage: Mapping[str, Any] | None,
 ) -> str:
     """Return the page for one port; `results` as report writes them, `coverage` from the calibration if there was one."""
-    language = scores["binary"].language
-    pairs = zip(scores["float"].clips, scores["binary"].clips, strict=True)
-    differing = [
-        _difference(expected, obtained, language)
-        for expected, obtained in pairs
-        if normalise(expected.hypothesis, language) != normalise(obtained.hypothesis, language)
-    ]
-    differing.sort(key=lambda clip: (clip["errors_float"] - clip["errors"], clip["id"]))
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(TEMPLATE).render(
-        r=results,
-        v=verdict,
-        style=Markup(STYLE),
-        unit="CER" if verdict.unit == "character" else "WER",
-        top=max(1.0, *(score.interval[1] for score in scores.values())) * 1.05,
-        coverage=_covered(coverage),
-        differing=differing[:MOST_CLIPS],
-        left_out=max(0, len(differing) - MOST_CLIPS),
-        search=frontier_section(results["search"]) if "search" in results else "",
-        this_run=Markup(THIS_RUN),
+    differing = heard_differently(scores["float"].clips, scores["binary"].clips, scores["binary"].language)
+    shown = fitting(differing)
+    return (
+        environment()
+        .from_string(TEMPLATE)
+        .render(
+            r=results,
+            v=verdict,
+            style=Markup(STYLE),
+            unit="CER" if verdict.unit == "character" else "WER",
+            top=max(1.0, *(score.interval[1] for score in scores.values())) * 1.05,
+            coverage=_covered(coverage),
+            differing=shown,
+            left_out=len(differing) - len(shown),
+            search=frontier_section(results["search"]) if "search" in results else "",
+            this_run=Markup(THIS_RUN),
+        )
     )
 
 
@@ -169,9 +130,10 @@ def complete(page: str, results: Mapping[str, Any]) -> str:
     """Add to a page the stages of a run, the command that repeats it, and the results themselves for `embedded`."""
     # "<" may not end the script element early; JSON reads \\u003c as the same character
     text = json.dumps(results, ensure_ascii=False).replace("<", "\\u003c")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    run = environment.from_string(RUN).render(
-        stages=results["stages"], command=results["command"], results=Markup(text)
+    run = (
+        environment()
+        .from_string(RUN)
+        .render(stages=results["stages"], command=results["command"], results=Markup(text))
     )
     return page.replace(THIS_RUN, run, 1)
 
@@ -183,36 +145,6 @@ def embedded(page: str) -> dict[str, Any]:
         raise ValueError("no results in this page")
     loaded: dict[str, Any] = json.loads(rest.partition("</script>")[0])
     return loaded
-
-
-def _difference(expected: ClipScore, obtained: ClipScore, language: str) -> dict[str, Any]:
-    flags = [kind for kind in ("empty", "looping", "capped") if getattr(obtained, kind)]
-    return {
-        "id": obtained.id,
-        "speaker": obtained.speaker,
-        "duration_s": obtained.duration_s,
-        "reference": normalise(obtained.reference, language),
-        "errors": obtained.counts.errors,
-        "errors_float": expected.counts.errors,
-        "flags": flags,
-        "float_html": _coloured(obtained.reference, expected.hypothesis, language),
-        "binary_html": _coloured(obtained.reference, obtained.hypothesis, language),
-    }
-
-
-def _coloured(reference: str, hypothesis: str, language: str) -> Markup:
-    """Mark a hypothesis against its reference: substituted, deleted and inserted words."""
-    words: list[Markup] = []
-    for edit in align(normalise(reference, language).split(), normalise(hypothesis, language).split()):
-        if edit.op == "=":
-            words.append(escape(edit.hypothesis))
-        elif edit.op == "S":
-            words.append(Markup('<mark title="said: {}">{}</mark>').format(edit.reference, edit.hypothesis))
-        elif edit.op == "D":
-            words.append(Markup("<del>{}</del>").format(edit.reference))
-        else:
-            words.append(Markup("<ins>{}</ins>").format(edit.hypothesis))
-    return Markup(" ").join(words[:200]) or Markup('<span class="soft">(empty)</span>')
 
 
 def _covered(coverage: Mapping[str, Any] | None) -> Sequence[tuple[str, dict[str, Any]]]:

@@ -29,9 +29,9 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -44,6 +44,14 @@ PAUSE_S = 0.1
 PAUSED_SAID_S = 20.0
 LOOK_S = 2.0  # between looks at what holds the processor back: a dozen small files of sysfs
 ROOM_BYTES = 4 << 20  # beside what is harvested: result lines, the runtime's own files
+
+
+class Heard(NamedTuple):
+    """What the encoder takes of a clip, and what making it took."""
+
+    audio_s: float
+    features: Tensors
+    features_s: float
 
 
 class Parts:
@@ -84,15 +92,15 @@ def run_clips(
     """Run clips and yield the line of each as it ends; harvested tensors are on disk before the line is."""
     family = importlib.import_module(f"models.{job['model']['family']}.decode")
     if not job["decode"]:
-        for clip in clips:
-            line, _ = encode_clip(parts, family, clip, folder, job, say)
+        for clip, heard in _features_ahead(family, clips, folder, job):
+            line, _ = encode_clip(parts, family, clip, heard, folder, job, say)
             yield _rounded(line)
         return
     begun: dict[str, dict[str, Any]] = {}
 
     def jobs() -> Iterator[Any]:
-        for clip in clips:
-            begun[clip["id"]], encoded = encode_clip(parts, family, clip, folder, job, say)
+        for clip, heard in _features_ahead(family, clips, folder, job):
+            begun[clip["id"]], encoded = encode_clip(parts, family, clip, heard, folder, job, say)
             yield family.Job(clip["id"], encoded, clip.get("forced"), clip.get("watch"))
 
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
@@ -105,19 +113,36 @@ def run_clips(
         yield _rounded({**line, "agree": None, **heard})
 
 
+def _features_ahead(
+    family: Any, clips: list[dict[str, Any]], folder: Path, job: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], "Future[Heard]"]]:
+    """Yield each clip with its features; the next one's are made while the runtime works on this one."""
+
+    def make(clip: dict[str, Any]) -> Heard:
+        wave = np.load(folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
+        start = time.perf_counter()
+        features = family.features(wave, job["model"])
+        return Heard(round(len(wave) / 16000, 4), features, time.perf_counter() - start)
+
+    with ThreadPoolExecutor(1) as maker:
+        coming = [maker.submit(make, clip) for clip in clips[:1]]
+        for clip, following in zip(clips, [*clips[1:], None]):  # noqa: B905 (boards have older Pythons)
+            if following is not None:
+                coming.append(maker.submit(make, following))
+            yield clip, coming.pop(0)
+
+
 def encode_clip(
-    parts: Parts, family: Any, clip: dict[str, Any], folder: Path, job: dict[str, Any], say: Say
+    parts: Parts, family: Any, clip: dict[str, Any], heard: "Future[Heard]", folder: Path, job: dict[str, Any], say: Say
 ) -> tuple[dict[str, Any], Tensors]:
     """Run one clip's encoder, keep what is harvested, and return the beginning of its line."""
     say({"begin": clip["id"]})
-    wave = np.load(folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
+    audio_s, features, features_s = heard.result()
     start, before = time.perf_counter(), parts.seconds.get("encoder", 0.0)
-    features = family.features(wave, job["model"])
-    features_s = time.perf_counter() - start
     encoded: Tensors = family.encode(parts, features, job["model"])
     seconds = {"features": features_s, "encoder": parts.seconds["encoder"] - before}
-    seconds["total"] = time.perf_counter() - start
-    line: dict[str, Any] = {"id": clip["id"], "audio_s": round(len(wave) / 16000, 4), "seconds": seconds}
+    seconds["total"] = features_s + time.perf_counter() - start
+    line: dict[str, Any] = {"id": clip["id"], "audio_s": audio_s, "seconds": seconds}
     line |= parts.throttled()
     if job["harvest"]:
         line["sha256"] = {name: _keep(folder, job, clip["id"], name, encoded[name], say) for name in job["harvest"]}

@@ -16,9 +16,8 @@ MOST_CLIPS = 20
 def show_night(screen: Screen, results: dict[str, Any]) -> None:
     """Print a line per cell, what changed, and the night's sentence."""
     table = Table(box=None, padding=(0, 2))
-    for column in ("cell", "", "tier", "WER %", "Δ", "95 %", "size", "RTF p50", "stages run", "s"):
-        left = column in ("cell", "", "tier")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not column == "cell", overflow="fold")
+    for column in ("cell", "", "tier", "WER %", "Δ", "95 %", "size", "RTF p50", "stages", "s"):
+        table.add_column(column, justify="left" if column in ("cell", "", "tier") else "right", no_wrap=True)
     for cell in results["cells"]:
         colour = NIGHT_COLOURS[cell["outcome"]]
         scored = cell["wer"] is not None
@@ -31,7 +30,7 @@ def show_night(screen: Screen, results: dict[str, Any]) -> None:
             f"{cell['low']:+.2f}…{cell['high']:+.2f}" if scored else "",
             f"{cell['size_bytes'] / 1e6:.1f} MB" if cell["size_bytes"] else "",
             f"{cell['rtf']:.3f}" if cell["rtf"] is not None else "",
-            str(cell["executed"]) if scored else "",
+            (f"{cell['executed']} ran" if cell["executed"] else "cached") if scored else "",
             f"{cell['seconds']:.0f}",
         )
     screen.console.print(table)

@@ -186,12 +186,16 @@ def sentence(night: Night, cells: Sequence[Cell], findings: Sequence[Finding]) -
     """Say what a person needs of a night in the morning: what failed first, then what got worse, then the rest."""
     counted = {kind: sum(cell.outcome == kind for cell in cells) for kind in ("PASS", "UNDECIDED", "MISSING")}
     parts = [f"{night.outcome}: {night.failed}" if night.failed else f"{night.outcome}: no gate failed"]
-    worse = [finding.sentence for finding in findings if finding.regression]
+    worse = [f"{f.cell} {f.kind} {f.before} → {f.after}{_by(f)}" for f in findings if f.regression]
     if worse:
-        parts.append(f"{len(worse)} regressions: {' '.join(worse)}" if len(worse) > 1 else f"1 regression: {worse[0]}")
+        parts.append(f"{len(worse)} regression{'s' * (len(worse) > 1)}: {'; '.join(worse)}")
     rest = f"{counted['PASS']} of {night.cells} cells pass"
     if counted["UNDECIDED"]:
         rest += f", {counted['UNDECIDED']} are undecided, which is no pass and no failure"
     if counted["MISSING"]:
         rest += f", {counted['MISSING']} are missing"
     return ". ".join(part.rstrip(".") for part in (*parts, rest))
+
+
+def _by(finding: Finding) -> str:
+    return f" ({finding.causes})" if finding.causes else ""

@@ -12,10 +12,10 @@ from nightjar.board import BoardRef
 from nightjar.chunk import cut
 from nightjar.data import Clip, load_speech, split_by_window
 from nightjar.errors import SessionFailed
-from nightjar.job import parted, run_session
+from nightjar.job import parted
 from nightjar.plugins import Plugin
 from tasks.hypotheses import EvaluateOptions, read_hypotheses, select_clips, told, write_hypotheses
-from tasks.slot import holding
+from tasks.sharded import run_clips
 from tasks.stage import stage
 
 SAMPLE_RATE_HZ = 16000
@@ -53,8 +53,8 @@ def evaluate(
     elif options.watch:
         watch = {clip.id: [] for clip in whole}
     waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
-    heard = run_session(
-        board.boards(),
+    heard = run_clips(
+        board,
         binary,
         whole,
         work,
@@ -64,7 +64,6 @@ def evaluate(
         waves=waves,
         watch=watch,
         encoder=encoder,
-        hold=holding,
     )
     lines, aside = parted(heard)
     text = words.load().text

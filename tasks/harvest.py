@@ -5,10 +5,10 @@ from pathlib import Path
 
 from nightjar.board import BoardRef
 from nightjar.data import load_speech, shuffled, split_by_window
-from nightjar.job import parted, run_session
+from nightjar.job import parted
 from nightjar.plugins import Plugin
 from tasks.hypotheses import told
-from tasks.slot import holding
+from tasks.sharded import run_clips
 from tasks.stage import earlier_results, stage
 
 
@@ -29,15 +29,14 @@ def harvest(
     kept, skipped = split_by_window(load_speech(speech), model["recipe"]["window_s"])
     clips = shuffled(kept, seed)[:samples]
     lines, aside = parted(
-        run_session(
-            board.boards(),
+        run_clips(
+            board,
             binary,
             clips,
             work,
             decode=False,
             harvest=model["harvest"],
             earlier=earlier_results("harvest"),
-            hold=holding,
         )
     )
     for line in lines:

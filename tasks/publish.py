@@ -1,12 +1,10 @@
 """Put the results where people look: reports/ and, in a Prefect run, the UI. Never cached."""
 
 import json
-import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
 
@@ -15,7 +13,9 @@ from nightjar.closure import ROOT
 from nightjar.page import complete
 from nightjar.request import PortRequest
 from tasks.announce import announce_verdict, results_artifact
+from tasks.markdown import headline, verdict_markdown
 from tasks.stage import Outcome, current_run
+from tasks.ui import put_up, slug
 
 
 def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
         {"name": outcome.name, "seconds": outcome.seconds, "cached": outcome.cached, "why": outcome.why}
         for outcome in outcomes
     ]
-    name = re.sub(r"[^a-z0-9]+", "-", f"{request.model}-{request.target}-{request.precision}".lower()).strip("-")
+    name = slug(f"{request.model}-{request.target}-{request.precision}")
     folder = ROOT / "reports" / name
     results["request"] = request.model_dump(mode="json", exclude=_unasked(request))
     results["command"] = command_line(request)
@@ -37,11 +37,8 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
         page_text = (made / "report.html").read_text(encoding="utf-8")
         write_atomic(folder / "report.html", complete(page_text, results))
         write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    if (context := FlowRunContext.get()) is not None and context.flow_run is not None:
-        # One client for all: each of Prefect's create_…_artifact opens its own, a fifth of a second.
-        with get_client(sync_client=True) as client:
-            for artifact in (*_artifacts(name, results), results_artifact(results)):
-                client.create_artifact(artifact.model_copy(update={"flow_run_id": context.flow_run.id}))
+    put_up([*_artifacts(name, results), results_artifact(results)])
+    if FlowRunContext.get() is not None:
         announce_verdict(results)
     return results
 
@@ -70,16 +67,11 @@ def _unasked(request: PortRequest) -> set[str]:
 
 def _artifacts(name: str, results: dict[str, Any]) -> Iterator[ArtifactCreate]:
     """Make what a person reads in the Prefect UI: the verdict first, the scores, the stages."""
-    low, high = results["interval"]
-    gates = "\n".join(f"| {gate['outcome']} | {gate['sentence']} |" for gate in results["gates"])
     yield ArtifactCreate(
         type="markdown",
         key=f"verdict-{name}",
-        description=f"{results['verdict']}: {results['model']} on {results['target']}",
-        data=f"# {results['verdict']}\n\nΔ WER **{results['delta_wer']:+.2f}** points [{low:+.2f}, {high:+.2f}], "
-        f"{results['clips']} clips ({len(results['aside'])} set aside), tier {results['tier']}; "
-        f"report: `{results['report']}`\n\n"
-        f"| gate | |\n|---|---|\n{gates}\n",
+        description=f"{headline(results)}: {results['model']} on {results['target']}",
+        data=verdict_markdown(results),
     )
     scores = [
         {

@@ -28,9 +28,11 @@ from pydantic import BaseModel
 from nightjar.artifact import Artifact, Record, Source, Store, digest, storing
 from nightjar.closure import closure
 from nightjar.errors import NightjarError
-from nightjar.memo import store_folder
 from nightjar.plugins import Plugin
 from nightjar.progress import listening
+from nightjar.remote import open_store
+from nightjar.usage import Usage
+from tasks.ui import progress_shown, toolchain_log
 
 log = logging.getLogger("nightjar.stage")
 
@@ -66,6 +68,7 @@ class Run:
         self.store, self.refresh, self.plan, self.show, self.tell = store, refresh, plan, show, tell
         self.board_wait_s = board_wait_s  # for a board that somebody else holds; None: as long as it takes
         self.outcomes: list[Outcome] = []
+        self.usage = Usage(store)
 
 
 _run: ContextVar[Run] = ContextVar("run")
@@ -79,6 +82,7 @@ def running(run: Run) -> Iterator[Run]:
         yield run
     finally:
         _run.reset(token)
+        run.usage.close()
 
 
 @contextlib.contextmanager
@@ -106,8 +110,8 @@ def apart(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterat
 
 
 def default_store() -> Store:
-    """Open the store of this checkout, or the folder that NIGHTJAR_STORE names."""
-    return Store(store_folder())
+    """Open the store of this checkout, or the folder or URL that NIGHTJAR_STORE names."""
+    return open_store()
 
 
 class _LoggedProgress:
@@ -198,18 +202,20 @@ def _resolve(
     parts = key_parts(name, body, arguments)
     key = digest(parts)[:24]
     run.show(label, 0, 0)
+    if not run.plan:
+        run.usage.note(name, key)
     record, why = _look_up(run, name, key, parts)
     if record is not None:
         return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
     if run.plan:
         return _finish(run, Outcome(name=label, seconds=0, cached=False, why=why, key=key), label)
     with run.store.lock(name, key, on_wait=lambda: log.warning("%s: another run is making it; waiting", name)):
-        record, _ = _look_up(run, name, key, parts)  # the run we waited for may have made it
+        record, _ = _look_up(run, name, key, parts, held=True)  # the run we waited for may have made it
         if record is not None:
             return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
         log.info("%s: running, %s", label, why)
-        with listening(lambda done, total: run.show(label, done, total)):
-            record = _execute(run, name, key, parts, body, arguments)
+        with progress_shown(label, lambda done, total: run.show(label, done, total)) as heard, listening(heard):
+            record = _execute(run, label, name, key, parts, body, arguments)
     return _finish(run, Outcome(name=label, seconds=record.seconds, cached=False, why=why, key=key), record.artifact)
 
 
@@ -219,18 +225,24 @@ def _finish(run: Run, outcome: Outcome, result: Artifact | str) -> tuple[Outcome
     return outcome, Pending(result) if isinstance(result, str) else result
 
 
-def _look_up(run: Run, name: str, key: str, parts: dict[str, str]) -> tuple[Record | None, str]:
+def _look_up(run: Run, name: str, key: str, parts: dict[str, str], held: bool = False) -> tuple[Record | None, str]:
     already = any(outcome.key == key for outcome in run.outcomes)
     if name in run.refresh and not already:
         return None, "refresh was asked for"
-    record, why = run.store.find(name, key)
+    record, why = run.store.peek(name, key) if run.plan else run.store.find(name, key, held)
     if why == "never made":
         why = _explain_miss(run.store, name, parts)
     return record, why
 
 
 def _execute(
-    run: Run, name: str, key: str, parts: dict[str, str], body: Callable[..., Any], arguments: dict[str, Any]
+    run: Run,
+    label: str,
+    name: str,
+    key: str,
+    parts: dict[str, str],
+    body: Callable[..., Any],
+    arguments: dict[str, Any],
 ) -> Record:
     work = run.store.work(name, key)
     out = work / "out"
@@ -243,7 +255,7 @@ def _execute(
         with storing():
             own["work"].mkdir(exist_ok=True)
     start = time.perf_counter()
-    with storing():
+    with storing(), toolchain_log(label, out):
         meta = body(**{key: _as_path(run.store, value) for key, value in arguments.items()}, **own)
     record = run.store.publish(name, key, out, parts, meta or {}, time.perf_counter() - start)
     shutil.rmtree(work, ignore_errors=True)

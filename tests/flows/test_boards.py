@@ -137,12 +137,12 @@ def test_a_clip_that_was_set_aside_is_in_no_score_and_in_the_report(
 ) -> None:
     import tasks.evaluate as stage
 
-    run, why = stage.run_session, "the session ended early: exit status -11 <b>; run the same command again"
+    run, why = stage.run_clips, "the session ended early: exit status -11 <b>; run the same command again"
 
     def failing(*given: Any, **settings: Any) -> list[dict[str, Any]]:
         return [{"id": "c1", "error": why} if line["id"] == "c1" else line for line in run(*given, **settings)]
 
-    monkeypatch.setattr(stage, "run_session", failing)
+    monkeypatch.setattr(stage, "run_clips", failing)
     monkeypatch.setenv("NIGHTJAR_STORE", str(tmp_path / "store"))
     words = {f"c{number}": word for number, word in enumerate(("red", "blue", "stop"))}
     speech = [

@@ -19,6 +19,7 @@ import pytest
 from nightjar.cli import main
 from nightjar.history import History
 from tests.flows.conftest import ROOT, Cli, shipped_speech, write_speech
+from tests.flows.working import Worker
 from tests.loopback import Loopback
 from tests.nights import NANO, Nights, altered, outcomes, worse, write_config
 
@@ -28,20 +29,25 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_STORE", str(tmp_path / "artifacts"))
     monkeypatch.setenv("NIGHTJAR_HISTORY", str(tmp_path / "history"))
+    monkeypatch.setenv("NIGHTJAR_TOOLCHAINS", str(tmp_path / "none"))
     cells = '[[cells]]\nmodels = ["nano"]\ntargets = ["onnx"]\nprecisions = ["fp", "int8"]\n'
     cells += '[[cells]]\nmodels = ["nano"]\ntargets = ["onnx"]\nprecisions = ["fp"]\nboard = "loop"\n'
+    cells += '[[cells]]\nmodels = ["nano"]\ntargets = ["rknn"]\nprecisions = ["fp"]\n'  # not installed, and never was
     nights = Nights(tmp_path, write_config(tmp_path, cells))
-    local, quantized, remote = "nano/onnx/fp", "nano/onnx/int8", "nano/onnx/fp/loop"
+    local, quantized, remote, absent = "nano/onnx/fp", "nano/onnx/int8", "nano/onnx/fp/loop", "nano/rknn/fp"
 
     altered(nights.current, 0, seed=1)
     code, first = nights.run(1)
     assert (code, first["findings"]) == (0, []), first["sentence"]
-    assert set(outcomes(first)) == {local, quantized, remote}
-    assert all(cell["wer"] < 20 and cell["executed"] for cell in first["cells"])
+    assert set(outcomes(first)) == {local, quantized, remote, absent}
+    assert all(cell["wer"] < 20 for cell in first["cells"][:3])
+    assert "nightjar toolchain install rknn" in first["cells"][3]["error"]
+    assert "1 are missing" in first["sentence"]
+    assert first["cells"][0]["executed"]  # not the board's: an sshd on this machine is the same board
 
     code, second = nights.run(2)
     assert (code, second["findings"]) == (0, [])
-    assert [cell["executed"] for cell in second["cells"]] == [0, 0, 0]
+    assert not any(cell["executed"] for cell in second["cells"])
 
     altered(nights.current, 1e-4, seed=2)
     code, third = nights.run(3)
@@ -56,7 +62,7 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     finally:
         loop.start()
     assert code == 1
-    assert outcomes(fourth) == {local: "PASS", quantized: outcomes(third)[quantized], remote: "MISSING"}
+    assert outcomes(fourth) == {**outcomes(third), remote: "MISSING"}
     assert worse(fourth) == [(remote, "outcome", "board")]
     assert fourth["sentence"].startswith(f"FAIL: {remote} is missing: board loop")
 
@@ -77,7 +83,7 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     kept = History()
     assert list(kept.nights()["night"].str[8:10]) == ["01", "02", "03", "04", "05"]
     assert (kept.cells().groupby("cell")["night"].nunique() == 5).all()
-    assert len(kept.cells()) == 15
+    assert len(kept.cells()) == 20
     assert len(kept.findings()) == sum(len(each["findings"]) for each in (third, fourth, fifth))
     assert kept.cells()["counts"].all()
     assert pd.isna(kept.cells().query("outcome == 'MISSING'")["wer"]).all()
@@ -129,7 +135,7 @@ BAD_CONFIGS = {
     ),
     "a value out of range": (
         '[defaults]\nlimit = 0\n[[cells]]\nmodels = ["whisper-nano"]\ntargets = ["onnx"]\nprecisions = ["fp"]\n',
-        "limit 0",
+        "limit = 0",
     ),
     "no TOML": ("[[cells]\n", "is no TOML"),
     "no cells": ("[defaults]\nlimit = 3\n", "asks for no cell"),
@@ -184,16 +190,6 @@ def listener() -> Iterator[tuple[str, list[str]]]:
     listening.server_close()
 
 
-SERVE = """
-from flows.port import port
-port.serve(name="onnx", pause_on_shutdown=False, print_starting_message=False)
-"""
-REGISTER = """
-from flows.port import port
-port.to_deployment(name="onnx").apply()
-"""
-
-
 def children(url: str) -> dict[str, dict[str, Any]]:
     """Return the runs that a night handed out, by name."""
     wanted = {"flow_runs": {"name": {"like_": "port-hand"}}, "sort": "NAME_DESC"}
@@ -208,7 +204,7 @@ def until(what: Callable[[], bool], seconds: float = 240) -> None:
 
 
 def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells_people(
-    server: str, cli: Cli, random_checkpoint: Path, tmp_path: Path, listener: tuple[str, list[str]]
+    server: str, deployed: str, cli: Cli, random_checkpoint: Path, tmp_path: Path, listener: tuple[str, list[str]]
 ) -> None:
     address, bodies = listener
     words = {"w0": "red", "w1": "blue"}
@@ -226,7 +222,6 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
         "NIGHTJAR_STORE": str(store),
         "NIGHTJAR_HISTORY": str(history),
         "PYTHONPATH": str(ROOT),
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     }
     (tmp_path / ".nightjar-webhook").write_text(f"{address}\n")
     lines = re.search(r"```sh\n(.*?)```", (ROOT / "docs" / "alerts.md").read_text(), re.DOTALL)
@@ -236,7 +231,6 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
         ["bash", "-ec", lines[1]], env=home, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert told.returncode == 0, told.stdout + told.stderr
-    subprocess.run([sys.executable, "-c", REGISTER], env=there, cwd=ROOT, check=True, timeout=300)
 
     asked = ["nightly", "--config", str(config), "--hand-out", "--night", "2026-11-20T02:00:00Z", "--json", str(said)]
     night = subprocess.Popen([sys.executable, "-m", "nightjar.cli", *asked], env=there, cwd=ROOT)
@@ -245,7 +239,7 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
     crashed = {"state": {"type": "CRASHED", "message": "its machine went away"}, "force": True}
     httpx.post(f"{server}/flow_runs/{lost['id']}/set_state", json=crashed).raise_for_status()
     until(lambda: children(server)["port-hand-onnx-fp"]["state_name"] == "AwaitingRetry")
-    worker = subprocess.Popen([sys.executable, "-c", SERVE], env=there, cwd=ROOT)
+    worker = Worker(server, deployed, store, tmp_path / "worker.log")
     try:
         assert night.wait(timeout=400) == 1
         first = json.loads(said.read_text())
@@ -258,8 +252,7 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
         again = cli(*asked, store=store, **{name: there[name] for name in ("PREFECT_API_URL", "NIGHTJAR_HISTORY")})
         assert again.returncode == 1, again.stdout + again.stderr
     finally:
-        worker.terminate()
-        worker.wait(timeout=60)
+        worker.stop()
     second = children(server)
     assert {name: run["id"] for name, run in second.items()} == {name: run["id"] for name, run in ran.items()}
     assert second["port-hand-onnx-fp"]["run_count"] == ran["port-hand-onnx-fp"]["run_count"], "it ran twice"
@@ -268,8 +261,14 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
     assert json.loads(said.read_text())["cells"][0]["judge"] == first["cells"][0]["judge"]
 
     until(lambda: len(bodies) >= 1, seconds=60)
+    asked_for = {"filter": {"event": {"name": ["nightjar.verdict"]}, "any_resource": {"labels": {}}}}
+    verdicts = httpx.post(f"{server}/events/filter", json=asked_for).json()["events"]
+    ours = [each for each in verdicts if each["resource"]["prefect.resource.id"] == "nightjar.cell.hand/onnx/fp"]
+    assert len(ours) == 1
+    assert ours[0]["payload"]["outcome"] == ours[0]["resource"]["nightjar.outcome"] == outcomes(first)["hand/onnx/fp"]
     assert json.loads(bodies[0])["text"] == first["sentence"]
     assert address not in json.dumps(httpx.post(f"{server}/events/filter", json={}).json())
-    states = httpx.post(f"{server}/flow_runs/filter", json={"flows": {"name": {"any_": ["nightly"]}}}).json()
-    assert {(run["state_name"], run["name"]) for run in states} == {("Failed", "night-2026-11-20T02:00:00Z")}
+    named = {"flow_runs": {"name": {"any_": ["night-2026-11-20T02:00:00Z"]}}}
+    states = httpx.post(f"{server}/flow_runs/filter", json=named).json()
+    assert [run["state_name"] for run in states] == ["Failed", "Failed"]
     assert first["sentence"] in [run["state"]["message"] for run in states]

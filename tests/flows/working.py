@@ -16,14 +16,14 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 class Worker:
-    """`prefect worker start` on a pool, with a store."""
+    """`prefect worker start` on a pool, with a store; without --limit (docs/decisions/012-deployments.md)."""
 
-    def __init__(self, server: str, pool: str, store: Path, log: Path, limit: int = 2, **environment: str) -> None:
+    def __init__(self, server: str, pool: str, store: Path, log: Path, **environment: str) -> None:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         self.log, self.url = log, server
         with log.open("w") as written:
             self.process = subprocess.Popen(
-                [*command, "--limit", str(limit), "--name", log.stem],
+                [*command, "--name", log.stem],
                 cwd=ROOT,
                 env={
                     **os.environ,

@@ -159,6 +159,7 @@ def test_what_holds_the_processor_back_is_in_the_lines_and_in_the_score(
 ) -> None:
     run(binary, clips[:3], tmp_path / "job")
     (tmp_path / "job" / "lines.jsonl").unlink()
+    said_clips = [clip.model_copy(update={"text": "x"}) for clip in clips[:3]]
     device = tmp_path / "sys/class/thermal/cooling_device0"
     device.mkdir(parents=True)
     for name, text in (("type", "cpufreq-cpu0"), ("cur_state", "2"), ("max_state", "7")):
@@ -171,7 +172,7 @@ def test_what_holds_the_processor_back_is_in_the_lines_and_in_the_score(
         session.run_job(tmp_path / "job", said)
         lines = [line for text in said.getvalue().splitlines() if "id" in (line := json.loads(text))]
         (tmp_path / "job" / "lines.jsonl").unlink()
-        return score("binary", "device", clips[:3], [{**line, "text": "x"} for line in lines]).throttled
+        return score("binary", "device", said_clips, [{**line, "text": "x"} for line in lines]).throttled
 
     monkeypatch.setattr(health, "SYS", tmp_path / "sys")
     assert throttled() == {"cpufreq-cpu0 cooled, step 2 of 7": 3}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from nightjar.cli import main
 from nightjar.doctor import examine
 from nightjar.errors import NightjarError, ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
 from nightjar.logged import last_line, run_logged, together
-from nightjar.toolchain import MARKER, Toolchain, install, installed_versions, pinned, toolchain
+from nightjar.plugins import plugin
+from nightjar.toolchain import MARKER, Toolchain, chosen, install, installed_versions, pinned, toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = "tests.nightjar.toolchain_work"
@@ -140,6 +142,25 @@ def test_what_is_absent_or_of_another_version_is_missing(lock: Path) -> None:
         toolchain("rknn")
 
 
+def test_a_chosen_environment_is_used_whatever_is_pinned_and_enters_the_key_by_its_versions(
+    lock: Path, tmp_path: Path
+) -> None:
+    usual = install("rknn", lambda said: None)
+    older = tmp_path / "older" / "rknn"
+    shutil.copytree(usual.folder, older, symlinks=True)
+    site = next(older.glob("lib/python*")) / "site-packages"
+    (site / "rknn_toolkit2-2.4.0.dist-info").mkdir(parents=True)
+    with chosen("rknn", older.parent) as found:
+        assert found.folder == toolchain("rknn").folder == older
+        assert plugin("targets", "rknn").sdk()["rknn-toolkit2"] == "2.4.0"
+        with chosen("rknn", usual.folder):
+            assert "rknn-toolkit2" not in plugin("targets", "rknn").sdk()
+        assert toolchain("rknn").folder == older
+    assert toolchain("rknn").folder == usual.folder
+    with pytest.raises(ToolchainMissing, match="no toolchain of rknn"), chosen("rknn", tmp_path / "nowhere"):
+        pass
+
+
 def test_installing_twice_makes_it_once_and_a_new_lock_makes_it_anew(
     lock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +259,6 @@ def test_commands_run_together_and_the_first_to_fail_ends_the_others(tmp_path: P
     sleeps = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
     sleeps += "os.rename('pid', 'pids')\ntime.sleep(1000)"
     with pytest.raises(ToolchainFailed, match="refused"):
-        together([lambda: runs(sleeps), fails, lambda: runs("open('third', 'w')")], 2)
+        together([lambda: runs(sleeps), fails, lambda: runs("import time; time.sleep(5); open('third', 'w')")], 2)
     assert _gone(tmp_path / "pids")
     assert not (tmp_path / "third").exists()

@@ -1,0 +1,130 @@
+"""The history as pages need it: checked rows by night and by cell, what differs between two, and their artifacts."""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pandas as pd
+from pydantic import BaseModel, ValidationError
+
+from nightjar.artifact import Store
+from nightjar.errors import StoreBroken
+from nightjar.history import Cell, Finding, History, Night
+from nightjar.site.names import is_key
+
+RANKS = {"PASS": 4, "UNDECIDED": 3, "FAIL": 2, "BROKEN": 1, "MISSING": 1}
+Row = TypeVar("Row", bound=BaseModel)
+
+
+class Past(NamedTuple):
+    """All nights, oldest first, and what belongs to each."""
+
+    nights: tuple[Night, ...]
+    by_night: dict[str, tuple[Cell, ...]]
+    by_cell: dict[str, tuple[Cell, ...]]
+    findings: dict[str, tuple[Finding, ...]]
+
+    def before(self, cell: Cell) -> Cell | None:
+        """Return the night before of a cell, if it has one: the last that it was in."""
+        rows = self.by_cell[cell.cell]
+        at = next(number for number, row in enumerate(rows) if row.night == cell.night)
+        return rows[at - 1] if at else None
+
+    def best(self, cell: Cell) -> Cell | None:
+        """Return the best earlier night on this speech: best verdict, then lowest WER, then smallest; the first of equals."""
+        rows = [row for row in self.by_cell[cell.cell] if row.night < cell.night and row.speech == cell.speech]
+        scored = [row for row in rows if row.wer is not None]
+        return max(scored, key=lambda row: (RANKS[row.outcome], -(row.wer or 0), -(row.size_bytes or 0)), default=None)
+
+
+def read_past(history: History) -> Past:
+    """Read the three tables; raises StoreBroken where one cannot be read, or a row is no row."""
+    nights = _rows(history.nights(), Night, history.folder / "nights.csv")
+    cells = _rows(history.cells(), Cell, history.folder / "cells.csv")
+    findings = _rows(history.findings(), Finding, history.folder / "findings.csv")
+    return Past(
+        nights=nights,
+        by_night=_grouped(cells, lambda row: row.night),
+        by_cell=_grouped(cells, lambda row: row.cell),
+        findings=_grouped(findings, lambda row: row.night),
+    )
+
+
+def differs(before: Cell, after: Cell) -> list[str]:
+    """Say what else differs between two nights of a cell, likeliest cause of a difference first."""
+    said = []
+    for name in ("checkpoint", "speech"):
+        old, new = getattr(before, name), getattr(after, name)
+        if old and new and old != new:
+            said.append(f"{name} {old[:8]} → {new[:8]}")
+    old_versions, new_versions = versions(before.versions), versions(after.versions)
+    if old_versions and new_versions:
+        for name in sorted(old_versions.keys() | new_versions.keys()):
+            old, new = old_versions.get(name, "absent"), new_versions.get(name, "absent")
+            if old != new:
+                said.append(f"{name} {old} → {new}")
+    if before.code and after.code and before.code != after.code:
+        said.append(f"code {before.code[:8]} → {after.code[:8]}")
+    if before.tier and after.tier and before.tier != after.tier:
+        said.append(f"tier {before.tier} → {after.tier}")
+    if before.board_facts and after.board_facts and before.board_facts != after.board_facts:
+        said.append(f"board {before.board_facts} → {after.board_facts}")
+    return said
+
+
+def versions(text: str) -> dict[str, str]:
+    """Part 'rknn-toolkit2 2.5.0; torch 2.13.0' into names and versions."""
+    parts = (part.strip().rpartition(" ") for part in text.split(";") if part.strip())
+    return {name or version: version for name, _, version in parts}
+
+
+class Kept:
+    """What the store still has of the history: verdicts and reports; gc may have taken either."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.verdict = functools.lru_cache(maxsize=32)(self._verdict)
+
+    def file(self, stage: str, key: str, name: str) -> Path | None:
+        """Return where a file of an artifact lies, verified, or None where there is none any more."""
+        if not is_key(key):
+            return None
+        record, _ = self.store.find(stage, key)
+        path = self.store.path(record.artifact) / name if record is not None else None
+        return path if path is not None and path.is_file() else None
+
+    def _verdict(self, key: str) -> dict[str, Any] | None:
+        """Read verdict.json by its key."""
+        path = self.file("judge", key, "verdict.json")
+        if path is None:
+            return None
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded
+
+    def gates(self, key: str) -> list[dict[str, Any]]:
+        """List the gates of a verdict that it did not pass; none where the store has no such verdict."""
+        verdict = self.verdict(key)
+        return [gate for gate in verdict["verdict"]["gates"] if gate["outcome"] != "PASS"] if verdict else []
+
+
+def _rows(table: pd.DataFrame, kind: type[Row], path: Path) -> tuple[Row, ...]:
+    try:
+        return tuple(
+            kind.model_validate({str(name): value for name, value in row.items() if not pd.isna(value)})
+            for row in table.to_dict("records")
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StoreBroken(
+            f"{path} has a row that is none of ours ({place}: {first['msg']}): mend it, or move it away to begin anew"
+        ) from error
+
+
+def _grouped(rows: Sequence[Row], of: Callable[[Row], str]) -> dict[str, tuple[Row, ...]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(of(row), []).append(row)
+    return {name: tuple(group) for name, group in found.items()}

@@ -1,0 +1,108 @@
+"""What a person reads in the Prefect UI of a port and of a night: verdict first, figures, where to read on."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nightjar.site.names import INDEX, cell_id, cell_page, night_page, report_page
+
+if TYPE_CHECKING:  # it brings pandas, half a second that a port does not need
+    from nightjar.history import Cell, Finding, Night
+
+MARKS = {True: "▼", False: "•"}
+
+
+def plain(text: str) -> str:
+    """Write a text that markdown takes for nothing else."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split()))
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """Name the verdict; a stand-in's is never written like one of an NPU."""
+    return f"stand-in ({results['verdict']})" if results["tier"] == "stand-in" else str(results["verdict"])
+
+
+def verdict_markdown(results: Mapping[str, Any]) -> str:
+    """Write a port's verdict for the Prefect UI: the word, the figures, where to read on, every gate, the versions."""
+    low, high = results["interval"]
+    unit = "CER" if results["unit"] == "character" else "WER"
+    model, target, precision = (plain(str(results[name])) for name in ("model", "target", "precision"))
+    lines = [
+        f"# {headline(results)} · {model} on {target}, {precision}",
+        "",
+        f"Δ {unit} **{results['delta_wer']:+.2f}** points [{low:+.2f}, {high:+.2f}] · tier **{results['tier']}** · "
+        f"{results['clips']} clips, {results['words']:,} {results['unit']}s"
+        + (f", {len(results['aside'])} set aside" if results["aside"] else ""),
+        "",
+    ]
+    if results["tier"] == "stand-in":
+        lines += ["A public runtime in place of the vendor's: no score of this NPU, and it counts for nothing.", ""]
+    lines += [_where(results), "", f"| | {unit} % | 95 % | empty | looping | capped | RTF p50 |"]
+    lines += ["|---|---:|---|---:|---:|---:|---:|"]
+    for score in results["scores"]:
+        rtf = "–" if score["rtf_p50"] is None else f"{score['rtf_p50']:.3f}"
+        lines.append(
+            f"| {score['subject']} ({score['tier']}) | **{score['wer']:.2f}** | {score['interval'][0]:.2f} – "
+            f"{score['interval'][1]:.2f} | {score['empty']} | {score['looping']} | {score['capped']} | {rtf} |"
+        )
+    lines += ["", "| gate | |", "|---|---|"]
+    worst = sorted(results["gates"], key=lambda gate: ("FAIL", "UNDECIDED", "PASS").index(gate["outcome"]))
+    lines += [f"| **{gate['outcome']}** | {plain(gate['sentence'])} |" for gate in worst]
+    size = ", ".join(f"{plain(part)} {count / 1e6:.1f} MB" for part, count in results["size_bytes"].items())
+    lines += ["", f"Size: {size}.", "", f"Versions: {plain(_versions(results))}.", ""]
+    return "\n".join([*lines, "Again:", "", "```", results["command"].replace("```", "'''"), "```", ""])
+
+
+def _where(results: Mapping[str, Any]) -> str:
+    """Link to the report and the site where NIGHTJAR_SITE_URL says that people can open it; else name the file."""
+    said = f"Report: `{results['report'].replace('`', '')}`"
+    if not (base := site_url()):
+        return said
+    asked = results["request"].get("board") or ""
+    cell = cell_page(cell_id(results["model"], results["target"], results["precision"], asked))
+    return (
+        f"[Scoreboard]({base}/{INDEX}) · [all nights of this cell]({base}/{cell}) · "
+        f"[report]({base}/{report_page(results['report_key'])})\n\n{said}"
+    )
+
+
+def _versions(results: Mapping[str, Any]) -> str:
+    made = results["made_from"].values()
+    found = {name: version for each in made for kind in ("sdk", "libraries") for name, version in each[kind].items()}
+    facts = {name: value for each in made for name, value in each["board"].items()}
+    return ", ".join(f"{name} {version}" for name, version in [*sorted(found.items()), *sorted(facts.items())])
+
+
+def night_markdown(night: "Night", cells: Sequence["Cell"], findings: Sequence["Finding"]) -> str:
+    """Write a night for the Prefect UI: what failed, what got worse and why, every cell."""
+    lines = [f"# {night.outcome} · the night of {night.night}", ""]
+    base = site_url()
+    if base:
+        lines += [f"[Scoreboard]({base}/{INDEX}) · [this night]({base}/{night_page(night.night)})", ""]
+    lines += [plain(night.failed) or "No gate failed.", ""]
+    if findings:
+        lines += ["## What changed", ""]
+        ordered = sorted(findings, key=lambda finding: not finding.regression)
+        lines += [f"- {MARKS[finding.regression]} {plain(finding.sentence)}" for finding in ordered]
+        lines.append("")
+    lines += ["| cell | | tier | WER % | Δ [95 %] | size | RTF p50 |", "|---|---|---|---:|---|---:|---:|"]
+    for cell in cells:
+        named = plain(cell.cell)
+        if base:
+            named = f"[{named}]({base}/{cell_page(cell.cell)})"
+        word = f"stand-in ({cell.outcome})" if cell.tier == "stand-in" else f"**{cell.outcome}**"
+        whole = cell.delta_wer is not None and cell.low is not None and cell.high is not None
+        delta = f"{cell.delta_wer:+.2f} [{cell.low:+.2f}, {cell.high:+.2f}]" if whole else "–"
+        wer = "–" if cell.wer is None else f"{cell.wer:.2f}"
+        size = "–" if cell.size_bytes is None else f"{cell.size_bytes / 1e6:.1f} MB"
+        rtf = "–" if cell.rtf is None else f"{cell.rtf:.4f}"
+        lines.append(f"| {named} | {word} | {cell.tier or '–'} | {wer} | {delta} | {size} | {rtf} |")
+    if unscored := [cell for cell in cells if cell.wer is None and cell.error]:
+        lines += ["", *(f"- {plain(cell.cell)}: {plain(cell.error)}" for cell in unscored)]
+    return "\n".join([*lines, ""])
+
+
+def site_url() -> str:
+    """Return where people can open the site, as NIGHTJAR_SITE_URL says; empty where it does not."""
+    return os.environ.get("NIGHTJAR_SITE_URL", "").rstrip("/")

@@ -1,0 +1,101 @@
+"""What a person sees of a run in the UI of a real server: the verdict first, progress on a long stage, a folded log."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.flows.conftest import ROOT
+
+FLOW = """
+import sys, time
+from pathlib import Path
+from prefect import flow
+import tasks.ui
+from nightjar.errors import ToolchainFailed
+from nightjar.logged import run_logged
+from nightjar.progress import tick
+from nightjar.artifact import Store
+from tasks.stage import Run, running, stage
+
+tasks.ui.FIRST_S = tasks.ui.EVERY_S = 0.2
+NOISE = "for i in range(3000): print('I layer', i)\\nprint('W a layer stays float')\\nprint('the last line')"
+
+@stage
+def compiled(*, ends: str, out: Path) -> dict[str, str]:
+    "Print a lot, slowly."
+    run_logged([sys.executable, "-c", NOISE], {}, out, out / "log.txt", 60)
+    (out / "log.txt").unlink()
+    for done in range(8):
+        time.sleep(0.2)
+        tick(done + 1, 8)
+    if ends == "badly":
+        raise ToolchainFailed("the toolkit refused the <graph>")
+    (out / "binary").write_text("made")
+    return {}
+
+@flow(name="shown")
+def shown():
+    for ends in ("well", "well", "badly"):
+        compiled(ends=ends, label=ends)
+
+def main(store):
+    with running(Run(Store(Path(store)))):
+        shown()
+"""
+
+
+def of_run(url: str, what: str, flow_run: str, **more: Any) -> list[dict[str, Any]]:
+    asked = {what: {"flow_run_id": {"any_": [flow_run]}}, **more}
+    found: list[dict[str, Any]] = httpx.post(f"{url}/{what}/filter", json=asked).raise_for_status().json()
+    return found
+
+
+def test_a_long_stage_shows_its_progress_and_a_toolchains_log_is_folded(server: str, tmp_path: Path) -> None:
+    (tmp_path / "shown.py").write_text(FLOW)
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": server,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "nightjar,tasks",
+        "PREFECT_LOGGING_LEVEL": "DEBUG",
+    }
+    command = [sys.executable, "-c", f"import shown; shown.main({str(tmp_path / 'store')!r})"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert "the toolkit refused the <graph>" in done.stderr, done.stdout + done.stderr
+    newest = {"sort": "START_TIME_DESC", "limit": 1, "flows": {"name": {"any_": ["shown"]}}}
+    run = httpx.post(f"{server}/flow_runs/filter", json=newest).json()[0]["id"]
+
+    artifacts = [artifact for artifact in of_run(server, "artifacts", run) if artifact["key"]]
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for artifact in artifacts:
+        by_key.setdefault(artifact["key"], []).append(artifact)
+    assert sorted(by_key) == [
+        "log-compiled-badly",
+        "log-compiled-well",
+        "progress-compiled-badly",
+        "progress-compiled-well",
+    ]
+    assert all(len(group) == 1 for group in by_key.values()), "a cached stage shows no progress and no log"
+    assert all(artifact["task_run_id"] for artifact in artifacts)
+    assert by_key["progress-compiled-well"][0]["data"] == 100.0
+    assert by_key["progress-compiled-badly"][0]["data"] == 100.0  # it fails after its last tick
+    failed = by_key["log-compiled-badly"][0]["data"]
+    assert failed.startswith("# Failed · compiled badly")
+    assert "the toolkit refused the \\<graph\\>" in failed
+    assert "the last line" in failed
+    assert "layer 100\n" not in failed
+
+    kept = next((tmp_path / "store" / "compiled").glob("*/toolchain.txt")).read_text()
+    assert kept.count("I layer") == 3000
+    for _ in range(100):  # logs are sent in the background
+        said = [line["message"] for line in of_run(server, "logs", run, limit=200)]
+        if any("3,002 lines of the toolchain" in line for line in said):
+            break
+        time.sleep(0.1)
+    assert any("3,002 lines of the toolchain" in line and "1 of them" in line for line in said), "\n".join(said)
+    assert not [line for line in said if "I layer" in line], "the run's log is flooded"
