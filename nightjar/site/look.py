@@ -89,7 +89,7 @@ PARTS = """{% macro interval(c) %}{% if c.low is not none and c.high is not none
 {% macro findings(items, root) %}<ul class="found">
 {% for f in items %}<li><i class="{{ "FAIL" if f.regression else "PASS" if f.better else "soft" }}" title="{{ "regression" if f.regression else "better" if f.better else "different" }}">{{ "▼" if f.regression else "▲" if f.better else "•" }}</i>
 <div>{% if f.href %}<a href="{{ root }}{{ f.href }}"><b>{{ f.cell }}</b></a>{% else %}<b>{{ f.cell }}</b>{% endif %}&ensp;<span class="tag">{{ f.kind|upper if f.kind in ("wer", "rtf") else f.kind }}, against {{ "the best, " if f.against == "best" }}{{ f.other|day }}</span><br>{{ f.said }}
-{% if f.causes %}<br><span class="soft">Likely cause: {{ f.causes|dated }}</span>{% endif %}
+{% if f.causes and f.kind != "versions" %}<br><span class="soft">Likely cause: {{ f.causes|dated }}</span>{% endif %}
 {% if f.pair %}<br><a class="go" href="{{ root }}{{ f.pair }}">{{ "what differs, clip by clip" if f.kind == "wer" else "the two nights side by side" }} →</a>{% endif %}</div></li>{% endfor %}</ul>{% endmacro %}
 """
 

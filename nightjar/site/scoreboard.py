@@ -143,6 +143,8 @@ def lead(night: Night, cells: Sequence[Cell]) -> str:
     if others := len(cells) - len(real) - standins:
         aside.append(count(others, "other"))
     not_counted = f"; {listed(aside)} not counted" if aside else ""
+    if len(said) == 1 and len(real) > 1:
+        return f"All {len(real)} cells {said[0].partition(' ')[2]}{not_counted}."
     return f"{of}, {listed(said)}{not_counted}." if said else f"No cell that counts{not_counted}."
 
 
