@@ -180,7 +180,7 @@ def make_database(data: Path, password: str) -> None:
     new.mkdir(mode=0o700)
     if user:
         shutil.chown(new, user, user)
-    # Nobody gets in before the password is set: initdb takes one from a file only, and another account may not read ours.
+    # Nobody gets in before there is a password: initdb takes it from a file, and that account may not read ours.
     how = ("--username=nightjar", "--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8")
     _database_step("initdb", (*how, "-D", str(new)), user)
     said = f"ALTER ROLE nightjar PASSWORD '{password}';\n\nCREATE DATABASE nightjar;\n\n"

@@ -31,7 +31,7 @@ UI_PORT = 4200  # where Prefect's documentation has it
 
 
 class PartState(NamedTuple):
-    """What a part is doing; `born` is its process's start in clock ticks since boot, since a pid alone is used again."""
+    """What a part is doing; `born`, its process's start in clock ticks since boot, tells a pid that is used again."""
 
     doing: str  # waiting, starting, healthy, unhealthy, done, stopped, ended
     pid: int = 0

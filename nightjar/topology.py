@@ -1,4 +1,4 @@
-"""What nights run on, read from docker-compose.yml: its services with what starts them, what they need and how they are.
+"""What nights run on, read from docker-compose.yml: its services, what starts them and what they need.
 
 Containers and native packages (nightjar/parts.py) follow the same lines of it.
 """

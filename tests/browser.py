@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over the DevTools protocol as a person would: by what is to be read, with mouse and keys."""
+"""A headless Chromium, driven over the DevTools protocol as by a person: by what is to be read, with mouse and keys."""
 
 import base64
 import contextlib

@@ -1,4 +1,4 @@
-"""docs/nightly.md, followed in a browser: the UI, a port from the form, the night by schedule, broken, mended, retried."""
+"""docs/nightly.md, followed in a browser: a port from the form, the night by schedule, broken, mended, retried."""
 
 import datetime
 from collections.abc import Iterator
