@@ -106,7 +106,7 @@ def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page,
     open_deployment(stack, page, "nightly", "default")
     page.shot("nightly")
     schedule(page, config)
-    page.sees("Upcoming")
+    page.wait("!document.querySelector('[role=dialog]')", "the end of the dialog")
     page.shot("scheduled")
 
     def night() -> str | None:
@@ -125,6 +125,8 @@ def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page,
         aside.rename(blocked)
     retry(page)
     stack.until(lambda: stack.run(run)["run_count"] == 2 and ended(stack, run), "the second attempt's end")
+    page.sees("Completed")
+    page.click("Subflow Runs", "[role=tab]")
     page.shot("retried")
     now = finished(stack.store)
     assert {stage: now[stage] for stage in kept} == kept, "a finished stage ran again"
@@ -133,12 +135,14 @@ def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page,
 
 
 def schedule(page: Page, config: Path) -> None:
-    """Set the night's schedule to the minute after the next, and its config, on the deployment's page."""
+    """Set the night's schedule to one of the next minutes, and its config, on the deployment's page."""
     page.click(None, MENU)
     page.click("Edit", "[role=menuitem]")
     page.sees("Parameter Overrides")
     page.fill("config", str(config))
-    due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90)
+    due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(
+        seconds=60 + 25
+    )  # 25 s at least, to look and to save
     page.fill("Value", f"{due.minute} {due.hour} * * *")
     page.shot("schedule")
     page.click("Save", "[role=dialog] button")
