@@ -8,7 +8,7 @@ setup: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@echo "setting up .venv (once, a few minutes)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev,service]'
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev,service,remote,dask]'
 	@touch $@
 
 demo: setup  ## port the shipped model to the RK3588 in Rockchip's simulator, print the verdict, write the report

@@ -69,7 +69,8 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
             f"the toolchains in {request.toolchains[0]} and {request.toolchains[1]} have the same versions, which is "
             "what the store knows them by: give two that differ"
         )
-    a, b = (Side(str(folder), PortRequest(**fields, checkpoint=one), folder) for folder in folders)
+    request_of_both = PortRequest(**fields, checkpoint=one)
+    a, b = (Side(str(path), request_of_both, path) for path in request.toolchains)
     return a, b
 
 

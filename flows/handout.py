@@ -8,10 +8,10 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -31,6 +31,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 
 from flows.port_form import filled
+from flows.server import patiently
 from nightjar.attempt import forget
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
 from nightjar.night import Asked
@@ -66,11 +67,12 @@ def hand_out(asked: Sequence[Asked], night: str, patience_s: float) -> list[Ende
         children = []
         for each in asked:
             try:
-                children.append(Child(each, _started(client, each, f"{night}-{each.cell}")))
+                key = f"{night}-{each.cell}"
+                children.append(Child(each, patiently(partial(_started, client, each, key))))
             except NightjarError as error:
                 ended[each.cell] = _ended(each, 0.0, failure_of(error))
         for child, run in _finished(client, children, patience_s):
-            done = _read(client, child.asked, run)
+            done = patiently(partial(_read, client, child.asked, run))
             ended[done.asked.cell] = done
             what = done.failure.outcome if done.failure is not None else (done.results or {}).get("verdict")
             log.info("%s: %s after %.0f s", done.asked.cell, what, done.seconds)
@@ -130,12 +132,7 @@ def _finished(
     end = time.monotonic() + patience_s
     while waiting:
         late = time.monotonic() > end
-        try:
-            runs = {run.id: run for run in _runs(client, list(waiting))}
-        except httpx.HTTPError as error:
-            log.warning("the Prefect server does not answer (%s): waiting for it", error or type(error).__name__)
-            time.sleep(POLL_S)
-            continue
+        runs = {run.id: run for run in patiently(partial(_runs, client, list(waiting)))}
         for run_id in list(waiting):
             run = runs.get(run_id)
             if run is None or late or (run.state is not None and run.state.is_final()):
@@ -148,10 +145,9 @@ def _finished(
             time.sleep(POLL_S)
 
 
-def _runs(client: SyncPrefectClient, ids: Sequence[UUID]) -> Iterator[FlowRun]:
-    for start in range(0, len(ids), PAGE):
-        asked_for = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[start : start + PAGE])))
-        yield from client.read_flow_runs(flow_run_filter=asked_for, limit=PAGE)
+def _runs(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
+    pages = [FlowRunFilter(id=FlowRunFilterId(any_=list(ids[n : n + PAGE]))) for n in range(0, len(ids), PAGE)]
+    return [run for page in pages for run in client.read_flow_runs(flow_run_filter=page, limit=PAGE)]
 
 
 def _read(client: SyncPrefectClient, asked: Asked, run: FlowRun | None) -> Ended:

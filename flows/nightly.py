@@ -10,32 +10,31 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
 from flows.handout import hand_out
 from flows.port import port
+from flows.server import patiently
 from nightjar.artifact import Store
-from nightjar.doctor import server_answers
+from nightjar.closure import ROOT
 from nightjar.errors import NightjarError
 from nightjar.evidence import Evidence, read_evidence
 from nightjar.history import Cell, Finding, History, Night
 from nightjar.night import Asked, NightRequest, read_config
 from nightjar.regression import best_night, findings
+from nightjar.site.write import write_site
 from nightjar.tally import Ended, Failure, cell_row, failure_of, night_row, sentence
 from tasks.announce import announce_night
-from tasks.publish import command_line
+from tasks.publish import command_line, publish_night
 from tasks.stage import Outcome, Run, apart, default_store, joining, running
 
 log = logging.getLogger("nightjar.nightly")
 
+SITE = ROOT / "reports" / "site"
 STAMP = "%Y-%m-%dT%H:%M:%SZ"
-SERVER_TRIES = 3  # of a cell that a server's outage ended
-SERVER_BACK_S = 600.0
 
 
 def due() -> str:
@@ -62,6 +61,8 @@ def nightly(request: NightRequest) -> Any:
         else:
             ended = [_run_here(each, run) for each in asked]
         row, cells, found = concluded(night, started, ended, run.store, History())
+        if request.site:
+            _write_site(run.store)
     said = sentence(row, cells, found)
     results = {
         "night": row.model_dump(mode="json"),
@@ -71,6 +72,7 @@ def nightly(request: NightRequest) -> Any:
     }
     if FlowRunContext.get() is None:
         return results
+    patiently(lambda: publish_night(row, cells, found))
     announce_night(row, said, found)
     ending: State[Any] = (Failed if row.outcome == "FAIL" else Completed)(message=said, data=results)
     return ending
@@ -114,6 +116,15 @@ def planned(request: NightRequest) -> list[tuple[str, list[Outcome] | Failure]]:
     return said
 
 
+def _write_site(store: Store) -> None:
+    """Write the site anew; a night is no worse for a site that cannot be written."""
+    try:
+        written = write_site(History(), store, SITE)
+        log.info("%d of %d pages of %s were made anew", written.made, written.pages, written.first)
+    except (NightjarError, OSError) as error:
+        log.warning("the site was not written: %s", error)
+
+
 def _looked_back(store: Store, cell: Cell, before: list[Cell], failure: Failure | None) -> list[Finding]:
     """Find what changed in one cell; reads of the store the last night that has a verdict, and the best."""
     last = next((row for row in reversed(before) if row.wer is not None), None)
@@ -143,24 +154,11 @@ def _run_here(asked: Asked, run: Run) -> Ended:
 
 def _ported(asked: Asked) -> dict[str, Any]:
     """Run the flow `port`; where the Prefect server went away meanwhile, wait for it and take what is in the store."""
-    tries = 0
-    while True:
-        try:
-            with apart(asked.request.refresh, asked.request.board_wait):
-                served = FlowRunContext.get() is not None
-                results: dict[str, Any] = port(asked.request) if served else port.fn(asked.request)
-                return results
-        except httpx.HTTPError:
-            tries += 1
-            if tries == SERVER_TRIES or not _server_is_back():
-                raise
 
+    def once() -> dict[str, Any]:
+        with apart(asked.request.refresh, asked.request.board_wait):
+            served = FlowRunContext.get() is not None
+            results: dict[str, Any] = port(asked.request) if served else port.fn(asked.request)
+            return results
 
-def _server_is_back() -> bool:
-    url, end = PREFECT_API_URL.value(), time.monotonic() + SERVER_BACK_S
-    while url and (reason := server_answers(url)):
-        if time.monotonic() > end:
-            return False
-        log.warning("the Prefect server does not answer (%s): waiting for it", reason)
-        time.sleep(5)
-    return bool(url)
+    return patiently(once)

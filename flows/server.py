@@ -1,7 +1,10 @@
 """The Prefect server that is configured: there, or said in one line."""
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -9,6 +12,13 @@ from prefect.settings import PREFECT_API_URL
 
 from nightjar.doctor import server_answers
 from nightjar.errors import Broken, ServerMissing
+
+log = logging.getLogger("nightjar.nightly")
+
+TRIES = 3
+BACK_S = 600.0  # in which a server that went away is waited for
+
+Answer = TypeVar("Answer")
 
 
 @contextlib.contextmanager
@@ -39,3 +49,26 @@ def asking() -> Iterator[SyncPrefectClient]:
         raise ServerMissing(
             f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL"
         ) from error
+
+
+def patiently(call: Callable[[], Answer]) -> Answer:
+    """Do what needs the server, and again once it is back if it went away meanwhile; raises what the last try did."""
+    tries = 0
+    while True:
+        try:
+            return call()
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            tries += 1
+            refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+            if refused or tries == TRIES or not _is_back():
+                raise
+
+
+def _is_back() -> bool:
+    url, end = PREFECT_API_URL.value(), time.monotonic() + BACK_S
+    while url and (reason := server_answers(url)):
+        if time.monotonic() > end:
+            return False
+        log.warning("the Prefect server does not answer (%s): waiting for it", reason)
+        time.sleep(5)
+    return bool(url)

@@ -104,10 +104,6 @@ class Store:
         damage = self._damage(folder, record)
         return (None, damage) if damage else (record, "")
 
-    def peek(self, stage: str, key: str) -> tuple[Record | None, str]:
-        """Return what `find` would, for a plan: nothing is brought here."""
-        return self.find(stage, key)
-
     def _damage(self, folder: Path, record: Record) -> str:
         """Say what differs between the files and their record; empty when nothing does.
 

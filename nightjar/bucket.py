@@ -32,14 +32,15 @@ class Bucket:
     """Read, write, list and remove files by their names below a URL; nothing is cached, nothing is reached before."""
 
     def __init__(self, url: str) -> None:
-        """Raises BadOptions for a URL of no known protocol or with a password, Missing without its library."""
+        """Raises BadOptions for a URL of no protocol or with a password, Missing without its library."""
         import fsspec
 
         parts = urlsplit(url)
         if parts.password is not None:
             raise BadOptions(
-                f"NIGHTJAR_STORE={parts.scheme}://…@{parts.hostname}{parts.path} holds a password, and ends up in logs: "
-                "give it by the protocol's own way (AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3)"
+                f"NIGHTJAR_STORE={parts.scheme}://…@{parts.hostname}{parts.path} holds a password, and ends up in "
+                "logs: give it by the protocol's own way (AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY for s3)"
             )
         settings: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if parts.scheme in ("s3", "s3a"):

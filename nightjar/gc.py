@@ -292,7 +292,7 @@ def _sweep_work(store: Store, dry_run: bool) -> Iterator[tuple[str, int]]:
         stage, _, key = folder.name.rpartition("-")
         with store.lock_now(stage, key) as ours:
             newest = max(mtime_ns(path) for path in (folder, *_files(folder)))
-            if not ours or newest > before_ns:
+            if not ours or not folder.exists() or newest > before_ns:  # its run ended since we listed it
                 continue
             size = _bytes(folder)
             if not dry_run:

@@ -52,6 +52,7 @@ class NightRequest(BaseModel):
         "otherwise they run here, one after the other",
     )
     patience_h: float = Field(12, gt=0, description="hours that cells given to work queues may take, all together")
+    site: bool = Field(False, description="write the pages of all nights (reports/site) anew when it has ended")
     night: str | None = Field(
         None,
         pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$",

@@ -66,7 +66,7 @@ def findings(
     if last is None or tonight.cell.wer is None or _unchanged(tonight.cell, last.cell):
         return found
     found += [*_wer(tonight, last, "last"), *_size(tonight, last, "last"), *_rtf(tonight, last, "last", before)]
-    if not found or tonight.cell.speech != last.cell.speech:
+    if not any(each.causes for each in found) or tonight.cell.speech != last.cell.speech:
         found += _versions(tonight, last)
     if best is not None and best.cell.night != last.cell.night:
         said = {finding.kind for finding in found if finding.regression}

@@ -67,14 +67,6 @@ class RemoteStore(Store):
             damage = self._fetch(there)
         return (None, damage) if damage else super().find(stage, key)
 
-    def peek(self, stage: str, key: str) -> tuple[Record | None, str]:
-        """Return a key's record, there or here, without fetching anything: for a plan."""
-        record, why = super().find(stage, key)
-        if record is not None:
-            return record, why
-        there = self._read(stage, key)
-        return (None, there or why) if isinstance(there, str) else (there, "")
-
     @contextlib.contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Hold the only right to make a key, on this machine by a lock and among all by a lease."""

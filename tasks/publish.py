@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
@@ -13,9 +13,12 @@ from nightjar.closure import ROOT
 from nightjar.page import complete
 from nightjar.request import PortRequest
 from tasks.announce import announce_verdict, results_artifact
-from tasks.markdown import headline, verdict_markdown
+from tasks.markdown import headline, night_markdown, verdict_markdown
 from tasks.stage import Outcome, current_run
 from tasks.ui import put_up, slug
+
+if TYPE_CHECKING:
+    from nightjar.history import Cell, Finding, Night
 
 
 def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> dict[str, Any]:
@@ -41,6 +44,13 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
     if FlowRunContext.get() is not None:
         announce_verdict(results)
     return results
+
+
+def publish_night(night: "Night", cells: Sequence["Cell"], findings: Sequence["Finding"]) -> None:
+    """Show a night with its flow run, if there is one on a server: its verdict, what changed, every cell."""
+    described = f"{night.outcome}: the night of {night.night}"
+    text = night_markdown(night, cells, findings)
+    put_up([ArtifactCreate(type="markdown", key="night", description=described, data=text)])
 
 
 def command_line(request: PortRequest) -> str:

@@ -3,7 +3,8 @@
 A shard is a Prefect task on prefect-dask's runner, or without a server a plain dask task. Its worker takes the binary
 from its own store, runs the session that this machine would run, and gives the lines back with what was harvested. They
 are laid in clip order, so the artifact is the one that an unsharded run makes; how it was shared is no part of its key,
-and a worker whose code, processor or libraries differ from this machine's is refused. What a lost worker had, another does.
+and a worker whose code, processor or libraries differ from this machine's is refused. What a lost worker had,
+another does.
 """
 
 import hashlib
@@ -121,7 +122,7 @@ def run_clips(
 
 
 def run_shard(order: Order) -> Done:
-    """Run a shard on this worker; raises BoardMissing where it is another kind of machine, StoreBroken without binary."""
+    """Run a shard on this worker; raises BoardMissing where it is of another kind, StoreBroken without the binary."""
     store = open_store()
     usage = Usage(store)
     try:
@@ -164,7 +165,7 @@ def shard(order: Order, clips: int) -> Done:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterator[Done]], int]]:
-    """Reach a scheduler; give what submits orders to it and yields what is done as it comes, and how many workers it has."""
+    """Reach a scheduler; give what submits orders and yields what is done as it comes; and how many work there."""
     try:
         import distributed
         from prefect_dask import DaskTaskRunner
@@ -201,7 +202,8 @@ def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterato
             yield (served if FlowRunContext.get() is not None else plain), workers
         except distributed.KilledWorker as error:
             raise SessionFailed(
-                f"a shard was lost with its dask worker time after time ({error}): look at the workers' memory and logs, "
+                f"a shard was lost with its dask worker time after time ({error}): "
+                "look at the workers' memory and logs, "
                 "then run the same command again, finished clips are kept"
             ) from error
 
@@ -231,8 +233,8 @@ def _refuse_others(order: Order, folders: Mapping[str, Path]) -> None:
         differing.append("other code of ours")
     if differing:
         raise BoardMissing(
-            f"dask worker {_worker()} is not of this machine's kind ({', '.join(differing)}): give the scheduler workers "
-            f"that are, or unset {SETTING}"
+            f"dask worker {_worker()} is not of this machine's kind ({', '.join(differing)}): give the scheduler "
+            f"workers that are, or unset {SETTING}"
         )
 
 

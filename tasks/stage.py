@@ -202,7 +202,7 @@ def _resolve(
     parts = key_parts(name, body, arguments)
     key = digest(parts)[:24]
     run.show(label, 0, 0)
-    if not run.plan:
+    if not run.plan or run.store.root.exists():  # a plan makes nothing
         run.usage.note(name, key)
     record, why = _look_up(run, name, key, parts)
     if record is not None:
@@ -229,7 +229,7 @@ def _look_up(run: Run, name: str, key: str, parts: dict[str, str], held: bool = 
     already = any(outcome.key == key for outcome in run.outcomes)
     if name in run.refresh and not already:
         return None, "refresh was asked for"
-    record, why = run.store.peek(name, key) if run.plan else run.store.find(name, key, held)
+    record, why = run.store.find(name, key, held)
     if why == "never made":
         why = _explain_miss(run.store, name, parts)
     return record, why

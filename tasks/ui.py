@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from html import escape
 from pathlib import Path
 from typing import IO
 from uuid import UUID
@@ -31,7 +32,9 @@ OURS = ("nightjar", "models", "targets", "tasks")
 FIRST_S = 10.0  # a stage that ends sooner has no progress worth a look
 EVERY_S = 5.0
 LOG = "toolchain.txt"  # in the artifact's folder, beside what the toolchain made
-LAST_LINES = 20  # of a log, with a failure
+LAST_LINES = 20  # of a log, open to be read with a failure
+FOLDED_LINES = 400  # in the artifact
+LONGEST_LINE = 300
 LOUD = re.compile(r"(E |W |ERROR|WARNING|\w*(Error|Warning): )")
 
 
@@ -157,7 +160,7 @@ class _KeptLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lines = self.loud = 0
-        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self.last: deque[str] = deque(maxlen=FOLDED_LINES)
         self._files: dict[int, IO[str]] = {}  # by the thread that reads a call's output
         self._lock = threading.Lock()
         for stale in folder.glob("toolchain-*.txt"):  # of a run that was killed
@@ -197,15 +200,16 @@ class _SdkLines(logging.Filter):
 
 
 def _log_artifact(label: str, said: str, kept: _KeptLog, failure: str) -> ArtifactCreate:
-    lines = "\n".join(line[:400].replace("```", "'''") for line in kept.last)
-    reason = f"**{plain(failure)}**\n\n" if failure else ""
-    return ArtifactCreate(
-        type="markdown",
-        key=f"log-{slug(label)}",
-        description=said,
-        data=f"# {'Failed' if failure else 'Log'} · {label}\n\n{reason}{said}. "
-        f"The whole log is `{LOG}` in the artifact's folder. Its last lines:\n\n```\n{lines}\n```\n",
-    )
+    lines = [line[:LONGEST_LINE] for line in kept.last]
+    whole = f"{said}. The whole log is `{LOG}` in the artifact's folder."
+    text = [f"# {'Failed' if failure else 'Log'} · {label}", ""]
+    if failure:
+        shown = "\n".join(lines[-LAST_LINES:]).replace("```", "'''")
+        text += [f"**{plain(failure)}**", "", "```", shown, "```", ""]
+    # One block of HTML without an empty line: what is markdown would not fold with it, in either of Prefect's UIs.
+    folded = "\n".join(escape(line) for line in lines)
+    text += [whole, "", f"<details><summary>the last {len(lines)} lines</summary><pre>{folded}</pre></details>", ""]
+    return ArtifactCreate(type="markdown", key=f"log-{slug(label)}", description=said, data="\n".join(text))
 
 
 def _owner() -> dict[str, UUID | None] | None:

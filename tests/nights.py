@@ -40,12 +40,17 @@ class Nights:
     def __init__(self, folder: Path, config: Path) -> None:
         self.folder, self.config, self.current = folder, config, folder / "current.pt"
 
-    def run(self, number: int) -> tuple[int, dict[str, Any]]:
+    def run(self, number: int, *flags: str) -> tuple[int, dict[str, Any]]:
         """Run night `number` of November; return the exit code and what --json has."""
         said = self.folder / "night.json"
+        said.unlink(missing_ok=True)
         code = main(
-            ["nightly", "--config", str(self.config), "--night", f"2026-11-{number:02d}T02:00:00Z", "--json", str(said)]
+            [
+                *("nightly", "--config", str(self.config), "--night", f"2026-11-{number:02d}T02:00:00Z"),
+                *("--json", str(said), *flags),
+            ]
         )
+        assert code in (0, 1), f"night {number} ended with {code}"
         return code, json.loads(said.read_text())
 
 

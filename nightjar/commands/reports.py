@@ -32,7 +32,7 @@ def _report(arguments: argparse.Namespace) -> int:
     history, screen = History(), Screen()
     past = read_past(history)
     if past.nights:
-        _show_night(screen, past)
+        _show_last(screen, past)
     else:
         screen.say(f"no night yet in {history.folder}: `nightjar nightly` makes one")
     if arguments.site:
@@ -42,40 +42,17 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show_night(screen: Any, past: Any) -> None:
-    """Print the last night: its verdict, what failed, what was found, and every cell."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from nightjar.show import COLOURS
-    from nightjar.site.scoreboard import lead
-    from nightjar.site.words import megabytes, sentences, when
+def _show_last(screen: Any, past: Any) -> None:
+    """Print the last night as `nightjar nightly` does."""
+    from nightjar.show_nights import show_night
+    from nightjar.tally import sentence
 
     night = past.nights[-1]
-    cells = past.by_night.get(night.night, ())
-    screen.say(
-        f"[bold {COLOURS[night.outcome]}]{night.outcome}[/]  the night of {when(night.night)}: {lead(night, cells)}"
-    )
-    for said in sentences(night.failed, [cell.cell for cell in cells]):
-        screen.console.print(f"  {said}", markup=False)
-    for finding in past.findings.get(night.night, ()):
-        mark = "regression" if finding.regression else "change"
-        causes = f" ({finding.causes})" if finding.causes else ""
-        screen.console.print(f"  {mark}: {finding.cell}: {finding.sentence}{causes}", markup=False)
-    table = Table(box=None, padding=(0, 2))
-    for column in ("cell", "verdict", "tier", "WER %", "Δ", "95 %", "size", "RTF p50"):
-        table.add_column(column, justify="left" if column in ("cell", "verdict", "tier") else "right", no_wrap=True)
-    for cell in cells:
-        colour = COLOURS.get(cell.outcome, "red") if cell.tier != "stand-in" else "dim"
-        whole = cell.low is not None and cell.high is not None
-        table.add_row(
-            escape(cell.cell),
-            f"[{colour}]{cell.outcome}[/]",
-            escape(cell.tier or "–"),
-            f"{cell.wer:.2f}" if cell.wer is not None else "–",
-            f"{cell.delta_wer:+.2f}" if cell.delta_wer is not None else "–",
-            f"[{cell.low:+.2f}, {cell.high:+.2f}]" if whole else "–",
-            megabytes(cell.size_bytes),
-            f"{cell.rtf:.3f}" if cell.rtf is not None else "–",
-        )
-    screen.console.print(table)
+    cells, findings = past.by_night.get(night.night, ()), past.findings.get(night.night, ())
+    said = {
+        "night": night.model_dump(mode="json"),
+        "cells": [cell.model_dump(mode="json") for cell in cells],
+        "findings": [finding.model_dump(mode="json") for finding in findings],
+        "sentence": sentence(night, cells, findings),
+    }
+    show_night(screen, said)

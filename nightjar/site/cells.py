@@ -9,6 +9,7 @@ from nightjar.site.names import night_page, report_page
 from nightjar.site.past import Kept, Past, differs
 from nightjar.site.plots import SHOWN, Line, chart
 from nightjar.site.scoreboard import findings_of
+from nightjar.site.words import day
 
 FOUND = 40  # findings on a page
 
@@ -20,7 +21,7 @@ TEMPLATES = {
 {% if c.tier == "stand-in" %}<p class="verdict standin">stand-in</p><p class="note">{{ c.outcome }} on a public runtime in place of the vendor's:
 no score of this NPU, and it counts for nothing.</p>{% else %}<p class="verdict {{ c.outcome }}">{{ c.outcome }}</p>{% endif %}
 {% if c.wer is not none %}<p class="lead">WER <b>{{ wer(c.wer) }} %</b>, float graphs {{ wer(c.wer_float) }} %, stock {{ wer(c.wer_stock) }} %.
-Δ <b>{{ delta(c) }}</b> points on {{ c.clips }} clips and {{ c.words }} words, tier {{ c.tier }}, {{ c.night|when }}.</p>
+Δ <b>{{ "%+.2f"|format(c.delta_wer) if c.delta_wer is not none else "–" }}</b> {{ interval(c) }} points on {{ c.clips }} clips and {{ c.words }} words, tier {{ c.tier }}, {{ c.night|when }}.</p>
 {% else %}<p class="lead">{{ c.error or "It did not run, and nobody said why." }}<br><span class="soft">{{ c.night|when }}
 {% if last %}; last score {{ wer(last.wer) }} % on {{ last.night|day }}, tier {{ last.tier }}{% endif %}</span></p>{% endif %}
 {% if gates %}<ul class="why">{% for gate in gates %}<li><b class="{{ gate.outcome }}">{{ gate.outcome }}</b> {{ gate.sentence }}</li>{% endfor %}</ul>{% endif %}
@@ -87,7 +88,7 @@ def one_cell(past: Past, kept: Kept, cell: str, pairs: dict[tuple[str, str, str]
         charts=_charts(rows, changes),
         left_out=left_out,
         found=[
-            {**finding, "href": night_page(finding["night"]), "cell": finding["night"][:10]}
+            {**finding, "href": night_page(finding["night"]), "cell": day(finding["night"])}
             for finding in found[:FOUND]
         ],
         found_more=max(0, len(found) - FOUND),

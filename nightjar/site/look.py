@@ -18,15 +18,15 @@ nav a{text-decoration:none}nav a:hover{text-decoration:underline}nav b{color:var
 .strip{display:flex;flex-wrap:wrap;gap:3px;margin:1rem 0 0}
 .strip a{width:1.15rem;height:1.15rem;border-radius:.25rem;background:currentColor;position:relative;text-decoration:none}
 .strip a.FAIL::after{content:"×";position:absolute;inset:0;color:var(--paper);font:700 .95rem/1.1rem system-ui;text-align:center}
-.strip a:last-of-type{outline:2px solid currentColor;outline-offset:2px}
+.strip a:last-of-type{margin-left:3px;outline:2px solid currentColor;outline-offset:2px}
 .found{list-style:none;margin:0;padding:0}.found li{display:flex;gap:.7rem;padding:.55rem 0;border-top:1px solid var(--line)}
 .found li:first-child{border-top:0}.found li>div{min-width:0;overflow-wrap:anywhere}
 .found i{font-style:normal;width:1rem;text-align:center;flex:none}
 .board{display:grid;gap:.6rem;align-items:stretch}.board h3{margin:.6rem 0 -.1rem;font-size:1rem;overflow-wrap:anywhere}
-.board .col{display:none}.slot{display:grid;gap:.6rem;min-width:0;align-content:start}.slot.empty{display:none}
+.board .col{display:none}.slot{display:grid;gap:.6rem;min-width:0;align-content:start;grid-template-columns:repeat(auto-fill,minmax(min(100%,16rem),1fr))}.slot.empty{display:none}
 @media(min-width:56rem){.board.matrix{grid-template-columns:minmax(6rem,10rem) repeat(var(--n),minmax(0,1fr))}
 .board.matrix h3{margin:.8rem 0 0}.board.matrix .col{display:block;color:var(--soft);font-size:.85rem;overflow-wrap:anywhere}
-.board.matrix .slot.empty{display:block;border-top:1px solid var(--line);margin-top:1.4rem}.board.matrix .t{display:none}}
+.board.matrix .slot.empty{display:block;color:var(--soft);font-size:.85rem;padding:.8rem 0}.slot.empty::before{content:"–"}.board.matrix .t{display:none}}
 @media(min-width:40rem){.board.flow{grid-template-columns:repeat(auto-fill,minmax(17rem,1fr))}.board.flow h3{grid-column:1/-1}}
 .tile{display:block;text-decoration:none;background:var(--card);border:1px solid var(--line);border-left:.3rem solid var(--tone);
 border-radius:.6rem;padding:.55rem .8rem .5rem;--tone:var(--soft);min-width:0}
@@ -40,7 +40,7 @@ color:var(--tone);margin-right:auto}.tile.standin .word{color:var(--soft);font-w
 .tile .wer{font-size:1.7rem;font-weight:650;line-height:1.2;font-variant-numeric:tabular-nums}.tile small{font-size:.8rem;color:var(--soft);font-weight:400}
 .tile .d{white-space:nowrap}.tile p{margin:.1rem 0;overflow-wrap:anywhere}.tile .foot{font-size:.78rem;color:var(--soft)}
 .clamp{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden}
-.spark{width:100%;height:auto;display:block;margin:.25rem 0}.line{fill:none;stroke:var(--bar);stroke-width:1.8;stroke-linejoin:round}
+.spark{width:100%;height:auto;max-height:4.2rem;display:block;margin:.25rem 0}.line{fill:none;stroke:var(--bar);stroke-width:1.8;stroke-linejoin:round}
 .line.soft{stroke:var(--soft);stroke-width:1.2}.line.dash{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:3 3}
 .area,.band{fill:var(--bar);opacity:.14}.bar{stroke:var(--bar);stroke-width:2;opacity:.4}.grid{stroke:var(--line)}.zero{stroke:var(--soft)}
 .change{stroke:var(--open);stroke-dasharray:2 3}.lost{stroke:var(--bad);stroke-width:1.6;fill:none}
@@ -55,7 +55,7 @@ color:var(--tone);margin-right:auto}.tile.standin .word{color:var(--soft);font-w
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.82rem;color:var(--soft);margin:.4rem 0;align-items:center}
 .key span{display:inline-flex;gap:.35rem;align-items:center}.key i{width:1.2rem;border-top:2px solid var(--bar)}
 .key i.soft{border-color:var(--soft)}.key i.dash{border-top:2px dashed var(--soft)}.key svg{overflow:visible}
-.tight th,.tight td{white-space:normal}.new{white-space:normal;min-width:13rem}.go{color:var(--bar)}tr.standin td{color:var(--soft)}tr.standin b{font-weight:400}
+.tight th,.tight td{white-space:normal}.new{white-space:normal;min-width:9rem;overflow-wrap:anywhere}.go{color:var(--bar)}tr.standin td{color:var(--soft)}tr.standin b{font-weight:400}
 .page{display:flex;justify-content:space-between;gap:1rem;margin-top:2rem}
 footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--line);color:var(--soft);font-size:.82rem}
 .note{border-left:.25rem solid var(--open);padding:.3rem .8rem;margin:1rem 0}
@@ -87,10 +87,9 @@ PARTS = """{% macro interval(c) %}{% if c.low is not none and c.high is not none
 {% macro tags(c) %}<span class="tag">{{ c.precision }}</span>{% if c.board %} <span class="tag">{{ c.board }}</span>{% endif %}{% if c.tier %} <span class="tag">{{ c.tier }}</span>{% endif %}{% endmacro %}
 {% macro findings(items, root) %}<ul class="found">
 {% for f in items %}<li><i class="{{ "FAIL" if f.regression else "PASS" if f.better else "soft" }}" title="{{ "regression" if f.regression else "better" if f.better else "different" }}">{{ "▼" if f.regression else "▲" if f.better else "•" }}</i>
-<div>{% if f.href %}<a href="{{ root }}{{ f.href }}"><b>{{ f.cell }}</b></a>{% else %}<b>{{ f.cell }}</b>{% endif %}
-<span class="tag">{{ f.kind }}, against {{ "the best, " if f.against == "best" }}{{ f.other|day }}</span><br>{{ f.said }}
+<div>{% if f.href %}<a href="{{ root }}{{ f.href }}"><b>{{ f.cell }}</b></a>{% else %}<b>{{ f.cell }}</b>{% endif %}&ensp;<span class="tag">{{ f.kind|upper if f.kind in ("wer", "rtf") else f.kind }}, against {{ "the best, " if f.against == "best" }}{{ f.other|day }}</span><br>{{ f.said }}
 {% if f.causes %}<br><span class="soft">Likely cause: {{ f.causes|dated }}</span>{% endif %}
-{% if f.pair %}<br><a class="go" href="{{ root }}{{ f.pair }}">what differs, clip by clip →</a>{% endif %}</div></li>{% endfor %}</ul>{% endmacro %}
+{% if f.pair %}<br><a class="go" href="{{ root }}{{ f.pair }}">{{ "what differs, clip by clip" if f.kind == "wer" else "the two nights side by side" }} →</a>{% endif %}</div></li>{% endfor %}</ul>{% endmacro %}
 """
 
 

@@ -26,10 +26,10 @@ TEMPLATES = {
 {% else %}<p class="soft">None.</p>{% endif %}
 
 <h2>Cells{% if before %} <span class="soft">against {{ before.night|day }}</span>{% endif %}</h2><div class="card"><table>
-<tr><th>cell</th><th class="l">verdict</th><th class="l">tier</th><th>WER %</th><th>before</th><th>Δ [95 %]</th><th>size</th><th>RTF p50</th><th>took</th><th class="l">report</th><th class="l">what is new</th></tr>
+<tr><th>cell</th><th class="l">verdict</th><th class="l">tier</th><th>WER %</th><th>before</th><th>Δ [95 %]</th><th>size</th><th>RTF p50</th><th class="l">report</th><th class="l">what is new</th></tr>
 {% for r in rows %}<tr{% if r.c.tier == "stand-in" %} class="standin"{% endif %}><td><a href="../{{ r.href }}">{{ r.c.cell|short(60) }}</a></td><td class="l">{{ outcome(r.c) }}</td><td class="l">{{ r.c.tier or "–" }}</td>
 <td><b>{{ wer(r.c.wer) }}</b></td><td>{{ wer(r.before.wer) if r.before else "–" }}</td><td>{{ delta(r.c) }}</td><td>{{ r.c.size_bytes|megabytes }}</td>
-<td>{{ "%.4f"|format(r.c.rtf) if r.c.rtf is not none else "–" }}</td><td>{{ "%.0f"|format(r.c.seconds) }} s</td>
+<td>{{ "%.4f"|format(r.c.rtf) if r.c.rtf is not none else "–" }}</td>
 <td class="l">{% if r.report %}<a href="../{{ r.report }}">report</a>{% else %}–{% endif %}</td>
 <td class="l new">{% if r.pair %}<a href="../{{ r.pair }}">{{ ((r.c.error if r.c.wer is none) or r.new)|short(90) or "difference" }}</a>{% else %}{{ r.c.error|short(90) or r.new|short(90) or "–" }}{% endif %}</td></tr>{% endfor %}
 </table></div>

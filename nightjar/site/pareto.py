@@ -12,6 +12,7 @@ from nightjar.site.words import count, listed, short
 from nightjar.style import environment
 
 LETTER, LINE = 5.4, 11.0  # px of a label's letter and line, at its font size
+ALIKE = 0.95  # of the words of the most: who heard less did not hear the same test
 LABELLED = 14  # more points than these have no room for names
 SHAPES = {
     "device": "M0 -5.5a5.5 5.5 0 1 0 .01 0z",
@@ -29,11 +30,11 @@ TEMPLATES = {
 {% if front %}<polyline class="front" points="{{ front }}"/>{% endif %}
 {% for p in points %}<a href="{{ p.href }}">{% if p.lead %}<path class="lead-line" d="{{ p.lead }}"/>{% endif %}
 <path class="shape f{{ p.outcome }}" transform="translate({{ p.x }} {{ p.y }})" d="{{ p.shape }}"><title>{{ p.said }}</title></path>
-{% if p.label %}<text class="label" x="{{ p.label_x }}" y="{{ p.label_y }}">{{ p.label }}</text>{% endif %}</a>{% endfor %}</svg></figure>""",
+{% if p.label %}<text class="label" text-anchor="{{ p.anchor }}" x="{{ p.label_x }}" y="{{ p.label_y }}">{{ p.label }}</text>{% endif %}</a>{% endfor %}</svg></figure>""",
     "section": """<div class="charts">{{ plots }}</div>
 <p class="key">{% for tier, shape in tiers %}<span><svg viewBox="-8 -8 16 16" width="14" height="14" aria-hidden="true">
 <path class="shape f{{ "standin" if tier == "stand-in" else "none" }}" d="{{ shape }}"/></svg>{{ tier }}</span>{% endfor %}
-<span class="soft">lower left is better; the line joins what nothing beats</span></p>
+<span class="soft">lower left is better; the line joins what does not fail and nothing beats</span></p>
 {% if note %}<p class="soft">{{ note }}</p>{% endif %}""",
 }
 
@@ -69,24 +70,30 @@ def pareto_sections(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
         groups.setdefault(cell.speech, []).append(cell)
     sections = []
     for group in sorted(groups.values(), key=len, reverse=True):
+        most = max(cell.words or 0 for cell in group)
+        other = [cell for cell in group if (cell.words or 0) < ALIKE * most]
+        group = [cell for cell in group if cell not in other]
+        if len(group) < 2:
+            continue
         plots = _plot("WER against size", "size of all parts, MB", _points(group, "size"))
         timed = _points(group, "rtf")
-        if timed:
+        if len(timed) > 1:
             plots += _plot("WER against real-time factor", "RTF end to end, p50", timed)
         tiers = [(tier, SHAPES[tier]) for tier in SHAPES if any(cell.tier == tier for cell in group)]
-        clips = sorted({cell.clips for cell in group if cell.clips})
-        note = f"Not all heard equally many clips: {clips[0]} to {clips[-1]}." if len(clips) > 1 else ""
+        named = listed([f"{cell.cell} ({count(cell.clips or 0, 'clip')})" for cell in other])
+        note = f"Not drawn, for they heard fewer of the clips: {named}." if other else ""
         body = _templates.get_template("section").render(plots=plots, tiers=tiers, note=note)
         models = listed(sorted({cell.model for cell in group}))
-        heard = f"{models}, " + (f"on {count(clips[-1], 'clip')}" if clips else "on unknown speech")
+        heard = f"{models}, on {count(max(cell.clips or 0 for cell in group), 'clip')}"
         sections.append((heard, Markup(body)))
     return sections
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """Return the points that none beats in both, from left to right; a stand-in beats nobody."""
+    """Return the points that none beats in both, from left to right; what fails and what stands in beats nobody."""
     best: list[Point] = []
-    for point in sorted((p for p in points if p.cell.tier != "stand-in"), key=lambda p: (p.x, p.y)):
+    real = (p for p in points if p.cell.tier != "stand-in" and p.cell.outcome != "FAIL")
+    for point in sorted(real, key=lambda p: (p.x, p.y)):
         if not best or point.y < best[-1].y:
             best.append(point)
     return best
@@ -103,16 +110,20 @@ def _points(cells: Iterable[Cell], axis: Literal["size", "rtf"]) -> list[Point]:
 
 def _plot(title: str, across: str, points: Sequence[Point]) -> Markup:
     xticks = nice([0.0, *(point.x for point in points)])
-    yticks = nice([0.0, *(point.y for point in points)])
+    # one that fails by far would press all others to the floor: it stands at the ceiling, with its figure
+    sane = [point.y for point in points if point.cell.outcome != "FAIL"]
+    ceiling = 3 * max(sane) if sane and max(sane) > 0 else max(point.y for point in points)
+    yticks = nice([0.0, *(min(point.y, ceiling) for point in points)])
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
             round(LEFT + (RIGHT - LEFT) * (x - xticks[0]) / (xticks[-1] - xticks[0]), 1),
-            round(196 - (196 - TOP) * (y - yticks[0]) / (yticks[-1] - yticks[0]), 1),
+            round(196 - (196 - TOP) * (min(y, yticks[-1]) - yticks[0]) / (yticks[-1] - yticks[0]), 1),
         )
 
     marks = [at(point.x, point.y) for point in points]
-    labels = _labels(marks, [_name(point.cell) for point in points])
+    names = [_name(point.cell) + (f" ↑ {point.y:.3g} %" if point.y > yticks[-1] else "") for point in points]
+    labels = _labels(marks, names)
     steps: list[tuple[float, float]] = []
     for point in front(points):
         x, y = at(point.x, point.y)
@@ -153,15 +164,20 @@ def _labels(marks: Sequence[tuple[float, float]], names: Sequence[str]) -> list[
     taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in marks]
     placed: list[dict[str, Any]] = []
     for (x, y), name in zip(marks, names, strict=True):
-        found: dict[str, Any] = {"label": "", "label_x": 0.0, "label_y": 0.0, "lead": ""}
+        found: dict[str, Any] = {"label": "", "anchor": "start", "label_x": 0.0, "label_y": 0.0, "lead": ""}
         width = LETTER * len(name)
         for down in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70, -84, 84):
-            for left in (x + 10, x - 10 - width, min(max(LEFT + 2, x - width / 2), RIGHT - width)):
+            beside, above = (x + 10, x - 10 - width), min(max(LEFT + 2, x - width / 2), RIGHT - width)
+            for left in (*beside, above) if not down else (above, *beside):
                 box = Box(left, y + down - LINE / 2, left + width, y + down + LINE / 2)
-                inside = box.left >= LEFT + 1 and box.right <= 359 and box.top >= 24 and box.bottom <= 195
+                inside = box.left >= LEFT + 1 and box.right <= 359 and box.top >= 4 and box.bottom <= 195
                 if inside and not any(box.meets(other) for other in taken):
-                    found |= {"label": name, "label_x": round(left, 1), "label_y": round(y + down + 3.5, 1)}
-                    if abs(down) > 14:
+                    # anchored at the mark: letters are smaller where the page is wide
+                    anchor = "start" if left == x + 10 else "end" if left == x - 10 - width else "middle"
+                    at = {"start": box.left, "end": box.right, "middle": left + width / 2}[anchor]
+                    found |= {"label": name, "anchor": anchor, "label_x": round(at, 1)}
+                    found |= {"label_y": round(y + down + 3.5, 1)}
+                    if abs(down) > 14 or box.right < x - 12 or box.left > x + 12:
                         near = box.left if box.left > x else box.right if box.right < x else x
                         found["lead"] = f"M{x} {y}L{round(near, 1)} {round(y + down, 1)}"
                     taken.append(box)

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 from nightjar.artifact import Store
 from nightjar.errors import StoreBroken
 from nightjar.history import Cell, Finding, History, Night
+from nightjar.regression import best_night
 from nightjar.site.names import is_key
 
-RANKS = {"PASS": 4, "UNDECIDED": 3, "FAIL": 2, "BROKEN": 1, "MISSING": 1}
 Row = TypeVar("Row", bound=BaseModel)
 
 
@@ -33,10 +33,8 @@ class Past(NamedTuple):
         return rows[at - 1] if at else None
 
     def best(self, cell: Cell) -> Cell | None:
-        """Return the best earlier night on this speech: best verdict, then lowest WER, then smallest; the first of equals."""
-        rows = [row for row in self.by_cell[cell.cell] if row.night < cell.night and row.speech == cell.speech]
-        scored = [row for row in rows if row.wer is not None]
-        return max(scored, key=lambda row: (RANKS[row.outcome], -(row.wer or 0), -(row.size_bytes or 0)), default=None)
+        """Return the best earlier night of a cell on this speech."""
+        return best_night([row for row in self.by_cell[cell.cell] if row.night < cell.night], cell.speech)
 
 
 def read_past(history: History) -> Past:

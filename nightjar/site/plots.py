@@ -32,7 +32,7 @@ TEMPLATES = {
 {% for dot in dots %}<circle cx="{{ dot.x }}" cy="{{ dot.y }}" r="{{ dot.r }}" class="f{{ dot.outcome }}"><title>{{ dot.said }}</title></circle>{% endfor %}
 {% for x, said in lost %}<path class="lost" d="M{{ x - 3 }} 157l6 6m0 -6l-6 6"><title>{{ said }}</title></path>{% endfor %}
 {% for x, text, anchor in xs %}<text x="{{ x }}" y="183" text-anchor="{{ anchor }}">{{ text }}</text>{% endfor %}
-</svg>{% if lines|length > 1 %}<p class="key">{% for line in lines if line.first %}<span><i class="{{ line.look }}"></i>{{ line.name }}</span>{% endfor %}</p>{% endif %}</figure>""",
+</svg>{% if key %}<p class="key">{% for line in lines if line.first %}<span><i class="{{ line.look }}"></i>{{ line.name }}</span>{% endfor %}</p>{% endif %}</figure>""",
 }
 
 
@@ -121,6 +121,7 @@ def chart(
         bands=bands,
         bars=bars,
         lines=drawn,
+        key=len(lines) > 1,
         dots=dots,
         lost=[(x, _said(row, None)) for x, row in zip(xs, rows, strict=True) if row.wer is None],
         xs=_days(xs, rows),

@@ -9,9 +9,9 @@ from nightjar.history import Cell, Finding, Night
 from nightjar.site.look import site_environment
 from nightjar.site.names import NIGHTS, TABLES, cell_page, night_page
 from nightjar.site.pareto import pareto_sections
-from nightjar.site.past import Past
+from nightjar.site.past import Past, versions
 from nightjar.site.plots import sparkline
-from nightjar.site.words import count, dated, listed, sentences
+from nightjar.site.words import count, dated, listed, sentences, telling
 
 STRIP = 60  # nights in the strip
 RECENT = 14  # nights in the table below it
@@ -38,7 +38,7 @@ TEMPLATES = {
 {% for slot in row.slots %}<div class="slot{{ " empty" if not slot }}">{% for t in slot %}{{ tile(t) }}{% endfor %}</div>{% endfor %}{% endfor %}</div>
 {% if gone %}<p class="soft">Not in the last night: {% for g in gone %}<a href="{{ g.href }}">{{ g.cell.cell }}</a> (last {{ g.cell.night|day }}){{ ", " if not loop.last }}{% endfor %}.</p>{% endif %}
 
-{% for heard, plots in pareto %}<h2>{{ "What the accuracy costs" if loop.first else "" }}{{ "And" if not loop.first }} <span class="soft">{{ heard }}</span></h2>{{ plots }}{% endfor %}
+{% for heard, plots in pareto %}<h2>What accuracy costs <span class="soft">{{ heard }}</span></h2>{{ plots }}{% endfor %}
 
 <h2>Nights</h2><div class="card">{{ table(recent) }}</div>
 {% if nights > recent|length %}<p><a href="{{ all }}">All {{ nights }} nights</a></p>{% endif %}
@@ -53,7 +53,7 @@ TEMPLATES = {
 {% else %}<p class="clamp">{{ (c.error or "no score")|short(240) }}</p>{% if last %}<p class="foot">last score {{ "%.2f"|format(last.wer) }} % on {{ last.night|day }}, tier {{ last.tier }}</p>{% endif %}{% endif %}
 {{ spark }}<p class="foot">{% if c.size_bytes %}{{ c.size_bytes|megabytes }}{% endif %}{% if c.rtf is not none %} · RTF {{ "%.3f"|format(c.rtf) }}{% endif %}
 {% if c.clips is not none %} · {{ count(c.clips, "clip") }}{% endif %}{% if streak %} · {{ streak }}{% endif %}</p>
-<p class="foot clamp" title="{{ c.versions }}">{{ c.versions|short(160) }}</p></a>""",
+<p class="foot clamp" title="{{ c.versions }}">{{ versions }}</p></a>""",
     "table": """<table><tr><th>night</th><th class="l">outcome</th><th>cells</th><th>regressions</th><th class="l">what failed</th></tr>
 {% for s in rows %}<tr><td><a href="{{ s.href }}">{{ s.night.night|when }}</a></td><td class="l"><b class="{{ s.night.outcome }}">{{ s.night.outcome }}</b></td>
 <td>{{ s.night.cells }}</td><td>{{ s.worse or "–" }}</td><td class="l">{{ s.night.failed|short(120) }}</td></tr>{% endfor %}</table>""",
@@ -195,6 +195,7 @@ def _tile(past: Past, cell: Cell) -> Any:
             spark=sparkline(rows),
             last=scored[-1] if scored else None,
             streak=streak,
+            versions=telling(versions(cell.versions), cell.target),
         )
     )
 

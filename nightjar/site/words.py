@@ -45,6 +45,14 @@ def sentences(said: str, cells: Sequence[str]) -> list[str]:
     return [part for part in parts if part]
 
 
+def telling(versions: dict[str, str], target: str, most: int = 4) -> str:
+    """Write the versions that tell most: the target's own tools first, then what runs graphs, then the others."""
+    ranks = {"onnxruntime": 1, "torch": 2, "whisper": 3, "openai-whisper": 3, "onnx": 4, "numpy": 5}
+    named = sorted(versions, key=lambda name: (0 if target in name else ranks.get(name, 9), name))
+    more = f" and {len(named) - most} more" if len(named) > most else ""
+    return ", ".join(f"{name} {versions[name]}".strip() for name in named[:most]) + more
+
+
 def dated(said: str) -> str:
     """Write the names of nights in a sentence as days."""
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lambda found: day(found[0]), said)

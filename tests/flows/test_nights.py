@@ -78,8 +78,10 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     assert "so does openai-whisper itself" in said["sentence"]
     assert said["sentence"] in capsys.readouterr().out.replace("\n", " ")
 
-    _, again = nights.run(5)  # a retry
+    monkeypatch.setattr("flows.nightly.SITE", tmp_path / "site")
+    _, again = nights.run(5, "--site")  # a retry
     assert again["findings"] == fifth["findings"]
+    assert remote in (tmp_path / "site" / "index.html").read_text()
     kept = History()
     assert list(kept.nights()["night"].str[8:10]) == ["01", "02", "03", "04", "05"]
     assert (kept.cells().groupby("cell")["night"].nunique() == 5).all()
@@ -272,3 +274,5 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
     states = httpx.post(f"{server}/flow_runs/filter", json=named).json()
     assert [run["state_name"] for run in states] == ["Failed", "Failed"]
     assert first["sentence"] in [run["state"]["message"] for run in states]
+    left = httpx.post(f"{server}/artifacts/filter", json={"artifacts": {"key": {"any_": ["night"]}}}).json()
+    assert any("# FAIL · the night of 2026-11-20T02:00:00Z" in each["data"] for each in left)

@@ -59,18 +59,25 @@ class Runs:
     def __init__(self, server: str) -> None:
         self.server = server
 
+    def ask(self, path: str, **body: Any) -> Any:
+        """Ask the API, GET without a body, again while it says that it is busy: SQLite has one writer."""
+        for _ in range(60):
+            method = "POST" if body else "GET"
+            answer = httpx.request(method, f"{self.server}/{path}", json=body or None, timeout=60)
+            if answer.status_code != 503:
+                break
+            time.sleep(1)
+        assert answer.is_success, answer.text
+        return answer.json()
+
     def start(self, name: str, **parameters: Any) -> str:
         """Start a run from a deployment's form; return its id."""
-        deployment = httpx.get(f"{self.server}/deployments/name/{name}").json()
-        made = httpx.post(
-            f"{self.server}/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters}, timeout=30
-        )
-        assert made.is_success, made.text
-        return str(made.json()["id"])
+        deployment = self.ask(f"deployments/name/{name}")["id"]
+        return str(self.ask(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"])
 
     def read(self, run: str) -> dict[str, Any]:
         """Read a run."""
-        found: dict[str, Any] = httpx.get(f"{self.server}/flow_runs/{run}", timeout=30).json()
+        found: dict[str, Any] = self.ask(f"flow_runs/{run}")
         return found
 
     def ended(self, run: str, timeout_s: float = 300) -> dict[str, Any]:
@@ -84,14 +91,14 @@ class Runs:
     def retry(self, run: str) -> None:
         """Press Retry, as the UI does."""
         state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
-        answer = httpx.post(f"{self.server}/flow_runs/{run}/set_state", json={"state": state}, timeout=30).json()
+        answer = self.ask(f"flow_runs/{run}/set_state", state=state)
         assert answer["status"] == "ACCEPT", answer
 
     def tasks(self, run: str, settled: bool = True) -> list[tuple[str, str, str]]:
         """Read name, state and message of a run's tasks in order, once the server has taken in the events of all."""
-        asked = {"task_runs": {"flow_run_id": {"any_": [run]}}, "sort": "EXPECTED_START_TIME_ASC"}
         for _ in range(100):
-            found = httpx.post(f"{self.server}/task_runs/filter", json=asked, timeout=30).json()
+            of_run = {"flow_run_id": {"any_": [run]}}
+            found = self.ask("task_runs/filter", task_runs=of_run, sort="EXPECTED_START_TIME_ASC")
             if not settled or all(task["state_name"] not in ("Pending", "Running") for task in found):
                 break
             time.sleep(0.1)
@@ -99,7 +106,5 @@ class Runs:
 
     def logs(self, run: str) -> str:
         """Read what a run logged."""
-        asked = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
-        return "\n".join(
-            line["message"] for line in httpx.post(f"{self.server}/logs/filter", json=asked, timeout=30).json()
-        )
+        of_run = {"flow_run_id": {"any_": [run]}}
+        return "\n".join(line["message"] for line in self.ask("logs/filter", logs=of_run, sort="TIMESTAMP_ASC"))
