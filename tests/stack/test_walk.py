@@ -74,6 +74,8 @@ def test_a_port_from_the_form_whose_board_goes_down_is_mended_and_retried(
     assert stack.cli("stack", "stop", "board").returncode == 0
     stack.until(lambda: ended(stack, run), "the run's end")
     page.sees("Failed")
+    page.click("Details", "[role=tab]")
+    page.sees("board board does not answer")
     page.shot("failed")
     before, kept = stack.stages(run), finished(stack.store)
     assert before.pop("evaluate binary") == "Failed"
