@@ -38,7 +38,8 @@ def show_night(screen: Screen, results: dict[str, Any]) -> None:
         if cell["outcome"] in ("BROKEN", "MISSING"):
             screen.console.print(f"  {cell['cell']}: {cell['error']}", markup=False)
     for finding in results["findings"]:
-        mark = "[red]worse[/red] " if finding["regression"] else "[dim]other[/dim] "
+        other = "[dim]other [/dim]" if finding["kind"] == "versions" else "[green]better[/green]"
+        mark = "[red]worse [/red]" if finding["regression"] else other
         screen.say(f"  {mark} {escape(finding['sentence'])}")
     night = results["night"]
     colour = COLOURS[night["outcome"]]

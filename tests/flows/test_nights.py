@@ -42,7 +42,7 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     assert set(outcomes(first)) == {local, quantized, remote, absent}
     assert all(cell["wer"] < 20 for cell in first["cells"][:3])
     assert "nightjar toolchain install rknn" in first["cells"][3]["error"]
-    assert "1 are missing" in first["sentence"]
+    assert "1 is missing" in first["sentence"]
     assert first["cells"][0]["executed"]  # not the board's: an sshd on this machine is the same board
 
     code, second = nights.run(2)
