@@ -53,7 +53,7 @@ def main() -> None:
     run = os.environ["PREFECT__FLOW_RUN_ID"]
     for name in filter(None, os.environ.get("PREFECT_LOGGING_EXTRA_LOGGERS", "").split(",")):
         logging.getLogger(name).setLevel(logging.INFO)  # Prefect gives them its handler, and not its level
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
     logging.getLogger("prefect.task_runs").addFilter(_without_empty_trace)
     with attending(run, lambda: _number(run)):
         runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
