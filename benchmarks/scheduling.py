@@ -92,7 +92,7 @@ def environment(store: Path, **more: str) -> dict[str, str]:
 
 
 def called(store: Path, how: str = "function", **more: str) -> tuple[float, float]:
-    """Call the plain function or the flow in a fresh process; return both its seconds without imports."""
+    """Call the plain function or the flow in a fresh process; return seconds and processor seconds after imports."""
     asked = json.dumps({"target": "onnx", **CELL})
     done = subprocess.run(
         [sys.executable, "-c", TIMED, asked, how],
