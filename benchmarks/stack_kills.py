@@ -3,6 +3,7 @@
     python benchmarks/stack_kills.py [ROUNDS]     # 20 in place of the one that `make test` does, some two minutes each
 
 The seed of a round decides who dies first and after how many finished stages; it names the test that pytest prints.
+Nights of odd seeds hand their cells out to the work queues.
 """
 
 import os

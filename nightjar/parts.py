@@ -53,7 +53,8 @@ def prepare(folder: Path, ports: dict[str, int]) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in ("boards.toml", "ssh_config", "sshd_config"):
         text = (ROOT / "deployments" / name).read_text(encoding="utf-8")
-        (folder / "board" / name).write_text(here.put_into(text), encoding="utf-8")
+        if name != "boards.toml" or not (folder / "board" / name).exists():  # people add their own boards to it
+            (folder / "board" / name).write_text(here.put_into(text), encoding="utf-8")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it as root
     make_database(database_folder(folder), (folder / "secrets" / "database_password").read_text())

@@ -109,12 +109,13 @@ def _found(folder: Path) -> int:
 
 
 def _detach(folder: Path, port: int | None) -> int:
-    from nightjar.parts import native_parts
+    from nightjar.parts import postgres_program, sshd_program
 
     if is_kept(folder):
         return _found(folder)
     write_secrets(folder)
-    native_parts(folder, choose_ports(folder, port))  # what is missing is said here
+    postgres_program("postgres")  # what is missing is said here
+    sshd_program()
     log = folder / "logs" / "stack.log"
     log.parent.mkdir(exist_ok=True)
     asked = ["--port", str(port)] if port else []

@@ -3,7 +3,6 @@
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -75,6 +74,8 @@ def test_a_port_from_the_form_whose_board_goes_down_is_mended_and_retried(
     assert stack.cli("stack", "stop", "board").returncode == 0
     stack.until(lambda: ended(stack, run), "the run's end")
     page.sees("Failed")
+    page.click("Details", "[role=tab]")
+    page.sees("board board does not answer")
     page.shot("failed")
     before, kept = stack.stages(run), finished(stack.store)
     assert before.pop("evaluate binary") == "Failed"
@@ -84,7 +85,9 @@ def test_a_port_from_the_form_whose_board_goes_down_is_mended_and_retried(
     retry(page)
     stack.until(lambda: stack.run(run)["run_count"] == 2 and ended(stack, run), "the second attempt's end")
     stack.until(lambda: stack.stages(run).get("report") in ("Completed", "Cached"), "the events of the last stage")
-    page.sees("evaluate binary")
+    page.sees("Completed")
+    page.click("Task Runs", "[role=tab]")
+    page.sees("Cached")
     page.shot("retried")
     after = stack.stages(run)
     assert {after[name] for name in before} == {"Cached"}
@@ -98,14 +101,21 @@ def test_a_port_from_the_form_whose_board_goes_down_is_mended_and_retried(
 
 def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page, place: Path) -> None:
     config = night_config(place / "walk-night", samples=20)
-    blocked = stack.store / "judge"
+    before, blocked = newest_run(stack, "default"), stack.store / "judge"
+    aside = blocked.rename(place / "judged-before") if blocked.exists() else None
+    stack.store.mkdir(exist_ok=True)
+    blocked.write_text("in the way")
     open_deployment(stack, page, "nightly", "default")
     page.shot("nightly")
-    schedule(stack, page, config)
-    if blocked.exists():
-        blocked.rename(blocked.with_name("judge.away"))
-    blocked.write_text("in the way")
-    run = str(stack.until(lambda: newest_run(stack, "default"), "the scheduled night"))
+    schedule(page, config)
+    page.wait("!document.querySelector('[role=dialog]')", "the end of the dialog")
+    page.shot("scheduled")
+
+    def night() -> str | None:
+        found = newest_run(stack, "default")
+        return found if found != before else None
+
+    run = str(stack.until(night, "the scheduled night"))
     page.goto(f"{stack.ui}/v2/runs/flow-run/{run}")
     stack.until(lambda: ended(stack, run), "the night's end")
     page.sees("Failed")
@@ -113,8 +123,12 @@ def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page,
     kept = finished(stack.store)
 
     blocked.unlink()
+    if aside is not None:
+        aside.rename(blocked)
     retry(page)
     stack.until(lambda: stack.run(run)["run_count"] == 2 and ended(stack, run), "the second attempt's end")
+    page.sees("Completed")
+    page.click("Subflow Runs", "[role=tab]")
     page.shot("retried")
     now = finished(stack.store)
     assert {stage: now[stage] for stage in kept} == kept, "a finished stage ran again"
@@ -122,13 +136,15 @@ def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page,
     assert stack.run(run)["state"]["type"] == "COMPLETED"
 
 
-def schedule(stack: Running, page: Page, config: Path) -> dict[str, Any]:
-    """Set the night's schedule to the next minute, in the deployment's page."""
-    due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=75)
-    page.click(None, f"li {MENU}")
+def schedule(page: Page, config: Path) -> None:
+    """Set the night's schedule to one of the next minutes, and its config, on the deployment's page."""
+    page.click(None, MENU)
     page.click("Edit", "[role=menuitem]")
-    page.sees("Edit Schedule")
+    page.sees("Parameter Overrides")
+    page.fill("config", str(config))
+    due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(
+        seconds=60 + 25
+    )  # 25 s at least, to look and to save
     page.fill("Value", f"{due.minute} {due.hour} * * *")
     page.shot("schedule")
     page.click("Save", "[role=dialog] button")
-    return {}
