@@ -8,9 +8,44 @@ import gc
 import logging
 import os
 import runpy
+import sys
+from typing import Any, TextIO
 from uuid import UUID
 
 from nightjar.attempt import attending
+
+
+class Lasting:
+    """A stream that outlives its reader: a worker that is killed takes its end of our output with it.
+
+    The console of Prefect's log would end the run then (rich, on_broken_pipe).
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, to nowhere once nobody reads."""
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self._let_go()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, to nowhere once nobody reads."""
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def main() -> None:
@@ -18,6 +53,7 @@ def main() -> None:
     run = os.environ["PREFECT__FLOW_RUN_ID"]
     for name in filter(None, os.environ.get("PREFECT_LOGGING_EXTRA_LOGGERS", "").split(",")):
         logging.getLogger(name).setLevel(logging.INFO)  # Prefect gives them its handler, and not its level
+    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
     logging.getLogger("prefect.task_runs").addFilter(_without_empty_trace)
     with attending(run, lambda: _number(run)):
         runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)

@@ -39,6 +39,7 @@ from nightjar.request import PortRequest
 from nightjar.tally import Ended, Failure, failure_of, failure_said
 from tasks.announce import RESULTS
 from tasks.publish import command_line
+from tasks.stage import current_run
 
 log = logging.getLogger("nightjar.nightly")
 
@@ -74,9 +75,19 @@ def hand_out(asked: Sequence[Asked], night: str, patience_s: float) -> list[Ende
         for child, run in _finished(client, children, patience_s):
             done = patiently(partial(_read, client, child.asked, run))
             ended[done.asked.cell] = done
+            _note(done.results or {})
             what = done.failure.outcome if done.failure is not None else (done.results or {}).get("verdict")
             log.info("%s: %s after %.0f s", done.asked.cell, what, done.seconds)
     return [ended[each.cell] for each in asked]
+
+
+def _note(results: dict[str, Any]) -> None:
+    """Keep gc from a cell's scores: until the night is over, no row of the history speaks for them."""
+    usage = current_run().usage
+    verdict = results.get("made_from", {}).get("verdict", {})
+    for stage, key in (("judge", verdict.get("key")), ("report", results.get("report_key"))):
+        if key:
+            usage.note(stage, key)
 
 
 def parameters_for(deployment: DeploymentResponse, request: PortRequest) -> dict[str, Any]:

@@ -55,6 +55,14 @@ class Revived(NamedTuple):
     why: str
 
 
+class Look(NamedTuple):
+    """What one look at a run saw; `last`, when it was last heard of, only where its lock could not be seen."""
+
+    alive: bool
+    said: str
+    last: datetime | None = None
+
+
 def revive(
     older_than_s: float = 5 * BEAT_S, crashed: bool = False, wait: Callable[[float], None] = time.sleep
 ) -> list[Revived]:
@@ -64,19 +72,17 @@ def revive(
     Prefect itself saw crash in the last day, up to five attempts each. Raises ServerMissing.
     """
     with asking() as client:
-        found, suspects = list[Revived](), dict[UUID, str]()
-        for run in _runs(client, AT_WORK):
-            why, alive = _suspicion(client, run, older_than_s)
-            if why:
-                suspects[run.id] = why
-            else:
-                found.append(Revived(run.id, run.name, "alive", alive))
+        looks = {run.id: (run, _look(client, run, older_than_s)) for run in _runs(client, AT_WORK)}
+        found = [Revived(run.id, run.name, "alive", look.said) for run, look in looks.values() if look.alive]
+        suspects = {run.id: look for run, look in looks.values() if not look.alive}
         if suspects:
-            silent = any(why.startswith("silent") for why in suspects.values())
-            wait(BEAT_S + GRACE_S if silent else GRACE_S)
+            wait(GRACE_S + (BEAT_S if any(look.last for look in suspects.values()) else 0))
         for run in _runs(client, AT_WORK, list(suspects)) if suspects else ():
-            if _suspicion(client, run, older_than_s)[0]:
-                found.append(_end(client, run, suspects[run.id]))
+            first, second = suspects[run.id], _look(client, run, older_than_s)
+            if second.alive or second.last != first.last:
+                found.append(Revived(run.id, run.name, "alive", second.said))
+            else:
+                found.append(_end(client, run, first.said))
         if crashed:
             found += _crashed(client)
         return found
@@ -98,25 +104,21 @@ def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | 
     yield from (*runs, *some)
 
 
-def _suspicion(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> tuple[str, str]:
-    """Say why nobody seems to be at work on a run, or else why somebody is."""
+def _look(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> Look:
+    """Say whether somebody is at work on a run: by its lock, or by what was last heard of it."""
     pending = run.state_type == StateType.PENDING
     seen, attempt = attendance(str(run.id), run.run_count + pending)
     if seen == "held":
-        return "", f"process {attempt.pid} on {attempt.host} holds its lock" if attempt else "its lock is held"
+        return Look(True, f"process {attempt.pid} on {attempt.host} holds its lock" if attempt else "its lock is held")
     if seen == "gone" and attempt is not None:
-        return f"its process {attempt.pid} on {attempt.host} is gone", ""
+        return Look(False, f"its process {attempt.pid} on {attempt.host} is gone")
     since = run.state.timestamp if run.state is not None else now("UTC")
-    if pending:
-        waited_s = (now("UTC") - since).total_seconds()
-        if waited_s > max(STARTING_S, older_than_s):
-            return f"silent: no process has taken it up in {waited_s:.0f} s", ""
-        return "", f"it was given to a worker {waited_s:.0f} s ago"
-    last = max(since, _last_beat(client, run.id, since))
+    last = since if pending else _last_beat(client, run.id, since)
     silent_s = (now("UTC") - last).total_seconds()
-    if silent_s > older_than_s:
-        return f"silent for {silent_s:.0f} s, and its lock is not here", ""
-    return "", f"heard of {silent_s:.0f} s ago"
+    if pending:
+        said = f"a worker took it {silent_s:.0f} s ago and no process began"
+        return Look(silent_s <= max(STARTING_S, older_than_s), said, last)
+    return Look(silent_s <= older_than_s, f"nothing was heard of it for {silent_s:.0f} s", last)
 
 
 def _last_beat(client: SyncPrefectClient, run: UUID, since: datetime) -> datetime:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from nightjar.artifact import Store
 from nightjar.history import Cell
@@ -20,22 +20,26 @@ class Evidence(BaseModel, frozen=True):
 
 
 def read_evidence(store: Store, cell: Cell) -> Evidence:
-    """Read the verdict and report that a row refers to; what is damaged or gone is left out."""
-    verdict, report = (
-        _read(store, "judge", cell.judge, "verdict.json"),
-        _read(store, "report", cell.report, "results.json"),
-    )
-    return Evidence(
-        cell=cell,
-        scores={subject: Score.model_validate(said) for subject, said in verdict.get("scores", {}).items()},
-        made_from=report.get("made_from", {}),
-        size_bytes=report.get("size_bytes", {}),
-    )
+    """Read the verdict and report that a row refers to; what is gone, damaged or of another format is left out."""
+    verdict = _read(store, "judge", cell.judge, "verdict.json")
+    report = _read(store, "report", cell.report, "results.json")
+    try:
+        return Evidence(
+            cell=cell,
+            scores=verdict.get("scores", {}),
+            made_from=report.get("made_from", {}),
+            size_bytes=report.get("size_bytes", {}),
+        )
+    except ValidationError:  # written by a checkout whose scores said something else
+        return Evidence(cell=cell)
 
 
 def _read(store: Store, stage: str, key: str, name: str) -> dict[str, Any]:
     record, _ = store.find(stage, key) if key else (None, "")
     if record is None:
         return {}
-    loaded: dict[str, Any] = json.loads((store.path(record.artifact) / name).read_text(encoding="utf-8"))
-    return loaded
+    try:
+        loaded = json.loads((store.path(record.artifact) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}

@@ -21,6 +21,7 @@ from nightjar.artifact import RECORD, Record, Store, content_files, digest_file,
 from nightjar.closure import ROOT
 from nightjar.history import History
 from nightjar.progress import tick
+from nightjar.regression import best_night
 from nightjar.usage import gate, in_use
 
 DAY_S = 86400.0
@@ -240,16 +241,15 @@ def _scored(cell: dict[Any, Any]) -> list[Ref]:
 
 
 def _best(history: History, cells: list[dict[Any, Any]], last: set[str]) -> list[Ref]:
-    """Return the scores of each cell's lowest WER, and of the nights that the last ones were held against as best."""
-    best: dict[str, dict[Any, Any]] = {}
-    for cell in cells:
-        if cell["judge"] and cell["wer"] == cell["wer"]:  # not NaN
-            before = best.setdefault(cell["cell"], cell)
-            best[cell["cell"]] = cell if cell["wer"] < before["wer"] else before
+    """Return the scores of each cell's best night, and of the nights that the last ones were held against as best."""
+    chosen = list[Ref]()
+    for rows in history.rows_before("9999").values():
+        speech = next((row.speech for row in reversed(rows) if row.speech), "")
+        if (best := best_night(rows, speech)) is not None:
+            chosen += _scored(best.model_dump())
     findings = history.findings().to_dict("records")
     named = {(f["other"], f["cell"]) for f in findings if f["against"] == "best" and f["night"] in last}
-    chosen = [*best.values(), *(cell for cell in cells if (cell["night"], cell["cell"]) in named)]
-    return [ref for cell in chosen for ref in _scored(cell)]
+    return chosen + [ref for cell in cells if (cell["night"], cell["cell"]) in named for ref in _scored(cell)]
 
 
 def _reported(reports: Path, known: Mapping[Ref, Known]) -> Iterator[tuple[str, list[Ref]]]:

@@ -244,7 +244,7 @@ def _versions(tonight: Evidence, last: Evidence) -> Iterator[Finding]:
     if now.speech != then.speech:
         end = "; the speech differs, so the scores are not compared"
     elif not last.scores:
-        end = "; the clips of that night are no longer in the store, so the scores are not compared"
+        end = "; the clips of that night cannot be read from the store any more, so the scores are not compared"
     else:
         end = "; no score tells"
     said = f"is made from something else than {_when(then, 'last')}: {'; '.join(what)}{end}"

@@ -17,7 +17,9 @@ def show_night(screen: Screen, results: dict[str, Any]) -> None:
     """Print a line per cell, what changed, and the night's sentence."""
     table = Table(box=None, padding=(0, 2))
     for column in ("cell", "", "tier", "WER %", "Δ", "95 %", "size", "RTF p50", "stages", "s"):
-        table.add_column(column, justify="left" if column in ("cell", "", "tier") else "right", no_wrap=True)
+        table.add_column(
+            column, justify="left" if column in ("cell", "", "tier") else "right", no_wrap=column != "cell"
+        )
     for cell in results["cells"]:
         colour = NIGHT_COLOURS[cell["outcome"]]
         scored = cell["wer"] is not None
@@ -38,7 +40,8 @@ def show_night(screen: Screen, results: dict[str, Any]) -> None:
         if cell["outcome"] in ("BROKEN", "MISSING"):
             screen.console.print(f"  {cell['cell']}: {cell['error']}", markup=False)
     for finding in results["findings"]:
-        mark = "[red]worse[/red] " if finding["regression"] else "[dim]other[/dim] "
+        other = "[dim]other [/dim]" if finding["kind"] == "versions" else "[green]better[/green]"
+        mark = "[red]worse [/red]" if finding["regression"] else other
         screen.say(f"  {mark} {escape(finding['sentence'])}")
     night = results["night"]
     colour = COLOURS[night["outcome"]]

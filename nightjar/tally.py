@@ -191,10 +191,14 @@ def sentence(night: Night, cells: Sequence[Cell], findings: Sequence[Finding]) -
         parts.append(f"{len(worse)} regression{'s' * (len(worse) > 1)}: {'; '.join(worse)}")
     rest = f"{counted['PASS']} of {night.cells} cells pass"
     if counted["UNDECIDED"]:
-        rest += f", {counted['UNDECIDED']} are undecided, which is no pass and no failure"
+        rest += f", {_are(counted['UNDECIDED'])} undecided, which is no pass and no failure"
     if counted["MISSING"]:
-        rest += f", {counted['MISSING']} are missing"
+        rest += f", {_are(counted['MISSING'])} missing"
     return ". ".join(part.rstrip(".") for part in (*parts, rest))
+
+
+def _are(count: int) -> str:
+    return f"{count} {'is' if count == 1 else 'are'}"
 
 
 def _by(finding: Finding) -> str:

@@ -28,8 +28,9 @@ UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 class Usage:
     """What one run took from a store or made there; known to gc until it is closed, or its process ends."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._handle, self._noted = store, -1, set[tuple[str, str]]()
+    def __init__(self, store: Store, outer: "Usage | None" = None) -> None:
+        """outer: of a longer run that this is part of, such as a night's; it is told too, and holds until it ends."""
+        self._store, self._handle, self._noted, self._outer = store, -1, set[tuple[str, str]](), outer
         self._noting = threading.Lock()
         self._path = Path()
 
@@ -38,6 +39,8 @@ class Usage:
 
         Raises StoreBroken when the disk is full. A store that this process cannot write is used without a note.
         """
+        if self._outer is not None:
+            self._outer.note(stage, key)
         with self._noting, _writing():
             if (stage, key) not in self._noted:
                 with gate(self._store):

@@ -168,7 +168,7 @@ def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterato
     """Reach a scheduler; give what submits orders and yields what is done as it comes; and how many work there."""
     try:
         import distributed
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
     except ImportError as error:
         raise Missing(
             f"{SETTING}={address} needs prefect-dask, which is not installed: pip install -c constraints.txt "

@@ -105,6 +105,7 @@ def apart(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterat
             yield run
         return
     own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.show, outer.tell)
+    own.usage = Usage(outer.store, outer.usage)  # what a night's cells made stays until the night is in the history
     with running(own):
         yield own
 

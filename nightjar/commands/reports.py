@@ -18,11 +18,10 @@ def add(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from nightjar.artifact import Store
     from nightjar.closure import ROOT
     from nightjar.errors import BadOptions
     from nightjar.history import History
-    from nightjar.memo import store_folder
+    from nightjar.remote import open_store
     from nightjar.show import Screen
     from nightjar.site.past import read_past
     from nightjar.site.write import write_site
@@ -37,7 +36,7 @@ def _report(arguments: argparse.Namespace) -> int:
         screen.say(f"no night yet in {history.folder}: `nightjar nightly` makes one")
     if arguments.site:
         out = arguments.out or ROOT / "reports" / "site"
-        written = write_site(history, Store(store_folder()), out)
+        written = write_site(history, open_store(), out)
         screen.say(f"{written.pages} pages of {written.nights} nights, {written.made} of them new: {written.first}")
     return 0
 

@@ -24,7 +24,7 @@ no score of this NPU, and it counts for nothing.</p>{% else %}<p class="verdict 
 Δ <b>{{ "%+.2f"|format(c.delta_wer) if c.delta_wer is not none else "–" }}</b> {{ interval(c) }} points on {{ c.clips }} clips and {{ c.words }} words, tier {{ c.tier }}, {{ c.night|when }}.</p>
 {% else %}<p class="lead">{{ c.error or "It did not run, and nobody said why." }}<br><span class="soft">{{ c.night|when }}
 {% if last %}; last score {{ wer(last.wer) }} % on {{ last.night|day }}, tier {{ last.tier }}{% endif %}</span></p>{% endif %}
-{% if gates %}<ul class="why">{% for gate in gates %}<li><b class="{{ gate.outcome }}">{{ gate.outcome }}</b> {{ gate.sentence }}</li>{% endfor %}</ul>{% endif %}
+{% if gates %}<ul class="why">{% for gate in gates %}<li><b class="{{ "soft" if c.tier == "stand-in" else gate.outcome }}">{{ gate.outcome }}</b> {{ gate.sentence }}</li>{% endfor %}</ul>{% endif %}
 <p>{% for href, said in links %}<a class="go" href="../{{ href }}">{{ said }}</a>{{ " · " if not loop.last }}{% endfor %}</p>
 {% if lost %}<p class="note">{{ lost }}</p>{% endif %}
 

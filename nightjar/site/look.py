@@ -17,7 +17,8 @@ nav a{text-decoration:none}nav a:hover{text-decoration:underline}nav b{color:var
 .tally{display:flex;flex-wrap:wrap;gap:.35rem;margin:.6rem 0 0;padding:0;list-style:none}
 .strip{display:flex;flex-wrap:wrap;gap:3px;margin:1rem 0 0}
 .strip a{width:1.15rem;height:1.15rem;border-radius:.25rem;background:currentColor;position:relative;text-decoration:none}
-.strip a.FAIL::after{content:"×";position:absolute;inset:0;color:var(--paper);font:700 .95rem/1.1rem system-ui;text-align:center}
+.strip a.worse::after{content:"▾"}.strip a.FAIL::after{content:"×"}
+.strip a::after{position:absolute;inset:0;color:var(--paper);font:700 .95rem/1.1rem system-ui;text-align:center}
 .strip a:last-of-type{margin-left:3px;outline:2px solid currentColor;outline-offset:2px}
 .found{list-style:none;margin:0;padding:0}.found li{display:flex;gap:.7rem;padding:.55rem 0;border-top:1px solid var(--line)}
 .found li:first-child{border-top:0}.found li>div{min-width:0;overflow-wrap:anywhere}
@@ -88,7 +89,7 @@ PARTS = """{% macro interval(c) %}{% if c.low is not none and c.high is not none
 {% macro findings(items, root) %}<ul class="found">
 {% for f in items %}<li><i class="{{ "FAIL" if f.regression else "PASS" if f.better else "soft" }}" title="{{ "regression" if f.regression else "better" if f.better else "different" }}">{{ "▼" if f.regression else "▲" if f.better else "•" }}</i>
 <div>{% if f.href %}<a href="{{ root }}{{ f.href }}"><b>{{ f.cell }}</b></a>{% else %}<b>{{ f.cell }}</b>{% endif %}&ensp;<span class="tag">{{ f.kind|upper if f.kind in ("wer", "rtf") else f.kind }}, against {{ "the best, " if f.against == "best" }}{{ f.other|day }}</span><br>{{ f.said }}
-{% if f.causes %}<br><span class="soft">Likely cause: {{ f.causes|dated }}</span>{% endif %}
+{% if f.causes and f.kind != "versions" %}<br><span class="soft">Likely cause: {{ f.causes|dated }}</span>{% endif %}
 {% if f.pair %}<br><a class="go" href="{{ root }}{{ f.pair }}">{{ "what differs, clip by clip" if f.kind == "wer" else "the two nights side by side" }} →</a>{% endif %}</div></li>{% endfor %}</ul>{% endmacro %}
 """
 

@@ -10,7 +10,9 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from nightjar.artifact import Store
+from nightjar.causes import changes
 from nightjar.errors import StoreBroken
+from nightjar.evidence import Evidence
 from nightjar.history import Cell, Finding, History, Night
 from nightjar.regression import best_night
 from nightjar.site.names import is_key
@@ -51,25 +53,14 @@ def read_past(history: History) -> Past:
 
 
 def differs(before: Cell, after: Cell) -> list[str]:
-    """Say what else differs between two nights of a cell, likeliest cause of a difference first."""
-    said = []
-    for name in ("checkpoint", "speech"):
-        old, new = getattr(before, name), getattr(after, name)
-        if old and new and old != new:
-            said.append(f"{name} {old[:8]} → {new[:8]}")
-    old_versions, new_versions = versions(before.versions), versions(after.versions)
-    if old_versions and new_versions:
-        for name in sorted(old_versions.keys() | new_versions.keys()):
-            old, new = old_versions.get(name, "absent"), new_versions.get(name, "absent")
-            if old != new:
-                said.append(f"{name} {old} → {new}")
-    if before.code and after.code and before.code != after.code:
-        said.append(f"code {before.code[:8]} → {after.code[:8]}")
-    if before.tier and after.tier and before.tier != after.tier:
-        said.append(f"tier {before.tier} → {after.tier}")
-    if before.board_facts and after.board_facts and before.board_facts != after.board_facts:
-        said.append(f"board {before.board_facts} → {after.board_facts}")
-    return said
+    """Say what else the history knows to differ between two nights of a cell, likeliest cause of a difference first."""
+    if not (before.tier and after.tier):  # one of them never ran: it is made of nothing
+        return []
+    tier = [f"tier {before.tier} → {after.tier}"] if before.tier != after.tier else []
+    try:
+        return tier + changes(Evidence(cell=after), Evidence(cell=before))
+    except ValueError:  # a command that no shell would take: somebody has edited the table
+        return tier
 
 
 def versions(text: str) -> dict[str, str]:

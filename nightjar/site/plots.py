@@ -194,7 +194,9 @@ def _days(xs: Sequence[float], rows: Sequence[Cell]) -> list[tuple[float, str, s
     """Label the first, the middle and the last night."""
     if len(rows) == 1:
         return [(xs[0], day(rows[0].night), "middle")]
-    labels = [(LEFT, day(rows[0].night), "start"), (RIGHT, day(rows[-1].night), "end")]
+    few = xs[0] > LEFT + 20  # then there is room to stand below the point
+    ends = ((xs[0], "middle"), (xs[-1], "middle")) if few else ((LEFT, "start"), (RIGHT, "end"))
+    labels = [(x, day(row.night), anchor) for (x, anchor), row in zip(ends, (rows[0], rows[-1]), strict=True)]
     if len(rows) > 4:
         middle = len(rows) // 2
         labels.append((xs[middle], day(rows[middle].night), "middle"))

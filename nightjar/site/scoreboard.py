@@ -24,7 +24,7 @@ TEMPLATES = {
 {% block body %}<h1>The night of {{ n.night|when }}</h1>
 <p class="verdict {{ n.outcome }}">{{ n.outcome }}</p>
 <div class="lead">{{ lead }}{% if failed %}<ul class="why">{% for said in failed %}<li>{{ said }}</li>{% endfor %}</ul>{% endif %}</div>
-<div class="strip" aria-label="the last nights">{% for s in strip %}<a class="{{ s.night.outcome }}" href="{{ s.href }}" title="{{ s.said }}" aria-label="{{ s.said }}"></a>{% endfor %}</div>
+<div class="strip" aria-label="the last nights">{% for s in strip %}<a class="{{ s.night.outcome }}{{ " worse" if s.worse }}" href="{{ s.href }}" title="{{ s.said }}" aria-label="{{ s.said }}"></a>{% endfor %}</div>
 
 <h2>What changed last night</h2>
 {% if changes %}<div class="card">{{ findings(changes, "") }}</div>
@@ -54,9 +54,9 @@ TEMPLATES = {
 {{ spark }}<p class="foot">{% if c.size_bytes %}{{ c.size_bytes|megabytes }}{% endif %}{% if c.rtf is not none %} · RTF {{ "%.3f"|format(c.rtf) }}{% endif %}
 {% if c.clips is not none %} · {{ count(c.clips, "clip") }}{% endif %}{% if streak %} · {{ streak }}{% endif %}</p>
 <p class="foot clamp" title="{{ c.versions }}">{{ versions }}</p></a>""",
-    "table": """<table><tr><th>night</th><th class="l">outcome</th><th>cells</th><th>regressions</th><th class="l">what failed</th></tr>
+    "table": """<table><tr><th>night</th><th class="l">outcome</th><th>worse</th><th class="l">what failed</th></tr>
 {% for s in rows %}<tr><td><a href="{{ s.href }}">{{ s.night.night|when }}</a></td><td class="l"><b class="{{ s.night.outcome }}">{{ s.night.outcome }}</b></td>
-<td>{{ s.night.cells }}</td><td>{{ s.worse or "–" }}</td><td class="l">{{ s.night.failed|short(120) }}</td></tr>{% endfor %}</table>""",
+<td>{{ s.worse or "–" }}</td><td class="l">{{ s.night.failed|short(120) }}</td></tr>{% endfor %}</table>""",
     "nights": """{% extends "frame" %}{% block title %}All nights · Nightjar{% endblock %}
 {% block nav %}{{ super() }} / all nights{% endblock %}
 {% block body %}<h1>All nights</h1><div class="card">{{ table(rows) }}</div>
@@ -143,6 +143,8 @@ def lead(night: Night, cells: Sequence[Cell]) -> str:
     if others := len(cells) - len(real) - standins:
         aside.append(count(others, "other"))
     not_counted = f"; {listed(aside)} not counted" if aside else ""
+    if len(said) == 1 and len(real) > 1:
+        return f"All {len(real)} cells {said[0].partition(' ')[2]}{not_counted}."
     return f"{of}, {listed(said)}{not_counted}." if said else f"No cell that counts{not_counted}."
 
 

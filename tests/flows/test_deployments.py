@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,55 @@ def test_prefect_itself_deploys_the_file(server: str, deployed: str) -> None:
     assert there["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert there["job_variables"]["working_dir"] == str(ROOT)
     assert there["pull_steps"] == []
+
+
+SLOTS = """
+import httpx, os
+from prefect import flow
+from nightjar.board import LocalBoard
+from nightjar.plugins import Plugin
+from tasks.slot import compiling, holding
+from tasks.stage import joining
+
+def active():
+    return httpx.get(os.environ["PREFECT_API_URL"] + "/v2/concurrency_limits/toolchain:rknn").json()["active_slots"]
+
+@flow
+def work():
+    with compiling(Plugin(module="targets.onnx")):
+        print("onnx", active(), flush=True)
+    with compiling(Plugin(module="targets.rknn")):
+        print("compiling", active(), flush=True)
+    with joining(()), holding(LocalBoard(runners={"rknn": "targets.rknn.toolchain.simulate"}), lambda: False):
+        print("simulating", active(), flush=True)
+
+work()
+"""
+
+
+def test_a_toolchain_is_used_by_one_at_a_time(server: str, deployed: str, tmp_path: Path) -> None:
+    taken = {"names": ["toolchain:rknn"], "slots": 1, "mode": "concurrency", "lease_duration": 600}
+    lease = httpx.post(f"{server}/v2/concurrency_limits/increment-with-lease", json=taken)
+    assert lease.is_success, lease.text
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOTS],
+            cwd=ROOT,
+            env={**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(ROOT), "NIGHTJAR_STORE": str(tmp_path)},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+    for _ in range(600):
+        if "waiting for its slot" in (text := (tmp_path / "said").read_text()):
+            break
+        time.sleep(0.1)
+    assert "toolchain rknn is held by another run; waiting for its slot toolchain:rknn" in text
+    assert "onnx 1\n" in text, "a target without an SDK waited for one"
+    assert "compiling" not in text
+    freed = {"slots": 1, "lease_id": lease.json()["lease_id"]}
+    assert httpx.post(f"{server}/v2/concurrency_limits/decrement-with-lease", json=freed).is_success
+    assert process.wait(timeout=120) == 0
+    text = (tmp_path / "said").read_text()
+    assert "compiling 1\n" in text
+    assert "simulating 1\n" in text
+    assert httpx.get(f"{server}/v2/concurrency_limits/toolchain:rknn").json()["active_slots"] == 0

@@ -16,7 +16,9 @@ import httpx
 import pandas as pd
 import pytest
 
+from nightjar.artifact import Store
 from nightjar.cli import main
+from nightjar.evidence import read_evidence
 from nightjar.history import History
 from tests.flows.conftest import ROOT, Cli, shipped_speech, write_speech
 from tests.flows.working import Worker
@@ -42,7 +44,7 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     assert set(outcomes(first)) == {local, quantized, remote, absent}
     assert all(cell["wer"] < 20 for cell in first["cells"][:3])
     assert "nightjar toolchain install rknn" in first["cells"][3]["error"]
-    assert "1 are missing" in first["sentence"]
+    assert "1 is missing" in first["sentence"]
     assert first["cells"][0]["executed"]  # not the board's: an sshd on this machine is the same board
 
     code, second = nights.run(2)
@@ -82,6 +84,11 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     _, again = nights.run(5, "--site")  # a retry
     assert again["findings"] == fifth["findings"]
     assert remote in (tmp_path / "site" / "index.html").read_text()
+    store = Store(tmp_path / "artifacts")
+    cell = History().rows_before("2026-11-04")[local][0]
+    assert read_evidence(store, cell).scores["binary"].wer == cell.wer
+    (store.root / "judge" / cell.judge / "verdict.json").write_text("{}")  # what is damaged is not believed
+    assert read_evidence(store, cell).scores == {}
     kept = History()
     assert list(kept.nights()["night"].str[8:10]) == ["01", "02", "03", "04", "05"]
     assert (kept.cells().groupby("cell")["night"].nunique() == 5).all()

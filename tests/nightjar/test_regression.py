@@ -186,7 +186,7 @@ def test_a_night_fails_by_what_was_asked_for_and_not_by_what_nobody_has() -> Non
     failures = {name: failure for _, because in rows for name, failure in because.items()}
     never = night_row("n", "", "", cells[:1], failures, frozenset())
     assert never.outcome == "PASS"
-    assert "1 are missing" in sentence(never, cells[:1], [])
+    assert "1 is missing" in sentence(never, cells[:1], [])
     had = night_row("n", "", "", cells, failures, frozenset({"m/t1/fp"}))
     assert had.outcome == "FAIL"
     assert had.failed.split("; ") == [

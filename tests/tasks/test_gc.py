@@ -15,7 +15,7 @@ import pytest
 from nightjar.artifact import Artifact, Source, Store, digest_file
 from nightjar.gc import DAY_S, collect, survey, verify
 from nightjar.history import Cell, Finding, History, Night
-from tasks.stage import Run, running, stage
+from tasks.stage import Run, apart, running, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -169,6 +169,11 @@ def test_what_a_live_run_has_looked_up_stays_and_what_a_dead_one_had_goes(
     run(store, source)
     with running(Run(store)):
         graph(source)
+        assert collect(store, history, older_than_s=0, reports=tmp_path).removed == ()
+
+    with running(Run(store)):  # a night, whose cells are runs of their own in it
+        with apart(()):
+            graph(source)
         assert collect(store, history, older_than_s=0, reports=tmp_path).removed == ()
 
     fork = multiprocessing.get_context("fork")

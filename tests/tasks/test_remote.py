@@ -127,15 +127,15 @@ def test_a_damaged_or_missing_remote_file_is_never_used_and_made_good(url: str, 
 
 def test_machines_that_start_at_once_make_a_key_once(url: str, source: Source, tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")  # s3fs does not survive a fork
-    workers = [spawn.Process(target=run, args=(url, tmp_path / f"cache{n}", source)) for n in range(3)]
+    workers = [spawn.Process(target=run, args=(url, tmp_path / f"cache{n}", source)) for n in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=300)
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert [worker.exitcode for worker in workers] == [0, 0]
     assert executions(source) == 1
-    contents = [files(tmp_path / f"cache{n}") for n in range(3)]
-    assert contents[0] == contents[1] == contents[2]
+    contents = [files(tmp_path / f"cache{n}") for n in range(2)]
+    assert contents[0] == contents[1]
 
 
 def test_gc_of_a_bucket_leaves_what_is_needed_recent_or_on_its_way(url: str, source: Source, tmp_path: Path) -> None:
@@ -171,8 +171,12 @@ def much(*, source: Path, out: Path) -> None:
 
 
 def test_a_writer_that_is_killed_while_it_sends_leaves_nothing_to_believe(
-    url: str, source: Source, tmp_path: Path
+    s3: S3, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    s3.start()
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    url = f"s3://{s3.bucket}/{tmp_path.name}"
     worker = multiprocessing.get_context("spawn").Process(target=send_much, args=(url, tmp_path / "one", source))
     worker.start()
     bucket, end = Bucket(url), time.monotonic() + 300
