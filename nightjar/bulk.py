@@ -14,8 +14,9 @@ import numpy as np
 from nightjar.audio import load_audio
 from nightjar.board import Board
 from nightjar.boards import Reach, find_board
-from nightjar.data import Clip, load_speech, shuffled, speech_digest, split_by_window
-from nightjar.dataset import Encoded, Index
+from nightjar.data import Clip, line_order, load_speech, shuffled, speech_digest, split_by_window
+from nightjar.dataset import Encoded, Index, open_dataset
+from nightjar.dumps import write_dumps
 from nightjar.errors import BadOptions, BoardMissing
 from nightjar.job import run_session
 from nightjar.plugins import Plugin, plugin
@@ -29,10 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Harvested(NamedTuple):
-    """What a harvest came to: clips in the dataset, those of this run, those longer than the window."""
+    """What a harvest came to: clips in the dataset, those of this run, those longer than the window; dumps written."""
 
     dataset: Index
     made: int
+    dumps: int = 0
 
 
 class Asked(NamedTuple):
@@ -52,12 +54,19 @@ class Asked(NamedTuple):
 
 
 def harvest_speech(request: HarvestRequest) -> Harvested:
-    """Harvest what the dataset in `out` does not have yet.
+    """Harvest what the dataset in `out` does not have yet; then write the dumps that are asked for.
 
     Raises BadOptions for a folder that is no binary or holds another dataset, BoardMissing for a board that is not
     there or serves another binary, SessionFailed and StoreBroken when it ends early: the same request goes on.
     """
-    asked = _asked(request)
+    harvested = _harvested(request, _asked(request))
+    if request.dumps is None:
+        return harvested
+    dataset = open_dataset(request.out, verify=False)
+    return harvested._replace(dumps=write_dumps(dataset, line_order(request.speech), request.dumps))
+
+
+def _harvested(request: HarvestRequest, asked: Asked) -> Harvested:
     if (reach := _service(request.board, asked.target)) is not None:
         grpc_module()
         from nightjar.client import ServiceBoard  # grpc, only where a service is used

@@ -267,6 +267,11 @@ class HarvestRequest(BaseModel):
     out: Path = Field(description="folder of the dataset; the same command goes on in it")
     limit: int | None = Field(None, ge=1, description="only N clips, drawn by their ids")
     shard_mib: int = Field(256, ge=1, le=4096, description="size of a shard, all tensors together")
+    dumps: Path | None = Field(
+        None,
+        description="also write enc_000000.bin, … there, float32, numbered by the speech list's lines; "
+        "enc_CLIPID.bin where a folder is given",
+    )
 
 
 def speech_source(request: PortRequest, kind: Literal["calibration", "test"]) -> Source:

@@ -30,6 +30,8 @@ def _harvest(arguments: argparse.Namespace) -> int:
     with screen, listening(lambda done, total: screen.progress("harvest", done, total)):
         harvested = harvest_speech(request)
     show_harvest(screen, harvested.dataset, harvested.made)
+    if request.dumps is not None:
+        screen.say(f"dumps: {harvested.dumps} files enc_*.bin in {request.dumps}")
     return 0
 
 

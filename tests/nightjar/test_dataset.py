@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from nightjar.bulk import harvest_speech
 from nightjar.cli import main
@@ -243,3 +244,28 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     harvested = harvest_speech(asked(small_binary, noises, tmp_path / "out"))
     assert 65 < harvested.made < 150
     assert content(tmp_path / "out") == content(local_dataset)
+
+
+def test_dumps_are_numbered_by_the_lists_lines_and_hold_what_the_dataset_has(
+    small_binary: Path, noises: Path, tmp_path: Path
+) -> None:
+    listed = ["c007", "long", "c003", "c120"]  # not the order of ids
+    soundfile.write(tmp_path / "long.wav", np.zeros(16000 * 6, np.int16), 16000)
+    for name in listed:
+        if name != "long":
+            shutil.copy(noises / f"{name}.wav", tmp_path)
+    lines = [{"audio_filepath": f"{name}.wav", "id": name} for name in listed]
+    manifest = tmp_path / "speech.jsonl"
+    manifest.write_text("".join(json.dumps({**line, "text": "x", "speaker": "s"}) + "\n" for line in lines))
+    out, dumps = tmp_path / "dataset", tmp_path / "dumps"
+    words = ["harvest", "--binary", small_binary, "--speech", manifest, "--board", "local", "--out", out]
+    assert main([*map(str, words), "--dumps", str(dumps)]) == 0
+    dataset = {sample.id: sample.tensors["hidden"] for sample in open_dataset(out)}
+    assert sorted(path.name for path in dumps.iterdir()) == ["enc_000000.bin", "enc_000002.bin", "enc_000003.bin"]
+    for number, name in enumerate(listed):
+        if name != "long":
+            dumped = np.fromfile(dumps / f"enc_{number:06d}.bin", "<f4").reshape(250, 32)
+            assert np.array_equal(dumped, dataset[name].astype(np.float32))
+    (dumps / "enc_000002.bin").write_bytes(b"cut")
+    assert main([*map(str, words), "--dumps", str(dumps)]) == 0
+    assert np.fromfile(dumps / "enc_000002.bin", "<f4").size == 250 * 32
