@@ -146,6 +146,16 @@ def instant(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+def settled(runs: Runs, run_id: str, within_s: float = 120) -> list[Any]:
+    """Return a run's task runs once all have ended: the server makes its list of events, some time after."""
+    end = time.monotonic() + within_s
+    while True:
+        tasks = list(runs.tasks(run_id))
+        if time.monotonic() > end or (tasks and all(state in ("Completed", "Cached") for _, state, _ in tasks)):
+            return tasks
+        time.sleep(0.5)
+
+
 def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: int) -> dict[str, Any]:
     """Schedule cells at once on one worker; count what became of each."""
     with server(folder, database) as url:
@@ -176,7 +186,7 @@ def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: 
                 )
                 for one in ids
             ]
-            made = [[name for name, state, _ in runs.tasks(one) if state == "Completed"] for one in ids]
+            made = [[name for name, state, _ in settled(runs, one) if state == "Completed"] for one in ids]
         finally:
             worker.stop()
     return {
