@@ -151,7 +151,8 @@ def settled(runs: Runs, run_id: str, within_s: float = 120) -> list[Any]:
     end = time.monotonic() + within_s
     while True:
         tasks = list(runs.tasks(run_id))
-        if time.monotonic() > end or (tasks and all(state in ("Completed", "Cached") for _, state, _ in tasks)):
+        whole = any(name == "report" for name, _, _ in tasks)  # the last
+        if time.monotonic() > end or (whole and all(state in ("Completed", "Cached") for _, state, _ in tasks)):
             return tasks
         time.sleep(0.5)
 
