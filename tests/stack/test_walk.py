@@ -133,7 +133,9 @@ def test_the_night_by_schedule_is_broken_and_retried(stack: Running, page: Page,
     page.shot("retried")
     now = finished(stack.store)
     assert {stage: now[stage] for stage in kept} == kept, "a finished stage ran again"
-    assert {stage.partition("/")[0] for stage in now.keys() - kept.keys()} == {"judge", "report"}
+    made = {stage.partition("/")[0] for stage in now.keys() - kept.keys()}
+    assert "judge" in made
+    assert made <= {"judge", "report"}  # another test may have had this very verdict, and its page
     assert stack.run(run)["state"]["type"] == "COMPLETED"
 
 
