@@ -11,14 +11,12 @@ import argparse
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.flows.working import Runs, Worker  # noqa: E402
 from tests.postgres import BINARIES, postgres  # noqa: E402
+from tests.prefect_server import prefect_server  # noqa: E402
 
 CELL = {"precision": "fp", "limit": 4}
 BOUND_S = 2.0
@@ -46,43 +45,6 @@ SERVE = (
     "import sys\nfrom prefect.types.entrypoint import EntrypointType\nfrom flows.port_form import port\n"
     "port.serve('served', entrypoint_type=EntrypointType.MODULE_PATH, enforce_parameter_schema=True)\n"
 )
-
-
-@contextmanager
-def server(folder: Path, database: str | None) -> Iterator[str]:
-    """Start a Prefect server on SQLite, or on the database given; give its API address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "PREFECT_HOME": str(folder),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_ENABLED": "false",
-        **({"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} if database else {}),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        for _ in range(480):
-            try:
-                if httpx.get(f"{url}/health", timeout=1).is_success:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.25)
-        else:
-            sys.exit(f"the server did not start: {(folder / 'server.log').read_text()[-2000:]}")
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
 
 
 def environment(store: Path, **more: str) -> dict[str, str]:
@@ -110,7 +72,7 @@ def warm(folder: Path, store: Path, repeats: int) -> list[dict[str, Any]]:
     """Run a cell that is all cached through a served flow, no worker between, and call the plain function, in turn."""
     called(store)
     rows = []
-    with server(folder / "served", None) as url:
+    with prefect_server(folder / "served", None) as url:
         runs = Runs(url)
         with (folder / "serve.log").open("w") as log:
             serving = subprocess.Popen(
@@ -159,7 +121,7 @@ def settled(runs: Runs, run_id: str, within_s: float = 120) -> list[Any]:
 
 def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: int) -> dict[str, Any]:
     """Schedule cells at once on one worker; count what became of each."""
-    with server(folder, database) as url:
+    with prefect_server(folder, database) as url:
         runs = Runs(url)
         subprocess.run(
             [sys.executable, "-m", "nightjar.cli", "flows", "deploy", "--reset"],

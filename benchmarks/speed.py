@@ -12,14 +12,11 @@ import io
 import json
 import os
 import resource
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,10 +185,12 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
 
 def rerun(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
     """Time `nightjar port` with nothing to do, a Prefect server running, and Python that imports prefect beside it."""
+    from tests.prefect_server import prefect_server
+
     environment = os.environ | {"NIGHTJAR_STORE": str(folder / "store"), "PREFECT_HOME": str(folder / "prefect")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every run compiles this repository again
     command = [sys.executable, "-m", "nightjar.cli", "port", "--limit", "8", "--calibration-samples", "20"]
-    with prefect_server(folder) as url:
+    with prefect_server(folder / "prefect") as url:
         environment["PREFECT_API_URL"] = url
         run = lambda: subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)  # noqa: E731
         run()
@@ -245,28 +244,6 @@ def calibrated(folder: Path, count: int) -> Path:
     runner = open_runner(binary, json.loads((binary / "binary.json").read_text())["parts"])
     calibrate(binary, job / "harvest", clips, CalibrationOptions(samples=count), runner, out)
     return out
-
-
-@contextlib.contextmanager
-def prefect_server(folder: Path) -> Iterator[str]:
-    """Run a Prefect server of its own on a free port; its API URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        for _ in range(240):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=1):
-                break
-            time.sleep(0.25)
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

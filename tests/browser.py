@@ -45,6 +45,8 @@ LABELLED = """(text => {
 class Page:
     """One tab: what is on it, and hands."""
 
+    HEARD = frozenset({"Runtime.exceptionThrown"})  # what the browser says by itself and is kept as a complaint
+
     def __init__(self, address: str, screenshots: Path) -> None:
         self._socket = connect(address, max_size=None, open_timeout=60, ping_interval=None)
         self._numbers = itertools.count(1)
@@ -63,7 +65,7 @@ class Page:
                 assert "error" not in message, (method, message["error"])
                 result: dict[str, Any] = message["result"]
                 return result
-            if message.get("method") == "Runtime.exceptionThrown":
+            if message.get("method") in self.HEARD:
                 self.complaints.append(json.dumps(message["params"])[:500])
 
     def js(self, expression: str) -> Any:

@@ -6,7 +6,6 @@ import shutil
 import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pandas as pd
@@ -204,17 +203,7 @@ def test_an_empty_history_and_a_folder_of_somebody_else(
 class Watched(Page):
     """A tab that also hears what the browser complains of."""
 
-    def send(self, method: str, **params: Any) -> dict[str, Any]:
-        number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
-        while True:
-            message = json.loads(self._socket.recv(timeout=120))
-            if message.get("id") == number:
-                assert "error" not in message, (method, message["error"])
-                result: dict[str, Any] = message["result"]
-                return result
-            if message.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
-                self.complaints.append(json.dumps(message["params"])[:500])
+    HEARD = Page.HEARD | {"Log.entryAdded"}
 
 
 def test_a_phone_shows_every_page_without_scrolling_sideways(week: Path, tmp_path: Path) -> None:
