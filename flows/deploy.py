@@ -15,7 +15,7 @@ from nightjar.deploy import deploy as put_on_board
 from nightjar.deploy import draw_canary
 from nightjar.plugins import plugin
 from nightjar.request import DeployRequest, PortRequest, model_family, speech_source
-from nightjar.target import board_of, session_of
+from nightjar.target import board_of, session_of, target_of
 from tasks.bundle import bundle
 from tasks.judge import read_scores
 from tasks.stage import joining
@@ -32,7 +32,7 @@ def deploy(request: DeployRequest) -> dict[str, Any]:
         if ported["verdict"] == "FAIL" and not request.force:
             failed = next(gate["sentence"] for gate in ported["gates"] if gate["outcome"] == "FAIL")
             return {**results, "reason": f"the port's verdict is FAIL ({failed}); --force deploys it all the same"}
-        family, target = model_family(asked), plugin("targets", request.target)
+        family, target = model_family(asked), target_of(request.target, request.board)
         board = board_of(target, request.board)
         packed = bundle(
             binary=_artifact(ported["made_from"]["binary"]),

@@ -15,7 +15,7 @@ from flows.program import program_of
 from nightjar.errors import BadOptions
 from nightjar.plugins import plugin
 from nightjar.request import EvaluateRequest, checkpoint_source, model_family, speech_source
-from nightjar.target import board_of, make_options
+from nightjar.target import board_of, make_options, target_of
 from tasks.adopt import adopt, adopting, given_files, recognise
 from tasks.build import build
 from tasks.export import export
@@ -32,7 +32,7 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
     """Export the recipe that the files are of, adopt them, evaluate, judge, report."""
     with joining(request.refresh, request.board_wait):
         family = model_family(request)
-        target = plugin("targets", request.target)
+        target = target_of(request.target, request.board)
         part = {name: plugin("models", family, name) for name in ("contract", "export")}
         program, tier = program_of(request, target), "device"
         if program is None and not request.files:

@@ -11,7 +11,7 @@ from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadOptions
 from nightjar.plugins import plugin
 from nightjar.request import ImportRequest, checkpoint_source, model_family, speech_source
-from nightjar.target import make_options
+from nightjar.target import make_options, target_of
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export
@@ -25,12 +25,12 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
     """Export, check and take in the dumps, calibrate; return where the set lies and what is in it."""
     with joining(request.refresh, request.board_wait) as run:
         family = model_family(request)
-        recipe = recipe_for(request, plugin("targets", request.target).load().recipe(family))
+        recipe = recipe_for(request, target_of(request.target, request.board).load().recipe(family))
         if (request.program is None) == (request.bin_dir is None):
             raise BadOptions("give the folder of the dumps with --bin-dir, or the --program that dumps: one of the two")
         dumps: Any = None if request.bin_dir is None else dumps_source(request.bin_dir)
         speech = speech_source(request, "calibration")
-        program = program_of(request, plugin("targets", request.target), request.dumps)
+        program = program_of(request, target_of(request.target, request.board), request.dumps)
         checkpoint = checkpoint_source(request, family)
         host = plugin("targets", recipe.graph_format)
         graphs = export(

@@ -6,7 +6,7 @@ from flows.heard import hear, hear_here
 from nightjar.artifact import Source
 from nightjar.plugins import Plugin, plugin
 from nightjar.request import PortRequest
-from nightjar.target import board_of
+from nightjar.target import board_of, target_of
 from nightjar.verdict import Budgets
 from tasks.hypotheses import EvaluateOptions
 from tasks.judge import judge
@@ -36,7 +36,7 @@ def judged(
     graphs, reference, binary, calibration: artifacts, or what a plan has in their place. The results are empty when
     planning. obtained: hypotheses that are there already, of a board's own program, and the tier it ran on.
     """
-    target = plugin("targets", request.target)
+    target = target_of(request.target, request.board)
     board = board_of(target, request.board) if obtained is None else None
     options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
 

@@ -16,7 +16,7 @@ from nightjar.artifact import Source
 from nightjar.plugins import Plugin, plugin
 from nightjar.recipe import Recipe
 from nightjar.request import PortRequest, checkpoint_source, model_family, speech_sources
-from nightjar.target import board_of, make_options, session_of
+from nightjar.target import board_of, make_options, session_of, target_of
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export
@@ -62,7 +62,7 @@ def port(request: PortRequest) -> dict[str, Any]:
 def prepared(request: PortRequest, sources: Callable[[Any], tuple[Source | None, Source | None]]) -> Prepared:
     """Check the request, export, and build the float binaries; what is missing is said before anything runs."""
     family = model_family(request)
-    target = plugin("targets", request.target)
+    target = target_of(request.target, request.board)
     recipe = recipe_for(request, target.load().recipe(family))
     make_options(target, request.precision, request.float_nodes)
     board_of(target, request.board)

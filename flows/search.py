@@ -16,7 +16,7 @@ from nightjar.plugins import plugin
 from nightjar.precision import Budget, Measured, Rung, ladder, search
 from nightjar.ranking import Settings, read_ranking
 from nightjar.request import PortRequest
-from nightjar.target import board_of, make_options
+from nightjar.target import board_of, make_options, target_of
 from tasks.build import build
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.measure import measure, read_measured
@@ -42,7 +42,7 @@ def searched(
     request: PortRequest, *, family: str, graphs: Any, reference: Any, calibration: Any, speech: Source
 ) -> Searched:
     """Find the plan of the largest int8 share within the request's budget; raises BadInput where none is."""
-    target = plugin("targets", request.target)
+    target = target_of(request.target, request.board)
     ranking = rank(graphs=graphs, calibration=calibration, settings=Settings())
     rewritten = rewrite(graphs=graphs, ranking=ranking)
     quantized = parameters(request, rewritten, calibration)
@@ -95,7 +95,7 @@ def _enough(speech: Source) -> int:
 
 def parameters(request: PortRequest, graphs: Any, calibration: Any) -> dict[str, Any]:
     """Collect quantization parameters, for a target that builds from them: {"quantized": artifact}, else nothing."""
-    target = plugin("targets", request.target)
+    target = target_of(request.target, request.board)
     if not hasattr(target.load(), "quantization"):
         return {}
     options = make_options(target, "int8")  # what is kept float does not enter them

@@ -27,9 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nightjar.boards import find_board
 from nightjar.closure import ROOT
 from nightjar.errors import BadInput, BadOptions, BoardMissing, NightjarError
-from nightjar.plugins import plugin
 from nightjar.request import PortRequest, model_family, shipped_models
-from nightjar.target import make_options
+from nightjar.target import make_options, target_of
 
 AXES = {"models": "model", "targets": "target", "precisions": "precision"}
 OPTIONS = tuple(name for name in PortRequest.model_fields if name not in {*AXES.values(), "checkpoint"})
@@ -150,7 +149,7 @@ def _checked(request: PortRequest) -> str:
         raise BadOptions(
             f"{request.model} ships no speech: give {lacking[0]} a NeMo manifest, LibriSpeech tree or folder"
         )
-    target = plugin("targets", request.target)
+    target = target_of(request.target, request.board)
     make_options(target, request.precision, request.float_nodes)
     tiers: Mapping[str, str] = target.load().TIERS
     alias = request.board or target.load().DEFAULT_BOARD

@@ -18,6 +18,11 @@ class Plugin(BaseModel, frozen=True):
 
     module: str
 
+    @property
+    def name(self) -> str:
+        """The module without its kind: `rknn`, `mtk.stand_in`, `whisper.decode`."""
+        return self.module.partition(".")[2]
+
     def load(self) -> ModuleType:
         """Import the module."""
         return importlib.import_module(self.module)
@@ -32,7 +37,7 @@ class Plugin(BaseModel, frozen=True):
 
         Raises ToolchainMissing where it is not installed.
         """
-        return toolchain(self.module.rpartition(".")[2]).versions() if self.tools() else {}
+        return toolchain(self.name).versions() if self.tools() else {}
 
 
 def names(kind: Kind) -> list[str]:

@@ -256,13 +256,14 @@ def show_releases(listed: dict[str, dict[str, Any]], board: str) -> None:
 def show_targets() -> None:
     """List the targets with their boards and tiers."""
     from nightjar.plugins import names, plugin
+    from nightjar.target import boards_of
 
     table = Table(box=None, padding=(0, 2))
     for column in ("target", "boards (tier)", "precisions", "what it is"):
         table.add_column(column)
     for name in names("targets"):
         module = plugin("targets", name).load()
-        boards = ", ".join(f"{board} ({tier})" for board, tier in module.TIERS.items())
+        boards = ", ".join(f"{board} ({tier})" for board, tier in boards_of(name).items())
         precision = module.Options.model_json_schema()["properties"]["precision"]
         precisions = ", ".join(precision.get("enum", [precision.get("const")]))
         table.add_row(name, boards, precisions, (module.__doc__ or "").strip().splitlines()[0])

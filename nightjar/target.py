@@ -10,6 +10,10 @@ A target is a module `targets/<name>/__init__.py` with
 and `runner.py`, the one file that runs a part on the board. A target whose boards have more to say than RUNTIMES adds
 `preflight.py`, standard library only: versions() is asked on the board, fit(made_by, versions) says what stands against
 a run.
+
+What stands in for a vendor's SDK is a target of the same contract in the target's folder, `targets/<name>/stand_in/`,
+called NAME "<name>.stand_in", with one board, `stand-in`. It is what runs where that board is asked for, and nowhere
+else.
 """
 
 import importlib
@@ -22,12 +26,34 @@ from nightjar.board import BoardFacts, BoardRef, LocalBoard, runner_module
 from nightjar.boards import OWN, Reach, boards_file, find_board
 from nightjar.closure import module_file
 from nightjar.errors import BadOptions, BoardMissing
-from nightjar.plugins import Plugin
+from nightjar.plugins import Plugin, plugin
 from nightjar.toolchain import pinned, requirements_of, toolchain
 
 log = logging.getLogger(__name__)
 
 PYTHON = (3, 10)  # the session's syntax
+STAND_IN = "stand-in"  # the board, and the tier of all that it gives
+INSIDE = ("vendor-simulator", STAND_IN)  # tiers that run in the toolchain's environment, where the target has one
+
+
+def target_of(name: str, board: str | None) -> Plugin:
+    """Return the target that a request means: the folder of this name or, on board `stand-in`, what stands in for it.
+
+    Raises UnknownName where there is no such folder, BoardMissing where nothing stands in.
+    """
+    found = plugin("targets", name)
+    if board != STAND_IN:
+        return found
+    if module_file(f"{found.module}.stand_in") is None:
+        boards = ", ".join(found.load().TIERS)
+        raise BoardMissing(f"nothing stands in for target {name}; it has board {boards}: pass --board with one of them")
+    return Plugin(module=f"{found.module}.stand_in")
+
+
+def boards_of(name: str) -> dict[str, str]:
+    """Return the boards of a target by name, with the tier of each; its stand-in comes last."""
+    tiers: dict[str, str] = dict(plugin("targets", name).load().TIERS)
+    return tiers | ({STAND_IN: STAND_IN} if module_file(f"targets.{name}.stand_in") else {})
 
 
 def make_options(target: Plugin, precision: str, float_nodes: tuple[str, ...] = ()) -> BaseModel:
@@ -59,7 +85,7 @@ def board_of(target: Plugin, alias: str | None) -> BoardRef:
     if alias not in module.TIERS:
         return _remote(target, alias)
     tier = module.TIERS[alias]
-    if tier == "vendor-simulator":
+    if tier in INSIDE and target.tools():
         versions = toolchain(module.NAME).versions()
         facts = LocalBoard().facts(()).model_copy(update={"python": versions.pop("python"), "runtimes": versions})
         return BoardRef(alias=alias, tier=tier, facts=facts, toolchain=module.NAME)

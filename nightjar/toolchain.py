@@ -170,7 +170,7 @@ def folder_of(target: str) -> Path:
 
 def requirements_of(target: str) -> Path:
     """Return a target's lock; raises UnknownName for a target that has no SDK."""
-    path = ROOT / "targets" / target / "toolchain" / "requirements.txt"
+    path = ROOT.joinpath("targets", *target.split("."), "toolchain", "requirements.txt")
     if not path.is_file():
         raise UnknownName(
             f"target {target!r} has no toolchain; have {', '.join(with_toolchain())}: see `nightjar targets`"
@@ -179,8 +179,9 @@ def requirements_of(target: str) -> Path:
 
 
 def with_toolchain() -> list[str]:
-    """List the targets that have an SDK of their own."""
-    return sorted(path.parent.parent.name for path in (ROOT / "targets").glob("*/toolchain/requirements.txt"))
+    """List the targets, and stand-ins, that have an environment of their own: `rknn`, `mtk.stand_in`."""
+    found = (ROOT / "targets").glob("**/toolchain/requirements.txt")
+    return sorted(".".join(path.parent.parent.relative_to(ROOT / "targets").parts) for path in found)
 
 
 def toolchain(target: str) -> Toolchain:

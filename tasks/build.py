@@ -28,4 +28,4 @@ def build(
     given = {name: path for name, path in given.items() if path is not None}
     with compiling(target):
         target.load().compile(graphs, calibration, options, out, **given)
-    return {"target": target.module.rpartition(".")[2]}
+    return {"target": target.name}

@@ -55,7 +55,7 @@ def compiling(target: Plugin) -> Iterator[None]:
     """Hold the slot of a target's toolchain while its SDK works; a target without an SDK needs none."""
     with contextlib.ExitStack() as held:
         if target.tools():
-            _take(held, f"toolchain:{target.module.rpartition('.')[2]}", lambda: "another run")
+            _take(held, f"toolchain:{target.name}", lambda: "another run")
         yield
 
 

@@ -73,12 +73,11 @@ def _judged(arguments: argparse.Namespace, screen: Any, results: dict[str, Any])
 
 
 def _transcribe(arguments: argparse.Namespace) -> int:
-    from nightjar.plugins import plugin
     from nightjar.show import Screen, show_transcripts
-    from nightjar.target import board_of
+    from nightjar.target import board_of, target_of
 
     request = parse_options(arguments, TranscribeRequest)
-    tier = board_of(plugin("targets", request.target), request.board).tier
+    tier = board_of(target_of(request.target, request.board), request.board).tier
     screen = Screen()
     screen.say(f"[bold]transcribe[/bold] {request.model} → {request.target}, {request.precision}, tier {tier}")
     from flows.start import run_flow
