@@ -1,0 +1,106 @@
+"""Kaldi's log-mel filterbank in numpy, as sherpa-onnx computes it: the same numbers on a host and on a board.
+
+16 kHz, frames of 25 ms every 10 ms, 80 bins from 20 to 7600 Hz, no dither, samples in [-1, 1]. Per frame: its mean is
+taken away, then pre-emphasis with the first sample repeated, then the Povey window, power spectrum of 512 points, mel,
+natural log. Doing the first two on the whole waveform instead, as ports do that start from librosa, is another feature
+(kaldi-native-fbank, csrc/feature-window.cc; sherpa-onnx, csrc/features.cc).
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+SAMPLE_RATE_HZ = 16000
+LENGTH = 400
+SHIFT = 160
+N_FFT = 512
+N_MELS = 80
+LOW_HZ, HIGH_HZ = 20.0, 7600.0  # sherpa-onnx's high_freq is -400, counted from Nyquist
+PREEMPHASIS = np.float32(0.97)
+FIRST = SHIFT // 2 - LENGTH // 2  # sample at which frame 0 begins: frames are centred (snip_edges false)
+
+
+def fbank(wave: Array) -> Array:
+    """Compute all frames of a wave: float32 mono 16 kHz in [-1, 1] -> (n_frames, 80) float32."""
+    maker = Fbank()
+    return np.concatenate([maker.accept(wave), maker.finish()])
+
+
+class Fbank:
+    """Make frames of a wave as it comes, however long; it holds no more than a frame of it."""
+
+    def __init__(self) -> None:
+        self._held = np.zeros(0, np.float32)  # from the first sample that a frame to come needs
+        self._begin = 0  # the number of that sample in the wave
+        self._seen = 0
+        self._made = 0
+
+    def accept(self, wave: Array) -> Array:
+        """Take the next samples and return the frames that they complete, (n, 80)."""
+        wave = np.asarray(wave, np.float32).reshape(-1)
+        self._held = np.concatenate([self._held, wave])
+        self._seen += len(wave)
+        whole = (self._seen - LENGTH - FIRST) // SHIFT + 1
+        return self._frames(max(whole, self._made))
+
+    def finish(self) -> Array:
+        """Return the frames that reach beyond the end, where the wave is reflected."""
+        return self._frames((self._seen + SHIFT // 2) // SHIFT)
+
+    def _frames(self, until: int) -> Array:
+        if until <= self._made:
+            return np.zeros((0, N_MELS), np.float32)
+        places = FIRST + SHIFT * np.arange(self._made, until)[:, None] + np.arange(LENGTH)
+        places = np.where(places < 0, -places - 1, places)
+        while (places >= self._seen).any() or (places < 0).any():  # a wave shorter than a frame is reflected again
+            places = np.where(places >= self._seen, 2 * self._seen - 1 - places, places)
+            places = np.where(places < 0, -places - 1, places)
+        made = log_mel(self._held[places - self._begin])
+        self._made = until
+        keep = max(0, min(FIRST + SHIFT * until, self._seen - LENGTH))  # what a reflection at the end reads
+        self._held = self._held[keep - self._begin :]
+        self._begin = keep
+        return made
+
+
+def log_mel(frames: Array) -> Array:
+    """Compute (n, 80) float32 of frames (n, 400) as they are cut from the wave."""
+    frames = frames - frames.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
+    windowed = (frames - PREEMPHASIS * before) * _povey()
+    # In float64: older numpys know no other, and a board's must give the host's numbers.
+    spectrum = np.fft.rfft(windowed.astype(np.float64), N_FFT, axis=1)[:, : N_FFT // 2]
+    power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32, copy=False)
+    log: Array = np.log(np.maximum(power @ mel_filters(), np.finfo(np.float32).eps)).astype(np.float32, copy=False)
+    return log
+
+
+@lru_cache(maxsize=1)
+def mel_filters() -> Array:
+    """Compute Kaldi's triangles, straight lines over mel and not over hertz: (256, 80) float32.
+
+    In float32 throughout, as Kaldi does: the rounding of its corners weighs a loud neighbour by up to 1e-5 more or less
+    (kaldi-native-fbank, csrc/mel-computations.cc).
+    """
+    low, high = (_mel(np.float32(hz)) for hz in (LOW_HZ, HIGH_HZ))
+    width = (high - low) / np.float32(N_MELS + 1)
+    left, centre, right = (low + (np.arange(N_MELS) + n).astype(np.float32) * width for n in range(3))
+    bins = _mel(np.arange(N_FFT // 2, dtype=np.float32) * np.float32(SAMPLE_RATE_HZ / N_FFT))[:, None]
+    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    inside = (bins > left) & (bins < right)
+    return np.where(inside, np.where(bins <= centre, rising, falling), np.float32(0)).astype(np.float32)
+
+
+def _mel(hz: NDArray[np.float32]) -> NDArray[np.float32]:
+    ratio = np.float32(1.0) + hz / np.float32(700.0)
+    return np.float32(1127.0) * np.log(ratio.astype(np.float64)).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _povey() -> Array:
+    """Compute the window (400,): a symmetric Hann to the power of 0.85."""
+    hann = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(LENGTH) / (LENGTH - 1))
+    return (hann**0.85).astype(np.float32)
