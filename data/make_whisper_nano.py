@@ -18,8 +18,9 @@ import numpy as np
 import soundfile
 import torch
 from nano_check import WordErrors, check, transcribe, word_errors
-from nano_corpus import Vocabulary, in_processes, speak_corpus
+from nano_corpus import Vocabulary, speak_corpus
 from nano_espeak import have_espeak
+from nano_frames import in_processes
 from nano_model import DIMENSIONS, stock_model
 from nano_speech import (
     DEVELOPMENT_VARIANTS,
@@ -31,6 +32,7 @@ from nano_speech import (
     WORDS,
     Utterance,
     draw_corpus,
+    draw_counts,
     synthesise,
     voices_of,
 )
@@ -63,13 +65,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--processes", type=int, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--work", type=Path, help="keep the spoken corpus and the state of training here, and go on")
     return parser.parse_args(arguments)
-
-
-def word_counts(rng: np.random.Generator, n_clips: int) -> list[int]:
-    """Draw clip lengths in words: 2 % noise only, 8 % single words, the rest 2 to 10."""
-    kind = rng.random(n_clips)
-    longer = rng.integers(2, MAX_WORDS + 1, n_clips)
-    return np.where(kind < 0.02, 0, np.where(kind < 0.10, 1, longer)).tolist()
 
 
 def write_list(folder: Path, name: str, utterances: list[Utterance], n_processes: int) -> Path:
@@ -136,7 +131,7 @@ def make(options: argparse.Namespace, folder: Path, work: Path) -> None:
     def development_wer(model: Whisper) -> WordErrors:
         return word_errors([u.text for u in development], transcribe(model, clips, n_batch=70))
 
-    n_words = word_counts(np.random.default_rng([options.seed, 300]), options.clips)
+    n_words = draw_counts(np.random.default_rng([options.seed, 300]), options.clips)
     voices = voices_of(TRAINING_VARIANTS)
     utterances = draw_corpus(options.seed, TRAINING, voices, n_words)
     corpus = speak_corpus(utterances, work, options.processes)

@@ -1,9 +1,7 @@
 """Turn spoken utterances into log-mels with what is said in every frame, and draw batches."""
 
 import json
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import whisper
+from nano_frames import IGNORED, N_LABELS, in_processes, labels_of, spoken_frames
 from nano_speech import MAX_SECONDS, MAX_WORDS, WORDS, Utterance, in_noise, speak
 from torch import Tensor
 from whisper.tokenizer import get_tokenizer
@@ -19,12 +18,8 @@ N_FRAMES = 1_000  # of 10 ms: the 10 s the recogniser hears
 SILENCE_TEXT = "."  # stock SuppressBlank forbids an empty answer; the normaliser drops a full stop
 FLOOR_RANGE = (-1.5, -1.1)  # the padding value of clips from about -51 to -35 dBFS
 MEL_TAIL_FRAMES = 3  # enough zeros for one frame that hears nothing but padding
-HIDDEN_FRAME_S = 0.02
-IGNORED = -100
-N_LABELS = 3  # of a hidden frame: the phoneme, the word, and the last word before it
 LABELLED_TAIL_FRAMES = 15  # of padding after a clip; more would say the same
 MAX_LATE_FRAMES = 150  # of silence before a clip, so that words are heard anywhere
-CHUNK_CLIPS = 400
 
 
 @dataclass(frozen=True)
@@ -69,17 +64,6 @@ class Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def in_processes(job: Callable, utterances: Sequence[Utterance], n_processes: int) -> Iterator:
-    """Yield job(utterance) in the order given, worked on by several processes.
-
-    espeak-ng goes on from the state the text before left it in, so every chunk has a process of its
-    own: then neither the number of processes nor their speed changes a sample.
-    """
-    context = multiprocessing.get_context("fork")
-    with context.Pool(n_processes, torch.set_num_threads, (1,), maxtasksperchild=1) as pool:
-        yield from pool.imap(job, utterances, chunksize=CHUNK_CLIPS)
-
-
 def mel_of(samples: np.ndarray) -> np.ndarray:
     """Return the stock log-mel of int16 samples: (n_frames, 80) float16, ending in padding.
 
@@ -96,33 +80,7 @@ def mel_of(samples: np.ndarray) -> np.ndarray:
 def hear(utterance: Utterance) -> Heard:
     """Speak an utterance and return its log-mel with what is said when."""
     speech = speak(utterance)
-
-    def frame(time_s: float) -> int:
-        return max(0, round((utterance.lead_s + float(time_s)) / HIDDEN_FRAME_S))
-
-    words = []
-    for position in range(len(utterance.text.split())):
-        own = [sound for sound in speech.sounds if sound.word == position and sound.name]
-        words.append((frame(own[0].start_s), max(frame(own[-1].end_s), frame(own[0].start_s) + 1)))
-    sounds = [(sound.name, frame(sound.start_s), frame(sound.end_s)) for sound in speech.sounds]
-    return Heard(mel_of(in_noise(utterance, speech.samples)), sounds, words)
-
-
-def labels_of(heard: Heard, text: str, names: list[str]) -> np.ndarray:
-    """Return the three classes of each hidden frame: (n, 3) uint8; adds new phonemes to the names."""
-    labels = np.zeros((len(heard.mel) // 2, N_LABELS), dtype=np.uint8)
-    for name, start, end in heard.sounds:
-        if name not in names:
-            names.append(name)
-        labels[start:end, 0] = names.index(name)
-    said = [WORDS.index(word) + 1 for word in text.split()]
-    ends = [start for start, _ in heard.words[1:]] + [len(labels)] * bool(said)
-    before = 0
-    for word, (start, end), until in zip(said, heard.words, ends, strict=True):
-        labels[start:end, 1] = word
-        labels[start:end, 2] = before
-        labels[end:until, 2] = before = word
-    return labels
+    return Heard(mel_of(in_noise(utterance, speech.samples)), *spoken_frames(utterance, speech.sounds))
 
 
 def speak_corpus(utterances: list[Utterance], folder: Path, n_processes: int) -> Corpus:
@@ -137,7 +95,8 @@ def speak_corpus(utterances: list[Utterance], folder: Path, n_processes: int) ->
             for n, heard in enumerate(in_processes(hear, utterances, n_processes)):
                 if len(heard.mel) <= 100 * MAX_SECONDS:
                     heard.mel.tofile(mels_out)
-                    labels_of(heard, utterances[n].text, names).tofile(labels_out)
+                    text = utterances[n].text
+                    labels_of(len(heard.mel) // 2, heard.sounds, heard.words, text, names).tofile(labels_out)
                     ends.append(ends[-1] + len(heard.mel))
                     last = heard.words[-1][1] if heard.words else 0
                     filler = [(last, last + LABELLED_TAIL_FRAMES)] * (MAX_WORDS + 1 - len(heard.words))

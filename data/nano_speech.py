@@ -178,3 +178,10 @@ def draw_corpus(
         draw_utterance([seed, part, index], voices[order[index % len(voices)]], n, **ranges)
         for index, n in enumerate(n_words_of_clips)
     ]
+
+
+def draw_counts(rng: np.random.Generator, n_clips: int) -> list[int]:
+    """Draw clip lengths in words: 2 % noise only, 8 % single words, the rest 2 to 10."""
+    kind = rng.random(n_clips)
+    longer = rng.integers(2, MAX_WORDS + 1, n_clips)
+    return np.where(kind < 0.02, 0, np.where(kind < 0.10, 1, longer)).tolist()

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from nano_check import WordErrors
-from nano_corpus import IGNORED, Batch, Batches, Corpus, Vocabulary
+from nano_corpus import Batch, Batches, Corpus, Vocabulary
+from nano_frames import IGNORED
 from nano_model import Student, stock_model
 from nano_speech import WORDS
 from torch import Tensor, nn
