@@ -29,10 +29,16 @@ class Input(BaseModel, frozen=True):
 
 
 class Ref(BaseModel, frozen=True):
-    """A stored array, whole or its first `rows` of axis 1, zero-padded to the input's shape."""
+    """A stored array, whole or its first `rows` of axis 1, zero-padded to the input's shape.
+
+    sample, row: which sample of the part that makes this input it belongs to, and which of the rows that came out; a
+    chain of parts is followed by them (nightjar/chain.py).
+    """
 
     file: str
     rows: int | None = Field(default=None, ge=0)
+    sample: int | None = Field(default=None, ge=0)
+    row: int | None = Field(default=None, ge=0)
 
     @field_validator("file")
     @classmethod

@@ -10,9 +10,9 @@ class Recipe(BaseModel, frozen=True):
 
     window_s: float = Field(30.0, gt=0, description="audio window of the encoder in seconds")
     graph_format: Literal["onnx", "torchscript"] = Field("onnx", description="what the target's compiler reads")
-    decoder: Literal["window", "static", "cached"] = Field(
+    decoder: Literal["window", "static", "cached", "transducer"] = Field(
         "cached",
-        description="decoder protocol: 12-token window, whole padded prefix, or static KV cache",
+        description="decoder protocol: 12-token window, whole padded prefix, static KV cache, or a stream's transducer",
     )
     decoder_length: int = Field(
         448, ge=8, description="rows of the padded prefix or of the KV cache, clamped to the model's"
@@ -22,4 +22,7 @@ class Recipe(BaseModel, frozen=True):
     )
     host_embedding: bool = Field(
         False, description="look tokens and positions up on the CPU; the decoder takes embeddings"
+    )
+    float_counts: bool = Field(
+        False, description="streams: states that count frames are float32 instead of int64, which some NPUs have not"
     )

@@ -1,0 +1,22 @@
+"""Streaming Zipformer transducers as sherpa-onnx and icefall ship them: a folder of ONNX graphs and tokens.txt.
+
+Importing this package pulls in nothing: it travels to the board inside the session's zipapp.
+"""
+
+from pathlib import Path
+
+FAMILY = "zipformer"
+NAMES: tuple[str, ...] = ()  # none is fetched by name
+
+# What a person may ask of a Whisper and not of a stream, and why.
+WITHOUT = {
+    "window": "a stream has no window; the length of its chunks is in the model",
+    "decoder": "a transducer has one way to decode",
+    "positional": "a stream has no table of positions",
+    "host_embedding": "its decoder takes token ids",
+}
+
+
+def recognises(checkpoint: Path) -> bool:
+    """Say whether a path may be a folder of a streaming transducer; export opens it and decides."""
+    return checkpoint.is_dir() and any(checkpoint.glob("*encoder*.onnx"))

@@ -1,0 +1,316 @@
+"""Choose and store what the quantizer of each part of a stream sees: true features, true states, one pass.
+
+Every clip is streamed once through the float encoder on the host; of all its steps a fixed number is kept, drawn
+uniformly and so that first and late chunks are among them. Memory and disk follow the samples kept, not the corpus.
+"""
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from models.zipformer.reservoir import Reservoir, stratum_of
+from models.zipformer.stream import (
+    BLANK,
+    Chunker,
+    Model,
+    Runner,
+    Search,
+    StreamError,
+    Tensors,
+    initial_states,
+    run_chunk,
+    tail_samples,
+)
+from models.zipformer.variants import Features, States, features_of
+from nightjar.audio import load_audio
+from nightjar.calibration import CalibrationWriter, Input, Ref
+from nightjar.data import Clip
+from nightjar.errors import BadInput, BadOptions
+from nightjar.progress import tick
+
+log = logging.getLogger(__name__)
+
+AGAIN = "run the same command with --refresh harvest"
+FEW = 100  # samples below which ranges depend on which steps were drawn
+LEAST = 0.05  # of the samples that each stratum of chunks is owed
+GIB = 2**30
+
+
+class CalibrationOptions(BaseModel, frozen=True):
+    """How much calibration data, and which."""
+
+    samples: int = Field(200, ge=1, description="samples per part; below 100 warns")
+    states: States = Field(
+        "sampled",
+        description="sampled: of true states, so many steps; zero: those steps with zeros; full: every step",
+    )
+    features: Features = Field(
+        "kaldi", description="kaldi, as the recogniser hears; librosa and waveform-dc as others have calibrated"
+    )
+    full_gib: float = Field(20.0, gt=0, description="full: what may be written; more is refused beforehand")
+    seed: int = Field(0, description="which steps are drawn")
+
+
+def calibrate(
+    graphs: Path,
+    hidden: Path,
+    clips: Sequence[Clip],
+    options: CalibrationOptions,
+    runner: Runner,
+    out: Path,
+    lanes: int = 1,
+) -> None:
+    """Write a calibration set for every part of the graphs into `out`.
+
+    hidden: a harvest's folder, `<clip id>.encoder_out.npy` (rows, width) float16: the joiner's samples of those clips
+    are what the board's encoder gave. runner: the float graphs on the host. Any order of `clips`; lanes
+    is Whisper's. Raises BadInput for no clips and for a state that no stream can go on from, BadOptions for a `full` set
+    beyond its limit.
+    """
+    model: Model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    if not clips:
+        raise BadInput("no clip of the calibration set is left: give some with --calibration-set")
+    parts = {name: [Input(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
+    if options.states == "full":
+        refuse_beyond(estimate_bytes(clips, model), options.full_gib)
+    keeper = _Keeper(out / "steps", options, clips)
+    seen = Counter[int]()
+    with ThreadPoolExecutor(1) as maker:  # the next clip's features while the encoder works on this one
+        coming = None
+        ordered = sorted(clips, key=lambda clip: clip.id)
+        for number, clip in enumerate([*ordered, None]):
+            following = maker.submit(_chunks, clip, options.features, model) if clip is not None else None
+            if coming is not None:
+                before = ordered[number - 1]
+                seen.update(_hear(runner, model, hidden, before, coming.result(), keeper))
+                tick(number, len(ordered))
+            coming = following
+    writer = CalibrationWriter(out, parts, options.seed)
+    store_steps(writer, keeper, model, parts, runner, options)
+    shutil.rmtree(keeper.folder)
+    counts = {part: writer.count(part) for part in parts}
+    writer.close(_coverage(clips, seen, keeper, counts), _warnings(counts))
+
+
+def _chunks(clip: Clip, kind: Features, model: Model) -> list[np.ndarray]:
+    wave = load_audio(clip.audio).astype(np.float32) / 32768.0
+    silence = np.zeros(tail_samples(len(wave), model), np.float32)
+    frames = features_of(kind)(np.concatenate([wave, silence]))
+    return [chunk.x for chunk in Chunker(model).accept(frames)]
+
+
+class _Keeper:
+    """Keep the steps drawn so far on disk, a file each."""
+
+    def __init__(self, folder: Path, options: CalibrationOptions, clips: Sequence[Clip]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.options = folder, options
+        self.numbers = {clip.id: number for number, clip in enumerate(sorted(clips, key=lambda clip: clip.id))}
+        least = max(1, round(LEAST * options.samples))
+        self.reservoir = Reservoir(options.samples, least, options.seed)
+        self.every: list[str] = []  # of a `full` set
+        self.kept = Counter[int]()
+
+    def offer(self, clip: str, chunk: int) -> str | None:
+        """Return the name of a step that is to be kept, and drop what it takes the place of; None for one that is not.
+
+        A file is called by its clip's place in the list: an id may be anything.
+        """
+        name = f"{clip}/{chunk}"
+        if self.options.states == "full":
+            self.every.append(name)
+            return name
+        gone = self.reservoir.offer(name, stratum_of(chunk))
+        for other in gone or ():
+            self.file(other).unlink(missing_ok=True)
+        return name if gone is not None else None
+
+    def file(self, name: str) -> Path:
+        clip, _, chunk = name.rpartition("/")
+        return self.folder / f"{self.numbers[clip]:06d}.{int(chunk):06d}.npz"
+
+    def chosen(self) -> list[str]:
+        """Return the steps drawn in an order that tells nothing of the clips'."""
+        if self.options.states == "full":
+            return self.every
+        chosen = self.reservoir.chosen()
+        self.kept = Counter(stratum_of(int(name.rpartition("/")[2])) for name in chosen)
+        return chosen
+
+
+def _hear(
+    runner: Runner, model: Model, hidden: Path, clip: Clip, chunks: list[np.ndarray], keeper: _Keeper
+) -> Iterator[int]:
+    """Stream one clip; keep the steps that are drawn, with the contexts of their rows; yield each step's stratum."""
+    states = initial_states(model)
+    rows: list[np.ndarray] = []
+    mine: list[tuple[str, int]] = []
+    for number, x in enumerate(chunks):
+        if (name := keeper.offer(clip.id, number)) is not None:
+            before = {key: np.zeros_like(v) for key, v in states.items()} if keeper.options.states == "zero" else states
+            np.savez(keeper.file(name), x=x, **before)
+            mine.append((name, number))
+        try:
+            encoded, states, _ = run_chunk(runner, x, states, model, number)
+        except StreamError as exc:
+            raise BadInput(f"clip '{clip.id}', {exc}: look at the clip and at the float graphs") from exc
+        rows.append(encoded)
+        yield stratum_of(number)
+    mine = [(name, number) for name, number in mine if keeper.file(name).exists()]
+    if mine:
+        _add_rows(runner, model, _harvested(hidden, clip.id, rows), mine, keeper)
+
+
+def _add_rows(runner: Runner, model: Model, rows: np.ndarray, mine: list[tuple[str, int]], keeper: _Keeper) -> None:
+    """Put beside each kept step its rows, the contexts they are joined with, and what is said in them."""
+    search, contexts = Search(runner, model), []
+    for row in rows:
+        contexts.append(list(search.context))
+        search.step(row)
+    count = model["chunk"]["rows"]
+    for name, number in mine:
+        at = slice(number * count, (number + 1) * count)
+        with np.load(keeper.file(name)) as saved:
+            content = dict(saved)
+        said = np.array(search.path[at], np.int64)
+        np.savez(keeper.file(name), **content, **{".rows": rows[at], ".contexts": contexts[at], ".said": said})
+
+
+def _harvested(hidden: Path, clip: str, rows: list[np.ndarray]) -> np.ndarray:
+    """Take a clip's rows from the harvest, or those of the host where it was not harvested."""
+    own = np.concatenate(rows)
+    path = hidden / f"{clip}.encoder_out.npy"
+    if not path.is_file():
+        return own
+    try:
+        found: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as exc:
+        raise BadInput(f"the harvested rows of clip '{clip}' cannot be read: {exc}; {AGAIN}") from exc
+    if found.shape != own.shape:
+        raise BadInput(f"{path}: shape {found.shape}, but these graphs give {own.shape}; {AGAIN}")
+    return found.astype(np.float32)
+
+
+def store_steps(
+    writer: CalibrationWriter,
+    keeper: _Keeper,
+    model: Model,
+    parts: Mapping[str, Sequence[Input]],
+    runner: Runner,
+    options: CalibrationOptions,
+) -> None:
+    """Store the steps drawn: whole inputs of the encoder, and rows of theirs for decoder and joiner.
+
+    Rows that say a token are as many as those that say none, as far as there are.
+    """
+    steps = keeper.chosen()
+    picked = Reservoir(options.samples, max(1, options.samples // 2), options.seed)
+    for step in steps:
+        with np.load(keeper.file(step)) as saved:
+            for row, said in enumerate(saved[".said"].tolist()):
+                picked.offer(f"{step}/{row}", int(said != BLANK))
+    wanted: dict[str, list[int]] = {}
+    for name in picked.chosen():
+        step, _, row = name.rpartition("/")
+        wanted.setdefault(step, []).append(int(row))
+    contexts: dict[tuple[int, ...], int] = {}
+    zero: dict[str, Ref] = {}
+    for number, step in enumerate(steps):
+        with np.load(keeper.file(step)) as saved:
+            content = dict(saved)
+        sample = {}
+        for spec in parts["encoder"]:
+            value = content["x"][None] if spec.name == "x" else content[spec.name]
+            if spec.name != "x" and options.states == "zero":  # one file of zeros serves all
+                if spec.name not in zero:
+                    zero[spec.name] = writer.store("encoder", spec.name, f"zero.{spec.name}.npy", value)
+                sample[spec.name] = zero[spec.name]
+            else:
+                sample[spec.name] = writer.store("encoder", spec.name, f"{spec.name}_{number:06d}.npy", value)
+        writer.add("encoder", sample)
+        for row in sorted(wanted.get(step, ())):
+            _store_row(writer, runner, number, row, content, contexts)
+
+
+def _store_row(
+    writer: CalibrationWriter,
+    runner: Runner,
+    number: int,
+    row: int,
+    content: Tensors,
+    contexts: dict[tuple[int, ...], int],
+) -> None:
+    context = tuple(int(token) for token in content[".contexts"][row])
+    y = np.array([context], np.int64)
+    if context not in contexts:
+        contexts[context] = writer.count("decoder")
+        writer.add("decoder", {"y": writer.store("decoder", "y", f"y_{contexts[context]:06d}.npy", y)})
+    decoded = runner.run("decoder", {"y": y})["decoder_out"]
+    files = {"encoder_out": f"row_{number:06d}.{row:03d}.npy", "decoder_out": f"context_{number:06d}.{row:03d}.npy"}
+    arrays = {"encoder_out": content[".rows"][row][None], "decoder_out": decoded}
+    made_by = {"encoder_out": (number, row), "decoder_out": (contexts[context], None)}
+    sample = {}
+    for name, file in files.items():
+        stored = writer.store("joiner", name, file, arrays[name])
+        sample[name] = stored.model_copy(update={"sample": made_by[name][0], "row": made_by[name][1]})
+    writer.add("joiner", sample)
+
+
+def estimate_bytes(clips: Sequence[Clip], model: Model) -> int:
+    """Say how much a `full` set takes on disk, from the clips' lengths: every input of every step."""
+    inputs = model["parts"]["encoder"]["inputs"]
+    step = sum(128 + int(np.prod(e["shape"])) * np.dtype(e["dtype"]).itemsize for e in inputs)
+    samples = [round(clip.duration_s * 16000) for clip in clips]
+    frames, shift = model["chunk"]["frames"], model["chunk"]["shift"]
+    padded = [(n + tail_samples(n, model) + 80) // 160 for n in samples]
+    return step * sum((each - 1 - frames) // shift + 1 for each in padded)
+
+
+def refuse_beyond(needed: int, limit_gib: float) -> None:
+    """Say how much a `full` set needs; raises BadOptions where that is beyond its limit."""
+    log.warning("every step with its states takes %.1f GiB on disk", needed / GIB)
+    if needed > limit_gib * GIB:
+        raise BadOptions(
+            f"every step with its states takes {needed / GIB:.1f} GiB, more than {limit_gib:g}: calibrate with "
+            "--calibration-states sampled, which takes as much as its samples, or give fewer clips"
+        )
+
+
+def _coverage(clips: Sequence[Clip], seen: Counter[int], keeper: _Keeper, counts: dict[str, int]) -> dict[str, Any]:
+    names = ("first", "second", "3rd to 4th", "5th to 8th", "9th to 16th", "later")
+    occurring = {name: seen[number] for number, name in enumerate(names) if seen[number]}
+    covered = {name: keeper.kept[number] for number, name in enumerate(names) if seen[number]}
+    said = ", ".join(f"{name} {count}" for name, count in covered.items())
+    speakers = len({clip.speaker for clip in clips} - {None})
+    return {
+        "clips": len(clips),
+        "speakers": speakers,
+        "steps": seen.total(),
+        "chunks_occurring": occurring,
+        "chunks_covered": covered,
+        "samples": counts,
+        "sentences": {
+            "encoder": f"of {seen.total()} steps of {len(clips)} clips, {speakers} speakers; chunks: {said or 'all'}"
+        },
+    }
+
+
+def _warnings(counts: Mapping[str, int]) -> list[str]:
+    few = {part: count for part, count in counts.items() if count < FEW and part != "decoder"}
+    if not few:
+        return []
+    listed = ", ".join(f"{part} {count}" for part, count in few.items())
+    warning = (
+        f"few calibration samples ({listed}; {FEW} or more are wanted): the int8 ranges may miss what other speech"
+        " needs; give more clips or a higher --calibration-samples"
+    )
+    log.warning("%s", warning)
+    return [warning]

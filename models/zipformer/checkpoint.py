@@ -1,0 +1,189 @@
+"""Find, check and open a folder as sherpa-onnx or icefall ship a streaming transducer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nightjar.errors import BadCheckpoint, UnknownName
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("encoder", "decoder", "joiner")
+ALLOWED = "allowed is a folder of encoder, decoder and joiner (.onnx) and tokens.txt, as sherpa-onnx has them"
+NEXT = "give another folder with --checkpoint"
+SMALLER = (".int8.onnx", ".fp16.onnx", ".quant.onnx")  # shipped beside the float graphs, which are what is ported
+KINDS = ("cached_len", "cached_avg", "cached_key", "cached_val", "cached_val2", "cached_conv1", "cached_conv2")
+KINDS2 = ("cached_key", "cached_nonlin_attn", "cached_val1", "cached_val2", "cached_conv1", "cached_conv2")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Hold one model: its graphs by part (onnx.ModelProto), what they say of themselves, and its tokens by number."""
+
+    graphs: dict[str, Any]
+    metadata: dict[str, str]
+    symbols: list[str]
+
+
+def find_checkpoint(name: str) -> Path:
+    """Find a shipped model by name; raises UnknownName."""
+    folder = ROOT / "data" / name
+    if not (folder / "encoder.onnx").is_file():
+        raise UnknownName(f"no model {name!r} is shipped: give its folder with --checkpoint, see `nightjar models`")
+    return folder
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a folder; names, shapes and everything else come from the graphs, never from a table of sizes.
+
+    Raises BadCheckpoint in one line for a file that is missing, double or no graph, for a family that streams another
+    way, and for states that are not those that the metadata asks for.
+    """
+    import onnx
+
+    files = find_files(folder)
+    graphs, metadata = {}, dict[str, str]()
+    for part, file in files.items():
+        if part == "tokens":
+            continue
+        try:
+            graphs[part] = onnx.load(file, format="protobuf")
+        except Exception as exc:  # protobuf's DecodeError, or whatever else random bytes lead to
+            raise BadCheckpoint(f"{file} is no ONNX graph ({_first_line(exc)}): {ALLOWED}; {NEXT}") from exc
+        metadata |= {prop.key: prop.value for prop in graphs[part].metadata_props}
+    checkpoint = Checkpoint(graphs, metadata, read_symbols(files["tokens"]))
+    try:
+        _check(checkpoint)
+    except ValueError as exc:
+        raise BadCheckpoint(f"{folder} is no streaming Zipformer: {exc}; {ALLOWED}; {NEXT}") from exc
+    return checkpoint
+
+
+def find_files(folder: Path) -> dict[str, Path]:
+    """Find the files of a folder by part, and `tokens`; raises BadCheckpoint for one that is missing or ambiguous.
+
+    Where quantized copies lie beside the float graphs, the float ones are meant.
+    """
+    if not folder.is_dir():
+        raise BadCheckpoint(f"no folder {folder}: {ALLOWED}; {NEXT}")
+    found = {}
+    for part in PARTS:
+        every = sorted(folder.glob(f"*{part}*.onnx"))
+        floats = [path for path in every if not path.name.endswith(SMALLER)]
+        if len(floats) != 1:
+            what = f"no float {part}" if not floats else f"{', '.join(path.name for path in floats)} all of {part}"
+            kept = "" if floats or not every else f" ({every[0].name} is quantized already)"
+            raise BadCheckpoint(f"{folder} has {what}{kept}: {ALLOWED}, one of each; put what is meant into a folder")
+        found[part] = floats[0]
+    if not (folder / "tokens.txt").is_file():
+        raise BadCheckpoint(f"{folder} has no tokens.txt: {ALLOWED}; {NEXT}")
+    return {**found, "tokens": folder / "tokens.txt"}
+
+
+def read_symbols(file: Path) -> list[str]:
+    """Read tokens.txt, a symbol and its number per line; raises BadCheckpoint where a number is missing or double."""
+    symbols: dict[int, str] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        symbol, _, index = line.rpartition(" ")
+        if not index.isdigit() or int(index) in symbols:
+            raise BadCheckpoint(f"{file}, line {number}: {line[:60]!r} is no symbol and its number; {ALLOWED}; {NEXT}")
+        symbols[int(index)] = symbol or " "
+    if sorted(symbols) != list(range(len(symbols))) or not symbols:
+        raise BadCheckpoint(f"{file} leaves numbers out: its lines number the tokens from 0 on; {NEXT}")
+    return [symbols[index] for index in range(len(symbols))]
+
+
+def states_of(encoder: Any) -> list[tuple[str, str]]:
+    """Pair the encoder's state inputs with the outputs that they go on as: `cached_key_0`, `new_cached_key_0`."""
+    outputs = {value.name for value in encoder.graph.output}
+    inputs = [value.name for value in encoder.graph.input]
+    missing = [name for name in inputs[1:] if f"new_{name}" not in outputs]
+    if missing:
+        raise ValueError(f"its encoder has no output new_{missing[0]}, which the state {missing[0]} would go on as")
+    return [(name, f"new_{name}") for name in inputs[1:]]
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Raise ValueError where graphs, metadata and tokens do not fit each other."""
+    encoder, metadata = checkpoint.graphs["encoder"], checkpoint.metadata
+    kind = metadata.get("model_type", "")
+    if kind not in ("zipformer", "zipformer2"):
+        raise ValueError(f"its encoder says model_type {kind or 'nothing'}, not zipformer or zipformer2")
+    for name in ("T", "decode_chunk_len", "context_size", "vocab_size"):
+        if not metadata.get(name, "").isdigit():
+            raise ValueError(f"its metadata has no number {name}")
+    inputs = {value.name: _dims(value) for value in encoder.graph.input}
+    first = next(iter(inputs))
+    frames = int(metadata["T"])
+    if first != "x" or inputs[first][1:] != (frames, 80):
+        raise ValueError(f"its encoder takes {first} {inputs[first]} where its metadata asks for x (1, {frames}, 80)")
+    if metadata.get("feature"):
+        raise ValueError(f"it was trained on {metadata['feature']} features, and only Kaldi's are known here")
+    states_of(encoder)
+    for name, shape in expected_states(metadata).items():
+        if name not in inputs:
+            raise ValueError(f"its encoder has no state {name}, which its metadata asks for")
+        if inputs[name] != shape:
+            raise ValueError(f"the state {name} is {inputs[name]} where its metadata asks for {shape}")
+    if int(metadata["vocab_size"]) != len(checkpoint.symbols):
+        said = f"{metadata['vocab_size']} tokens and tokens.txt has {len(checkpoint.symbols)}"
+        raise ValueError(f"its decoder says {said}")
+
+
+def expected_states(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Return the states of one stream that metadata asks for, by name (sherpa-onnx, csrc/online-zipformer*-model.cc).
+
+    Raises ValueError where a list is missing or of another length.
+    """
+
+    def numbers(name: str) -> list[int]:
+        try:
+            return [int(value) for value in metadata[name].split(",")]
+        except (KeyError, ValueError):
+            raise ValueError(f"its metadata has no list {name}") from None
+
+    layers, dims, kernels = (numbers(n) for n in ("num_encoder_layers", "encoder_dims", "cnn_module_kernels"))
+    left = numbers("left_context_len")
+    lists = [layers, dims, kernels, left]
+    found: dict[str, tuple[int, ...]] = {}
+    if metadata["model_type"] == "zipformer":
+        lists.append(attention := numbers("attention_dims"))
+        _same_length(lists)
+        for i, (n, d, k, c, a) in enumerate(zip(layers, dims, kernels, left, attention, strict=True)):
+            keys = {"cached_key": a, "cached_val": a // 2, "cached_val2": a // 2}
+            found |= {f"cached_len_{i}": (n, 1), f"cached_avg_{i}": (n, 1, d)}
+            found |= {f"{kind}_{i}": (n, c, 1, width) for kind, width in keys.items()}
+            found |= {f"{kind}_{i}": (n, 1, d, k - 1) for kind in ("cached_conv1", "cached_conv2")}
+        return found
+    heads, query, value = (numbers(n) for n in ("num_heads", "query_head_dims", "value_head_dims"))
+    _same_length([*lists, heads, query, value])
+    layer = 0
+    for i, count in enumerate(layers):
+        for _ in range(count):
+            found |= {
+                f"cached_key_{layer}": (left[i], 1, query[i] * heads[i]),
+                f"cached_nonlin_attn_{layer}": (1, 1, left[i], 3 * dims[i] // 4),
+                f"cached_val1_{layer}": (left[i], 1, value[i] * heads[i]),
+                f"cached_val2_{layer}": (left[i], 1, value[i] * heads[i]),
+                f"cached_conv1_{layer}": (1, dims[i], kernels[i] // 2),
+                f"cached_conv2_{layer}": (1, dims[i], kernels[i] // 2),
+            }
+            layer += 1
+    return {**found, "embed_states": (1, 128, 3, 19), "processed_lens": (1,)}
+
+
+def _same_length(lists: list[list[int]]) -> None:
+    if len({len(each) for each in lists}) != 1:
+        raise ValueError("the lists of its metadata are of different lengths")
+
+
+def _dims(value: Any) -> tuple[int, ...]:
+    """Read a shape with one stream where the number of them is open."""
+    return tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in value.type.tensor_type.shape.dim)
+
+
+def _first_line(exc: Exception) -> str:
+    lines = str(exc).strip().splitlines()
+    return lines[0][:200] if lines else type(exc).__name__

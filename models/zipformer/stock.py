@@ -1,0 +1,62 @@
+"""sherpa-onnx itself: the baseline that none of our code has touched."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sherpa_onnx import OnlineRecognizer
+
+from models.zipformer.checkpoint import find_files, load_checkpoint, read_symbols
+from models.zipformer.stream import tail_samples
+from nightjar.audio import load_audio
+
+
+class Stock:
+    """Hold one recogniser of sherpa-onnx and transcribe clips with it, greedily, each in a stream of its own."""
+
+    window_s = 3600.0  # as in export.py
+
+    def __init__(self, checkpoint: Path) -> None:
+        files = find_files(checkpoint)
+        model = load_checkpoint(checkpoint)
+        self.chunk = {"frames": int(model.metadata["T"]), "shift": int(model.metadata["decode_chunk_len"])}
+        self.numbers = {symbol: number for number, symbol in enumerate(read_symbols(files["tokens"]))}
+        self.recognizer = OnlineRecognizer.from_transducer(
+            tokens=str(files["tokens"]),
+            encoder=str(files["encoder"]),
+            decoder=str(files["decoder"]),
+            joiner=str(files["joiner"]),
+            num_threads=1,
+            decoding_method="greedy_search",
+        )
+
+    def transcribe(self, audio: Path, language: str) -> dict[str, Any]:
+        """Return a session line's fields for one clip; the silence that ends it is what our streams end with."""
+        wave = load_audio(audio).astype(np.float32) / 32768.0
+        start = time.perf_counter()
+        stream = self.recognizer.create_stream()
+        stream.accept_waveform(16000, wave)
+        stream.accept_waveform(16000, np.zeros(tail_samples(len(wave), {"chunk": self.chunk}), np.float32))
+        stream.input_finished()
+        while self.recognizer.is_ready(stream):
+            self.recognizer.decode_stream(stream)
+        found = self.recognizer.get_result_all(stream)
+        total_s = time.perf_counter() - start
+        tokens = [self.numbers[symbol] for symbol in found.tokens]
+        return {
+            "tokens": tokens,
+            "steps": len(tokens),
+            "capped": False,
+            "agree": None,
+            "seconds": {"total": round(total_s, 5)},
+            "audio_s": round(len(wave) / 16000, 4),
+            "text": found.text.strip(),
+        }
+
+    transcribe_long = transcribe  # a stream is as long as it is
+
+
+def load_stock(checkpoint: Path) -> Stock:
+    """Open sherpa-onnx with a checkpoint's files."""
+    return Stock(checkpoint)
