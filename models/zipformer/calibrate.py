@@ -71,8 +71,8 @@ def calibrate(
     """Write a calibration set for every part of the graphs into `out`.
 
     hidden: a harvest's folder, `<clip id>.encoder_out.npy` (rows, width) float16: the joiner's samples of those clips
-    are what the board's encoder gave. runner: the float graphs on the host. Any order of `clips`; lanes
-    is Whisper's. Raises BadInput for no clips and for a state that no stream can go on from, BadOptions for a `full` set
+    are what the board's encoder gave. runner: the float graphs on the host. Any order of `clips`; lanes is
+    Whisper's. Raises BadInput for no clips and for a state that no stream can go on from, BadOptions for a `full` set
     beyond its limit.
     """
     model: Model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
