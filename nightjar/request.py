@@ -23,6 +23,7 @@ StageName = Literal[
     "plan",
     "measure",
     "frontier",
+    "lint",
     "evaluate",
     "stock",
     "judge",
@@ -170,6 +171,14 @@ PROGRAM = (
     "the board's own program: a command line with {clip}, and perhaps {language} and {binary}, or `declared` for that "
     "of boards.toml"
 )
+
+
+class LintRequest(PortRequest):
+    """Say beforehand what a target will refuse in a model, and what its recipe does about it."""
+
+    FLAGS: ClassVar[tuple[str, ...]] = (
+        *("model", "checkpoint", "target", "window", "decoder", "positional", "host_embedding", "refresh"),
+    )
 
 
 class ImportRequest(PortRequest):
