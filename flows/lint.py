@@ -25,10 +25,10 @@ def lint_model(request: LintRequest) -> dict[str, Any]:
     """Export a model twice, as the reference has it and as the target wants it, and let the target's lint read both."""
     with joining(request.refresh):
         target, linter = plugin("targets", request.target), linter_of(request.target)
-        results = {"target": request.target, "model": request.model, "plain": [], "recipe": []}
+        results: dict[str, Any] = {"target": request.target, "model": request.model, "plain": [], "recipe": []}
         if linter is None:
             return results | {"linted": False}
-        family, checkpoint = model_family(request), None
+        family = model_family(request)
         checkpoint = checkpoint_source(request, family)
         exporter = plugin("models", family, "export")
         recipes = {

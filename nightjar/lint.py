@@ -1,7 +1,7 @@
 """What a target will refuse in a graph, or run badly, said before hours of compiling.
 
-A target that can tell has `lint.py` in its folder: `lint(graphs) -> list[Finding]` for a folder that export wrote. Where
-it sees more with an environment that may be absent, `TOOLCHAIN` names that environment (`mtk.stand_in`).
+A target that can tell has `lint.py` in its folder: `lint(graphs) -> list[Finding]` for a folder that export wrote.
+Where it sees more with an environment that may be absent, `TOOLCHAIN` names that environment (`mtk.stand_in`).
 """
 
 import re

@@ -148,9 +148,8 @@ def show_lint(screen: Screen, results: dict[str, Any]) -> None:
     """Print what a target refuses of the plain export, and what its recipe leaves."""
     target = results["target"]
     if not results["linted"]:
-        screen.say(
-            f"target {target} has no lint.py: what it refuses, its compiler says (`nightjar port --target {target}`)"
-        )
+        said = f"what it refuses, its compiler says (`nightjar port --target {target}`)"
+        screen.say(f"target {target} has no lint.py: {said}")
         return
     for name, said in (("plain", "the reference export"), ("recipe", f"the recipe of {target}")):
         findings = results[name]
@@ -159,7 +158,8 @@ def show_lint(screen: Screen, results: dict[str, Any]) -> None:
         warned = f", {len(findings) - refused} warnings" if len(findings) > refused else ""
         screen.say(f"[bold]{said}[/bold]: [{colour}]{refused or 'nothing'} refused[/{colour}]{warned}")
         for finding in findings:
-            place = f"{finding['level']:<6} {finding['part']}: {finding['op']} in {finding['place']} ({finding['node'][-80:]})"
+            where = f"{finding['op']} in {finding['place']} ({finding['node'][-80:]})"
+            place = f"{finding['level']:<6} {finding['part']}: {where}"
             screen.console.print(f"  {place}", style="yellow", markup=False)
             screen.console.print(f"         why:    {finding['why']}", markup=False)
             screen.console.print(f"         remedy: {finding['remedy']}", markup=False)

@@ -1,8 +1,8 @@
 """What MDLA 5.3 has no operator for, said of the .tflite that a graph becomes.
 
-The stand-in's converter makes a real .tflite of each part, where it is installed; without it the ONNX graph is read, whose
-operators mostly become TFLite's of the same name. Which operators the NPU has not is of the operator list of NeuroPilot
-8.0.10 (superLin006/MTK_model_zoo); of what is in neither list below nothing is known.
+The stand-in's converter makes a real .tflite of each part, where it is installed; without it the ONNX graph is read,
+whose operators mostly become TFLite's of the same name. Which operators the NPU has not is of the operator list of
+NeuroPilot 8.0.10 (superLin006/MTK_model_zoo); of what is in neither list below nothing is known.
 """
 
 import logging
@@ -52,42 +52,12 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "CUMSUM": RUNNING,
     "LEAKY_RELU": ("MDLA 5.3 has no LEAKY_RELU", "write it as two RELUs and a sum"),
 }
-KNOWN = frozenset(
-    [
-        "ADD",
-        "AVERAGE_POOL_2D",
-        "BATCH_MATMUL",
-        "CONCATENATION",
-        "CONV_2D",
-        "DEPTHWISE_CONV_2D",
-        "DEQUANTIZE",
-        "DIV",
-        "FULLY_CONNECTED",
-        "GELU",
-        "LOGISTIC",
-        "MAXIMUM",
-        "MEAN",
-        "MINIMUM",
-        "MUL",
-        "PAD",
-        "PADV2",
-        "QUANTIZE",
-        "RELU",
-        "RESHAPE",
-        "RSQRT",
-        "SLICE",
-        "SOFTMAX",
-        "SPLIT",
-        "SQRT",
-        "SQUARED_DIFFERENCE",
-        "SQUEEZE",
-        "STRIDED_SLICE",
-        "SUB",
-        "SUM",
-        "TANH",
-        "TRANSPOSE",
-    ]
-)
+_KNOWN = """
+ADD AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV FULLY_CONNECTED GELU LOGISTIC
+MAXIMUM MEAN MINIMUM MUL PAD PADV2 QUANTIZE RELU RESHAPE RSQRT SLICE SOFTMAX SPLIT SQRT SQUARED_DIFFERENCE SQUEEZE
+STRIDED_SLICE SUB SUM TANH TRANSPOSE
+"""
+KNOWN = frozenset(_KNOWN.split())
 ONNX = {
     **{"Gather": "GATHER", "GatherND": "GATHER_ND", "GatherElements": "GATHER", "Equal": "EQUAL", "Less": "LESS"},
     **{"LessOrEqual": "LESS_EQUAL", "Greater": "GREATER", "GreaterOrEqual": "GREATER_EQUAL", "Where": "SELECT_V2"},
@@ -98,7 +68,7 @@ ONNX = {
 
 
 def lint(graphs: Path) -> list[Finding]:
-    """List what of a folder of ONNX graphs the NPU refuses, part by part; raises BadOptions and the toolchain's errors."""
+    """List what of a folder of ONNX graphs the NPU refuses; raises BadOptions and the toolchain's errors."""
     model = read_model(graphs)
     try:
         found: Toolchain | None = toolchain(TOOLCHAIN)
@@ -146,7 +116,7 @@ def _operator(part: str, op: str, name: str) -> Iterator[Finding]:
 
 
 def _boundary(part: str, entry: Mapping[str, Any]) -> Iterator[Finding]:
-    """Look at the inputs and outputs as they are exported: a converter may narrow integers, and the host still has them."""
+    """Look at the inputs and outputs as exported: a converter may narrow integers, and the host still has them."""
     for tensor in (*entry["inputs"], *entry["outputs"]):
         if tensor["dtype"] == "int64":
             yield _wide(part, "input", tensor["name"])
@@ -162,10 +132,8 @@ def _shapes(part: str, graph: Graph) -> Iterator[Finding]:
                 yield _rank(part, node.op_type, node.name, shape)
     for name in graph.inputs:
         if 0 in graph.shapes.get(name, (0,)):
-            remedy = "export with fixed shapes: the recipe's window and decoder length"
-            yield _finding(
-                "refuse", part, name, "input", "a dimension is not fixed; ncc-tflite compiles fixed ones", remedy
-            )
+            why, remedy = "a dimension is not fixed", "export with fixed shapes: the recipe's window and decoder length"
+            yield _finding("refuse", part, name, "input", why, remedy)
 
 
 def _rank(part: str, op: str, name: str, shape: tuple[int, ...]) -> Finding:

@@ -73,7 +73,8 @@ def _real(values: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]:
     scale, zero = detail["quantization"]
     if not scale or values.dtype.kind == "f":
         return values
-    return ((values.astype(np.float32) - zero) * scale).astype(np.float32)
+    real: NDArray[Any] = ((values.astype(np.float32) - zero) * scale).astype(np.float32)
+    return real
 
 
 def _ordered(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
