@@ -50,6 +50,12 @@ def target_of(name: str, board: str | None) -> Plugin:
     return Plugin(module=f"{found.module}.stand_in")
 
 
+def linter_of(name: str) -> Plugin | None:
+    """Return what looks at graphs before they are compiled for a target, None where the target cannot tell."""
+    found = plugin("targets", name)
+    return Plugin(module=f"{found.module}.lint") if module_file(f"{found.module}.lint") else None
+
+
 def boards_of(name: str) -> dict[str, str]:
     """Return the boards of a target by name, with the tier of each; its stand-in comes last."""
     tiers: dict[str, str] = dict(plugin("targets", name).load().TIERS)

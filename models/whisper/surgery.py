@@ -71,6 +71,7 @@ class EncoderBlock(nn.Module):
         self.attn_ln = nn.LayerNorm(d)
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
         self.mlp_ln = nn.LayerNorm(d)
+        self.outlier: nn.Module | None = None  # huge hidden neurons in a branch of their own (nightjar/rewrite.py)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.attn_ln(x)
@@ -79,8 +80,11 @@ class EncoderBlock(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """Run the feed-forward half."""
-        y: Tensor = self.mlp(self.mlp_ln(x))
-        return x + y
+        y = self.mlp_ln(x)
+        if self.outlier is not None:
+            x = x + self.outlier(y)
+        rows: Tensor = self.mlp(y)
+        return x + rows
 
 
 class Encoder(nn.Module):
