@@ -23,3 +23,20 @@ class Recipe(BaseModel, frozen=True):
     host_embedding: bool = Field(
         False, description="look tokens and positions up on the CPU; the decoder takes embeddings"
     )
+    conv2d: bool = Field(False, description="encoder: convolutions of two dimensions over mel (1, n_mels, 1, n_frames)")
+    layer_norm: Literal["op", "primitives"] = Field(
+        "op", description="one LayerNormalization, or the means, square root and division it is made of"
+    )
+    logits_rows: Literal["last", "all"] = Field(
+        "last",
+        description="static decoder: logits of the row that the input `last` picks, or of all, from which the loop picks",
+    )
+    logits_slices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="static decoder: into how many products the vocabulary is split; logits_0, logits_1, …",
+    )
+    mask_value: float = Field(
+        -1e4, lt=0, ge=-1e9, description="window and static decoders: what is added to scores a row must not see"
+    )

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from models.whisper import FAMILY
 from models.whisper.checkpoint import Checkpoint, load_checkpoint
-from models.whisper.surgery import WINDOW, CachedDecoder, Cross, Encoder, PrefixDecoder, load
+from models.whisper.surgery import NORMS, WINDOW, CachedDecoder, Cross, Encoder, PrefixDecoder, load
 from models.whisper.tokens import token_table
 from nightjar.errors import BadOptions
 from nightjar.recipe import Recipe
@@ -75,6 +75,7 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
         "n_frames": n_frames,
         "n_audio_ctx": n_frames // 2,
         "recipe": recipe.model_dump(),
+        "host_position_add": recipe.host_embedding,
         "tokens": tokens,
         "max_tokens": model.dims["n_text_ctx"] // 2,
         "harvest": ["hidden"],
@@ -115,8 +116,10 @@ def frames(recipe: Recipe, dims: Mapping[str, int]) -> int:
 def cut(model: Checkpoint, recipe: Recipe) -> dict[str, Part]:
     """Cut a checkpoint into the parts of a clamped recipe, in the order they run."""
     dims, n_audio = model.dims, frames(recipe, model.dims) // 2
-    encoder = load(Encoder(dims, n_audio), model.state, "encoder", recipe.positional)
-    mel = torch.zeros(1, dims["n_mels"], 2 * n_audio)
+    encoder = load(
+        Encoder(dims, n_audio, recipe.conv2d, NORMS[recipe.layer_norm]), model.state, "encoder", recipe.positional
+    )
+    mel = torch.zeros(1, dims["n_mels"], *([1] if recipe.conv2d else []), 2 * n_audio)
     result = {"encoder": Part(encoder, {"mel": mel}, ["hidden"])}
     audio = torch.zeros(1, n_audio, dims["n_audio_state"])
     if recipe.decoder == "cached":
@@ -133,21 +136,30 @@ def _prefix(model: Checkpoint, recipe: Recipe, audio: Tensor) -> Part:
     """Cut the decoder that sees a whole prefix: `window` or `static`."""
     window = recipe.decoder == "window"
     length = min(WINDOW, model.dims["n_text_ctx"]) if window else recipe.decoder_length
-    module = PrefixDecoder(model.dims, length, recipe.host_embedding)
+    slices = 1 if window else recipe.logits_slices
+    module = PrefixDecoder(
+        model.dims,
+        length,
+        recipe.host_embedding,
+        norm=NORMS[recipe.layer_norm],
+        slices=slices,
+        masked=recipe.mask_value,
+    )
     if recipe.host_embedding:
         inputs = {"embedding": torch.zeros(1, length, model.dims["n_text_state"])}
     else:
         inputs = {"tokens": torch.zeros(1, length, dtype=torch.int64)}
     inputs["audio"] = audio
-    if not window:
+    if not window and recipe.logits_rows == "last":
         inputs["last"] = functional.one_hot(torch.tensor([[length - 1]]), length).float()
-    return Part(load(module, model.state, "decoder"), inputs, ["out" if window else "logits"])
+    outputs = [f"logits_{i}" for i in range(slices)] if slices > 1 else ["out" if window else "logits"]
+    return Part(load(module, model.state, "decoder"), inputs, outputs)
 
 
 def _cached(model: Checkpoint, recipe: Recipe, audio: Tensor) -> Part:
     """Cut the decoder that sees one token and a static KV cache."""
     dims, length = model.dims, recipe.decoder_length
-    module = CachedDecoder(dims, length, recipe.host_embedding)
+    module = CachedDecoder(dims, length, recipe.host_embedding, norm=NORMS[recipe.layer_norm])
     if recipe.host_embedding:
         inputs = {"embedding": torch.zeros(1, 1, dims["n_text_state"])}
     else:
