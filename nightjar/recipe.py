@@ -29,13 +29,13 @@ class Recipe(BaseModel, frozen=True):
     )
     logits_rows: Literal["last", "all"] = Field(
         "last",
-        description="static decoder: logits of the row that the input `last` picks, or of all, from which the loop picks",
+        description="static decoder: logits of the row that the input `last` picks, or of every row",
     )
     logits_slices: int = Field(
         1,
         ge=1,
         le=64,
-        description="static decoder: into how many products the vocabulary is split; logits_0, logits_1, …",
+        description="static decoder: products that the vocabulary is split into; logits_0, logits_1, …",
     )
     mask_value: float = Field(
         -1e4, lt=0, ge=-1e9, description="window and static decoders: what is added to scores a row must not see"

@@ -1,4 +1,4 @@
-"""What an NPU's recipe changes in the graphs: their tensors, what is told of them, and nothing that a precision is chosen by."""
+"""What an NPU's recipe changes in the graphs: their tensors, and nothing that a precision is chosen by."""
 
 import json
 from pathlib import Path
