@@ -13,7 +13,7 @@ from nightjar.errors import ToolchainMissing
 from nightjar.memo import remote_url, store_folder
 from nightjar.plugins import names, plugin
 from nightjar.request import shipped_models
-from nightjar.toolchain import pinned, requirements_of, toolchain, with_toolchain
+from nightjar.toolchain import pinned, requirements_of, toolchain, vendor_of, with_toolchain
 
 NEEDED = ("numpy", "torch", "onnx", "onnxruntime", "whisper", "prefect", "librosa", "soundfile", "pydantic")
 
@@ -114,10 +114,14 @@ def _toolchains() -> list[Finding]:
     findings = []
     for name in with_toolchain():
         try:
-            toolchain(name)
+            found = toolchain(name)
         except ToolchainMissing as error:
             findings.append(Finding(f"toolchain {name}", "absent", str(error)))
         else:
-            count = len(pinned(requirements_of(name)))
-            findings.append(Finding(f"toolchain {name}", "ok", f"{count} packages as pinned"))
+            vendor, have = vendor_of(name), found.versions()
+            own = [wheel.name.replace("_", "-") for wheel in vendor.wheels] if vendor else []
+            own += [program.name for program in vendor.programs] if vendor else []
+            said = [f"{each} {have[each]}" for each in own if each in have]
+            count = f"{len(pinned(requirements_of(name)))} packages as pinned"
+            findings.append(Finding(f"toolchain {name}", "ok", ", ".join([count, *said])))
     return findings

@@ -20,6 +20,8 @@ from nightjar.calibration import Tensors
 from nightjar.errors import Broken
 from nightjar.fakequant import open_session
 from nightjar.groups import Graph, Group, fuse
+from nightjar.parameters import FILE as PLACES
+from nightjar.parameters import Place, read_places, write_places
 
 Move = Mapping[str, Any]
 
@@ -78,9 +80,28 @@ def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Move]], out: Pa
 
     shutil.copytree(graphs, out, dirs_exist_ok=True)
     files = {name: part["file"] for name, part in json.loads((graphs / "model.json").read_text())["parts"].items()}
+    places = read_places(graphs) if (graphs / PLACES).is_file() else None
     for part, moves in rewrites.items():
         if moves:
-            onnx.save(apply(onnx.load(graphs / files[part]), moves), out / files[part])
+            model = onnx.load(graphs / files[part])
+            if places is not None:
+                places.parts[part].update(_branches(Graph(model), moves, places.parts[part]))
+            onnx.save(apply(model, moves), out / files[part])
+    if places is not None:
+        write_places(out, places)
+
+
+def _branches(graph: Graph, moves: Sequence[Move], places: Mapping[str, Place]) -> dict[str, Place]:
+    """Say where the parameters of a split's branch lie: `NAME.outlier` is cut from parameter NAME."""
+    named = {initializer: name for name, (initializer, _) in places.items()}
+    feeds = {feed["add"]: feed for feed in _feeds(graph, fuse(graph.model))}
+    found: dict[str, Place] = {}
+    for move in moves:
+        if move["move"] == "split":
+            for kind in ("w1", "b1", "w2", "b2"):
+                name = named[feeds[str(move["add"])][kind]]
+                found[f"{name}{BRANCH}"] = (f"{move['add']}{BRANCH}.{kind}", places[name][1])
+    return found
 
 
 def _split(graph: Graph, add: str, neurons: Sequence[int]) -> None:

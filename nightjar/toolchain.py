@@ -2,7 +2,8 @@
 
 `targets/<t>/toolchain/requirements.txt` is a complete lock, installed without resolving anything (`--no-deps`): the
 vendors' own version ranges contradict what works. An environment counts as installed when its probe has run, and only
-then takes its place, so a killed install leaves nothing half made.
+then takes its place, so a killed install leaves nothing half made. Where `sdk.toml` lies beside the lock, the vendor's
+own wheels and programs come from a folder that a person names (nightjar/sdk.py), and the lock is of what they need.
 """
 
 import contextlib
@@ -22,14 +23,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nightjar.closure import ROOT
-from nightjar.errors import ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
+from nightjar.errors import BadOptions, ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
 from nightjar.logged import Outgrown, Progress, last_line, run_logged
+from nightjar.sdk import FILE as SDK_FILE
+from nightjar.sdk import Program, Sdk, Wanted, look, read_wanted
 
 log = logging.getLogger(__name__)
 
 MARKER = "installed.json"
 INSTALL_S = 3600.0
 PROBE_S = 600.0
+SAFE = (  # as `-P -m nightjar.inside`, which Pythons before 3.11 do not know: no import from the working folder
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "from nightjar.inside import main; sys.exit(main(*sys.argv[1:]))"
+)
 OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|cannot allocate memory|can't allocate memory|MemoryError", re.I)
 
 
@@ -45,8 +52,28 @@ class Toolchain(NamedTuple):
         return self.folder / "bin" / "python"
 
     def versions(self) -> dict[str, str]:
-        """List what is installed by the names of its metadata folders; starts nothing, so it may enter every key."""
-        return installed_versions(self.folder)
+        """List what is installed by the names of its metadata folders; starts nothing, so it may enter every key.
+
+        Programs of the vendor's, which stay where they lie, have the version that they said when it was installed.
+        """
+        programs = {name: Program.model_validate(said).version for name, said in self._programs().items()}
+        return installed_versions(self.folder) | programs
+
+    def program(self, name: str) -> Program:
+        """Return a program of the vendor's; raises ToolchainMissing where it lies there no more."""
+        said = self._programs().get(name)
+        program = Program.model_validate(said) if said is not None else None
+        if program is None or not program.path.is_file():
+            where = f"is no longer at {program.path}" if program else "was not there when it was installed"
+            raise ToolchainMissing(f"{name} of the toolchain of {self.target} {where}: {how_to_install(self.target)}")
+        return program
+
+    def _programs(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.folder / MARKER).read_text(encoding="utf-8")).get("programs", {})
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def environment(self) -> dict[str, str]:
         """Return the variables its processes run with: this repository importable, hashing fixed, a thread per core."""
@@ -84,7 +111,7 @@ class Toolchain(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
-        command = [str(self.python), "-P", "-m", "nightjar.inside", module, "job.json", "result.json"]
+        command = [str(self.python), "-c", SAFE, module, "job.json", "result.json"]
         # Compilers write memory they never set into their files: let it be zero, and the same every time (glibc).
         environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         command.append(str(memory_bytes or 0))
@@ -205,37 +232,59 @@ def toolchain(target: str) -> Toolchain:
     if target in _chosen:
         return found
     if not _is_installed(found.folder):
-        raise ToolchainMissing(f"the toolchain of {target} is not installed: run `nightjar toolchain install {target}`")
+        raise ToolchainMissing(f"the toolchain of {target} is not installed: {how_to_install(target)}")
     have = found.versions()
     for name, version in wanted.items():
         if have.get(name) != version:
             raise ToolchainMissing(
                 f"the toolchain of {target} has {name} {have.get(name, 'not at all')} where {version} is pinned: "
-                f"run `nightjar toolchain install {target}`"
+                f"{how_to_install(target)}"
             )
     return found
 
 
-def install(target: str, say: Callable[[str], None] = log.info) -> Toolchain:
+def vendor_of(target: str) -> Wanted | None:
+    """Return what a target's vendor must give, None where a package index has all of it."""
+    path = requirements_of(target).with_name(SDK_FILE)
+    return read_wanted(path) if path.is_file() else None
+
+
+def how_to_install(target: str) -> str:
+    """Say which command installs a target's SDK, and where to get what only its vendor gives."""
+    vendor = vendor_of(target)
+    if vendor is None:
+        return f"run `nightjar toolchain install {target}`"
+    return f"get {vendor.name} ({vendor.source}), then run `nightjar toolchain install {target} --sdk FOLDER`"
+
+
+def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None = None) -> Toolchain:
     """Make an environment, probe it and put it in place, unless the one there is as pinned and passes its probe.
 
-    Raises ToolchainBroken when pip fails and what `Toolchain.call` raises when the probe does.
+    sdk: the folder of what only the vendor gives; without it, an environment that is there and works stays.
+    Raises ToolchainMissing where the vendor's part is not there or not whole, ToolchainBroken when pip fails and what
+    `Toolchain.call` raises when the probe does.
     """
     requirements, folder = requirements_of(target), folder_of(target)
+    vendor = vendor_of(target)
+    if vendor is None and sdk is not None:
+        raise BadOptions(f"the toolchain of {target} comes from the package index: leave out --sdk")
+    found = look(target, vendor, sdk.resolve()) if vendor is not None and sdk is not None else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_suffix(".lock")):
-        if _is_current(folder, requirements):
+        if _is_current(folder, requirements) and found is None:
             try:
                 probe(Toolchain(target, folder))
                 return Toolchain(target, folder)
             except (ToolchainBroken, ToolchainFailed) as exc:
                 say(f"{exc}; making it anew")
+        if vendor is not None and found is None:
+            raise ToolchainMissing(f"the toolchain of {target} is not installed: {how_to_install(target)}")
         for stale in folder.parent.glob(f".{target}.*"):
             shutil.rmtree(stale, ignore_errors=True)
         place = Path(tempfile.mkdtemp(prefix=f".{target}.", dir=folder.parent))
         try:
             place.chmod(0o755)
-            _fill(Toolchain(target, place), requirements, say)
+            _fill(Toolchain(target, place), requirements, say, found)
             if folder.exists():
                 folder.rename(place.with_name(f".{target}.old"))
             place.rename(folder)
@@ -267,18 +316,20 @@ def installed_versions(folder: Path) -> dict[str, str]:
     return found
 
 
-def _fill(found: Toolchain, requirements: Path, say: Callable[[str], None]) -> None:
+def _fill(found: Toolchain, requirements: Path, say: Callable[[str], None], sdk: Sdk | None) -> None:
     """Make the environment at its temporary place, probe it, and write the marker last."""
-    say(f"making an environment for {found.target}: {', '.join(f'{n} {v}' for n, v in pinned(requirements).items())}")
+    wheels = [path.name for path in sdk.wheels] if sdk else []
+    listed = [*(f"{n} {v}" for n, v in pinned(requirements).items()), *wheels]
+    say(f"making an environment for {found.target}: {', '.join(listed)}")
     log_file = found.folder / "install.txt"
     outside = dict(os.environ)  # pip's own configuration says where packages come from
-    for command in (
-        [sys.executable, "-m", "venv", "--without-pip", str(found.folder)],
-        [
-            *(sys.executable, "-m", "pip", "--python", str(found.python), "install", "--no-deps", "--no-input"),
-            *("--progress-bar", "off", "--disable-pip-version-check", "-r", str(requirements)),
-        ],
-    ):
+    python = sdk.python if sdk else sys.executable
+    pip = [*(sys.executable, "-m", "pip", "--python", str(found.python), "install", "--no-deps", "--no-input")]
+    pip += ["--progress-bar", "off", "--disable-pip-version-check"]
+    commands = [[python, "-m", "venv", "--without-pip", str(found.folder)], [*pip, "-r", str(requirements)]]
+    if sdk and sdk.wheels:  # these files and no others: a public package of the same name is not the vendor's
+        commands.append([*pip, "--no-index", *map(str, sdk.wheels)])
+    for command in commands:
         status = run_logged(command, outside, found.folder, log_file, INSTALL_S, None)
         if status != 0:
             reason = last_line(log_file.read_text(encoding="utf-8", errors="replace"))
@@ -290,7 +341,10 @@ def _fill(found: Toolchain, requirements: Path, say: Callable[[str], None]) -> N
                 f"go online or configure pip, then run `nightjar toolchain install {found.target}` again"
             )
     say(f"probing {found.target}: an import and a build of two ops")
-    marker = {"requirements": _sha256(requirements), "versions": found.versions(), "probe": probe(found)}
+    programs = {name: program.model_dump(mode="json") for name, program in (sdk.programs if sdk else {}).items()}
+    marker = {"requirements": _sha256(requirements), "programs": programs}
+    (found.folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")  # a probe may run the programs
+    marker |= {"versions": found.versions(), "probe": probe(found)}
     (found.folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
 
 

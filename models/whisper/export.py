@@ -7,43 +7,27 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from models.whisper import FAMILY
+from models.whisper import FAMILY, trace
 from models.whisper.checkpoint import Checkpoint, load_checkpoint
-from models.whisper.surgery import NORMS, WINDOW, CachedDecoder, Cross, Encoder, PrefixDecoder, load
+from models.whisper.surgery import load
 from models.whisper.tokens import token_table
+from models.whisper.trace import Part, shape
+from nightjar.closure import closure
 from nightjar.errors import BadOptions
+from nightjar.parameters import Places, locate, write_places
 from nightjar.recipe import Recipe
 
 OPSET = 17  # the first where LayerNormalization is one op
 FRAMES_PER_S = 100  # of the mel, two per encoder row
 SUFFIX = {"onnx": "onnx", "torchscript": "pt"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One graph to write: a module, an example of each input by name, the outputs' names."""
-
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    outputs: list[str]
-
-    def describe(self) -> dict[str, Any]:
-        """List name, shape and dtype of every input and output."""
-        with torch.no_grad():
-            results = self.module(*self.inputs.values())
-        if isinstance(results, Tensor):
-            results = (results,)
-        outputs = dict(zip(self.outputs, results, strict=True))
-        return {"inputs": _described(self.inputs), "outputs": _described(outputs)}
 
 
 def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> Recipe:
@@ -61,12 +45,15 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
     tokens = token_table(model.dims["n_vocab"])
     out.mkdir(parents=True, exist_ok=True)
     described = {}
-    for name, part in cut(model, recipe).items():
+    parts = cut(model, recipe)
+    for name, part in parts.items():
         file = f"{name}.{SUFFIX[recipe.graph_format]}"
         write = _write_onnx if recipe.graph_format == "onnx" else _write_torchscript
         with _quiet():
             write(part, out / file)
-        described[name] = {"file": file, **part.describe()}
+        described[name] = {"file": file, **describe(part)}
+    if recipe.graph_format == "onnx":
+        _write_places(parts, out)
     if recipe.host_embedding:
         _write_tables(model, out)
     content = {
@@ -115,70 +102,20 @@ def frames(recipe: Recipe, dims: Mapping[str, int]) -> int:
 
 def cut(model: Checkpoint, recipe: Recipe) -> dict[str, Part]:
     """Cut a checkpoint into the parts of a clamped recipe, in the order they run."""
-    dims, n_audio = model.dims, frames(recipe, model.dims) // 2
-    encoder = load(
-        Encoder(dims, n_audio, recipe.conv2d, NORMS[recipe.layer_norm]), model.state, "encoder", recipe.positional
-    )
-    mel = torch.zeros(1, dims["n_mels"], *([1] if recipe.conv2d else []), 2 * n_audio)
-    result = {"encoder": Part(encoder, {"mel": mel}, ["hidden"])}
-    audio = torch.zeros(1, n_audio, dims["n_audio_state"])
-    if recipe.decoder == "cached":
-        names = _layers(dims, "cross_k", "cross_v")
-        cross = load(Cross(dims), model.state, "decoder")
-        result["cross"] = Part(cross, {"hidden": audio}, names)
-        result["decoder"] = _cached(model, recipe, audio)
-    else:
-        result["decoder"] = _prefix(model, recipe, audio)
-    return result
+    parts = shape(model.dims, recipe.model_dump(), frames(recipe, model.dims) // 2)
+    for part in parts.values():
+        load(part.module, model.state, part.scope, recipe.positional)
+    return parts
 
 
-def _prefix(model: Checkpoint, recipe: Recipe, audio: Tensor) -> Part:
-    """Cut the decoder that sees a whole prefix: `window` or `static`."""
-    window = recipe.decoder == "window"
-    length = min(WINDOW, model.dims["n_text_ctx"]) if window else recipe.decoder_length
-    slices = 1 if window else recipe.logits_slices
-    module = PrefixDecoder(
-        model.dims,
-        length,
-        recipe.host_embedding,
-        norm=NORMS[recipe.layer_norm],
-        slices=slices,
-        masked=recipe.mask_value,
-    )
-    if recipe.host_embedding:
-        inputs = {"embedding": torch.zeros(1, length, model.dims["n_text_state"])}
-    else:
-        inputs = {"tokens": torch.zeros(1, length, dtype=torch.int64)}
-    inputs["audio"] = audio
-    if not window and recipe.logits_rows == "last":
-        inputs["last"] = functional.one_hot(torch.tensor([[length - 1]]), length).float()
-    outputs = [f"logits_{i}" for i in range(slices)] if slices > 1 else ["out" if window else "logits"]
-    return Part(load(module, model.state, "decoder"), inputs, outputs)
-
-
-def _cached(model: Checkpoint, recipe: Recipe, audio: Tensor) -> Part:
-    """Cut the decoder that sees one token and a static KV cache."""
-    dims, length = model.dims, recipe.decoder_length
-    module = CachedDecoder(dims, length, recipe.host_embedding, norm=NORMS[recipe.layer_norm])
-    if recipe.host_embedding:
-        inputs = {"embedding": torch.zeros(1, 1, dims["n_text_state"])}
-    else:
-        zero = torch.zeros(1, 1, dtype=torch.int64)
-        inputs = {"token": zero, "position": zero.clone()}
-    inputs["mask"] = torch.zeros(1, 1, 1, length + 1)
-    cache = torch.zeros(1, length, dims["n_text_state"])
-    inputs |= {name: cache.clone() for name in _layers(dims, "self_k", "self_v")}
-    n_head, n_audio = dims["n_text_head"], audio.shape[1]
-    d_head = dims["n_text_state"] // n_head
-    across = {"cross_k": (n_head, d_head, n_audio), "cross_v": (n_head, n_audio, d_head)}
-    inputs |= {name: torch.zeros(across[name.rpartition("_")[0]]) for name in _layers(dims, *across)}
-    outputs = ["logits", *_layers(dims, "new_k", "new_v")]
-    return Part(load(module, model.state, "decoder"), inputs, outputs)
-
-
-def _layers(dims: Mapping[str, int], *names: str) -> list[str]:
-    """Number names per decoder layer: k_0, v_0, k_1, v_1, ..."""
-    return [f"{name}_{i}" for i in range(dims["n_text_layer"]) for name in names]
+def describe(part: Part) -> dict[str, Any]:
+    """List name, shape and dtype of every input and output."""
+    with torch.no_grad():
+        results = part.module(*part.inputs.values())
+    if isinstance(results, Tensor):
+        results = (results,)
+    outputs = dict(zip(part.outputs, results, strict=True))
+    return {"inputs": _described(part.inputs), "outputs": _described(outputs)}
 
 
 def _described(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -187,6 +124,19 @@ def _described(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
         for name, t in tensors.items()
     ]
+
+
+def _write_places(parts: Mapping[str, Part], out: Path) -> None:
+    """Write parameters.json: which initializer holds which parameter, and which code makes modules of them again.
+
+    A converter that reads TorchScript traces those modules with the torch of its own environment.
+    """
+    places = {
+        name: locate(onnx.load(out / f"{name}.onnx"), {n: t.numpy() for n, t in part.module.state_dict().items()})
+        for name, part in parts.items()
+    }
+    code = {path: sha256 for path, sha256 in closure([trace.__name__]).files.items()}
+    write_places(out, Places(module=trace.__name__, code=code, parts=places))
 
 
 def _write_onnx(part: Part, file: Path) -> None:

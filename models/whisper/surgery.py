@@ -84,6 +84,7 @@ class EncoderBlock(nn.Module):
         self.attn_ln = norm(d)
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
         self.mlp_ln = norm(d)
+        self.outlier: nn.Module | None = None  # huge hidden neurons in a branch of their own (nightjar/rewrite.py)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.attn_ln(x)
@@ -92,8 +93,11 @@ class EncoderBlock(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """Run the feed-forward half."""
-        y: Tensor = self.mlp(self.mlp_ln(x))
-        return x + y
+        y = self.mlp_ln(x)
+        if self.outlier is not None:
+            x = x + self.outlier(y)
+        rows: Tensor = self.mlp(y)
+        return x + rows
 
 
 class Encoder(nn.Module):
@@ -271,6 +275,8 @@ class PrefixDecoder(Decoder):
             size = dims["n_vocab"] // slices
             sizes = [size] * (slices - 1) + [dims["n_vocab"] - size * (slices - 1)]
             self.heads.extend(nn.Linear(self.d, size, bias=False) for size in sizes)
+            if host_embedding:
+                del self.token_embedding  # nothing reads the table as a whole
 
     def forward(self, prefix: Tensor, audio: Tensor, last: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         x = prefix

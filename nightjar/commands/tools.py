@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nightjar.commands import EXIT_CODES, add_group, show_findings
@@ -12,7 +13,12 @@ def add(commands: Any) -> None:
     toolchains = add_group(commands, "toolchain", "vendor SDKs, each in an environment of its own")
     for word, said in (("install", "make and probe a target's SDK"), ("status", "look at it and probe it")):
         one = toolchains.add_parser(word, help=said, epilog=EXIT_CODES)
-        one.add_argument("target", help="the target it belongs to")
+        one.add_argument("target", help="the target it belongs to, or `TARGET.stand_in`")
+        if word == "install":
+            said = (
+                "folder of what only the vendor gives: its wheels, its compiler; nothing of it is looked for elsewhere"
+            )
+            one.add_argument("--sdk", type=Path, metavar="FOLDER", help=said)
         one.set_defaults(command=_toolchain, word=word)
     for kind in ("targets", "models"):
         listing = commands.add_parser(kind, help=f"list the {kind} there are")
@@ -27,7 +33,7 @@ def _toolchain(arguments: argparse.Namespace) -> int:
 
     screen = Screen()
     if arguments.word == "install":
-        found = install(arguments.target, screen.say)
+        found = install(arguments.target, screen.say, arguments.sdk)
     else:
         found = toolchain(arguments.target)
         probe(found)

@@ -240,7 +240,7 @@ def test_doctor_lists_what_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_target_without_an_sdk_has_no_toolchain() -> None:
-    with pytest.raises(UnknownName, match="target 'onnx' has no toolchain; have rknn"):
+    with pytest.raises(UnknownName, match=r"target 'onnx' has no toolchain; have .*rknn"):
         toolchain("onnx")
 
 

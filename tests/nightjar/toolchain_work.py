@@ -24,7 +24,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             bytearray(8 << 30)
         case "hold":  # beside the child that holds as much, and an address space that is only reserved
             Path(job["pids"]).write_text(str(os.getpid()))
-            reserved = mmap.mmap(-1, 64 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+            reserved = mmap.mmap(-1, 64 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE
             kept, child = bytearray(b"x") * (job["mib"] << 20), os.fork()
             kept[:: mmap.PAGESIZE] = b"y" * len(kept[:: mmap.PAGESIZE])  # a fork shares until somebody writes
             time.sleep(job["seconds"])
