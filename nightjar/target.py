@@ -30,7 +30,7 @@ from nightjar.boards import OWN, Reach, boards_file, find_board
 from nightjar.closure import module_file
 from nightjar.errors import BadOptions, BoardMissing
 from nightjar.plugins import Plugin, plugin
-from nightjar.toolchain import pinned, requirements_of, toolchain
+from nightjar.toolchain import Toolchain, folder_of, pinned, requirements_of, toolchain
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,10 @@ def findings_of(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
     """List what stands against running this target's files on a board: (`refuse` or `warn`, why)."""
     if module_file(f"{target.module}.preflight") is None:
         return []
-    made_by = pinned(requirements_of(target.load().NAME))
+    name = target.load().NAME
+    made_by = (
+        pinned(requirements_of(name)) | Toolchain(name, folder_of(name)).versions()
+    )  # a vendor's wheels have no pin
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
 
 

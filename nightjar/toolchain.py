@@ -119,7 +119,7 @@ class Toolchain(NamedTuple):
         try:
             status = run_logged(command, environment, folder, log_file, timeout_s, on_progress, most_bytes)
         except Outgrown as exc:
-            kept = self._keep_log(module, log_file)
+            kept = self.keep_log(module, log_file)
             held, given = (count / 2**30 for count in exc.args)
             raise ToolchainFailed(
                 f"toolchain {self.target} ({module.rpartition('.')[2]}) held {held:.1f} GiB where it was given "
@@ -145,7 +145,7 @@ class Toolchain(NamedTuple):
         """Say in one line why a call gave no result, and keep its log where the message says."""
         kind, message = result.get("error", ""), result.get("message", "")
         said = log_file.read_text(encoding="utf-8", errors="replace")
-        kept = self._keep_log(module, log_file)
+        kept = self.keep_log(module, log_file)
         where = f"toolchain {self.target} ({module.rpartition('.')[2]})"
         if status is None:
             return ToolchainFailed(
@@ -171,7 +171,7 @@ class Toolchain(NamedTuple):
             f"{where} failed: {reason}; log in {kept}: mend the cause or report it, then run the same command again"
         )
 
-    def _keep_log(self, module: str, log_file: Path) -> Path:
+    def keep_log(self, module: str, log_file: Path) -> Path:
         """Keep a call's log beyond its folder, where a message can name it."""
         kept = self.folder.parent / "logs" / f"{self.target}.{module.rpartition('.')[2]}.txt"
         kept.parent.mkdir(parents=True, exist_ok=True)
