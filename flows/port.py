@@ -13,10 +13,11 @@ from prefect import flow
 from flows.judged import judged
 from flows.search import Searched, parameters, searched
 from nightjar.artifact import Source
+from nightjar.errors import BadOptions
 from nightjar.plugins import Plugin, plugin
 from nightjar.recipe import Recipe
 from nightjar.request import PortRequest, checkpoint_source, model_family, speech_sources
-from nightjar.target import board_of, make_options, session_of, target_of
+from nightjar.target import board_of, computes_float, make_options, session_of, target_of
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export
@@ -64,8 +65,13 @@ def prepared(request: PortRequest, sources: Callable[[Any], tuple[Source | None,
     family = model_family(request)
     target = target_of(request.target, request.board)
     recipe = recipe_for(request, target.load().recipe(family))
-    make_options(target, request.precision, request.float_nodes)
-    board_of(target, request.board)
+    make_options(target, request.precision, request.float_nodes, request.target_options)
+    board = board_of(target, request.board)
+    if request.precision == "fp" and not computes_float(target, board):
+        raise BadOptions(
+            f"target {request.target} computes with integers on board {board.alias}: pass --precision int8 or auto, or "
+            "another --board (`nightjar targets`)"
+        )
     checkpoint = checkpoint_source(request, family)
     calibration_speech, test_speech = sources(request)
     host = plugin("targets", recipe.graph_format)
@@ -74,7 +80,8 @@ def prepared(request: PortRequest, sources: Callable[[Any], tuple[Source | None,
     graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=request.window is None)
     as_they_are = {"graphs": graphs, "calibration": None}
     reference = build(**as_they_are, target=host, options=make_options(host, "fp"), label="reference")
-    floating = build(**as_they_are, target=target, options=make_options(target, "fp"), label="float")
+    as_float = make_options(target, "fp", chosen=request.target_options)
+    floating = build(**as_they_are, target=target, options=as_float, label="float")
     return Prepared(family, target, host, checkpoint, calibration_speech, test_speech, graphs, reference, floating)
 
 
@@ -96,7 +103,7 @@ def built(request: PortRequest, made: Prepared, calibration: Any) -> tuple[Any, 
         graphs=found.graphs,
         calibration=calibration if request.precision != "fp" else None,
         target=made.target,
-        options=make_options(made.target, request.precision, request.float_nodes),
+        options=make_options(made.target, request.precision, request.float_nodes, request.target_options),
         **found.settings,
         label="binary",
     )
@@ -104,12 +111,18 @@ def built(request: PortRequest, made: Prepared, calibration: Any) -> tuple[Any, 
 
 
 def calibrated(request: PortRequest, made: Prepared) -> Any:
-    """Harvest from the float binary where the target runs and calibrate on the host's float graphs."""
-    decode, board = plugin("models", made.family, "decode"), board_of(made.target, request.board)
+    """Harvest from the float binary where the target runs and calibrate on the host's float graphs.
+
+    Where nothing computes in float there, harvest from the host's too: what is lost is the same (docs/accuracy.md).
+    """
+    decode = plugin("models", made.family, "decode")
+    target, binary, board = made.target, made.floating, board_of(made.target, request.board)
+    if not computes_float(target, board):
+        target, binary, board = made.host, made.reference, board_of(made.host, None)
     hidden = harvest(
-        binary=made.floating,
+        binary=binary,
         speech=made.calibration_speech,
-        session=session_of(decode, made.target, board),
+        session=session_of(decode, target, board),
         board=board,
         samples=request.calibration_samples,
         seed=0,
@@ -140,6 +153,7 @@ def recipe_for(request: PortRequest, recipe: Recipe) -> Recipe:
     asked = {
         "window_s": request.window,
         "decoder": request.decoder,
+        "decoder_length": request.decoder_length,
         "positional": request.positional,
         "host_embedding": request.host_embedding,
     }

@@ -66,7 +66,7 @@ def searched(
             graphs=rewritten,
             calibration=calibration,
             target=target,
-            options=make_options(target, "auto"),
+            options=make_options(target, "auto", chosen=request.target_options),
             plan=planned(rung),
             **quantized,
             label=name,
@@ -98,7 +98,7 @@ def parameters(request: PortRequest, graphs: Any, calibration: Any) -> dict[str,
     target = target_of(request.target, request.board)
     if not hasattr(target.load(), "quantization"):
         return {}
-    options = make_options(target, "int8")  # what is kept float does not enter them
+    options = make_options(target, "int8", chosen=request.target_options)  # what is kept float does not enter them
     return {"quantized": quantize(graphs=graphs, calibration=calibration, target=target, options=options)}
 
 

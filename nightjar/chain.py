@@ -14,6 +14,7 @@ import numpy as np
 from nightjar.calibration import CalibrationSet, Index, Part, Tensors
 from nightjar.errors import BadInput
 from nightjar.fakequant import open_session
+from nightjar.groups import logit_outputs
 
 Run = Callable[[Tensors], Tensors]  # a part: its inputs by name -> its outputs by name (the first one at least)
 
@@ -49,7 +50,7 @@ class Chain:
         self.sessions = dict(sessions)
         self.order = _order(self.sessions, self._wires)
         self.last = self.order[-1]
-        self.output = self.sessions[self.last].get_outputs()[0].name
+        self.outputs = logit_outputs([value.name for value in self.sessions[self.last].get_outputs()])
         self.samples = choose_samples(calibration, self.order, self._fed, clips, steps)
         self.clips = len(next(iter(self.samples.values())))
         self._float = [self._forward(clip, {}, None) for clip in range(self.clips)]
@@ -57,7 +58,6 @@ class Chain:
     def distance(self, changed: Mapping[str, Run]) -> Distance:
         """Run with some parts exchanged (host, simulator or board), and everything that depends on them."""
         kl, agree, steps = 0.0, 0, 0
-        name = self.output
         energy = {part: [0.0, 0.0] for part in changed}
         for clip, wanted in enumerate(self._float):
             got = self._forward(clip, changed, wanted)
@@ -67,8 +67,9 @@ class Chain:
                         sums[0] += float((value.astype(np.float64) ** 2).sum())
                         sums[1] += float(((value.astype(np.float64) - mine[output]) ** 2).sum())
             for mine, theirs in zip(got[self.last], wanted[self.last], strict=True):
-                kl += divergence(theirs[name], mine[name])
-                agree += int(theirs[name].argmax() == mine[name].argmax())
+                right, left = (np.concatenate([made[name] for name in self.outputs], -1) for made in (theirs, mine))
+                kl += divergence(right, left)
+                agree += int((right.argmax(-1) == left.argmax(-1)).all())
                 steps += 1
         snr = {part: decibels(signal, noise) for part, (signal, noise) in energy.items()}
         return Distance(kl / steps, agree, steps, snr)
@@ -76,7 +77,7 @@ class Chain:
     def _wanted(self, part: str) -> list[str]:
         """Name the outputs that matter: of the last part the logits alone."""
         names = [value.name for value in self.sessions[part].get_outputs()]
-        return [self.output] if part == self.last else names
+        return self.outputs if part == self.last else names
 
     def _fed(self, part: str) -> dict[str, tuple[str, str]]:
         """Return, per input of a part that another part makes, that part and its output's name."""
@@ -154,9 +155,9 @@ def fed(sessions: Mapping[str, Any], wires: Mapping[str, str] = WIRES) -> dict[s
 
 
 def divergence(wanted: np.ndarray, got: np.ndarray) -> float:
-    """Return KL(softmax(wanted) || softmax(got)) in nats."""
+    """Return KL(softmax(wanted) || softmax(got)) in nats, the mean over all rows."""
     left, right = (_log_softmax(values) for values in (wanted, got))
-    return float((np.exp(left) * (left - right)).sum())
+    return float((np.exp(left) * (left - right)).sum(-1).mean())
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -165,9 +166,9 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:
-    flat = values.reshape(-1).astype(np.float64)
-    flat = flat - flat.max()
-    return np.asarray(flat - np.log(np.exp(flat).sum()))
+    rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    rows = rows - rows.max(-1, keepdims=True)
+    return np.asarray(rows - np.log(np.exp(rows).sum(-1, keepdims=True)))
 
 
 def _spread(indices: Sequence[int], most: int) -> list[int]:

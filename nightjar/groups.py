@@ -4,6 +4,7 @@ A group is what a precision is chosen for. onnx is imported when used: the comma
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from nightjar.macs import count_macs, tensor_shapes
 MOVES = ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Flatten")  # same values in another place
 LINEAR = ("MatMul", "Gemm", "Conv")
 GELU = ("Div", "Erf", "Add", "Mul")
+NORM = ("Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add")  # behind the mean and its subtraction
 WIDE = 8  # times its input: that makes a vocabulary head of the linear that a graph ends with
 
 
@@ -112,10 +114,17 @@ def fuse(model: Any) -> list[Group]:
             continue
         if not graph.activations(node):
             continue
-        group = _gelu(graph, node) or _attention(graph, node) or _linear(graph, node) or _single(graph, node)
+        found = _gelu(graph, node) or _norm(graph, node) or _attention(graph, node) or _linear(graph, node)
+        group = found or _single(graph, node)
         taken.update(group.nodes)
         groups.append(group)
     return groups
+
+
+def logit_outputs(names: Sequence[str]) -> list[str]:
+    """Name the outputs that make the logits: the first, or every slice of a vocabulary that is split."""
+    slices = [name for name in names if re.fullmatch(r"logits_\d+", name)]
+    return slices or list(names[:1])
 
 
 def _gelu(graph: Graph, node: Any) -> Group | None:
@@ -130,6 +139,25 @@ def _gelu(graph: Graph, node: Any) -> Group | None:
     if half is not None and half.op_type == "Mul" and len(graph.activations(half)) == 1:
         chain.append(half)
     return _group(graph, "gelu", chain, [node.input[0]])
+
+
+def _norm(graph: Graph, node: Any) -> Group | None:
+    """Recognise a LayerNormalization in primitives, as before opset 17, at the mean that it subtracts."""
+    source = node.input[0]
+    centred = graph.only_reader(node.output[0]) if node.op_type == "ReduceMean" else None
+    if centred is None or centred.op_type != "Sub" or list(centred.input) != [source, node.output[0]]:
+        return None
+    chain, at = [node, centred], centred
+    for op in NORM:
+        readers = [reader for reader in graph.read_by.get(at.output[0], []) if reader.op_type == op]
+        if len(readers) != 1:
+            return None
+        at = readers[0]
+        chain.append(at)
+    weights = [n for each in chain[-2:] for n in each.input if graph.is_constant(n)]
+    if len(weights) != 2 or chain[6].input[0] != centred.output[0]:
+        return None
+    return replace(_group(graph, "norm", chain, [source]), weights=tuple(weights))
 
 
 def _attention(graph: Graph, node: Any) -> Group | None:
@@ -164,7 +192,7 @@ def _linear(graph: Graph, node: Any) -> Group | None:
                 chain.append(following)
     group = _group(graph, "conv" if node.op_type == "Conv" else "linear", chain, [node.input[0]])
     wide = node.op_type != "Conv" and graph.shape(group.tensor)[-1] >= WIDE * graph.shape(node.input[0])[-1]
-    head = wide and group.tensor in map(graph.root, graph.outputs[:1])
+    head = wide and group.tensor in map(graph.root, logit_outputs(graph.outputs))
     return replace(group, kind="head" if head else group.kind, weights=(node.input[1],))
 
 

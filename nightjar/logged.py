@@ -1,5 +1,6 @@
 """Run a command in a process group of its own, and make a log of what vendors' tools print."""
 
+import contextlib
 import contextvars
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextvars import ContextVar
@@ -22,6 +24,8 @@ BAR = re.compile(r"^(?:[DIWE] )?(\w[\w .]*?)\s*:\s*\d+%\|.*?\|\s*(\d+)/(\d+)")  
 Made = TypeVar("Made")
 _started: ContextVar[list[int] | None] = ContextVar("started", default=None)  # process groups of calls made together
 
+WATCH_S = 1.0  # between looks at the memory of a command
+
 Progress = Callable[[str, int, int], None]  # what, done, total: of the SDK's own progress bars
 
 
@@ -32,10 +36,12 @@ def run_logged(
     log_file: Path,
     timeout_s: float,
     on_progress: Progress | None = None,
+    most_bytes: int | None = None,
 ) -> int | None:
     """Run a command in a process group of its own, write its cleaned output to a file and to this module's log.
 
-    Returns its exit status, or None when it outlived `timeout_s`. The group is killed on every way out.
+    Returns its exit status, or None when it outlived `timeout_s`. The group is killed on every way out. Raises
+    Outgrown when all its processes together hold more than `most_bytes` of memory.
     """
     process = subprocess.Popen(
         command,
@@ -54,7 +60,7 @@ def run_logged(
     reader = threading.Thread(target=contextvars.copy_context().run, args=said, daemon=True)  # it ticks for the caller
     reader.start()
     try:
-        return process.wait(timeout_s)
+        return _waited(process, timeout_s, most_bytes)
     except subprocess.TimeoutExpired:
         return None
     finally:
@@ -65,6 +71,38 @@ def run_logged(
         reader.join(timeout=10)
         process.stdin.close()
         process.stdout.close()
+
+
+class Outgrown(Exception):
+    """A command held more memory than it was given: bytes held, bytes given."""
+
+
+def _waited(process: "subprocess.Popen[bytes]", timeout_s: float, most_bytes: int | None) -> int:
+    if most_bytes is None:
+        return process.wait(timeout_s)
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            return process.wait(min(WATCH_S, max(0.0, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if (held := held_bytes(process.pid)) > most_bytes:
+                raise Outgrown(held, most_bytes) from None
+            if time.monotonic() >= end:
+                raise
+
+
+def held_bytes(group: int) -> int:
+    """Sum the memory of a process group, what its processes share counted once.
+
+    An address space says nothing of it: TensorFlow reserves a hundred gigabytes and touches two.
+    """
+    total = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended, or is somebody else's
+            if int((place / "stat").read_text().rpartition(")")[2].split()[2]) == group:
+                kept = (place / "smaps_rollup").read_text()
+                total += 1024 * int(next(line.split()[1] for line in kept.splitlines() if line.startswith("Pss:")))
+    return total
 
 
 def together(calls: Sequence[Callable[[], Made]], workers: int) -> list[Made]:

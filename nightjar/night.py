@@ -150,7 +150,7 @@ def _checked(request: PortRequest) -> str:
             f"{request.model} ships no speech: give {lacking[0]} a NeMo manifest, LibriSpeech tree or folder"
         )
     target = target_of(request.target, request.board)
-    make_options(target, request.precision, request.float_nodes)
+    make_options(target, request.precision, request.float_nodes, request.target_options)
     tiers: Mapping[str, str] = target.load().TIERS
     alias = request.board or target.load().DEFAULT_BOARD
     if alias in tiers:

@@ -23,6 +23,23 @@ class Recipe(BaseModel, frozen=True):
     host_embedding: bool = Field(
         False, description="look tokens and positions up on the CPU; the decoder takes embeddings"
     )
+    conv2d: bool = Field(False, description="encoder: convolutions of two dimensions over mel (1, n_mels, 1, n_frames)")
+    layer_norm: Literal["op", "primitives"] = Field(
+        "op", description="one LayerNormalization, or the means, square root and division it is made of"
+    )
+    logits_rows: Literal["last", "all"] = Field(
+        "last",
+        description="static decoder: logits of the row that the input `last` picks, or of every row",
+    )
+    logits_slices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="static decoder: products that the vocabulary is split into; logits_0, logits_1, …",
+    )
+    mask_value: float = Field(
+        -1e4, lt=0, ge=-1e9, description="window and static decoders: what is added to scores a row must not see"
+    )
     float_counts: bool = Field(
         False, description="streams: states that count frames are float32 instead of int64, which some NPUs have not"
     )

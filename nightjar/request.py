@@ -67,6 +67,9 @@ class PortRequest(BaseModel):
     decoder: Literal["window", "static", "cached"] | None = Field(
         None, description="decoder protocol; default: the target's recipe"
     )
+    decoder_length: int | None = Field(
+        None, ge=8, description="rows of a static decoder's prefix or of the KV cache; default: the target's recipe"
+    )
     positional: Literal["first", "last"] | None = Field(
         None, description="positional rows a shorter window keeps; rknn_model_zoo keeps the last"
     )
@@ -76,6 +79,9 @@ class PortRequest(BaseModel):
     )
     float_nodes: tuple[str, ...] = Field(
         (), description="int8: nodes to keep float, as `part:glob`, such as encoder:/blocks.0/mlp/*"
+    )
+    target_options: tuple[str, ...] = Field(
+        (), description="options of the target's own as `name=value`; its README lists them, commas part several values"
     )
     language: str = Field("en", description="language spoken, as Whisper abbreviates it")
     calibration_set: Path | None = Field(
@@ -240,7 +246,7 @@ class AttributeRequest(PortRequest):
 
     FLAGS: ClassVar[tuple[str, ...]] = (
         *("model", "checkpoint", "target", "board", "board_wait", "precisions", "window", "decoder"),
-        *("host_embedding", "float_nodes"),
+        *("host_embedding", "float_nodes", "target_options"),
         *("language", "calibration_set", "calibration_samples", "test_set", "limit", "max_delta_wer"),
         *("search_delta_wer", "refresh"),
     )
@@ -257,7 +263,7 @@ class TranscribeRequest(PortRequest):
 
     FLAGS: ClassVar[tuple[str, ...]] = (
         *("files", "model", "checkpoint", "target", "board", "board_wait", "precision", "window", "language"),
-        *("calibration_set", "calibration_samples", "long", "refresh"),
+        *("target_options", "calibration_set", "calibration_samples", "long", "refresh"),
     )
 
     files: tuple[Path, ...] = Field(description="audio files, manifests or folders")

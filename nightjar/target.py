@@ -5,7 +5,9 @@ A target is a module `targets/<name>/__init__.py` with
     NAME, TIERS {board: tier}, DEFAULT_BOARD, RUNTIMES (what runs on the board; their versions enter the key)
     Options                                    frozen pydantic, with `precision`
     recipe(model) -> Recipe
-    compile(graphs, calibration, options, out)
+    compile(graphs, calibration, options, out)  and, where it goes on after a failure, work: a folder that stays
+    RUNNERS                                    other targets whose runners run some of its parts; none by default
+    INTEGERS_ONLY                              tiers on which nothing computes in float; none by default
 
 and `runner.py`, the one file that runs a part on the board. A target whose boards have more to say than RUNTIMES adds
 `preflight.py`, standard library only: versions() is asked on the board, fit(made_by, versions) says what stands against
@@ -19,6 +21,7 @@ else.
 import importlib
 import logging
 from types import ModuleType
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,7 +30,7 @@ from nightjar.boards import OWN, Reach, boards_file, find_board
 from nightjar.closure import module_file
 from nightjar.errors import BadOptions, BoardMissing
 from nightjar.plugins import Plugin, plugin
-from nightjar.toolchain import pinned, requirements_of, toolchain
+from nightjar.toolchain import Toolchain, folder_of, pinned, requirements_of, toolchain
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +65,55 @@ def boards_of(name: str) -> dict[str, str]:
     return tiers | ({STAND_IN: STAND_IN} if module_file(f"targets.{name}.stand_in") else {})
 
 
-def make_options(target: Plugin, precision: str, float_nodes: tuple[str, ...] = ()) -> BaseModel:
-    """Make a target's options; raises BadOptions when it does not build this precision or keeps no nodes float."""
+def make_options(
+    target: Plugin, precision: str, float_nodes: tuple[str, ...] = (), chosen: tuple[str, ...] = ()
+) -> BaseModel:
+    """Make a target's options; chosen: `name=value` of those that are the target's own.
+
+    Raises BadOptions when it does not build this precision, keeps no nodes float, or does not take what was chosen.
+    """
     module = target.load()
     if float_nodes and "float_nodes" not in module.Options.model_fields:
         raise BadOptions(f"target {module.NAME} has no say over single nodes: leave out --float-nodes")
-    kept = {"float_nodes": float_nodes} if float_nodes else {}
+    given: dict[str, Any] = {"precision": precision, **_chosen(module, chosen)}
+    if float_nodes:
+        given["float_nodes"] = float_nodes
     try:
-        options: BaseModel = module.Options(precision=precision, **kept)
+        options: BaseModel = module.Options(**given)  # it reads numbers and yes or no from text
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        if name in ("", "precision"):
+            raise BadOptions(
+                f"target {module.NAME} does not build --precision {precision}: {first['msg']}; see `nightjar targets`"
+            ) from error
         raise BadOptions(
-            f"target {module.NAME} does not build --precision {precision}: {reason}; see `nightjar targets`"
+            f"target {module.NAME} is not built with {name} {first['input']}: {first['msg']}; its README.md says what "
+            "it may be"
         ) from error
     return options
+
+
+def _chosen(module: ModuleType, entries: tuple[str, ...]) -> dict[str, Any]:
+    """Read `name=value` entries by the fields of a target's options; many values are parted by commas."""
+    fields: dict[str, Any] = module.Options.model_fields
+    own = sorted(fields.keys() - {"precision", "float_nodes"})
+    given: dict[str, Any] = {}
+    for entry in entries:
+        name, said, value = entry.partition("=")
+        if not said or name not in own:
+            raise BadOptions(
+                f"target {module.NAME} takes no --target-options {entry!r}: give NAME=VALUE with a NAME of "
+                f"{', '.join(own) or 'none: leave it out'}"
+            )
+        many = get_origin(fields[name].annotation) is tuple
+        given[name] = [each for each in value.split(",") if each] if many else value
+    return given
+
+
+def computes_float(target: Plugin, board: BoardRef) -> bool:
+    """Say whether a target's float binary runs on a board: some NPUs compute with integers alone."""
+    return board.tier not in getattr(target.load(), "INTEGERS_ONLY", ())
 
 
 def board_of(target: Plugin, alias: str | None) -> BoardRef:
@@ -196,7 +234,10 @@ def findings_of(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
     """List what stands against running this target's files on a board: (`refuse` or `warn`, why)."""
     if module_file(f"{target.module}.preflight") is None:
         return []
-    made_by = pinned(requirements_of(target.load().NAME))
+    name = target.load().NAME
+    made_by = (
+        pinned(requirements_of(name)) | Toolchain(name, folder_of(name)).versions()
+    )  # a vendor's wheels have no pin
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
 
 
@@ -210,4 +251,6 @@ def preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
 
 def session_of(decode: Plugin, target: Plugin, board: BoardRef) -> tuple[Plugin, ...]:
     """List the modules that travel to the board, so that their code enters the key."""
-    return decode, Plugin(module=runner_module(board) if board.toolchain else f"{target.module}.runner")
+    own = runner_module(board) if board.toolchain else f"{target.module}.runner"
+    others = (f"targets.{name}.runner" for name in getattr(target.load(), "RUNNERS", ()))
+    return decode, *(Plugin(module=module) for module in (own, *others))

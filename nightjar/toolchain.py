@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from nightjar.closure import ROOT
 from nightjar.errors import BadOptions, ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
-from nightjar.logged import Progress, last_line, run_logged
+from nightjar.logged import Outgrown, Progress, last_line, run_logged
 from nightjar.sdk import FILE as SDK_FILE
 from nightjar.sdk import Program, Sdk, Wanted, look, read_wanted
 
@@ -99,12 +99,14 @@ class Toolchain(NamedTuple):
         timeout_s: float,
         memory_bytes: int | None = None,
         on_progress: Progress | None = None,
+        most_bytes: int | None = None,
     ) -> dict[str, Any]:
         """Run `main(job)` of one of our modules inside and return its result.
 
         `folder` is the call's own: its working folder, with job.json, result.json and log.txt. The process and all it
-        starts end with this call, however that ends. Raises ToolchainBroken where the SDK does not import, and
-        ToolchainFailed where it refuses, crashes, or outgrows its time or memory.
+        starts end with this call, however that ends. memory_bytes: of address space, each process; most_bytes: that all
+        together may hold. Raises ToolchainBroken where the SDK does not import, and ToolchainFailed where it refuses,
+        crashes, or outgrows its time or memory.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
@@ -112,9 +114,17 @@ class Toolchain(NamedTuple):
         command = [str(self.python), "-c", SAFE, module, "job.json", "result.json"]
         # Compilers write memory they never set into their files: let it be zero, and the same every time (glibc).
         environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
-        status = run_logged(
-            [*command, str(memory_bytes or 0)], environment, folder, folder / "log.txt", timeout_s, on_progress
-        )
+        command.append(str(memory_bytes or 0))
+        log_file = folder / "log.txt"
+        try:
+            status = run_logged(command, environment, folder, log_file, timeout_s, on_progress, most_bytes)
+        except Outgrown as exc:
+            kept = self.keep_log(module, log_file)
+            held, given = (count / 2**30 for count in exc.args)
+            raise ToolchainFailed(
+                f"toolchain {self.target} ({module.rpartition('.')[2]}) held {held:.1f} GiB where it was given "
+                f"{given:.1f} and was ended; log in {kept}: run the same command on a machine with more memory"
+            ) from exc
         result: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):  # absent or cut short: the status and the log say why
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -135,9 +145,7 @@ class Toolchain(NamedTuple):
         """Say in one line why a call gave no result, and keep its log where the message says."""
         kind, message = result.get("error", ""), result.get("message", "")
         said = log_file.read_text(encoding="utf-8", errors="replace")
-        kept = self.folder.parent / "logs" / f"{self.target}.{module.rpartition('.')[2]}.txt"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(log_file, kept)
+        kept = self.keep_log(module, log_file)
         where = f"toolchain {self.target} ({module.rpartition('.')[2]})"
         if status is None:
             return ToolchainFailed(
@@ -162,6 +170,13 @@ class Toolchain(NamedTuple):
         return ToolchainFailed(
             f"{where} failed: {reason}; log in {kept}: mend the cause or report it, then run the same command again"
         )
+
+    def keep_log(self, module: str, log_file: Path) -> Path:
+        """Keep a call's log beyond its folder, where a message can name it."""
+        kept = self.folder.parent / "logs" / f"{self.target}.{module.rpartition('.')[2]}.txt"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log_file, kept)
+        return kept
 
 
 _chosen: dict[str, Path] = {}  # of the process, since boards work in threads

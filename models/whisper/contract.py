@@ -12,8 +12,8 @@ from nightjar.errors import BadInput
 FRAMES_PER_S = 100  # of the mel
 UNDERSTOOD = (
     "understood are the parts of docs/files.md (mel → hidden; hidden → cross_k_0 …; tokens, audio → out; tokens, "
-    "audio, last → logits; token, position, mask, self_k_0 …, cross_k_0 … → logits, new_k_0 …; embedding instead of "
-    "token ids) and those of rknn_model_zoo (x → out; tokens, audio → out)"
+    "audio, last → logits, or logits_0 …, or without last; token, position, mask, self_k_0 …, cross_k_0 … → logits, "
+    "new_k_0 …; embedding instead of token ids) and those of rknn_model_zoo (x → out; tokens, audio → out)"
 )
 
 
@@ -42,6 +42,8 @@ SIGNATURES = (
     _decoder("embedding audio", "out", "window", host_embedding=True),
     _decoder("tokens audio last", "logits", "static"),
     _decoder("embedding audio last", "logits", "static", host_embedding=True),
+    _decoder("tokens audio", "logits", "static"),
+    _decoder("embedding audio", "logits", "static", host_embedding=True),
     _decoder(f"token position {CACHE}", "logits new_k new_v", "cached"),
     _decoder(f"embedding {CACHE}", "logits new_k new_v", "cached", host_embedding=True),
 )
@@ -72,14 +74,30 @@ def recognise(graphs: Mapping[Path, Graph]) -> Given:
         raise BadInput(f"{what}: decoder protocol {protocol} takes {', '.join(sorted(wanted))}; give these files")
     if not protocol:
         raise BadInput(f"no decoder is among {', '.join(map(str, graphs))}: give encoder and decoder together")
-    frames = _length(parts["encoder"], parts["encoder"].graph.inputs[0], "(1, n_mels, n_frames)")
-    recipe["window_s"] = frames / FRAMES_PER_S
+    mel = parts["encoder"].graph.inputs[0]
+    recipe["conv2d"] = len(mel.shape) == 4
+    expected = "(1, n_mels, 1, n_frames)" if recipe["conv2d"] else "(1, n_mels, n_frames)"
+    recipe["window_s"] = _length(parts["encoder"], mel, expected) / FRAMES_PER_S
     tensors = {tensor.name: tensor for tensor in parts["decoder"].graph.inputs}
     if protocol == "cached":
         recipe["decoder_length"] = _length(parts["decoder"], tensors["mask"], "(1, 1, 1, cache rows + 1)") - 1
     elif protocol == "static":
-        recipe["decoder_length"] = _length(parts["decoder"], tensors["last"], "(1, 1, length)")
+        recipe |= _static(parts["decoder"], tensors)
     return Given(parts=parts, recipe=recipe)
+
+
+def _static(part: GivenPart, tensors: Mapping[str, Input]) -> dict[str, Any]:
+    """Read how a `static` decoder gives its logits: which rows, in how many slices."""
+    slices = len(part.graph.outputs)
+    if "last" in tensors:
+        length, rows = _length(part, tensors["last"], "(1, 1, length)"), "last"
+    elif "tokens" in tensors:
+        length, rows = _length(part, tensors["tokens"], "(1, length)"), "all"
+    else:
+        embedding = tensors["embedding"]
+        _length(part, embedding, "(1, length, d)")
+        length, rows = embedding.shape[1], "all"
+    return {"decoder_length": length, "logits_rows": rows, "logits_slices": slices}
 
 
 def _length(part: GivenPart, tensor: Input, expected: str) -> int:
@@ -108,4 +126,4 @@ def _signature(file: Path, graph: Graph) -> Signature:
 
 def _kinds(tensors: tuple[Input, ...]) -> dict[str, Input]:
     """Give one tensor by each name, numbers of layers cut off."""
-    return {re.sub(r"^((?:self|cross|new)_[kv])_\d+$", r"\1", tensor.name): tensor for tensor in tensors}
+    return {re.sub(r"^((?:self|cross|new)_[kv]|logits)_\d+$", r"\1", tensor.name): tensor for tensor in tensors}

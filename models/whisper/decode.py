@@ -15,8 +15,12 @@ Steps = Generator[list[int], Array, Any]  # gives every token so far, takes the 
 
 
 def features(wave: Array, model: Model) -> Tensors:
-    """Compute the encoder's input from float32 mono 16 kHz in [-1, 1]: mel (1, n_mels, n_frames)."""
-    return {"mel": log_mel(wave, model["dims"]["n_mels"], model["n_frames"])[None]}
+    """Compute the encoder's input from float32 mono 16 kHz in [-1, 1]: mel (1, n_mels, n_frames).
+
+    With `conv2d` (1, n_mels, 1, n_frames).
+    """
+    mel = log_mel(wave, model["dims"]["n_mels"], model["n_frames"])[None]
+    return {"mel": mel[:, :, None] if model["recipe"].get("conv2d") else mel}
 
 
 def encode(runner: Runner, features: Tensors, model: Model) -> Tensors:

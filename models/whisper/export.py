@@ -62,6 +62,7 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
         "n_frames": n_frames,
         "n_audio_ctx": n_frames // 2,
         "recipe": recipe.model_dump(),
+        "host_position_add": recipe.host_embedding,
         "tokens": tokens,
         "max_tokens": model.dims["n_text_ctx"] // 2,
         "harvest": ["hidden"],

@@ -43,6 +43,8 @@ def _feed(model: Model, lanes: int, n_rows: int, tables: Tensors | None) -> tupl
     if tables is None:
         raise ValueError("host embedding needs the tables token_embedding and positional_embedding")
     words, places = tables["token_embedding"], tables["positional_embedding"]
+    if not model.get("host_position_add", True):  # the graph adds them, as in the HEFs that come with hailo-apps
+        places = np.zeros_like(places)
     rows = np.repeat((words[eot] + places[:n_rows])[None], lanes, axis=0).astype(np.float32)
 
     def put_rows(lane: int, row: int, token: int, position: int) -> None:
@@ -55,10 +57,12 @@ class Static:
     """Step over the whole padded prefix; the causal mask hides the padding."""
 
     def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
-        length = model["recipe"]["decoder_length"]
-        self.runner = runner
-        self.inputs, self.put = _feed(model, 1, length, tables)
-        self.last = self.inputs["last"] = np.zeros((1, 1, length), np.float32)
+        recipe = model["recipe"]
+        self.runner, self.slices = runner, recipe.get("logits_slices", 1)
+        self.inputs, self.put = _feed(model, 1, recipe["decoder_length"], tables)
+        self.last = None
+        if recipe.get("logits_rows", "last") == "last":
+            self.last = self.inputs["last"] = np.zeros((1, 1, recipe["decoder_length"]), np.float32)
 
     def begin(self, lane: int, encoded: Tensors) -> None:
         self.constant, self.fed = {"audio": _hidden(encoded)}, list[int]()
@@ -68,9 +72,14 @@ class Static:
         for row in range(_common(self.fed, tokens), len(tokens)):
             self.put(0, row, tokens[row], row)
         self.fed = list(tokens)
-        self.last[:] = 0.0
-        self.last[0, 0, len(tokens) - 1] = 1.0
-        return {0: self.runner.run("decoder", self.inputs, self.constant)["logits"].reshape(-1)}
+        row = len(tokens) - 1
+        if self.last is not None:
+            self.last[:] = 0.0
+            self.last[0, 0, row], row = 1.0, 0
+        outputs = self.runner.run("decoder", self.inputs, self.constant)
+        if self.slices == 1:
+            return {0: outputs["logits"][0, row]}
+        return {0: np.concatenate([outputs[f"logits_{i}"][0, row] for i in range(self.slices)])}
 
 
 class Window:

@@ -18,6 +18,19 @@ MASKED = -1e4
 WINDOW = 12  # tokens of rknn_model_zoo's decoder
 
 
+class PlainNorm(nn.LayerNorm):
+    """Normalise rows by the primitives that torch's ONNX exporter wrote before opset 17, which compilers know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps)
+        return centred / deviation * self.weight + self.bias
+
+
+Norm = type[nn.LayerNorm]
+NORMS: dict[str, Norm] = {"op": nn.LayerNorm, "primitives": PlainNorm}
+
+
 class Attention(nn.Module):
     """Attend with plain matmul and softmax over keys and values that come projected.
 
@@ -65,12 +78,12 @@ class SplitAttention(nn.Module):
 class EncoderBlock(nn.Module):
     """Self-attention and feed-forward."""
 
-    def __init__(self, d: int, n_head: int) -> None:
+    def __init__(self, d: int, n_head: int, norm: Norm = nn.LayerNorm) -> None:
         super().__init__()
         self.attn = Attention(d, n_head)
-        self.attn_ln = nn.LayerNorm(d)
+        self.attn_ln = norm(d)
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
-        self.mlp_ln = nn.LayerNorm(d)
+        self.mlp_ln = norm(d)
         self.outlier: nn.Module | None = None  # huge hidden neurons in a branch of their own (nightjar/rewrite.py)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,22 +101,30 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """mel (1, n_mels, 2 * n_ctx) -> hidden (1, n_ctx, d)."""
+    """mel (1, n_mels, 2 * n_ctx), with `conv2d` (1, n_mels, 1, 2 * n_ctx) -> hidden (1, n_ctx, d)."""
 
     positional_embedding: Tensor
 
-    def __init__(self, dims: Dims, n_ctx: int) -> None:
+    def __init__(self, dims: Dims, n_ctx: int, conv2d: bool = False, norm: Norm = nn.LayerNorm) -> None:
         super().__init__()
         d = dims["n_audio_state"]
-        self.conv1 = nn.Conv1d(dims["n_mels"], d, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv1d(d, d, kernel_size=3, stride=2, padding=1)
+        self.conv1: nn.Module
+        self.conv2: nn.Module
+        if conv2d:
+            self.conv1 = nn.Conv2d(dims["n_mels"], d, kernel_size=(1, 3), padding=(0, 1))
+            self.conv2 = nn.Conv2d(d, d, kernel_size=(1, 3), stride=(1, 2), padding=(0, 1))
+        else:
+            self.conv1 = nn.Conv1d(dims["n_mels"], d, kernel_size=3, padding=1)
+            self.conv2 = nn.Conv1d(d, d, kernel_size=3, stride=2, padding=1)
         self.register_buffer("positional_embedding", torch.empty(n_ctx, d))
-        blocks = [EncoderBlock(d, dims["n_audio_head"]) for _ in range(dims["n_audio_layer"])]
+        blocks = [EncoderBlock(d, dims["n_audio_head"], norm) for _ in range(dims["n_audio_layer"])]
         self.blocks = nn.ModuleList(blocks)
-        self.ln_post = nn.LayerNorm(d)
+        self.ln_post = norm(d)
 
     def forward(self, mel: Tensor) -> Tensor:
         x = functional.gelu(self.conv2(functional.gelu(self.conv1(mel))))
+        if x.dim() == 4:
+            x = x.reshape(1, self.positional_embedding.shape[1], -1)
         x = x.permute(0, 2, 1) + self.positional_embedding
         for block in self.blocks:
             x = block(x)
@@ -157,10 +178,10 @@ class DecoderBlock(EncoderBlock):
 
     cross_attn: nn.Module
 
-    def __init__(self, d: int, n_head: int, cached: bool) -> None:
-        super().__init__(d, n_head)
+    def __init__(self, d: int, n_head: int, cached: bool, norm: Norm = nn.LayerNorm) -> None:
+        super().__init__(d, n_head, norm)
         self.cross_attn = SplitAttention(d, n_head) if cached else Attention(d, n_head)
-        self.cross_attn_ln = nn.LayerNorm(d)
+        self.cross_attn_ln = norm(d)
 
     def rest(self, x: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
         """Run what follows self-attention."""
@@ -206,7 +227,9 @@ class Decoder(nn.Module):
     positional_embedding: Tensor
     no_bias: Tensor
 
-    def __init__(self, dims: Dims, length: int, host_embedding: bool, block: type[DecoderBlock]) -> None:
+    def __init__(
+        self, dims: Dims, length: int, host_embedding: bool, block: type[DecoderBlock], norm: Norm = nn.LayerNorm
+    ) -> None:
         super().__init__()
         d, cached = dims["n_text_state"], block is CachedBlock
         self.d, self.length, self.host_embedding = d, length, host_embedding
@@ -214,8 +237,8 @@ class Decoder(nn.Module):
         if not host_embedding:
             self.register_buffer("positional_embedding", torch.empty(length, d))
         layers = range(dims["n_text_layer"])
-        self.blocks = nn.ModuleList(block(d, dims["n_text_head"], cached) for _ in layers)
-        self.ln = nn.LayerNorm(d)
+        self.blocks = nn.ModuleList(block(d, dims["n_text_head"], cached, norm) for _ in layers)
+        self.ln = norm(d)
         # A zero bias makes the head a Gemm on the table itself; a MatMul would store it transposed,
         # a second 80 MB in tiny.
         self.register_buffer("no_bias", torch.zeros(dims["n_vocab"]), persistent=False)
@@ -230,21 +253,42 @@ class PrefixDecoder(Decoder):
     """Protocols `window` and `static`: the whole prefix at every step.
 
     tokens (1, length) int64 or embedding (1, length, d), audio (1, n_audio_ctx, d), and for
-    `static` last (1, 1, length), one-hot -> logits of every row, or of the `last` one alone.
+    `static` last (1, 1, length), one-hot -> logits of every row, or of the `last` one alone, in
+    `slices` tensors that follow each other in the vocabulary.
     """
 
-    def __init__(self, dims: Dims, length: int, host_embedding: bool = False) -> None:
-        super().__init__(dims, length, host_embedding, PrefixBlock)
-        mask = torch.full((1, 1, length, length), MASKED).triu(1)
+    def __init__(
+        self,
+        dims: Dims,
+        length: int,
+        host_embedding: bool = False,
+        *,
+        norm: Norm = nn.LayerNorm,
+        slices: int = 1,
+        masked: float = MASKED,
+    ) -> None:
+        super().__init__(dims, length, host_embedding, PrefixBlock, norm)
+        mask = torch.full((1, 1, length, length), masked).triu(1)
         self.register_buffer("mask", mask, persistent=False)
+        self.heads = nn.ModuleList()
+        if slices > 1:  # of one size, and the last takes what is left over
+            size = dims["n_vocab"] // slices
+            sizes = [size] * (slices - 1) + [dims["n_vocab"] - size * (slices - 1)]
+            self.heads.extend(nn.Linear(self.d, size, bias=False) for size in sizes)
+            if host_embedding:
+                del self.token_embedding  # nothing reads the table as a whole
 
-    def forward(self, prefix: Tensor, audio: Tensor, last: Tensor | None = None) -> Tensor:
+    def forward(self, prefix: Tensor, audio: Tensor, last: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         x = prefix
         if not self.host_embedding:
             x = self.token_embedding(prefix) + self.positional_embedding
         for block in self.blocks:
             x = block(x, audio, self.mask)
-        return self.logits(x if last is None else last @ x)
+        x = x if last is None else last @ x
+        if self.heads:
+            x = self.ln(x)
+            return tuple(head(x) for head in self.heads)
+        return self.logits(x)
 
 
 class CachedDecoder(Decoder):
@@ -255,8 +299,8 @@ class CachedDecoder(Decoder):
     -> logits (1, 1, n_vocab), then per layer new_k, new_v (1, 1, d).
     """
 
-    def __init__(self, dims: Dims, length: int, host_embedding: bool = False) -> None:
-        super().__init__(dims, length, host_embedding, CachedBlock)
+    def __init__(self, dims: Dims, length: int, host_embedding: bool = False, *, norm: Norm = nn.LayerNorm) -> None:
+        super().__init__(dims, length, host_embedding, CachedBlock, norm)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         if self.host_embedding:
@@ -289,13 +333,20 @@ def weight_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor], part: str, positional: str = "first") -> nn.Module:
-    """Fill a module from a checkpoint's state, cutting the positional table to its rows."""
+    """Fill a module from a checkpoint's state, cut to its own shapes: positional rows, slices of the head, kernels."""
     own = {}
+    below = 0  # rows of the token table that the head's slices so far have
     for name, tensor in module.state_dict().items():
+        rows = len(tensor)
+        if name.startswith("heads."):
+            own[name] = state[f"{part}.token_embedding.weight"][below : below + rows]
+            below += rows
+            continue
         value = state[f"{part}.{name}"]
         if name == "positional_embedding":
-            rows = len(tensor)
             value = value[:rows] if positional == "first" else value[-rows:]
+        elif tensor.dim() == 4:  # a kernel of two dimensions over one row
+            value = value.unsqueeze(2)
         own[name] = value
     module.load_state_dict(own)
     return module.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.whisper.surgery import WINDOW, CachedDecoder, Cross, Encoder, PrefixDecoder
+from models.whisper.surgery import NORMS, WINDOW, CachedDecoder, Cross, Encoder, PrefixDecoder
 
 BRANCH = ".outlier"  # ends the parameters of a feed-forward's branch (nightjar/rewrite.py)
 
@@ -38,8 +38,10 @@ def rebuild(model: Mapping[str, Any], part: str, weights: Mapping[str, Any]) -> 
 
 def shape(dims: Mapping[str, int], recipe: Mapping[str, Any], n_audio: int) -> dict[str, Part]:
     """Make the parts of a clamped recipe for an encoder of `n_audio` rows, without weights, in the order they run."""
-    mel = torch.zeros(1, dims["n_mels"], 2 * n_audio)
-    result = {"encoder": Part(Encoder(dims, n_audio), {"mel": mel}, ["hidden"], "encoder")}
+    flat = [1] if recipe["conv2d"] else []
+    mel = torch.zeros(1, dims["n_mels"], *flat, 2 * n_audio)
+    encoder = Encoder(dims, n_audio, recipe["conv2d"], NORMS[recipe["layer_norm"]])
+    result = {"encoder": Part(encoder, {"mel": mel}, ["hidden"], "encoder")}
     audio = torch.zeros(1, n_audio, dims["n_audio_state"])
     if recipe["decoder"] == "cached":
         names = _layers(dims, "cross_k", "cross_v")
@@ -54,21 +56,30 @@ def _prefix(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -
     """Make the decoder that sees a whole prefix: `window` or `static`."""
     window = recipe["decoder"] == "window"
     length = min(WINDOW, dims["n_text_ctx"]) if window else recipe["decoder_length"]
-    module = PrefixDecoder(dims, length, recipe["host_embedding"])
+    slices = 1 if window else recipe["logits_slices"]
+    module = PrefixDecoder(
+        dims,
+        length,
+        recipe["host_embedding"],
+        norm=NORMS[recipe["layer_norm"]],
+        slices=slices,
+        masked=recipe["mask_value"],
+    )
     if recipe["host_embedding"]:
         inputs = {"embedding": torch.zeros(1, length, dims["n_text_state"])}
     else:
         inputs = {"tokens": torch.zeros(1, length, dtype=torch.int64)}
     inputs["audio"] = audio
-    if not window:
+    if not window and recipe["logits_rows"] == "last":
         inputs["last"] = functional.one_hot(torch.tensor([[length - 1]]), length).float()
-    return Part(module, inputs, ["out" if window else "logits"], "decoder")
+    outputs = [f"logits_{i}" for i in range(slices)] if slices > 1 else ["out" if window else "logits"]
+    return Part(module, inputs, outputs, "decoder")
 
 
 def _cached(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -> Part:
     """Make the decoder that sees one token and a static KV cache."""
     length = recipe["decoder_length"]
-    module = CachedDecoder(dims, length, recipe["host_embedding"])
+    module = CachedDecoder(dims, length, recipe["host_embedding"], norm=NORMS[recipe["layer_norm"]])
     if recipe["host_embedding"]:
         inputs = {"embedding": torch.zeros(1, 1, dims["n_text_state"])}
     else:

@@ -110,6 +110,15 @@ def test_the_time_limit_ends_the_whole_group(empty: Toolchain, tmp_path: Path) -
     assert _gone(tmp_path / "pids")
 
 
+def test_what_a_call_and_its_children_hold_together_is_limited(empty: Toolchain, tmp_path: Path) -> None:
+    """Neither process is beyond the limit by itself, and 64 GiB of reserved addresses are none."""
+    job = {"do": "hold", "mib": 150, "pids": str(tmp_path / "pids")}
+    assert empty.call(WORK, {**job, "seconds": 1.5}, tmp_path / "s", 60, most_bytes=2**30) == {}
+    with pytest.raises(ToolchainFailed, match=r"held 0\.3 GiB where it was given 0\.2 and was ended; log in"):
+        empty.call(WORK, {**job, "seconds": 60}, tmp_path / "s", 60, most_bytes=200 << 20)
+    assert _gone(tmp_path / "pids")
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_call_does_not_outlive_its_caller(empty: Toolchain, tmp_path: Path, how: signal.Signals) -> None:
     code = (

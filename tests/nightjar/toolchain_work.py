@@ -1,5 +1,6 @@
 """What the tests let a toolchain's process do; standard library only."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -21,6 +22,15 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             print("\n\x1b[1;33mW\x1b[0m \x1b[1;33mload: a warning\x1b[0m", flush=True)
         case "memory":
             bytearray(8 << 30)
+        case "hold":  # beside the child that holds as much, and an address space that is only reserved
+            Path(job["pids"]).write_text(str(os.getpid()))
+            reserved = mmap.mmap(-1, 64 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE
+            kept, child = bytearray(b"x") * (job["mib"] << 20), os.fork()
+            kept[:: mmap.PAGESIZE] = b"y" * len(kept[:: mmap.PAGESIZE])  # a fork shares until somebody writes
+            time.sleep(job["seconds"])
+            if not child:
+                os._exit(0)
+            reserved.close()
         case "bad_alloc":
             print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr, flush=True)
             os.abort()

@@ -126,7 +126,38 @@ def test_every_cut_of_a_small_model(
     print(*check(stock_of(checkpoint, window_s, positional), tmp_path, clips))
 
 
-# Each window, each end of the positional table, both protocols, formats and embeddings; both lengths.
+# What NPUs want besides: each alone, in both formats, and all together with what goes with it on a Hailo-8L.
+SURGERY: list[dict[str, Any]] = [
+    {"conv2d": True},
+    {"layer_norm": "primitives"},
+    {"decoder": "static", "logits_rows": "all"},
+    {"decoder": "static", "logits_slices": 4},
+    {"decoder": "static", "mask_value": -100.0},
+    {"decoder": "static", "logits_rows": "all", "logits_slices": 7, "decoder_length": 32, "mask_value": -100.0},
+]
+TOGETHER: dict[str, Any] = {"conv2d": True, "layer_norm": "primitives", "logits_rows": "all", "logits_slices": 4}
+COMBINED = [
+    *({**fields, "graph_format": graph_format} for fields in SURGERY for graph_format in ("onnx", "torchscript")),
+    *(
+        {**TOGETHER, "decoder": decoder, "host_embedding": host, "graph_format": "onnx", "mask_value": -100.0}
+        for decoder, host in product(("cached", "static"), (False, True))
+    ),
+]
+
+
+@pytest.mark.parametrize("fields", COMBINED, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_every_surgery_on_a_small_model(
+    small: tuple[Path, dict[str, Wave]],
+    stock_of: Callable[[Path, float, str], Whisper],
+    tmp_path: Path,
+    fields: dict[str, Any],
+) -> None:
+    checkpoint, clips = small
+    export(checkpoint, Recipe(window_s=5, **fields), tmp_path)
+    print(*check(stock_of(checkpoint, 5, "first"), tmp_path, clips))
+
+
+# Each window, each end of the positional table, both protocols, formats and embeddings; both lengths; each surgery.
 REAL: list[dict[str, Any]] = [
     {"window_s": 30, "positional": "first", "decoder": "cached", "graph_format": "onnx"},
     {"window_s": 20, "positional": "last", "decoder": "static", "graph_format": "onnx", "host_embedding": True},
@@ -135,6 +166,11 @@ REAL: list[dict[str, Any]] = [
     {"window_s": 10, "positional": "last", "decoder": "cached", "graph_format": "onnx", "host_embedding": True},
     {"window_s": 5, "positional": "last", "decoder": "cached", "graph_format": "torchscript", "host_embedding": True},
     {"window_s": 5, "positional": "last", "decoder": "static", "graph_format": "onnx", "decoder_length": 448},
+    {"window_s": 30, "decoder": "cached", "graph_format": "onnx", "conv2d": True, "layer_norm": "primitives"},
+    {
+        **{"window_s": 10, "decoder": "static", "graph_format": "onnx", "host_embedding": True, "mask_value": -100.0},
+        **TOGETHER,
+    },
 ]
 
 

@@ -1,0 +1,116 @@
+"""Say before a run whether a board's chip, HailoRT and driver can take a .hef: standard library only.
+
+A .hef is for one chip and of one DFC. The board says which chip it has (`hailortcli fw-control identify`), which
+HailoRT (`hailortcli --version`) and which driver (/sys/module/hailo_pci/version); Python binding, library, driver and
+firmware must be of one version.
+"""
+
+from __future__ import annotations  # versions() runs on boards, which have older Pythons
+
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+HW_ARCH = "hailo8l"  # what is compiled for unless --target-options hw_arch= says otherwise
+# A chip -> the chips whose .hef files it takes (hailo-ai/hailort, device_internal.cpp).
+TAKES = {"HAILO8L": ("hailo8l",), "HAILO8": ("hailo8", "hailo8l"), "HAILO8R": ("hailo8r",)}
+PAIRS = {"3.33": "4.23", "3.31": "4.21", "3.30": "4.20", "3.29": "4.19"}  # DFC -> HailoRT
+ANSWER_S = 10.0
+
+
+class Finding(NamedTuple):
+    """One thing found: `refuse` will not run, `warn` may not."""
+
+    level: Literal["refuse", "warn"]
+    message: str
+
+
+def preflight(
+    hw_arch: str, dfc: str, chip: str | None, hailort: str | None, driver: str | None, firmware: str | None
+) -> Iterator[Finding]:
+    """Yield what stands against running a .hef of this chip and DFC on a board of these versions, None for unknown."""
+    if chip is None:
+        yield Finding("warn", "the board does not say which chip it has: `hailortcli fw-control identify`")
+    elif chip not in TAKES:
+        yield Finding("refuse", f"its chip is {chip}, and its .hef files come from another line of the DFC")
+    elif hw_arch not in TAKES[chip]:
+        own = TAKES[chip][0]
+        yield Finding("warn", f"its chip is {chip} and takes no .hef of {hw_arch}: pass --target-options hw_arch={own}")
+    elif hw_arch != TAKES[chip][0]:
+        yield Finding("warn", f"its chip is {chip} and runs a .hef of {hw_arch} slower than its own")
+    have = parsed(hailort)
+    if have is None:
+        yield Finding("warn", "the board does not say which HailoRT it has: `hailortcli --version`")
+    else:
+        if have[0] >= 5:
+            yield Finding("refuse", f"HailoRT {hailort} is of the line for Hailo-10H and 15: install 4.23 on the board")
+        pair = next((version for made, version in PAIRS.items() if dfc.startswith(made)), None)
+        goes_with = parsed(pair)
+        if goes_with is not None and have[:2] < goes_with:
+            yield Finding(
+                "warn", f"HailoRT {hailort} is older than {pair}, which goes with DFC {dfc}: update it if a .hef fails"
+            )
+        for name, other in (("driver", driver), ("firmware", firmware)):
+            theirs = parsed(other)
+            if theirs is not None and theirs[:3] != have[:3]:
+                yield Finding(
+                    "refuse" if name == "driver" else "warn",
+                    f"its {name} is {other} and HailoRT {hailort}: they must be of one version, install the {name} of "
+                    "this HailoRT",
+                )
+    if parsed(driver) is None:
+        yield Finding("warn", "the board does not say which driver it has: look for hailo in `dmesg`")
+
+
+def versions() -> dict[str, str]:
+    """Ask the board this runs on for its chip, HailoRT, driver and firmware; what does not say is absent."""
+    identity, said = _asked("hailortcli", "fw-control", "identify"), _asked("hailortcli", "--version")
+    return {
+        "hailo chip": _found(r"Device Architecture:\s*(\w+)", identity),
+        "hailort library": _found(r"version\s+v?(\d+\.\d+\.\d+)", said),
+        "hailo driver": _driver_version(),
+        "hailo firmware": _found(r"Firmware Version:\s*(\d+\.\d+\.\d+)", identity),
+    }
+
+
+def _asked(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    return match.group(1) if match else "absent"
+
+
+def _driver_version() -> str:
+    for module in ("hailo_pci", "hailo1x_pci", "hailo_integrated_nnc"):
+        try:
+            return _found(r"(\d+\.\d+\.\d+)", Path(f"/sys/module/{module}/version").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue
+    return "absent"
+
+
+def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what stands against running what this toolchain makes (its versions) on a board of these versions."""
+    known = {name: found if found != "absent" else None for name, found in board.items()}
+    yield from preflight(
+        HW_ARCH,
+        made_by.get("hailo-dataflow-compiler", ""),
+        known.get("hailo chip"),
+        known.get("hailort library") or known.get("hailort"),
+        known.get("hailo driver"),
+        known.get("hailo firmware"),
+    )
+
+
+def parsed(version: str | None) -> tuple[int, ...] | None:
+    """Read the numbers a version begins with, after an optional v."""
+    found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip()) if version else None
+    return tuple(map(int, found[1].split("."))) if found else None

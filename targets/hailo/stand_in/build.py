@@ -1,0 +1,89 @@
+"""Round the parts that would be on the NPU, group by group, to 8 bits or to 16."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from nightjar.calibration import CalibrationSet
+from nightjar.errors import BadOptions
+from nightjar.fakequant import A16_W8, A16_W16, fake_quantize
+from nightjar.groups import Graph
+from nightjar.progress import tick
+from nightjar.ranges import Range, collect_ranges
+from nightjar.ranking import roundable
+from targets.hailo.fits import window_label
+from targets.hailo.graph import cut
+from targets.hailo.placing import Entry, cpu_part, read_model, wide_tensors, write_binary
+from targets.hailo.stand_in import NAME, Options, read_ranges
+
+SCHEMES = {"a16_w16": A16_W16, "a16_w8": A16_W8}
+
+
+def build(
+    graphs: Path, calibration: Path | None, options: Options, out: Path, plan: Path | None, quantized: Path | None
+) -> None:
+    """Do what `targets.hailo.stand_in.compile` says."""
+    model = read_model(graphs, options)
+    if options.precision == "auto" and plan is None:
+        raise BadOptions(
+            "--precision auto needs the plan of a precision search; build with --precision int8 or fp instead"
+        )
+    ranges: dict[str, dict[str, Range]] = {}
+    if options.precision != "fp":
+        if quantized is not None:
+            ranges = read_ranges(quantized)
+        elif calibration is not None:
+            ranges = collect(graphs, calibration, options)
+        else:
+            raise BadOptions("int8 needs calibration data: pass a calibration set, or build with --precision fp")
+    out.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, Entry] = {}
+    for name, part in model["parts"].items():
+        if name not in options.npu:
+            entries[name] = cpu_part(graphs, name, part, model["recipe"]["decoder"] == "cached", out)
+            continue
+        exported = onnx.load(graphs / part["file"])
+        cut(name, Graph(exported))  # what the DFC's parser would not take is refused here too
+        figures: dict[str, Any] = {"int8_mac_share": 0.0, "nodes_int8": 0, "nodes_total": len(roundable(exported))}
+        if name in ranges:
+            exported, figures = rounded(name, exported, ranges[name], options, plan)
+        onnx.save(exported, out / part["file"])
+        entries[name] = {
+            "runner": NAME,
+            "file": part["file"],
+            "size_bytes": (out / part["file"]).stat().st_size,  # float weights: nothing of a .hef's size
+            **figures,
+            "window": window_label(model),
+        }
+    write_binary(graphs, model, entries, NAME, options.precision, out)
+
+
+def rounded(
+    part: str, exported: Any, ranges: dict[str, Range], options: Options, plan: Path | None
+) -> tuple[Any, dict[str, Any]]:
+    """Return a part with every group in integers, and what of it is a8_w8."""
+    graph, groups = Graph(exported), roundable(exported)
+    wide = wide_tensors(part, groups, options, plan)
+    schemes = {group.tensor: SCHEMES[options.wide] for group in groups if group.tensor in wide}
+    model = fake_quantize(graph, groups, ranges, outputs=True, schemes=schemes)
+    macs = sum(group.macs for group in groups)
+    narrow = sum(group.macs for group in groups if group.tensor not in wide)
+    return model, {
+        "int8_mac_share": round(narrow / macs, 4) if macs else 0.0,
+        "nodes_int8": len(groups) - len(schemes),
+        "nodes_total": len(groups),
+        "schemes": {"a8_w8": len(groups) - len(schemes), options.wide: len(schemes)},
+    }
+
+
+def collect(graphs: Path, calibration: Path, options: Options) -> dict[str, dict[str, Range]]:
+    """Collect the ranges of every part that would be on the NPU."""
+    model, samples = read_model(graphs, options), CalibrationSet.open(calibration)
+    found = {}
+    for number, name in enumerate(options.npu):
+        exported = onnx.load(graphs / model["parts"][name]["file"])
+        taken = samples.samples(name, min(options.range_samples, samples.count(name)))
+        found[name] = collect_ranges(exported, roundable(exported), taken)
+        tick(number + 1, len(options.npu))
+    return found
