@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.port import recipe_for
+from flows.port import calibration_options, recipe_for
 from flows.program import program_of
 from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadOptions
@@ -25,6 +25,10 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
     """Export, check and take in the dumps, calibrate; return where the set lies and what is in it."""
     with joining(request.refresh, request.board_wait) as run:
         family = model_family(request)
+        if not plugin("models", family, "calibrate").load().HARVESTED_ONLY:
+            raise BadOptions(
+                f"a {family} is calibrated by what it hears itself: import nothing, and run `nightjar port`"
+            )
         recipe = recipe_for(request, target_of(request.target, request.board).load().recipe(family))
         if (request.program is None) == (request.bin_dir is None):
             raise BadOptions("give the folder of the dumps with --bin-dir, or the --program that dumps: one of the two")
@@ -65,9 +69,7 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
             speech=speech,
             model=plugin("models", family, "calibrate"),
             runner=plugin("targets", host.load().NAME, "runner"),
-            samples=request.calibration_samples,
-            seed=0,
-            language=request.language,
+            options=calibration_options(request, family),
         )
         return {
             "model": request.model,

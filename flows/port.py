@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prefect import flow
+from pydantic import BaseModel
 
 from flows.judged import judged
 from flows.search import Searched, parameters, searched
@@ -138,10 +139,22 @@ def calibrated_on(request: PortRequest, made: Prepared, hidden: Any, **label: st
         speech=made.calibration_speech,
         model=plugin("models", made.family, "calibrate"),
         runner=plugin("targets", made.host.load().NAME, "runner"),
-        samples=request.calibration_samples,
-        seed=0,
-        language=request.language,
+        options=calibration_options(request, made.family),
         **label,
+    )
+
+
+def calibration_options(request: PortRequest, family: str) -> BaseModel:
+    """Return what a family's calibration takes of a request; what the request leaves open is the family's default."""
+    asked = {
+        "samples": request.calibration_samples,
+        "states": request.calibration_states,
+        "features": request.calibration_features,
+        "language": request.language,
+    }
+    options: type[BaseModel] = plugin("models", family, "calibrate").load().CalibrationOptions
+    return options(
+        **{name: value for name, value in asked.items() if name in options.model_fields and value is not None}
     )
 
 

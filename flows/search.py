@@ -110,5 +110,6 @@ def _ladder(ranking: Artifact, expected: Artifact) -> tuple[list[Rung], dict[str
     """Make the ladder for hypotheses as long as these."""
     store = current_run().store
     lines = [line for line in read_hypotheses(store.path(expected)) if not line["probe"]]
-    calls = {"decoder": round(sum(line["steps"] for line in lines) / len(lines), 1)}
+    made = [line.get("calls", {"decoder": line["steps"]}) for line in lines]  # a stream says; Whisper's steps are calls
+    calls = {part: round(sum(each[part] for each in made) / len(made), 1) for part in made[0]}
     return ladder(read_ranking(store.path(ranking) / "ranking.json"), calls), calls

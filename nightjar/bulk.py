@@ -96,6 +96,11 @@ def _asked(request: HarvestRequest) -> Asked:
         window_s, content = model["recipe"]["window_s"], content_of(request.binary)
         if not model["harvest"]:
             raise ValueError("no tensor of it is harvested")
+        if "chunk" in model:
+            raise BadOptions(
+                f"--binary {request.binary} hears a stream: its outputs are as long as its clips, and a dataset's are "
+                "of one shape: give a Whisper's binary"
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadOptions(
             f"--binary {request.binary} is no binary ({type(error).__name__}): give a folder that build wrote, such as "

@@ -67,7 +67,7 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
         raise BadManifest(f"{path}: not a speech list; give {KINDS}")
     else:
         raise BadManifest(f"{path}: no such file or folder; check the path, or give {KINDS}")
-    root = (path if path.is_dir() else path.parent).resolve()
+    root = path.resolve() if path.is_dir() else path.resolve().parent  # of a linked list, where its audio is
     seen: dict[str, str] = {}
     clips = []
     for row in rows:

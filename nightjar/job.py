@@ -133,9 +133,13 @@ def parted(lines: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[
 
 
 def _harvest_bytes(model: dict[str, Any], harvest: Sequence[str]) -> int:
-    """Say how long a harvested file is at most, from the encoder's outputs: float16 behind an .npy header."""
+    """Say how long a harvested file is at most, from the encoder's outputs: float16 behind an .npy header.
+
+    A stream's are as many as its chunks.
+    """
     outputs = {entry["name"]: entry["shape"] for entry in model["parts"]["encoder"]["outputs"]}
-    return max((2 * math.prod(outputs[name]) for name in harvest), default=0) + 4096
+    chunks = round(100 * model["recipe"]["window_s"] / model["chunk"]["shift"]) + 2 if "chunk" in model else 1
+    return max((2 * chunks * math.prod(outputs[name]) for name in harvest), default=0) + 4096
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -153,8 +153,8 @@ def _covered(coverage: Mapping[str, Any] | None) -> Sequence[tuple[str, dict[str
     said = f"{coverage['clips']} clips of {coverage['speakers']} speakers"
     rows = []
     for part, samples in coverage["samples"].items():
-        sentence = said
-        if part == "decoder":
+        sentence = coverage.get("sentences", {}).get(part, said)  # a family may have more to say
+        if part == "decoder" and "decoder" in coverage:
             covered = coverage["decoder"]["steps_covered"]
             sentence = (
                 f"real decode steps of {coverage['decoder']['clips']} clips; "

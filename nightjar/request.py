@@ -1,6 +1,8 @@
 """What a person asks of a port: one frozen model is the command line, the Prefect form and the documentation."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +38,10 @@ StageName = Literal[
 ]
 
 
+CHECKPOINTS = (
+    "an openai-whisper .pt file, a Hugging Face folder, or a folder of encoder, decoder, joiner .onnx and tokens.txt"
+)
+
 _digests = Memo("checkpoints", digest_file)
 
 
@@ -49,7 +55,9 @@ class PortRequest(BaseModel):
         description="tiny, small.en, …, a shipped model, or a label for --checkpoint (`nightjar models` lists them)",
     )
     checkpoint: Path | None = Field(
-        None, description="openai-whisper .pt or Hugging Face folder; its family is read from it"
+        None,
+        description="openai-whisper .pt, Hugging Face folder, or folder of a streaming Zipformer: encoder, decoder and "
+        "joiner .onnx, tokens.txt; its family is read from it",
     )
     target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
     board: str | None = Field(
@@ -88,6 +96,12 @@ class PortRequest(BaseModel):
         None, description="NeMo manifest, LibriSpeech tree or folder of audio with .txt; default: the shipped model's"
     )
     calibration_samples: int = Field(200, ge=1, description="samples per part; below 100 warns")
+    calibration_states: Literal["sampled", "zero", "full"] | None = Field(
+        None, description="streams: steps with their true states, the same steps with zeros, or every step there is"
+    )
+    calibration_features: Literal["kaldi", "librosa", "waveform-dc"] | None = Field(
+        None, description="streams: as the recogniser hears, or as others have calibrated (docs/zipformer.md)"
+    )
     test_set: Path | None = Field(None, description="evaluation speech, in the same forms; its speakers must be others")
     limit: int | None = Field(None, ge=1, description="evaluate only N clips, drawn by their ids")
     long: Literal["skip", "refuse", "chunk"] = Field(
@@ -110,21 +124,23 @@ def shipped_models() -> list[str]:
 def model_family(request: PortRequest) -> str:
     """Return the folder of models/ that knows the requested model: by its checkpoint if one is given, else by its name.
 
-    Raises UnknownName or BadCheckpoint when no family does.
+    Raises UnknownName or BadCheckpoint when no family does, BadOptions for an option that the family has no use for.
     """
     families = {name: plugin("models", name).load() for name in names("models")}
+    family = _family(request, families)
+    for option, why in families[family].WITHOUT.items():
+        if getattr(request, option) is not None:
+            raise BadOptions(f"{request.model} is a {family}: {why}: leave out --{option.replace('_', '-')}")
+    return family
+
+
+def _family(request: PortRequest, families: Mapping[str, ModuleType]) -> str:
     if request.checkpoint is not None:
         if not request.checkpoint.exists():
-            raise BadCheckpoint(
-                f"no checkpoint at {request.checkpoint}: "
-                "give an openai-whisper .pt file or a Hugging Face folder with --checkpoint"
-            )
+            raise BadCheckpoint(f"no checkpoint at {request.checkpoint}: give --checkpoint {CHECKPOINTS}")
         found = [name for name, module in families.items() if module.recognises(request.checkpoint)]
         if not found:
-            raise BadCheckpoint(
-                f"{request.checkpoint} is no {' or '.join(families)} checkpoint: "
-                "give an openai-whisper .pt file or a Hugging Face folder"
-            )
+            raise BadCheckpoint(f"{request.checkpoint} is no {' or '.join(families)} checkpoint: give {CHECKPOINTS}")
         return found[0]
     for name, module in families.items():
         if request.model in module.NAMES or (request.model in shipped_models() and request.model.startswith(name)):
@@ -141,12 +157,15 @@ def checkpoint_source(request: PortRequest, family: str) -> Source:
     path = request.checkpoint or (shipped if shipped.exists() else None)
     if path is None:
         path = plugin("models", family, "checkpoint").load().find_checkpoint(request.model)
+    path = path.resolve()
     if path.is_file():
-        sha256 = _digests.get(path.resolve())
-        _digests.save()
-        return Source(path=path.resolve(), sha256=sha256)
-    files = sorted(each for each in path.iterdir() if each.is_file())
-    return Source(path=path.resolve(), sha256=digest({each.name: digest_file(each) for each in files}))
+        sha256 = _digests.get(path)
+    else:
+        patterns = plugin("models", family).load().FILES
+        files = sorted({each for pattern in patterns for each in path.glob(pattern) if each.is_file()})
+        sha256 = digest({each.name: _digests.get(each) for each in files})
+    _digests.save()
+    return Source(path=path, sha256=sha256)
 
 
 def speech_sources(request: PortRequest) -> tuple[Source, Source]:

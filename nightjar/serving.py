@@ -79,11 +79,15 @@ class Encoders:
             described = json.loads((folder / "binary.json").read_text(encoding="utf-8"))
             entry, target = described["parts"]["encoder"], Path(described["target"]).name
             shapes = {out["name"]: tuple(out["shape"][1:]) for out in self.model["parts"]["encoder"]["outputs"]}
+            if "chunk" in self.model:
+                raise ValueError("its encoder hears a stream chunk by chunk, and a service hears whole windows")
             self.outputs = {name: shapes[name] for name in self.model["harvest"]}
             self.wave_bytes = int(self.model["recipe"]["window_s"] * 16000) * 2
             self.binary = content_of(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadOptions(f"{folder} is no binary ({line_of(error)}): give a folder that build wrote") from error
+            raise BadOptions(
+                f"{folder} is no binary to serve ({line_of(error)}): give a folder that build wrote"
+            ) from error
         preflight = Path(__file__).parents[1] / "targets" / target / "preflight.py"
         self._probe = preflight.read_text(encoding="utf-8") if preflight.is_file() else ""
         self.result_bytes = sum(2 * int(np.prod(shape)) for shape in self.outputs.values())

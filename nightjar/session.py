@@ -139,7 +139,7 @@ def encode_clip(
     say({"begin": clip["id"]})
     audio_s, features, features_s = heard.result()
     start, before = time.perf_counter(), parts.seconds.get("encoder", 0.0)
-    encoded: Tensors = family.encode(parts, features, job["model"])
+    encoded: Tensors = family.encode(parts, features, job["model"], job["harvest"])
     seconds = {"features": features_s, "encoder": parts.seconds["encoder"] - before}
     seconds["total"] = features_s + time.perf_counter() - start
     line: dict[str, Any] = {"id": clip["id"], "audio_s": audio_s, "seconds": seconds}

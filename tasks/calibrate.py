@@ -4,6 +4,8 @@ import json
 import logging
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from nightjar.calibration import CalibrationSet
 from nightjar.data import load_speech, split_by_window
 from nightjar.plugins import Plugin
@@ -38,19 +40,18 @@ def calibrate(
     speech: Path,
     model: Plugin,
     runner: Plugin,
-    samples: int,
-    seed: int,
-    language: str,
+    options: BaseModel,
     out: Path,
 ) -> dict[str, str]:
-    """Sample up to `samples` inputs per part; the decode steps come from the float graphs on the host (`reference`)."""
+    """Make what each part is quantized by; decode steps come from the float graphs on the host (`reference`)."""
     module = model.load()
     description = json.loads((reference / "model.json").read_text(encoding="utf-8"))
     parts = json.loads((reference / "binary.json").read_text(encoding="utf-8"))["parts"]
     clips, _ = split_by_window(load_speech(speech), description["recipe"]["window_s"])
-    harvested = {json.loads(line) for line in (hidden / "clips.jsonl").read_text(encoding="utf-8").split("\n") if line}
-    clips = [clip for clip in clips if clip.id in harvested]  # a clip may have been set aside
-    options = module.CalibrationOptions(samples=samples, seed=seed, language=language)
+    if module.HARVESTED_ONLY:  # a clip may have been set aside
+        listed = (hidden / "clips.jsonl").read_text(encoding="utf-8").split("\n")
+        harvested = {json.loads(line) for line in listed if line}
+        clips = [clip for clip in clips if clip.id in harvested]
     opened = runner.load().open_runner(reference, parts)
     try:
         module.calibrate(reference, hidden, clips, options, opened, out, lanes=parts["decoder"].get("lanes", 1))

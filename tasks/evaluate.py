@@ -48,7 +48,7 @@ def evaluate(
     if reference is not None:
         known = {clip.id for clip in whole}  # a clip in pieces has no tokens of one session line to be held to
         earlier = [line for line in read_hypotheses(reference) if line["id"] in known][: options.agree_clips]
-        forced = {line["id"]: line["tokens"] for line in earlier}
+        forced = {line["id"]: line.get("path", line["tokens"]) for line in earlier}
         watch = {line["id"]: line["watched"]["ids"] for line in earlier if "watched" in line}
     elif options.watch:
         watch = {clip.id: [] for clip in whole}

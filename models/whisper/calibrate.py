@@ -26,6 +26,7 @@ from nightjar.progress import tick
 log = logging.getLogger(__name__)
 
 AGAIN = "run the same command with --refresh harvest"
+HARVESTED_ONLY = True  # a clip needs its hidden states
 FEW = 100  # samples below which ranges depend on which clips were drawn
 SHARE = 0.1  # of the decoder's samples that one clip may give beyond the steps nobody else has
 

@@ -23,8 +23,8 @@ def features(wave: Array, model: Model) -> Tensors:
     return {"mel": mel[:, :, None] if model["recipe"].get("conv2d") else mel}
 
 
-def encode(runner: Runner, features: Tensors, model: Model) -> Tensors:
-    """Run the encoder: hidden (1, n_audio_ctx, d)."""
+def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str] = ()) -> Tensors:
+    """Run the encoder: hidden (1, n_audio_ctx, d). keep is a stream's: nothing is lost of one window."""
     return runner.run("encoder", features)
 
 

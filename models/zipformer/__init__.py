@@ -7,11 +7,13 @@ from pathlib import Path
 
 FAMILY = "zipformer"
 NAMES: tuple[str, ...] = ()  # none is fetched by name
+FILES = ("*.onnx", "tokens.txt")  # of a checkpoint
 
 # What a person may ask of a Whisper and not of a stream, and why.
 WITHOUT = {
     "window": "a stream has no window; the length of its chunks is in the model",
     "decoder": "a transducer has one way to decode",
+    "decoder_length": "its decoder sees the last tokens alone, as many as the model says",
     "positional": "a stream has no table of positions",
     "host_embedding": "its decoder takes token ids",
 }

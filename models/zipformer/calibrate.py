@@ -39,6 +39,7 @@ from nightjar.progress import tick
 log = logging.getLogger(__name__)
 
 AGAIN = "run the same command with --refresh harvest"
+HARVESTED_ONLY = False  # steps are drawn of all speech there is
 FEW = 100  # samples below which ranges depend on which steps were drawn
 LEAST = 0.05  # of the samples that each stratum of chunks is owed
 GIB = 2**30

@@ -124,6 +124,13 @@ def _agreement(
     return [matching, sum(mine != 0 or theirs != 0 for mine, theirs in pairs)]
 
 
+def decode(
+    runner: Runner, encoded: Tensors, model: Model, language: str = "en", tables: Tensors | None = None
+) -> dict[str, Any]:
+    """Search one clip; returns what `hear` yields of it."""
+    return next(heard for _, heard in hear(runner, [Job("", encoded)], model))
+
+
 class _Watched:
     """The logits of some tokens, row after row."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from models.zipformer import FAMILY, surgery
 from models.zipformer.checkpoint import Checkpoint, load_checkpoint, states_of
 from models.zipformer.editor import Editor
-from nightjar.errors import Broken
+from nightjar.errors import BadOptions, Broken
 from nightjar.recipe import Recipe
 
 LONGEST_S = 3600.0  # of a clip that is heard in one stream: a session holds a clip's features, a stream would not
@@ -20,11 +20,16 @@ SAME = 1e-4  # of the largest value: sums in another order
 def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> Recipe:
     """Write the graphs of docs/files.md into `out`, each held against the original; the same inputs, the same bytes.
 
-    clamp is Whisper's: a stream has no window. Returns the recipe that was exported. Raises BadCheckpoint, and Broken
-    where a graph made fit does not compute what the original does.
+    clamp is Whisper's: a stream has no window. Returns the recipe that was exported. Raises BadCheckpoint, BadOptions
+    for a target that takes no ONNX, and Broken where a graph made fit does not compute what the original does.
     """
     import onnx
 
+    if recipe.graph_format != "onnx":
+        raise BadOptions(
+            f"a streaming Zipformer comes as ONNX graphs, and this target takes {recipe.graph_format}: "
+            "pass --target onnx or rknn"
+        )
     model = load_checkpoint(checkpoint)
     recipe = recipe.model_copy(update={"window_s": LONGEST_S, "decoder": "transducer", "host_embedding": False})
     fixed = fit(model, recipe)

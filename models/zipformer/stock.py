@@ -21,7 +21,8 @@ class Stock:
         files = find_files(checkpoint)
         model = load_checkpoint(checkpoint)
         self.chunk = {"frames": int(model.metadata["T"]), "shift": int(model.metadata["decode_chunk_len"])}
-        self.numbers = {symbol: number for number, symbol in enumerate(read_symbols(files["tokens"]))}
+        symbols = read_symbols(files["tokens"])
+        self.numbers = {symbol.replace("▁", " "): number for number, symbol in enumerate(symbols)}  # as it says them
         self.recognizer = OnlineRecognizer.from_transducer(
             tokens=str(files["tokens"]),
             encoder=str(files["encoder"]),
@@ -43,7 +44,8 @@ class Stock:
             self.recognizer.decode_stream(stream)
         found = self.recognizer.get_result_all(stream)
         total_s = time.perf_counter() - start
-        tokens = [self.numbers[symbol] for symbol in found.tokens]
+        numbers = [self.numbers.get(symbol) for symbol in found.tokens]
+        tokens = [] if None in numbers else numbers  # the pieces of a character it may say another way
         return {
             "tokens": tokens,
             "steps": len(tokens),
