@@ -6,8 +6,9 @@ from flows.heard import hear, hear_here
 from nightjar.artifact import Source
 from nightjar.plugins import Plugin, plugin
 from nightjar.request import PortRequest
-from nightjar.target import board_of, target_of
+from nightjar.target import board_of, session_of, target_of
 from nightjar.verdict import Budgets
+from tasks.drift import DriftOptions, drift
 from tasks.hypotheses import EvaluateOptions
 from tasks.judge import judge
 from tasks.publish import publish
@@ -45,10 +46,24 @@ def judged(
     expected = hear_here(family, host, binary=reference, label="float", **asked)
     if board is not None:
         obtained = hear(family, target, board, binary=binary, reference=expected, label="binary", **asked)
+    drifted = None
+    if board is not None and plugin("models", family).load().STREAMS and request.drift != 0:
+        decode, here = plugin("models", family, "decode"), board_of(host, "local")
+        drifted = drift(
+            binary=binary,
+            reference=reference,
+            speech=speech,
+            family=plugin("models", family, "stream"),
+            session=(*session_of(decode, host, here), *session_of(decode, target, board)),
+            board=board,
+            host=here,
+            options=DriftOptions(**({"seconds": request.drift} if request.drift else {}), language=request.language),
+        )
     verdict = judge(
         stock=upstream,
         expected=expected,
         obtained=obtained,
+        drift=drifted,
         language=request.language,
         tier=board.tier if board is not None else tier,
         budgets=Budgets(max_delta_wer=request.max_delta_wer),
@@ -58,8 +73,10 @@ def judged(
         graphs=graphs,
         binary=binary,
         obtained=obtained,
+        drift=drifted,
         calibration=calibration,
         frontier=frontier,
+        stock=plugin("models", family).load().STOCK,
         model=request.model,
         precision=request.precision,
     )

@@ -85,7 +85,7 @@ def mel_filters() -> Array:
     In float32 throughout, as Kaldi does: the rounding of its corners weighs a loud neighbour by up to 1e-5 more or less
     (kaldi-native-fbank, csrc/mel-computations.cc).
     """
-    low, high = (_mel(np.float32(hz)) for hz in (LOW_HZ, HIGH_HZ))
+    low, high = (_mel(np.array(hz, np.float32)) for hz in (LOW_HZ, HIGH_HZ))
     width = (high - low) / np.float32(N_MELS + 1)
     left, centre, right = (low + (np.arange(N_MELS) + n).astype(np.float32) * width for n in range(3))
     bins = _mel(np.arange(N_FFT // 2, dtype=np.float32) * np.float32(SAMPLE_RATE_HZ / N_FFT))[:, None]

@@ -135,11 +135,16 @@ def parted(lines: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[
 def _harvest_bytes(model: dict[str, Any], harvest: Sequence[str]) -> int:
     """Say how long a harvested file is at most, from the encoder's outputs: float16 behind an .npy header.
 
-    A stream's are as many as its chunks.
+    A stream's are as many as its chunks; what counts is as it is, in 8 bytes at most.
     """
-    outputs = {entry["name"]: entry["shape"] for entry in model["parts"]["encoder"]["outputs"]}
+    outputs = {e["name"]: (2 if e["dtype"] == "float32" else 8) * math.prod(e["shape"]) for e in _outputs(model)}
     chunks = round(100 * model["recipe"]["window_s"] / model["chunk"]["shift"]) + 2 if "chunk" in model else 1
-    return max((2 * chunks * math.prod(outputs[name]) for name in harvest), default=0) + 4096
+    return max((chunks * outputs[name] for name in harvest), default=0) + 4096
+
+
+def _outputs(model: dict[str, Any]) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = model["parts"]["encoder"]["outputs"]
+    return entries
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from nightjar.frontier import frontier_section
 from nightjar.score import Score
+from nightjar.stream_section import stream_section
 from nightjar.style import STYLE, environment, fitting, heard_differently
 from nightjar.verdict import Verdict
 
@@ -39,7 +40,7 @@ loop.last }}{% endfor %}</p>{% endif %}
 <td>{{ s.empty }}</td><td>{{ s.looping }}</td><td>{{ s.capped }}</td>
 <td>{{ "%.3f"|format(s.rtf_p50) if s.rtf_p50 is not none else "–" }}</td></tr>{% endfor %}
 </table></div>
-<p class="soft">stock: openai-whisper itself in its own window. float: this recipe's graphs, run as they are.
+<p class="soft">stock: {{ r.stock }} itself{{ "" if r.get("stream") else " in its own window" }}. float: this recipe's graphs, run as they are.
 binary: what the target compiled, where it ran.</p>
 
 <h2>Parts</h2><div class="card"><table>
@@ -55,6 +56,7 @@ binary: what the target compiled, where it ran.</p>
 {% for why, clips in r.throttled.items() %}<p class="FAIL">The board was throttled on {{ clips }} of {{ r.clips }} clips:
 {{ why }}. Its RTF is that of a board held back; cool it and run again with --refresh evaluate.</p>{% endfor %}
 
+{{ stream }}
 {{ search }}
 {% for title, groups in (("By speaker", v.by_speaker), ("By duration", v.by_duration)) %}
 <h2>{{ title }}</h2><div class="card"><table>
@@ -120,6 +122,7 @@ def render(
             coverage=_covered(coverage),
             differing=shown,
             left_out=len(differing) - len(shown),
+            stream=stream_section(results["stream"]) if "stream" in results else "",
             search=frontier_section(results["search"]) if "search" in results else "",
             this_run=Markup(THIS_RUN),
         )

@@ -110,6 +110,9 @@ class PortRequest(BaseModel):
         "or chunk: cut them at pauses, decode the pieces and join their text",
     )
     max_delta_wer: float = Field(1.0, ge=0, description="budget: points of WER the binary may lose against float")
+    drift: float | None = Field(
+        None, ge=0, description="streams: seconds of one long stream that binary and float hear; default: 60, 0: none"
+    )
     search_delta_wer: float = Field(
         0.5, ge=0, description="auto: points of WER that the precision search may lose on calibration speech"
     )

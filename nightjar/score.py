@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from nightjar.data import Clip
 from nightjar.errors import BadInput, SessionFailed
+from nightjar.streamed import STRATA, ChunkTimes, chunk_times, counts_by_stratum
 from nightjar.wer import Counts, align, bootstrap, corpus, count, looping, normalise, unit
 
 Tier = Literal["device", "vendor-simulator", "host", "stand-in"]
@@ -33,6 +34,9 @@ class Hypothesis(BaseModel, frozen=True):
     seconds: dict[str, float] = {}
     throttled: str = ""
     audio_s: float | None = None
+    word_chunks: tuple[int, ...] | None = Field(None, description="streams: behind which chunk each word was there")
+    chunk_ms: tuple[float, ...] = ()
+    chunk_s: float | None = None
 
 
 class ClipScore(BaseModel, frozen=True):
@@ -49,6 +53,7 @@ class ClipScore(BaseModel, frozen=True):
     looping: bool
     capped: bool
     agree: tuple[int, int] | None
+    by_stratum: dict[str, Counts] | None = Field(None, description="streams: counts by how far into the stream")
 
     @property
     def silent(self) -> bool:
@@ -61,6 +66,15 @@ class Percentiles(BaseModel, frozen=True):
 
     p50: float
     p95: float
+
+
+class Stratum(BaseModel, frozen=True):
+    """Score what was heard in chunks that are as far into their streams; rates are in percent, None without words."""
+
+    name: str
+    counts: Counts
+    wer: float | None
+    interval: tuple[float, float] | None
 
 
 class Score(BaseModel, frozen=True):
@@ -81,6 +95,8 @@ class Score(BaseModel, frozen=True):
         description="per part and in total (features and decode loop included); device or host only"
     )
     throttled: dict[str, int] = Field({}, description="clips heard while the board was held back, by what held it")
+    by_chunk: tuple[Stratum, ...] = Field((), description="streams: by how far into the stream")
+    chunk_times: ChunkTimes | None = Field(None, description="streams: seconds per chunk; device or host only")
     clips: tuple[ClipScore, ...]
 
 
@@ -124,6 +140,8 @@ def score(
         agree=(sum(a for a, _ in agrees), sum(of for _, of in agrees)) if agrees else None,
         rtf=_rtf([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else None,
         throttled=_throttled([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else {},
+        by_chunk=_strata(scores),
+        chunk_times=_chunk_times([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else None,
         clips=scores,
     )
 
@@ -162,19 +180,22 @@ def _by_id(subject: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, Hypoth
 def _clip_score(clip: Clip, heard: Hypothesis, language: str) -> ClipScore:
     reference = normalise(clip.text, language).split()
     words = normalise(heard.text, language).split()
+    edits = align(reference, words)
+    chunks = heard.word_chunks
     return ClipScore(
         id=clip.id,
         speaker=clip.speaker,
         duration_s=clip.duration_s,
         reference=clip.text,
         hypothesis=heard.text,
-        counts=count(align(reference, words)),
+        counts=count(edits),
         tokens=len(heard.tokens),
         empty=bool(reference) and not words,
         # the raw words too: the English normaliser makes one number of "one one one one"
         looping=looping(heard.tokens) or looping(words) or looping(heard.text.lower().split()),
         capped=heard.capped,
         agree=heard.agree,
+        by_stratum=counts_by_stratum(edits, chunks) if chunks is not None and len(chunks) == len(words) else None,
     )
 
 
@@ -190,6 +211,26 @@ def _rtf(heard: Sequence[Hypothesis]) -> dict[str, Percentiles] | None:
 
 def _throttled(heard: Sequence[Hypothesis]) -> dict[str, int]:
     return dict(CountOf(line.throttled for line in heard if line.throttled).most_common())
+
+
+def _strata(clips: Sequence[ClipScore]) -> tuple[Stratum, ...]:
+    streams = [clip.by_stratum for clip in clips if clip.by_stratum is not None]
+    found = []
+    for name in STRATA:
+        counts = [stream.get(name, Counts()) for stream in streams]
+        total = sum(counts, Counts())
+        if not total.reference and not total.errors:
+            continue
+        wer = corpus(counts) if total.reference else None
+        interval = bootstrap([c.errors for c in counts], [c.reference for c in counts]) if total.reference else None
+        found.append(Stratum(name=name, counts=total, wer=wer, interval=interval))
+    return tuple(found)
+
+
+def _chunk_times(heard: Sequence[Hypothesis]) -> ChunkTimes | None:
+    lasts = {line.chunk_s for line in heard if line.chunk_ms} - {None}
+    taken = [ms for line in heard for ms in line.chunk_ms]
+    return chunk_times(taken, lasts.pop() or 0.0) if taken and lasts else None
 
 
 def errors_and_words(clips: Sequence[ClipScore]) -> tuple[list[int], list[int]]:

@@ -150,9 +150,9 @@ def encode_clip(
 
 
 def _keep(folder: Path, job: dict[str, Any], clip: str, name: str, tensor: np.ndarray, say: Say) -> str:
-    """Write a harvested tensor as float16, when there is room for it; return the file's sha256."""
+    """Write a harvested tensor, floats as float16, when there is room for it; return the file's sha256."""
     packed = io.BytesIO()
-    np.save(packed, tensor[0].astype(np.float16))
+    np.save(packed, tensor[0].astype(np.float16) if tensor.dtype.kind == "f" else tensor[0])
     data = packed.getvalue()
     target = folder / "harvest" / f"{clip}.{name}.npy"
     part = target.with_suffix(".part")

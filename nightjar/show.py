@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -131,6 +131,8 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     for gate in results["gates"]:
         gate_colour = COLOURS[gate["outcome"]]
         screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {escape(gate['sentence'])}")
+    for line in _said_of_stream(results.get("stream", {})):
+        screen.say(f"  {escape(line)}")
     for clip, why in results["aside"].items():
         screen.console.print(f"  set aside {clip}: {why}", style="yellow", markup=False, highlight=False)
     for why, clips in results["throttled"].items():
@@ -142,6 +144,14 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
         f"[{low:+.2f}, {high:+.2f}], {results['clips']} clips, tier {results['tier']}"
     )
     screen.say(f"report: {results['report']}")
+
+
+def _said_of_stream(stream: dict[str, Any]) -> Iterator[str]:
+    times = stream.get("chunk_times", {}).get("binary")
+    if times:
+        late = f"falls behind: {times['late']} of {times['chunks']} chunks are late"
+        taken = f"takes {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms"
+        yield f"a chunk of {times['lasts_ms']:.0f} ms {taken}: {'keeps up with speech' if times['real_time'] else late}"
 
 
 def show_lint(screen: Screen, results: dict[str, Any]) -> None:
@@ -218,6 +228,8 @@ def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
     counts = ", ".join(f"{part} {count}" for part, count in results["samples"].items())
     skipped = f"; {results['skipped']} clips longer than the window left out" if results["skipped"] else ""
     screen.say(f"samples: {counts}{skipped}")
+    for line in _said_of_stream(results.get("stream", {})):
+        screen.say(f"  {escape(line)}")
     for clip, why in results["aside"].items():
         screen.console.print(f"[yellow]set aside[/yellow] {escape(clip)}: {escape(why)}")
     for warning in results["warnings"]:

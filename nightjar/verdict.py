@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from nightjar.drift import Drift
 from nightjar.errors import BadInput
 from nightjar.score import ClipScore, Score, Silence, Tier, errors_and_words
 from nightjar.wer import MANY, Counts, clips_to_decide, corpus, paired_bootstrap
@@ -35,6 +36,9 @@ class Budgets(BaseModel, frozen=True):
         le=1,
         description="share of the float graphs' tokens the binary predicts, teacher-forced: a decoder that "
         "errs on one token in twenty is damaged, whatever the WER of a lucky test set; 0 asks for nothing",
+    )
+    max_drift_db: float = Field(
+        default=3.0, ge=0, description="streams: dB by which the error of what is searched may grow over a stream"
     )
     max_aside: int = Field(default=0, ge=0, description="clips that a board's own program does not come through")
     min_clips: int = Field(default=2, ge=1, description="fewer decide no WER gate: one clip alone has no spread")
@@ -92,12 +96,13 @@ def judge(
     budgets: Budgets | None = None,
     silence: Silence | None = None,
     aside: Mapping[str, str] | None = None,
+    drift: Drift | None = None,
 ) -> Verdict:
     """Hold the binary against its float graphs, and those against stock Whisper, gate by gate.
 
     One failed gate fails the port; else one undecided gate leaves it undecided. A gate that was not
     measured is undecided: what nobody looked at has not passed. aside: why clips are not among the scores, by clip,
-    where a board's own program was run.
+    where a board's own program was run; drift: what became of one long stream, where the model streams.
     """
     budgets = budgets or Budgets()
     _same_clips(stock, float_, binary)
@@ -118,6 +123,7 @@ def judge(
         _silence_gate(float_, binary, silence, budgets.max_silence_words),
         _agreement_gate(binary, budgets.min_agreement),
         *([] if aside is None else [_aside_gate(aside, budgets.max_aside)]),
+        *([] if drift is None else [_drift_gate(drift, budgets.max_drift_db)]),
     )
     outcomes = [gate.outcome for gate in gates]
     return Verdict(
@@ -198,6 +204,15 @@ def _silence_gate(float_: Score, binary: Score, silence: Silence | None, limit: 
     new = sum(max(0, b - f) for f, b in quiet)
     said = f"{new} words heard in {len(quiet)} silent clips by the binary and not by float, limit {limit}"
     return Gate(name="silence", value=new, limit=limit, outcome=_outcome(new <= limit), sentence=said)
+
+
+def _drift_gate(drift: Drift, limit: float) -> Gate:
+    course, grown = drift.courses[drift.output], drift.grown_db
+    said = (
+        f"over {drift.seconds:g} s in one stream {drift.output} goes from {course.first_db:.1f} to "
+        f"{course.last_db:.1f} dB of float's: its error grows by {grown:.1f} dB, limit {limit:.1f}"
+    )
+    return Gate(name="drift", value=grown, limit=limit, outcome=_outcome(grown <= limit + DUST), sentence=said)
 
 
 def _agreement_gate(binary: Score, limit: float) -> Gate:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from nightjar.data import Clip, load_speech, split_by_window
 from nightjar.errors import SessionFailed
 from nightjar.job import parted
 from nightjar.plugins import Plugin
+from nightjar.streamed import word_chunks
+from nightjar.wer import normalise
 from tasks.hypotheses import EvaluateOptions, read_hypotheses, select_clips, told, write_hypotheses
 from tasks.sharded import run_clips
 from tasks.stage import stage
@@ -69,10 +72,17 @@ def evaluate(
     text = words.load().text
     for line in lines:
         line["text"] = text(line["tokens"], model)
+        if "chunk" in model:
+            said = partial(_scored, text, model, options.language)
+            line["word_chunks"] = word_chunks(line["path"], model["chunk"]["rows"], said)
     aside = whole_clips(aside, pieces)
     clips = [clip for clip in clips if clip.id not in aside]
     write_hypotheses(out, stitch(lines, clips, pieces), clips, skipped, aside)
     return {"clips": str(len(clips)), "skipped": str(len(skipped)), "tier": board.tier} | told(aside)
+
+
+def _scored(text: Any, model: Any, language: str, tokens: list[int]) -> list[str]:
+    return normalise(text(tokens, model), language).split()
 
 
 def whole_clips(aside: Mapping[str, str], pieces: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.data import Clip
+from nightjar.drift import read_drift
 from nightjar.errors import BadManifest
 from nightjar.score import Score, Tier, hear_silence, score
 from nightjar.verdict import Budgets
@@ -15,7 +16,15 @@ from tasks.stage import stage
 
 @stage
 def judge(
-    *, stock: Path, expected: Path, obtained: Path, language: str, tier: Tier, budgets: Budgets, out: Path
+    *,
+    stock: Path,
+    expected: Path,
+    obtained: Path,
+    drift: Path | None,
+    language: str,
+    tier: Tier,
+    budgets: Budgets,
+    out: Path,
 ) -> dict[str, str]:
     """Score stock, float graphs (`expected`) and binary (`obtained`) on the clips that all three heard, and judge."""
     heard = {"stock": read_hypotheses(stock), "float": read_hypotheses(expected), "binary": read_hypotheses(obtained)}
@@ -35,7 +44,8 @@ def judge(
     silence = hear_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
     # Who sets clips aside is asked about it; a session that set none says nothing of it.
     failed = read_aside(obtained) if (obtained / "aside.json").exists() else None
-    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, failed)
+    streamed = read_drift(drift) if drift is not None else None
+    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, failed, streamed)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
     aside = {name: why for folder in (expected, obtained) for name, why in read_aside(folder).items()}
     content: dict[str, Any] = {

@@ -1,11 +1,14 @@
 """Write the results as one JSON and one page."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nightjar.artifact import RECORD, digest
+from nightjar.drift import read_drift
 from nightjar.page import render
+from nightjar.score import Score
 from nightjar.verdict import Verdict
 from tasks.judge import read_scores
 from tasks.stage import stage
@@ -21,10 +24,15 @@ def report(
     frontier: Path | None,
     binary: Path,
     obtained: Path,
+    drift: Path | None,
     verdict: Path,
+    stock: str,
     out: Path,
 ) -> dict[str, str]:
-    """Write `results.json` and `report.html`, self-contained, from everything a verdict rests on."""
+    """Write `results.json` and `report.html`, self-contained, from everything a verdict rests on.
+
+    stock: what the upstream implementation is called.
+    """
     built = json.loads((binary / "binary.json").read_text(encoding="utf-8"))
     judged = json.loads((verdict / "verdict.json").read_text(encoding="utf-8"))
     outcome = Verdict.model_validate(judged["verdict"])
@@ -39,9 +47,12 @@ def report(
         made_from["calibration"] = calibration
     if frontier is not None:
         made_from["frontier"] = frontier
+    if drift is not None:
+        made_from["drift"] = drift
     binary_rtf = scores["binary"].rtf
     results: dict[str, Any] = {
         "model": model,
+        "stock": stock,
         "target": built["target"],
         "tier": outcome.tier,
         "precision": precision,
@@ -79,6 +90,8 @@ def report(
         "recipe": json.loads((graphs / "model.json").read_text(encoding="utf-8"))["recipe"],
         "made_from": {name: _record(folder) for name, folder in made_from.items()},
     }
+    if scores["binary"].by_chunk or drift is not None:
+        results["stream"] = _stream(scores, drift)
     if frontier is not None:
         results["search"] = json.loads((frontier / "pareto.json").read_text(encoding="utf-8"))
     (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -88,6 +101,20 @@ def report(
     page = render(results, outcome, scores, coverage)
     (out / "report.html").write_text(page, encoding="utf-8")
     return {"verdict": outcome.outcome}
+
+
+def _stream(scores: Mapping[str, Score], drift: Path | None) -> dict[str, Any]:
+    """Say what a stream has beside a clip's figures: errors by chunk, the time of chunks, drift."""
+    found = read_drift(drift) if drift is not None else None
+    return {
+        "by_chunk": {name: [each.model_dump(mode="json") for each in score.by_chunk] for name, score in scores.items()},
+        "chunk_times": {
+            name: {**score.chunk_times.model_dump(mode="json"), "real_time": score.chunk_times.real_time}
+            for name, score in scores.items()
+            if score.chunk_times is not None
+        },
+        "drift": None if found is None else {**found.model_dump(mode="json"), "grown_db": round(found.grown_db, 2)},
+    }
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -6,12 +6,15 @@ Importing this package pulls in nothing: it travels to the board inside the sess
 from pathlib import Path
 
 FAMILY = "whisper"
+STOCK = "openai-whisper"
+STREAMS = False
 FILES = ("*",)  # of a checkpoint that is a folder: all of it
 
 # What a person may ask of a stream and not of a Whisper, and why.
 WITHOUT = {
     "calibration_states": "its encoder keeps no states, and its decoder is calibrated at real steps",
     "calibration_features": "it hears log-mels of its own kind alone",
+    "drift": "it hears each window anew, and nothing drifts",
 }
 
 # What openai-whisper's own loader fetches; a copy, so that `nightjar models` needs no torch (a test holds them equal).

@@ -6,6 +6,8 @@ Importing this package pulls in nothing: it travels to the board inside the sess
 from pathlib import Path
 
 FAMILY = "zipformer"
+STOCK = "sherpa-onnx"
+STREAMS = True
 NAMES: tuple[str, ...] = ()  # none is fetched by name
 FILES = ("*.onnx", "tokens.txt")  # of a checkpoint
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-from models.zipformer.reservoir import Reservoir, stratum_of
+from models.zipformer.reservoir import Reservoir
 from models.zipformer.stream import (
     BLANK,
     Chunker,
@@ -35,6 +35,7 @@ from nightjar.calibration import CalibrationWriter, Input, Ref
 from nightjar.data import Clip
 from nightjar.errors import BadInput, BadOptions
 from nightjar.progress import tick
+from nightjar.streamed import STRATA, stratum_of
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,13 @@ class _Keeper:
         clip, _, chunk = name.rpartition("/")
         return self.folder / f"{self.numbers[clip]:06d}.{int(chunk):06d}.npz"
 
+    def write(self, name: str, arrays: Tensors) -> None:
+        np.savez(self.file(name), **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
+
+    def read(self, name: str) -> Tensors:
+        with np.load(self.file(name)) as saved:
+            return dict(saved)
+
     def chosen(self) -> list[str]:
         """Return the steps drawn in an order that tells nothing of the clips'."""
         if self.options.states == "full":
@@ -157,7 +165,7 @@ def _hear(
     for number, x in enumerate(chunks):
         if (name := keeper.offer(clip.id, number)) is not None:
             before = {key: np.zeros_like(v) for key, v in states.items()} if keeper.options.states == "zero" else states
-            np.savez(keeper.file(name), x=x, **before)
+            keeper.write(name, {"x": x, **before})
             mine.append((name, number))
         try:
             encoded, states, _ = run_chunk(runner, x, states, model, number)
@@ -179,10 +187,8 @@ def _add_rows(runner: Runner, model: Model, rows: np.ndarray, mine: list[tuple[s
     count = model["chunk"]["rows"]
     for name, number in mine:
         at = slice(number * count, (number + 1) * count)
-        with np.load(keeper.file(name)) as saved:
-            content = dict(saved)
-        said = np.array(search.path[at], np.int64)
-        np.savez(keeper.file(name), **content, **{".rows": rows[at], ".contexts": contexts[at], ".said": said})
+        said, context = np.array(search.path[at], np.int64), np.array(contexts[at], np.int64)
+        keeper.write(name, {**keeper.read(name), ".rows": rows[at], ".contexts": context, ".said": said})
 
 
 def _harvested(hidden: Path, clip: str, rows: list[np.ndarray]) -> np.ndarray:
@@ -215,18 +221,16 @@ def store_steps(
     steps = keeper.chosen()
     picked = Reservoir(options.samples, max(1, options.samples // 2), options.seed)
     for step in steps:
-        with np.load(keeper.file(step)) as saved:
-            for row, said in enumerate(saved[".said"].tolist()):
-                picked.offer(f"{step}/{row}", int(said != BLANK))
+        for row, said in enumerate(keeper.read(step)[".said"].tolist()):
+            picked.offer(f"{step}/{row}", int(said != BLANK))
     wanted: dict[str, list[int]] = {}
     for name in picked.chosen():
-        step, _, row = name.rpartition("/")
-        wanted.setdefault(step, []).append(int(row))
+        step, _, place = name.rpartition("/")
+        wanted.setdefault(step, []).append(int(place))
     contexts: dict[tuple[int, ...], int] = {}
     zero: dict[str, Ref] = {}
     for number, step in enumerate(steps):
-        with np.load(keeper.file(step)) as saved:
-            content = dict(saved)
+        content = keeper.read(step)
         sample = {}
         for spec in parts["encoder"]:
             value = content["x"][None] if spec.name == "x" else content[spec.name]
@@ -270,9 +274,9 @@ def estimate_bytes(clips: Sequence[Clip], model: Model) -> int:
     inputs = model["parts"]["encoder"]["inputs"]
     step = sum(128 + int(np.prod(e["shape"])) * np.dtype(e["dtype"]).itemsize for e in inputs)
     samples = [round(clip.duration_s * 16000) for clip in clips]
-    frames, shift = model["chunk"]["frames"], model["chunk"]["shift"]
+    frames, shift = int(model["chunk"]["frames"]), int(model["chunk"]["shift"])
     padded = [(n + tail_samples(n, model) + 80) // 160 for n in samples]
-    return step * sum((each - 1 - frames) // shift + 1 for each in padded)
+    return int(step) * sum((each - 1 - frames) // shift + 1 for each in padded)
 
 
 def refuse_beyond(needed: int, limit_gib: float) -> None:
@@ -286,9 +290,8 @@ def refuse_beyond(needed: int, limit_gib: float) -> None:
 
 
 def _coverage(clips: Sequence[Clip], seen: Counter[int], keeper: _Keeper, counts: dict[str, int]) -> dict[str, Any]:
-    names = ("first", "second", "3rd to 4th", "5th to 8th", "9th to 16th", "later")
-    occurring = {name: seen[number] for number, name in enumerate(names) if seen[number]}
-    covered = {name: keeper.kept[number] for number, name in enumerate(names) if seen[number]}
+    occurring = {name: seen[number] for number, name in enumerate(STRATA) if seen[number]}
+    covered = {name: keeper.kept[number] for number, name in enumerate(STRATA) if seen[number]}
     said = ", ".join(f"{name} {count}" for name, count in covered.items())
     speakers = len({clip.speaker for clip in clips} - {None})
     return {

@@ -11,10 +11,12 @@ from models.zipformer.stream import (
     Runner,
     Search,
     Tensors,
+    chunk_s,
     chunks_of,
     initial_states,
     run_chunk,
     stacked,
+    watched_chunks,
 )
 
 WATCHED = 8  # tokens whose logits are kept per row: all but a thousandth of the probability
@@ -28,12 +30,13 @@ def features(wave: Any, model: Model) -> Tensors:
 def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str] = ()) -> Tensors:
     """Run the encoder chunk by chunk: encoder_out (1, rows, width) and chunk_s (chunks,), the seconds of each.
 
-    keep: outputs of the encoder that are wanted of every chunk, (1, chunks, …) each, but for the rows. Raises
-    StreamError where the stream cannot go on.
+    keep: outputs of the encoder that are wanted beside the rows, of the chunks that `watched_chunks` names: (1, chunks
+    watched, …) each. Raises StreamError where the stream cannot go on.
     """
     states = initial_states(model)
     first = model["parts"]["encoder"]["outputs"][0]["name"]
     others = [name for name in keep if name != first]
+    watched = set(watched_chunks(len(features["x"])))
     rows, seconds = [], []
     kept: dict[str, list[Any]] = {name: [] for name in others}
     for number, x in enumerate(features["x"]):
@@ -41,7 +44,7 @@ def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str
         encoded, states, outputs = run_chunk(runner, x, states, model, number)
         seconds.append(time.perf_counter() - began)
         rows.append(encoded)
-        for name in others:
+        for name in others if number in watched else ():
             kept[name].append(outputs[name])
     return {first: np.concatenate(rows)[None], "chunk_s": np.array(seconds), **stacked(kept, others)}
 
@@ -70,8 +73,9 @@ def hear(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Search clips one after the other and yield them as they end.
 
-    A result has `tokens`, `path` (the token of each row, 0 for none), `steps` (rows), `calls` per part, `chunk_ms` (of
-    encoder and search together), and where they are asked for `agree` [matching, of] and `watched`, as Whisper's have.
+    A result has `tokens`, `path` (the token of each row, 0 for none), `steps` (rows), `calls` per part, `chunk_s` (of
+    speech) and `chunk_ms` (that each took, encoder and search together), and where they are asked for `agree`
+    [matching, of] and `watched`, as Whisper's have.
     A path agrees where it says a token: of the tokens that it or the binary along it says, how many are the same and in
     the same row. language, tables and lanes are Whisper's.
     """
@@ -79,7 +83,7 @@ def hear(
     first = model["parts"]["encoder"]["outputs"][0]["name"]
     for job in jobs:
         began, before = time.perf_counter(), dict(clock)
-        rows, chunk_s = np.asarray(job.encoded[first][0], np.float32), job.encoded["chunk_s"].copy()
+        rows, spent_s = np.asarray(job.encoded[first][0], np.float32), job.encoded["chunk_s"].copy()
         watched = _Watched(job.watch) if job.watch is not None else None
         search = Search(runner, model)
         for number in range(0, len(rows), rows_a_chunk):
@@ -88,15 +92,16 @@ def hear(
                 logits = search.step(row)
                 if watched and job.forced is None:
                     watched.see(logits)
-            chunk_s[number // rows_a_chunk] += time.perf_counter() - start
-        calls = {"encoder": len(chunk_s), "decoder": len(search.tokens) + 1, "joiner": len(rows)}
+            spent_s[number // rows_a_chunk] += time.perf_counter() - start
+        calls = {"encoder": len(spent_s), "decoder": len(search.tokens) + 1, "joiner": len(rows)}
         result: dict[str, Any] = {
             "tokens": search.tokens,
             "path": search.path,
             "steps": len(rows),
             "capped": False,
             "calls": calls,
-            "chunk_ms": [round(1000 * seconds, 2) for seconds in chunk_s.tolist()],
+            "chunk_s": chunk_s(model),
+            "chunk_ms": [round(1000 * seconds, 2) for seconds in spent_s.tolist()],
         }
         if job.forced is not None:
             result["agree"] = _agreement(runner, rows, model, job.forced, search, watched)

@@ -53,8 +53,3 @@ def _push(heap: list[tuple[int, str]], most: int, signed: int, name: str) -> Ite
         heapq.heappush(heap, (signed, name))
         return []
     return [heapq.heappushpop(heap, (signed, name))[1]]
-
-
-def stratum_of(chunk: int) -> int:
-    """Sort chunks by how far into a stream they are: 0, 1, 2-3, 4-7, 8-15, 16 and later."""
-    return min(5, chunk.bit_length())

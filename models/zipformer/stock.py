@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sherpa_onnx import OnlineRecognizer
+from sherpa_onnx.online_recognizer import OnlineRecognizer
 
 from models.zipformer.checkpoint import find_files, load_checkpoint, read_symbols
 from models.zipformer.stream import tail_samples

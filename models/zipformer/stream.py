@@ -20,6 +20,7 @@ BLANK = 0
 NONE = -1  # in a context: no token; the decoder gives its row no weight
 TAIL_FRAMES = 30  # of silence behind the speech that are heard at least: a word ends a little after its sound
 ROW_S = 0.04
+WATCHED = 48  # chunks of a stream whose states are looked at: all of an hour's would take gigabytes
 
 
 class Runner(Protocol):
@@ -82,7 +83,7 @@ class Chunker:
 
 def tail_samples(n_samples: int, model: Model) -> int:
     """Say how much silence ends a stream, so that its last chunk reaches TAIL_FRAMES behind the speech."""
-    frames, shift = model["chunk"]["frames"], model["chunk"]["shift"]
+    frames, shift = int(model["chunk"]["frames"]), int(model["chunk"]["shift"])
     wanted = (n_samples + SHIFT // 2) // SHIFT + TAIL_FRAMES
     chunks = 1 + max(0, -(-(wanted - frames) // shift))
     return max(0, ((chunks - 1) * shift + frames + 1) * SHIFT - n_samples)
@@ -170,6 +171,14 @@ class Stream:
 def chunk_s(model: Model) -> float:
     """Return how much time a chunk stands for."""
     return float(model["chunk"]["shift"] * SHIFT / SAMPLE_RATE_HZ)
+
+
+def watched_chunks(count: int) -> list[int]:
+    """Name at most WATCHED of so many chunks: the first ones all, and the rest evenly up to the last."""
+    if count <= WATCHED:
+        return list(range(count))
+    first = WATCHED // 3
+    return [*range(first), *np.linspace(first, count - 1, WATCHED - first).round().astype(int).tolist()]
 
 
 def stacked(kept: Mapping[str, list[Array]], names: Collection[str]) -> Tensors:

@@ -1,0 +1,104 @@
+"""Let a binary and the float graphs hear one long stream, and see whether they drift apart."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from nightjar.audio import load_audio
+from nightjar.board import BoardRef
+from nightjar.data import load_speech, shuffled
+from nightjar.drift import Drift, agreement, compare_streams
+from nightjar.errors import BadManifest, SessionFailed
+from nightjar.job import parted
+from nightjar.plugins import Plugin
+from tasks.sharded import run_clips
+from tasks.stage import stage
+
+SAMPLE_RATE_HZ = 16000
+STREAM = "stream"
+
+
+class DriftOptions(BaseModel, frozen=True):
+    """How long a stream."""
+
+    seconds: float = Field(
+        60.0, gt=0, description="of speech in one stream, clip behind clip, again where they run out"
+    )
+    language: str = Field("en", description="language spoken")
+
+
+@stage
+def drift(
+    *,
+    binary: Path,
+    reference: Path,
+    speech: Path,
+    family: Plugin,
+    session: tuple[Plugin, ...],
+    board: BoardRef,
+    host: BoardRef,
+    options: DriftOptions,
+    out: Path,
+    work: Path,
+) -> dict[str, str]:
+    """Write `drift.json`: how far the binary's states and outputs are from those of `reference`, chunk by chunk.
+
+    session: the modules of both sessions, which are a part of the key; family: the model's `stream` module.
+    """
+    model = json.loads((reference / "model.json").read_text(encoding="utf-8"))
+    names = [entry["name"] for entry in model["parts"]["encoder"]["outputs"]]
+    wave = stream_of(speech, options.seconds)
+    lines = {}
+    for subject, folder, where in (("float", reference, host), ("binary", binary, board)):
+        heard, aside = parted(
+            run_clips(
+                where,
+                folder,
+                (),
+                work / subject,
+                decode=True,
+                harvest=names,
+                waves={STREAM: wave},
+                language=options.language,
+            )
+        )
+        if aside:
+            raise SessionFailed(
+                f"{subject}: no stream of {options.seconds:g} s comes through: {aside[STREAM]}; "
+                "look at what the board runs, or pass --drift 0"
+            )
+        lines[subject] = heard[0]
+    rows = model["chunk"]["rows"]
+    count = len(lines["float"]["path"]) // rows
+    chunks = family.load().watched_chunks(count)
+    paths = {subject: work / subject / "harvest" / STREAM for subject in lines}
+    found = Drift(
+        seconds=round(len(wave) / SAMPLE_RATE_HZ, 2),
+        tier=board.tier,
+        count=count,
+        chunks=tuple(chunks),
+        output=names[0],
+        courses=compare_streams(paths["float"], paths["binary"], names, count=count, chunks=chunks, rows_a_chunk=rows),
+        agree=agreement(lines["float"]["path"], lines["binary"]["path"]),
+    )
+    (out / "drift.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return {"grown_db": f"{found.grown_db:.2f}", "tier": board.tier}
+
+
+def stream_of(speech: Path, seconds: float) -> np.ndarray:
+    """Make one int16 wave of so many seconds: clips one behind the other, in an order that their ids decide."""
+    clips = shuffled(load_speech(speech), seed=0)
+    wanted = round(seconds * SAMPLE_RATE_HZ)
+    waves: list[np.ndarray] = []
+    while (have := sum(map(len, waves))) < wanted:
+        before = have
+        for clip in clips:
+            waves.append(load_audio(clip.audio)[: wanted - have])
+            have += len(waves[-1])
+            if have >= wanted:
+                break
+        if have == before:
+            raise BadManifest(f"{speech} holds no sound: give other speech with --test-set, or pass --drift 0")
+    return np.concatenate(waves)
