@@ -18,7 +18,7 @@ from zipformer_model import Shape, Transducer
 
 SHORT_PART = 0.03  # of the steps are clips of one or two words, to begin with
 WARM_UP_STEPS = 200
-PEAK_PART = 0.4  # of the steps are at the peak rate
+PEAK_PART = 0.25  # of the steps are at the peak rate
 LAST_RATE = 0.02  # of the peak rate
 SILENCE_WEIGHT = 0.3
 HEAD_WEIGHTS = (1.0, 1.0, 0.3)  # phoneme, word, word before

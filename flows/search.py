@@ -43,7 +43,8 @@ def searched(
 ) -> Searched:
     """Find the plan of the largest int8 share within the request's budget; raises BadInput where none is."""
     target = target_of(request.target, request.board)
-    ranking = rank(graphs=graphs, calibration=calibration, settings=Settings())
+    follow = plugin("models", family, "chain") if plugin("models", family).load().STREAMS else None
+    ranking = rank(graphs=graphs, calibration=calibration, settings=Settings(), follow=follow)
     rewritten = rewrite(graphs=graphs, ranking=ranking)
     quantized = parameters(request, rewritten, calibration)
     board = board_of(target, request.board)

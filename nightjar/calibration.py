@@ -29,16 +29,10 @@ class Input(BaseModel, frozen=True):
 
 
 class Ref(BaseModel, frozen=True):
-    """A stored array, whole or its first `rows` of axis 1, zero-padded to the input's shape.
-
-    sample, row: which sample of the part that makes this input it belongs to, and which of the rows that came out; a
-    chain of parts is followed by them (nightjar/chain.py).
-    """
+    """A stored array, whole or its first `rows` of axis 1, zero-padded to the input's shape."""
 
     file: str
     rows: int | None = Field(default=None, ge=0)
-    sample: int | None = Field(default=None, ge=0)
-    row: int | None = Field(default=None, ge=0)
 
     @field_validator("file")
     @classmethod
@@ -61,6 +55,7 @@ class Index(BaseModel):
     seed: int
     warnings: list[str] = []
     parts: dict[str, Part]
+    streams: list[str] = []  # files of whole streams' features, for what shows only step after step
     coverage: dict[str, Any] = {}
 
 
@@ -174,6 +169,12 @@ class CalibrationWriter:
             raise BadInput(f"part '{part}' refers to {unknown[0]!r}, which was not stored; store it first")
         entry.samples.append({i.name: sample[i.name] for i in entry.inputs})
 
+    def add_stream(self, features: np.ndarray) -> None:
+        """Keep the features of a whole stream, one behind the other: (chunks, …) float32."""
+        file = f"stream_{len(self._index.streams):06d}.npy"
+        np.save(self._folder / file, np.ascontiguousarray(features, np.float32), allow_pickle=False)
+        self._index.streams.append(file)
+
     def count(self, part: str) -> int:
         """Return the number of samples added to a part so far."""
         return len(self._index.parts[part].samples)
@@ -246,6 +247,10 @@ class CalibrationSet:
                     held[spec.name] = (ref.file, self._load(ref.file, where))
                 tensors[spec.name] = _materialise(held[spec.name][1], ref, spec, where)
             yield tensors
+
+    def streams(self) -> list[np.ndarray]:
+        """Return the features of the whole streams that are kept, (chunks, …) each; none where the model has none."""
+        return [self._load(file, f"stream of {self.folder}") for file in self.index.streams]
 
     def write_dataset(self, part: str, folder: Path | None = None) -> Path:
         """Write dataset.txt, the list that vendor toolkits read, and return its path.

@@ -14,9 +14,11 @@ import numpy as np
 from nightjar.errors import Broken
 from nightjar.macs import count_macs, tensor_shapes
 
-MOVES = ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Flatten")  # same values in another place
+# The same values in another place, or some of them.
+MOVES = ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split")
 LINEAR = ("MatMul", "Gemm", "Conv")
 GELU = ("Div", "Erf", "Add", "Mul")
+RMS = ("ReduceMean", "Add", "Pow", "Mul")  # behind the squares: a frame by its root mean square (icefall's BasicNorm)
 NORM = ("Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add")  # behind the mean and its subtraction
 WIDE = 8  # times its input: that makes a vocabulary head of the linear that a graph ends with
 
@@ -25,7 +27,7 @@ WIDE = 8  # times its input: that makes a vocabulary head of the linear that a g
 class Group:
     """Nodes that an NPU runs as one operation; `tensor` is what it puts out.
 
-    kind: linear, conv, head, attention, gelu, norm, add, or the ONNX op type of a node that stands alone.
+    kind: linear, conv, head, attention, gelu, swish, norm, add, or the ONNX op type of a node that stands alone.
     """
 
     tensor: str
@@ -114,8 +116,8 @@ def fuse(model: Any) -> list[Group]:
             continue
         if not graph.activations(node):
             continue
-        found = _gelu(graph, node) or _norm(graph, node) or _attention(graph, node) or _linear(graph, node)
-        group = found or _single(graph, node)
+        known = (_gelu, _swish, _norm, _root_mean_square, _attention, _linear)
+        group = next(filter(None, (kind(graph, node) for kind in known)), None) or _single(graph, node)
         taken.update(group.nodes)
         groups.append(group)
     return groups
@@ -139,6 +141,32 @@ def _gelu(graph: Graph, node: Any) -> Group | None:
     if half is not None and half.op_type == "Mul" and len(graph.activations(half)) == 1:
         chain.append(half)
     return _group(graph, "gelu", chain, [node.input[0]])
+
+
+def _swish(graph: Graph, node: Any) -> Group | None:
+    """Recognise x · sigmoid(x - 1), or another tensor's gate y · sigmoid(x), at the sigmoid or what is before it."""
+    chain = [node]
+    if node.op_type == "Sub" and len(graph.activations(node)) == 1:
+        following = graph.only_reader(node.output[0])
+        chain += [following] if following is not None else []
+    if chain[-1].op_type != "Sigmoid":
+        return None
+    product = graph.only_reader(chain[-1].output[0])
+    if product is None or product.op_type != "Mul":
+        return None
+    others = [name for name in product.input if name != chain[-1].output[0]]
+    return _group(graph, "swish", [*chain, product], [node.input[0], *others])
+
+
+def _root_mean_square(graph: Graph, node: Any) -> Group | None:
+    """Recognise x · (mean(x²) + eps)^-½, at the squares."""
+    chain, source = [node], node.input[0]
+    for op in RMS:
+        following = graph.only_reader(chain[-1].output[0])
+        if node.op_type != "Pow" or following is None or following.op_type != op:
+            return None
+        chain.append(following)
+    return _group(graph, "norm", chain, [source]) if source in chain[-1].input else None
 
 
 def _norm(graph: Graph, node: Any) -> Group | None:

@@ -6,19 +6,32 @@ recorded beside it and decides nothing: in Whisper it mostly measures silence.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, Field
 
 from nightjar.calibration import CalibrationSet
-from nightjar.chain import WIRES, Chain, open_parts, runs
+from nightjar.chain import Chain, Distance, Run, open_parts, runs
 from nightjar.fakequant import fake_quantize, open_session
 from nightjar.groups import Graph, Group, fuse
 from nightjar.progress import tick
 from nightjar.ranges import collect_ranges
 from nightjar.rewrite import apply, propose
+
+
+class Followed(Protocol):
+    """What a ranking asks of a chain of parts."""
+
+    order: list[str]
+    clips: int
+
+    def distance(self, changed: Mapping[str, Run]) -> Distance:
+        """Run with some parts exchanged."""
+
+
+Follow = Callable[[Mapping[str, Any], CalibrationSet, int, int], Followed]
 
 
 class Settings(BaseModel, frozen=True):
@@ -70,16 +83,17 @@ def rank(
     models: Mapping[str, Any],
     calibration: CalibrationSet,
     settings: Settings | None = None,
-    wires: Mapping[str, str] = WIRES,
+    follow: Follow = Chain,
 ) -> Ranking:
     """Measure every group of every part (onnx.ModelProto by name) in int8, alone.
 
+    follow: makes what runs the parts over the samples, of sessions by part, the set, and how many clips and steps.
     Deterministic for one machine. tiny.en with 6 clips of 6 steps took 4 minutes on two busy cores.
     """
     settings = settings or Settings()
     moves = rewritten(models, calibration, settings)
     changed = {part: apply(model, moves[part]) for part, model in models.items()}
-    chain = Chain(open_parts(changed), calibration, settings.clips, settings.steps, wires)
+    chain = follow(open_parts(changed), calibration, settings.clips, settings.steps)
     groups = {part: roundable(model) for part, model in changed.items()}
     total, done = sum(map(len, groups.values())), 0
     entries: dict[str, tuple[Entry, ...]] = {}

@@ -32,7 +32,7 @@ from models.zipformer.stream import (
 from models.zipformer.variants import Features, States, features_of
 from nightjar.audio import load_audio
 from nightjar.calibration import CalibrationWriter, Input, Ref
-from nightjar.data import Clip
+from nightjar.data import Clip, shuffled
 from nightjar.errors import BadInput, BadOptions
 from nightjar.progress import tick
 from nightjar.streamed import STRATA, stratum_of
@@ -44,6 +44,7 @@ HARVESTED_ONLY = False  # steps are drawn of all speech there is
 FEW = 100  # samples below which ranges depend on which steps were drawn
 LEAST = 0.05  # of the samples that each stratum of chunks is owed
 GIB = 2**30
+STREAMS, STREAM_CHUNKS = 3, 12  # kept whole
 
 
 class CalibrationOptions(BaseModel, frozen=True):
@@ -96,6 +97,8 @@ def calibrate(
                 tick(number, len(ordered))
             coming = following
     writer = CalibrationWriter(out, parts, options.seed)
+    for stream in whole_streams(clips, options, model):
+        writer.add_stream(stream)
     store_steps(writer, keeper, model, parts, runner, options)
     shutil.rmtree(keeper.folder)
     counts = {part: writer.count(part) for part in parts}
@@ -107,6 +110,20 @@ def _chunks(clip: Clip, kind: Features, model: Model) -> list[np.ndarray]:
     silence = np.zeros(tail_samples(len(wave), model), np.float32)
     frames = features_of(kind)(np.concatenate([wave, silence]))
     return [chunk.x for chunk in Chunker(model).accept(frames)]
+
+
+def whole_streams(clips: Sequence[Clip], options: CalibrationOptions, model: Model) -> list[np.ndarray]:
+    """Make a few streams of STREAM_CHUNKS chunks, of clips drawn by the seed one behind the other.
+
+    What int8 does to a state shows in the steps behind it: a precision search follows these (chain.py).
+    """
+    drawn, streams = shuffled(clips, options.seed), list[np.ndarray]()
+    while drawn and len(streams) < STREAMS:
+        held: list[np.ndarray] = []
+        while drawn and len(held) < STREAM_CHUNKS:
+            held += _chunks(drawn.pop(), options.features, model)
+        streams.append(np.stack(held[:STREAM_CHUNKS]))
+    return streams
 
 
 class _Keeper:
@@ -227,7 +244,7 @@ def store_steps(
     for name in picked.chosen():
         step, _, place = name.rpartition("/")
         wanted.setdefault(step, []).append(int(place))
-    contexts: dict[tuple[int, ...], int] = {}
+    contexts: set[tuple[int, ...]] = set()
     zero: dict[str, Ref] = {}
     for number, step in enumerate(steps):
         content = keeper.read(step)
@@ -251,22 +268,17 @@ def _store_row(
     number: int,
     row: int,
     content: Tensors,
-    contexts: dict[tuple[int, ...], int],
+    contexts: set[tuple[int, ...]],
 ) -> None:
     context = tuple(int(token) for token in content[".contexts"][row])
     y = np.array([context], np.int64)
     if context not in contexts:
-        contexts[context] = writer.count("decoder")
-        writer.add("decoder", {"y": writer.store("decoder", "y", f"y_{contexts[context]:06d}.npy", y)})
+        contexts.add(context)
+        writer.add("decoder", {"y": writer.store("decoder", "y", f"y_{len(contexts) - 1:06d}.npy", y)})
     decoded = runner.run("decoder", {"y": y})["decoder_out"]
     files = {"encoder_out": f"row_{number:06d}.{row:03d}.npy", "decoder_out": f"context_{number:06d}.{row:03d}.npy"}
     arrays = {"encoder_out": content[".rows"][row][None], "decoder_out": decoded}
-    made_by = {"encoder_out": (number, row), "decoder_out": (contexts[context], None)}
-    sample = {}
-    for name, file in files.items():
-        stored = writer.store("joiner", name, file, arrays[name])
-        sample[name] = stored.model_copy(update={"sample": made_by[name][0], "row": made_by[name][1]})
-    writer.add("joiner", sample)
+    writer.add("joiner", {name: writer.store("joiner", name, file, arrays[name]) for name, file in files.items()})
 
 
 def estimate_bytes(clips: Sequence[Clip], model: Model) -> int:

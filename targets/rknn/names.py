@@ -20,9 +20,11 @@ ADDED = re.compile(r"(?:#\d+|_2[a-z]+|[-_](?:rs|tp|sw|mm|sdpa|ConvAdd|ConvRelu|b
 MOVING = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "exDataConvert", "Cast", "Constant"}
 )
+SELECTING = MOVING | {"Slice", "Split"}
 LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
 SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 NAMES = "names.json"
+INT8_ENTRY = re.compile(r"^    (\S.*):\n        qtype: .*\n        qmethod: .*\n        dtype: int8\n", re.MULTILINE)
 
 
 class Layer(NamedTuple):
@@ -32,6 +34,13 @@ class Layer(NamedTuple):
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+class Move(NamedTuple):
+    """Where data that is moved comes from and goes: outputs of layers that compute; empty for the graph's own."""
+
+    source: str
+    readers: list[str]
 
 
 def layers_from(entries: Iterable[Mapping[str, Any]]) -> list[Layer]:
@@ -57,6 +66,11 @@ def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, La
         name = node_name(layer.name, nodes) if layer.op not in MOVING else None
         if name is not None and nodes[name].op_type not in MOVING:
             found.setdefault(name, layer)
+    putting_out = {out: layer for layer in layers for out in layer.outputs if layer.op not in MOVING}
+    for node in nodes.values():  # what ends a fused layer keeps the name of its tensor
+        ends = [putting_out[out] for out in node.output if out in putting_out]
+        if ends and node.name not in found and node.op_type not in MOVING:
+            found[node.name] = ends[0]
     makers = {out: node.name for node in nodes.values() for out in node.output}
     readers: dict[str, list[str]] = {}
     for node in nodes.values():
@@ -103,6 +117,34 @@ def masked_attention(layers: Iterable[Layer]) -> list[str]:
     return [layer.outputs[0] for layer in layers if layer.op == "exSDPAttention" and len(layer.inputs) > 3]
 
 
+def moves(layers: Sequence[Layer]) -> dict[str, Move]:
+    """Describe each layer that moves data or part of it, by its outputs: what made them, and what reads them."""
+    made_by = {out: layer for layer in layers for out in layer.outputs}
+    read_by: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            read_by.setdefault(name, []).append(layer)
+
+    def source(name: str) -> str:
+        while (layer := made_by.get(name)) is not None and layer.op in SELECTING:
+            name = layer.inputs[0]
+        return name if name in made_by else ""
+
+    def readers(name: str) -> set[str]:
+        found = set[str]()
+        for layer in read_by.get(name, ()):
+            own = layer.outputs
+            found |= set[str]().union(*map(readers, own)) if layer.op in SELECTING else {own[0]}
+        return found if name in read_by else {""}
+
+    return {
+        out: Move(source(layer.inputs[0]), sorted(readers(out)))
+        for layer in layers
+        if layer.op in SELECTING and layer.inputs
+        for out in layer.outputs
+    }
+
+
 def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, part: str) -> None:
     """Write beside a part's quantization parameters which tensor is which, and which layers there are."""
     content = {
@@ -110,6 +152,7 @@ def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, p
         "nodes": {node: layer.outputs[0] for node, layer in node_layers(model, layers).items()},
         "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
         "masked_attention": masked_attention(layers),
+        "moves": {out: move._asdict() for out, move in moves(layers).items()},
     }
     (folder / f"{part}.{NAMES}").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -129,8 +172,9 @@ def read_names(quantization_cfg: Path) -> dict[str, Any]:
 def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Path:
     """Write the toolkit's configuration with the layers of these float tensors in float16; return its path.
 
-    keep: names of tensors of the float ONNX graph, or of the toolkit's own. Raises BadInput with every name that no
-    layer computes.
+    keep: names of tensors of the float ONNX graph, or of the toolkit's own. What moves data between float16 layers, or
+    between one and the graph's inputs and outputs, is float16 too: left alone it is int8, and rounds what it moves.
+    Raises BadInput with every name that no layer computes.
     """
     names = read_names(quantization_cfg)
     own = set(names["outputs"])
@@ -149,7 +193,14 @@ def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Pa
             f"{quantization_cfg} does not begin with an empty custom_quantize_layers: "
             "it is not as the toolkit wrote it; run the same command with --refresh build"
         )
-    lines = "".join(f"    {json.dumps(name)}: float16\n" for name in sorted(filter(None, chosen)))
+    kept = set(filter(None, chosen))
+    roundable = {name.strip('"') for name in INT8_ENTRY.findall(text)}
+    kept |= {
+        out
+        for out, move in names["moves"].items()
+        if out in roundable and (not move["source"] or move["source"] in kept) and {*kept, ""} & {*move["readers"]}
+    }
+    lines = "".join(f"    {json.dumps(name)}: float16\n" for name in sorted(kept))
     head = f"custom_quantize_layers:\n{lines}" if lines else empty
     out.write_text(head + text.removeprefix(empty), encoding="utf-8")
     return out
