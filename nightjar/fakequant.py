@@ -62,12 +62,16 @@ def fake_quantize(
     return out
 
 
-def open_session(model: Any) -> Any:
-    """Open a graph on the CPU with its rounding done in float: QDQ pairs are not fused to integer kernels."""
+def open_session(model: Any, threads: int = 0) -> Any:
+    """Open a graph on the CPU with its rounding done in float: QDQ pairs are not fused to integer kernels.
+
+    threads: of the runtime's own, 0 for one per core.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()  # type: ignore[attr-defined]
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     data = model if isinstance(model, (bytes, str)) else model.SerializeToString()
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]

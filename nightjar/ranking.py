@@ -6,7 +6,10 @@ recorded beside it and decides nothing: in Whisper it mostly measures silence.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +17,14 @@ from pydantic import BaseModel, Field
 
 from nightjar.calibration import CalibrationSet
 from nightjar.chain import Chain, Distance, Run, open_parts, runs
-from nightjar.fakequant import fake_quantize, open_session
+from nightjar.fakequant import Ranges, fake_quantize, open_session
 from nightjar.groups import Graph, Group, fuse
+from nightjar.logged import together
 from nightjar.progress import tick
 from nightjar.ranges import collect_ranges
 from nightjar.rewrite import apply, propose
+
+SMALL_BYTES = 2**25  # of a graph: one core runs it as fast as two
 
 
 class Followed(Protocol):
@@ -95,25 +101,35 @@ def rank(
     changed = {part: apply(model, moves[part]) for part, model in models.items()}
     chain = follow(open_parts(changed), calibration, settings.clips, settings.steps)
     groups = {part: roundable(model) for part, model in changed.items()}
-    total, done = sum(map(len, groups.values())), 0
+    total, ended = sum(map(len, groups.values())), count(1)
+    at_once = _at_once(changed)
     entries: dict[str, tuple[Entry, ...]] = {}
-    io_kl: dict[str, float] = {}
     steps = 0
+    io_kl: dict[str, float] = {}
     for part in chain.order:
         graph = Graph(changed[part])
         ranges = collect_ranges(changed[part], groups[part], calibration.samples(part, settings.range_samples))
         everything = {group.tensor for group in groups[part]}
         io = open_session(fake_quantize(graph, groups[part], ranges, everything, outputs=True))
-        io_kl[part] = _digits(chain.distance({part: runs(io)}).kl)
-        found = []
-        for group in groups[part]:
+        far = chain.distance({part: runs(io)})
+        io_kl[part], steps = _digits(far.kl), far.steps
+
+        def measured(group: Group, part: str, graph: Graph, ranges: Ranges, everything: set[str]) -> Entry:
             rounded = fake_quantize(graph, groups[part], ranges, everything - {group.tensor})
-            far = chain.distance({part: runs(open_session(rounded))})
-            found.append(_entry(graph, group, far.kl, far.snr_db[part]))
-            steps, done = far.steps, done + 1
-            tick(done, total)
-        entries[part] = tuple(sorted(found, key=lambda e: (-e.kl, e.tensor)))
+            session = open_session(rounded, 0 if at_once == 1 else 1)
+            far = chain.distance({part: runs(session)})
+            tick(next(ended), total)
+            return _entry(graph, group, far.kl, far.snr_db[part])
+
+        calls = [partial(measured, group, part, graph, ranges, everything) for group in groups[part]]
+        entries[part] = tuple(sorted(together(calls, at_once), key=lambda e: (-e.kl, e.tensor)))
     return Ranking(settings=settings, parts=entries, rewrites=moves, io_kl=io_kl, clips=chain.clips, steps=steps)
+
+
+def _at_once(models: Mapping[str, Any]) -> int:
+    """Say how many groups may be measured together: one per core where the graphs are small, else one on all cores."""
+    largest = max(model.ByteSize() for model in models.values())
+    return len(os.sched_getaffinity(0)) if largest < SMALL_BYTES else 1
 
 
 def roundable(model: Any) -> list[Group]:

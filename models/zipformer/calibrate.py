@@ -44,7 +44,7 @@ HARVESTED_ONLY = False  # steps are drawn of all speech there is
 FEW = 100  # samples below which ranges depend on which steps were drawn
 LEAST = 0.05  # of the samples that each stratum of chunks is owed
 GIB = 2**30
-STREAMS, STREAM_CHUNKS = 3, 12  # kept whole
+STREAMS, STREAM_CHUNKS = 3, 8  # kept whole
 
 
 class CalibrationOptions(BaseModel, frozen=True):

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from models.zipformer import FAMILY, surgery
-from models.zipformer.checkpoint import Checkpoint, load_checkpoint, states_of
+from models.zipformer.checkpoint import NEXT, Checkpoint, load_checkpoint, states_of
 from models.zipformer.editor import Editor
-from nightjar.errors import BadOptions, Broken
+from nightjar.errors import BadCheckpoint, BadOptions, Broken
 from nightjar.recipe import Recipe
 
 LONGEST_S = 3600.0  # of a clip that is heard in one stream: a session holds a clip's features, a stream would not
@@ -93,7 +93,7 @@ def counting(editor: Editor, states: list[tuple[str, str]]) -> dict[str, str]:
 def prove(model: Checkpoint, fixed: dict[str, Any]) -> None:
     """Hold the graphs made fit against the originals on a few chunks of noise, state by state.
 
-    Raises Broken with the tensor that differs.
+    Raises Broken with the tensor that differs, BadCheckpoint with one of the originals' that is not finite.
     """
     rng = np.random.default_rng(0)
     states = states_of(model.graphs["encoder"])
@@ -162,6 +162,9 @@ def _zeros(session: Any, states: list[tuple[str, str]]) -> dict[str, np.ndarray]
 
 def _same(where: str, theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> None:
     for name, value in theirs.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            what = "NaN" if np.isnan(value).any() else "infinity"
+            raise BadCheckpoint(f"{where}: {name} holds {what}: the weights are spoilt; {NEXT}")
         far = float(np.abs(value.astype(np.float64) - ours[name].astype(np.float64)).max(initial=0.0))
         if far > SAME * max(1.0, float(np.abs(value).max(initial=0.0))):
             raise Broken(

@@ -39,7 +39,11 @@ class Options(BaseModel, frozen=True):
     memory_gib: float = Field(
         8, gt=0, description="int8 by the toolkit: what activations over all samples may take; more are left out"
     )
-    float_rules: bool = Field(True, description="int8: keep attention with a mask float16 (targets/rknn/README.md)")
+    float_rules: bool = Field(
+        True,
+        description="int8: keep attention with a mask float16, and a stream's inputs, outputs and states "
+        "(targets/rknn/README.md)",
+    )
     float_nodes: tuple[str, ...] = Field(
         (),
         description="int8: more nodes to keep float16, `part:glob` over the ONNX graph's, such as decoder:/blocks.3/*",

@@ -35,6 +35,8 @@ QUANTIZE_S = 6 * 3600.0
 OURS = "clips"  # the quantized_algorithm that is not the toolkit's
 STEP1 = ("model", "data", "quantization.cfg")
 MADE = ("rknn", "sim.onnx", "sim.json")
+CUSTOM_CHARACTERS = 1024
+PROSE = ("comment", "version", "model_author", "url", "onnx.infer")  # what metadata says to people
 ZOO = {"mel": "x", "hidden": "out"}  # rknn_model_zoo's names, for those who take its `window`; runners go by order
 
 Entry = dict[str, Any]
@@ -78,6 +80,8 @@ def build(
                 return build_float(found, graphs / files[part], part, options, out)
             names = read_names(quantized / f"{part}.quantization.cfg")
             keep = [*kept[part]] if plan is not None else [*names["masked_attention"]] * options.float_rules
+            if "chunk" in model and options.float_rules:
+                keep += names["boundary"]
             keep += matching(part, _patterns(options.float_nodes, files)[part], names)
             entry = hybrid(found, quantized, graphs / files[part], part, keep, out)
             if plan is None:  # a search may keep all of a small part float
@@ -119,7 +123,7 @@ def read_model(graphs: Path) -> dict[str, Any]:
 def build_float(found: Toolchain, graph: Path, part: str, options: Options, out: Path) -> Entry:
     """Compile one part in float16 into `out`; return its entry of binary.json."""
     with _working(part, graph) as folder:
-        job = {"kind": "float", "name": part, "config": _config(options)}
+        job = {"kind": "float", "name": part, "config": _config(options) | told_of(read_model(graph.parent), part)}
         result = found.call(inside.__name__, job, folder, BUILD_S)
         return _finish(graph, part, folder, result, out)
 
@@ -146,7 +150,7 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
             dataset = samples.write_dataset(part, folder / "dataset")
             lines = thinned(dataset, 1 if ours else fitting_samples(model, options))
             (folder / "dataset.txt").write_text(lines, encoding="utf-8")
-            job = {"kind": "quantize", "name": part, "config": _config(options)}
+            job = {"kind": "quantize", "name": part, "config": _config(options) | told_of(read_model(graphs), part)}
             result = found.call(inside.__name__, job, folder, QUANTIZE_S, on_progress=show)
             if ours:
                 called = tensor_names(model, layers_from(result["layers"]))
@@ -269,6 +273,23 @@ def _config(options: Options) -> dict[str, Any]:
         "quantized_method": options.quantized_method,
         "optimization_level": options.optimization_level,
     }
+
+
+def told_of(model: Mapping[str, Any], part: str) -> dict[str, str]:
+    """Return what `config` takes so that the file says it of itself: a stream's metadata, in its encoder.
+
+    sherpa-onnx's RKNN runtime reads it, `key=value;key=value`, context_size too (csrc/rknn/online-zipformer-…-rknn.cc);
+    1023 characters are read. Raises BadOptions for more.
+    """
+    if "metadata" not in model or part != "encoder":
+        return {}
+    said = ";".join(f"{key}={value}" for key, value in model["metadata"].items() if key not in PROSE)
+    if len(said) >= CUSTOM_CHARACTERS:
+        raise BadOptions(
+            f"the encoder's metadata has {len(said)} characters, and a .rknn file holds {CUSTOM_CHARACTERS - 1}: "
+            "shorten what its ONNX says of itself"
+        )
+    return {"custom_string": said}
 
 
 def _patterns(float_nodes: Sequence[str], parts: Mapping[str, str]) -> dict[str, list[str]]:

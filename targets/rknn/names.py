@@ -145,6 +145,17 @@ def moves(layers: Sequence[Layer]) -> dict[str, Move]:
     }
 
 
+def boundary(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
+    """Name the tensors that are a graph's inputs and outputs in int8: in float16 they make those float16 too.
+
+    The toolkit has each behind, or before, a conversion of its own.
+    """
+    inputs, outputs = ({value.name for value in values} for values in (model.graph.input, model.graph.output))
+    converted = [layer for layer in layers if layer.op == "exDataConvert"]
+    first = {layer.outputs[0] for layer in converted if layer.inputs[0] in inputs}
+    return sorted(first | {layer.inputs[0] for layer in converted if layer.outputs[0] in outputs})
+
+
 def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, part: str) -> None:
     """Write beside a part's quantization parameters which tensor is which, and which layers there are."""
     content = {
@@ -152,6 +163,7 @@ def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, p
         "nodes": {node: layer.outputs[0] for node, layer in node_layers(model, layers).items()},
         "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
         "masked_attention": masked_attention(layers),
+        "boundary": boundary(model, layers),
         "moves": {out: move._asdict() for out, move in moves(layers).items()},
     }
     (folder / f"{part}.{NAMES}").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -177,7 +189,7 @@ def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Pa
     Raises BadInput with every name that no layer computes.
     """
     names = read_names(quantization_cfg)
-    own = set(names["outputs"])
+    own = {*names["outputs"], *names["boundary"]}
     chosen = {names["tensors"].get(name, name if name in own else None): name for name in keep}
     unknown = [name for name in keep if name not in names["tensors"] and name not in own]
     if unknown:

@@ -1,0 +1,143 @@
+"""A stream hears what sherpa-onnx hears, however its samples come, and says where it cannot go on."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.zipformer.decode import Job, decode, encode, features, hear
+from models.zipformer.stock import load_stock
+from models.zipformer.stream import Chunker, Search, Stream, StreamError, run_chunk, watched_chunks
+from nightjar.audio import load_audio
+from nightjar.data import Clip
+from tests.models.zipformer.conftest import Exported, Through
+
+
+def wave_of(clip: Clip) -> Any:
+    return load_audio(clip.audio).astype(np.float32) / 32768.0
+
+
+@pytest.mark.parametrize("which", ["nano", "second"])
+def test_says_token_for_token_what_sherpa_onnx_says(
+    which: str, clips: list[Clip], request: pytest.FixtureRequest
+) -> None:
+    exported: Exported = request.getfixturevalue(which)
+    stock, clips = load_stock(exported.checkpoint), clips[:60]
+    heard = [stock.transcribe(clip.audio, "en")["tokens"] for clip in clips]
+    ours = []
+    for clip in clips:
+        encoded = encode(exported.runner, features(wave_of(clip), exported.model), exported.model)
+        ours.append(decode(exported.runner, encoded, exported.model)["tokens"])
+    assert len(clips) >= 50
+    assert sum(len(tokens) for tokens in heard) > 2 * len(clips)  # they say something
+    assert ours == heard
+
+
+def test_samples_may_come_in_any_pieces(nano: Exported, clips: list[Clip]) -> None:
+    wave = wave_of(clips[0])
+    whole = Stream(nano.runner, nano.model)
+    said = [*whole.accept(wave), *whole.finish()]
+    for size in (37, 160, 999, 16_000):
+        stream = Stream(nano.runner, nano.model)
+        pieces = [token for start in range(0, len(wave), size) for token in stream.accept(wave[start : start + size])]
+        assert [*pieces, *stream.finish()] == said, size
+    encoded = encode(nano.runner, features(wave, nano.model), nano.model)
+    assert decode(nano.runner, encoded, nano.model)["tokens"] == said
+
+
+def test_a_stream_without_end_does_not_grow(nano: Exported, clips: list[Clip]) -> None:
+    waves = [wave_of(clip) for clip in clips[:4]]
+    stream = Stream(nano.runner, nano.model)
+
+    def hear_all() -> int:
+        said = 0
+        for wave in waves:
+            said += len(stream.accept(wave))
+            stream.forget()
+        return said
+
+    hear_all()
+    tracemalloc.start()
+    first = hear_all()
+    before = tracemalloc.get_traced_memory()[0]
+    assert sum(hear_all() for _ in range(5)) > 0 < first
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 64_000, f"{grown} bytes more after five times the speech"
+
+
+def test_a_chunk_is_cut_where_the_runtime_cuts_it(nano: Exported) -> None:
+    frames, shift = nano.model["chunk"]["frames"], nano.model["chunk"]["shift"]
+    chunker, numbered = Chunker(nano.model), np.arange(3 * frames, dtype=np.float32)[:, None].repeat(80, 1)
+    assert list(chunker.accept(numbered[:frames])) == []  # a frame more must be there
+    found = [*chunker.accept(numbered[frames : frames + 1]), *chunker.accept(numbered[frames + 1 :])]
+    assert [chunk.x[0, 0] for chunk in found] == [number * shift for number in range(len(found))]
+    assert all(chunk.x.shape == (frames, 80) for chunk in found)
+    assert len(found) >= 2
+
+
+def test_the_first_context_is_no_token_and_a_blank(nano: Exported) -> None:
+    assert Search(nano.runner, nano.model).context == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "value", "said"),
+    [
+        ("new_cached_avg_2", np.nan, "chunk 2: new_cached_avg_2 holds NaN"),
+        ("encoder_out", np.inf, "chunk 2: encoder_out holds infinity"),
+        ("new_cached_key_0", None, "chunk 2: new_cached_key_0 has shape"),
+    ],
+)
+def test_what_no_state_can_go_on_from_is_said_with_chunk_and_tensor(
+    spoiled: str, value: float | None, said: str, nano: Exported, clips: list[Clip]
+) -> None:
+    def change(call: int, outputs: dict[str, Any]) -> dict[str, Any]:
+        if call == 2:
+            array = outputs[spoiled].copy()
+            if value is None:
+                array = array[:, :-1]
+            else:
+                array.flat[5] = value
+            outputs[spoiled] = array
+        return outputs
+
+    with pytest.raises(StreamError, match=said):
+        encode(Through(nano.runner, change), features(wave_of(clips[0]), nano.model), nano.model)
+
+
+def test_agreement_follows_the_path_of_another(nano: Exported, clips: list[Clip]) -> None:
+    encoded = encode(nano.runner, features(wave_of(clips[0]), nano.model), nano.model)
+    free = decode(nano.runner, encoded, nano.model)
+    spoken = [row for row, token in enumerate(free["path"]) if token]
+    other = list(free["path"])
+    other[spoken[0]] = other[spoken[0]] % 60 + 3  # what float said there is another word
+    jobs = [Job("same", encoded, free["path"], []), Job("other", encoded, other, [])]
+    heard = dict(hear(nano.runner, jobs, nano.model))
+    assert heard["same"]["agree"] == [len(spoken), len(spoken)]
+    matching, of = heard["other"]["agree"]
+    assert matching < of
+    assert len(heard["same"]["watched"]["norm"]) == len(free["path"]) == free["steps"]
+    assert heard["same"]["tokens"] == heard["other"]["tokens"] == free["tokens"]
+
+
+def test_states_are_kept_of_so_many_chunks(nano: Exported, clips: list[Clip]) -> None:
+    chunks = features(np.concatenate([wave_of(clip) for clip in clips[:30]]), nano.model)
+    count = len(chunks["x"])
+    kept = encode(nano.runner, chunks, nano.model, ["encoder_out", "new_cached_avg_1"])
+    watched = watched_chunks(count)
+    assert count > 48 >= len(watched)
+    assert watched[0] == 0
+    assert watched[-1] == count - 1
+    assert sorted(set(watched)) == watched
+    assert kept["new_cached_avg_1"].shape[:2] == (1, len(watched))
+    assert kept["encoder_out"].shape[:2] == (1, count * nano.model["chunk"]["rows"])
+    states = {s["input"]: np.zeros_like(v) for s, v in zip(nano.model["states"], _zeros(nano), strict=True)}
+    for number in range(watched[20] + 1):
+        _, states, outputs = run_chunk(nano.runner, chunks["x"][number], states, nano.model, number)
+    assert np.array_equal(kept["new_cached_avg_1"][0, 20], outputs["new_cached_avg_1"])
+
+
+def _zeros(exported: Exported) -> list[Any]:
+    inputs = {entry["name"]: entry for entry in exported.model["parts"]["encoder"]["inputs"]}
+    return [np.zeros(inputs[s["input"]]["shape"], inputs[s["input"]]["dtype"]) for s in exported.model["states"]]
