@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from models.zipformer.reservoir import Reservoir
+from models.zipformer.steps import Rows, Steps, strata
 from models.zipformer.stream import (
     BLANK,
     Chunker,
@@ -24,7 +25,6 @@ from models.zipformer.stream import (
     Runner,
     Search,
     StreamError,
-    Tensors,
     initial_states,
     run_chunk,
     tail_samples,
@@ -84,7 +84,9 @@ def calibrate(
     parts = {name: [Input(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
     if options.states == "full":
         refuse_beyond(estimate_bytes(clips, model), options.full_gib)
-    keeper = _Keeper(out / "steps", options, clips)
+    least = max(1, round(LEAST * options.samples))
+    reservoir = None if options.states == "full" else Reservoir(options.samples, least, options.seed)
+    steps = Steps(out / "steps", parts["encoder"], reservoir)
     seen = Counter[int]()
     with ThreadPoolExecutor(1) as maker:  # the next clip's features while the encoder works on this one
         coming = None
@@ -93,16 +95,17 @@ def calibrate(
             following = maker.submit(_chunks, clip, options.features, model) if clip is not None else None
             if coming is not None:
                 before = ordered[number - 1]
-                seen.update(_hear(runner, model, hidden, before, coming.result(), keeper))
+                heard = _hear(runner, model, hidden, before, coming.result(), steps, options.states == "zero")
+                seen.update(heard)
                 tick(number, len(ordered))
             coming = following
     writer = CalibrationWriter(out, parts, options.seed)
     for stream in whole_streams(clips, options, model):
         writer.add_stream(stream)
-    store_steps(writer, keeper, model, parts, runner, options)
-    shutil.rmtree(keeper.folder)
+    store_steps(writer, steps, parts, runner, options)
+    shutil.rmtree(steps.folder)
     counts = {part: writer.count(part) for part in parts}
-    writer.close(_coverage(clips, seen, keeper, counts), _warnings(counts))
+    writer.close(_coverage(clips, seen, strata(steps.chosen()), counts), _warnings(counts))
 
 
 def _chunks(clip: Clip, kind: Features, model: Model) -> list[np.ndarray]:
@@ -126,63 +129,17 @@ def whole_streams(clips: Sequence[Clip], options: CalibrationOptions, model: Mod
     return streams
 
 
-class _Keeper:
-    """Keep the steps drawn so far on disk, a file each."""
-
-    def __init__(self, folder: Path, options: CalibrationOptions, clips: Sequence[Clip]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.options = folder, options
-        self.numbers = {clip.id: number for number, clip in enumerate(sorted(clips, key=lambda clip: clip.id))}
-        least = max(1, round(LEAST * options.samples))
-        self.reservoir = Reservoir(options.samples, least, options.seed)
-        self.every: list[str] = []  # of a `full` set
-        self.kept = Counter[int]()
-
-    def offer(self, clip: str, chunk: int) -> str | None:
-        """Return the name of a step that is to be kept, and drop what it takes the place of; None for one that is not.
-
-        A file is called by its clip's place in the list: an id may be anything.
-        """
-        name = f"{clip}/{chunk}"
-        if self.options.states == "full":
-            self.every.append(name)
-            return name
-        gone = self.reservoir.offer(name, stratum_of(chunk))
-        for other in gone or ():
-            self.file(other).unlink(missing_ok=True)
-        return name if gone is not None else None
-
-    def file(self, name: str) -> Path:
-        clip, _, chunk = name.rpartition("/")
-        return self.folder / f"{self.numbers[clip]:06d}.{int(chunk):06d}.npz"
-
-    def write(self, name: str, arrays: Tensors) -> None:
-        np.savez(self.file(name), **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
-
-    def read(self, name: str) -> Tensors:
-        with np.load(self.file(name)) as saved:
-            return dict(saved)
-
-    def chosen(self) -> list[str]:
-        """Return the steps drawn in an order that tells nothing of the clips'."""
-        if self.options.states == "full":
-            return self.every
-        chosen = self.reservoir.chosen()
-        self.kept = Counter(stratum_of(int(name.rpartition("/")[2])) for name in chosen)
-        return chosen
-
-
 def _hear(
-    runner: Runner, model: Model, hidden: Path, clip: Clip, chunks: list[np.ndarray], keeper: _Keeper
+    runner: Runner, model: Model, hidden: Path, clip: Clip, chunks: list[np.ndarray], steps: Steps, zero: bool
 ) -> Iterator[int]:
     """Stream one clip; keep the steps that are drawn, with the contexts of their rows; yield each step's stratum."""
     states = initial_states(model)
     rows: list[np.ndarray] = []
     mine: list[tuple[str, int]] = []
     for number, x in enumerate(chunks):
-        if (name := keeper.offer(clip.id, number)) is not None:
-            before = {key: np.zeros_like(v) for key, v in states.items()} if keeper.options.states == "zero" else states
-            keeper.write(name, {"x": x, **before})
+        if (name := steps.offer(clip.id, number)) is not None:
+            before = {key: np.zeros_like(value) for key, value in states.items()} if zero else states
+            steps.write(name, {"x": x[None], **before})
             mine.append((name, number))
         try:
             encoded, states, _ = run_chunk(runner, x, states, model, number)
@@ -190,12 +147,11 @@ def _hear(
             raise BadInput(f"clip '{clip.id}', {exc}: look at the clip and at the float graphs") from exc
         rows.append(encoded)
         yield stratum_of(number)
-    mine = [(name, number) for name, number in mine if keeper.file(name).exists()]
-    if mine:
-        _add_rows(runner, model, _harvested(hidden, clip.id, rows), mine, keeper)
+    if mine := [(name, number) for name, number in mine if name in steps]:
+        _add_rows(runner, model, _harvested(hidden, clip.id, rows), mine, steps)
 
 
-def _add_rows(runner: Runner, model: Model, rows: np.ndarray, mine: list[tuple[str, int]], keeper: _Keeper) -> None:
+def _add_rows(runner: Runner, model: Model, rows: np.ndarray, mine: list[tuple[str, int]], steps: Steps) -> None:
     """Put beside each kept step its rows, the contexts they are joined with, and what is said in them."""
     search, contexts = Search(runner, model), []
     for row in rows:
@@ -205,7 +161,7 @@ def _add_rows(runner: Runner, model: Model, rows: np.ndarray, mine: list[tuple[s
     for name, number in mine:
         at = slice(number * count, (number + 1) * count)
         said, context = np.array(search.path[at], np.int64), np.array(contexts[at], np.int64)
-        keeper.write(name, {**keeper.read(name), ".rows": rows[at], ".contexts": context, ".said": said})
+        steps.add_rows(name, Rows(rows[at].copy(), context, said))
 
 
 def _harvested(hidden: Path, clip: str, rows: list[np.ndarray]) -> np.ndarray:
@@ -225,8 +181,7 @@ def _harvested(hidden: Path, clip: str, rows: list[np.ndarray]) -> np.ndarray:
 
 def store_steps(
     writer: CalibrationWriter,
-    keeper: _Keeper,
-    model: Model,
+    steps: Steps,
     parts: Mapping[str, Sequence[Input]],
     runner: Runner,
     options: CalibrationOptions,
@@ -235,10 +190,10 @@ def store_steps(
 
     Rows that say a token are as many as those that say none, as far as there are.
     """
-    steps = keeper.chosen()
+    chosen = steps.chosen()
     picked = Reservoir(options.samples, max(1, options.samples // 2), options.seed)
-    for step in steps:
-        for row, said in enumerate(keeper.read(step)[".said"].tolist()):
+    for step in chosen:
+        for row, said in enumerate(steps.rows(step).said.tolist()):
             picked.offer(f"{step}/{row}", int(said != BLANK))
     wanted: dict[str, list[int]] = {}
     for name in picked.chosen():
@@ -246,11 +201,10 @@ def store_steps(
         wanted.setdefault(step, []).append(int(place))
     contexts: set[tuple[int, ...]] = set()
     zero: dict[str, Ref] = {}
-    for number, step in enumerate(steps):
-        content = keeper.read(step)
-        sample = {}
+    for number, step in enumerate(chosen):
+        content, sample = steps.read(step), {}
         for spec in parts["encoder"]:
-            value = content["x"][None] if spec.name == "x" else content[spec.name]
+            value = content[spec.name]
             if spec.name != "x" and options.states == "zero":  # one file of zeros serves all
                 if spec.name not in zero:
                     zero[spec.name] = writer.store("encoder", spec.name, f"zero.{spec.name}.npy", value)
@@ -259,7 +213,7 @@ def store_steps(
                 sample[spec.name] = writer.store("encoder", spec.name, f"{spec.name}_{number:06d}.npy", value)
         writer.add("encoder", sample)
         for row in sorted(wanted.get(step, ())):
-            _store_row(writer, runner, number, row, content, contexts)
+            _store_row(writer, runner, number, row, steps.rows(step), contexts)
 
 
 def _store_row(
@@ -267,17 +221,17 @@ def _store_row(
     runner: Runner,
     number: int,
     row: int,
-    content: Tensors,
+    made: Rows,
     contexts: set[tuple[int, ...]],
 ) -> None:
-    context = tuple(int(token) for token in content[".contexts"][row])
+    context = tuple(int(token) for token in made.contexts[row])
     y = np.array([context], np.int64)
     if context not in contexts:
         contexts.add(context)
         writer.add("decoder", {"y": writer.store("decoder", "y", f"y_{len(contexts) - 1:06d}.npy", y)})
     decoded = runner.run("decoder", {"y": y})["decoder_out"]
     files = {"encoder_out": f"row_{number:06d}.{row:03d}.npy", "decoder_out": f"context_{number:06d}.{row:03d}.npy"}
-    arrays = {"encoder_out": content[".rows"][row][None], "decoder_out": decoded}
+    arrays = {"encoder_out": made.rows[row][None], "decoder_out": decoded}
     writer.add("joiner", {name: writer.store("joiner", name, file, arrays[name]) for name, file in files.items()})
 
 
@@ -301,9 +255,9 @@ def refuse_beyond(needed: int, limit_gib: float) -> None:
         )
 
 
-def _coverage(clips: Sequence[Clip], seen: Counter[int], keeper: _Keeper, counts: dict[str, int]) -> dict[str, Any]:
+def _coverage(clips: Sequence[Clip], seen: Counter[int], kept: Counter[int], counts: dict[str, int]) -> dict[str, Any]:
     occurring = {name: seen[number] for number, name in enumerate(STRATA) if seen[number]}
-    covered = {name: keeper.kept[number] for number, name in enumerate(STRATA) if seen[number]}
+    covered = {name: kept[number] for number, name in enumerate(STRATA) if seen[number]}
     said = ", ".join(f"{name} {count}" for name, count in covered.items())
     speakers = len({clip.speaker for clip in clips} - {None})
     return {
