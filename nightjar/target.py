@@ -16,6 +16,7 @@ called NAME "<name>.stand_in", with one board, `stand-in`. It is what runs where
 else.
 """
 
+import contextlib
 import importlib
 import logging
 from types import ModuleType
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 from nightjar.board import BoardFacts, BoardRef, LocalBoard, runner_module
 from nightjar.boards import OWN, Reach, boards_file, find_board
 from nightjar.closure import module_file
-from nightjar.errors import BadOptions, BoardMissing
+from nightjar.errors import BadOptions, BoardMissing, ToolchainMissing
 from nightjar.plugins import Plugin, plugin
 from nightjar.toolchain import pinned, requirements_of, toolchain
 
@@ -196,7 +197,10 @@ def findings_of(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
     """List what stands against running this target's files on a board: (`refuse` or `warn`, why)."""
     if module_file(f"{target.module}.preflight") is None:
         return []
-    made_by = pinned(requirements_of(target.load().NAME))
+    name = target.load().NAME
+    made_by = pinned(requirements_of(name))
+    with contextlib.suppress(ToolchainMissing):  # what only the vendor gives is no pin, and perhaps not here
+        made_by |= toolchain(name).versions()
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
 
 

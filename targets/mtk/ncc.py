@@ -2,8 +2,8 @@
 
 The command line is that of public scripts for MT8371 (superLin006/MTK_model_zoo): success is an exit status of 0, a
 file, and more than nothing in it. MT8189's family has no EDPA, and a plan that has one loads nowhere ("Found an
-unsupported target: EDPA_1_2"): such a plan is compiled again without the bridge that needs it, and outputs keep the NPU's
-layout.
+unsupported target: EDPA_1_2"): such a plan is compiled again without the bridge that needs it, and outputs keep the
+NPU's layout.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Run compiled parts on the NPU: numpy and MediaTek's Neuron runtime, through its C library or its program.
 
-The library (NeuronRuntimeV2, headers RuntimeV2.h and Types.h of the Neuron SDK) loads a part once and runs it many times.
-Where it is absent, `neuronrt` is started for every call, which costs a start and a load each time and cannot be stale.
-`inference_ms` has what the NPU itself took of each call, where that is said, and `load_s` what loading took.
+The library (NeuronRuntimeV2, headers RuntimeV2.h and Types.h of the Neuron SDK) loads a part once and runs it many
+times. Where it is absent, `neuronrt` is started for every call, which costs a start and a load each time and cannot be
+stale. `inference_ms` has what the NPU itself took of each call, where that is said, and `load_s` what loading took.
 """
 
 import ctypes
@@ -182,10 +182,11 @@ class NeuronRunner(Parts):
 def require_fresh(
     part: str, tensors: Sequence[Tensor], run: Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
 ) -> None:
-    """Raise RuntimeError where two inputs have one output: runtimes were seen that read their inputs once and for all."""
+    """Raise RuntimeError where two inputs have one output: runtimes were seen that read inputs once and for all."""
     noise = np.random.default_rng(0)
     first, second = (
-        [noise.standard_normal(tensor["shape"]).astype(tensor["dtype"]) for tensor in tensors] for _ in range(2)
+        [np.asarray(noise.standard_normal(tensor["shape"])).astype(tensor["dtype"]) for tensor in tensors]
+        for _ in range(2)
     )
     before, after = run(first), run(second)
     if all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, after)):  # noqa: B905
@@ -205,9 +206,8 @@ class NeuronrtRunner(Parts):
         self.padded = {name: part.get("bridge") == "disallowed" for name, part in parts.items()}
         for name, file in self.files.items():
             start = time.perf_counter()
-            described(
-                self._start([self.program, "-a", str(file), "-d"], file), name, self.inputs[name], self.outputs[name]
-            )
+            said = self._start([self.program, "-a", str(file), "-d"], file)
+            described(said, name, self.inputs[name], self.outputs[name])
             self.load_s[name] = time.perf_counter() - start
 
     def _run(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
@@ -286,7 +286,7 @@ def open_runner(
     library = None if asked == "neuronrt" else open_library((asked,) if asked else LIBRARIES)
     if library is not None:
         return NeuronRunner(library, Path(folder), parts)
-    program = shutil.which("neuronrt") or ""
+    program = shutil.which("neuronrt") or shutil.which("neuronrt", path="/usr/sbin") or ""
     if not program:
         raise RuntimeError(
             "no Neuron runtime on this board: install mediatek-libneuron and mediatek-neuron-utils, "
