@@ -74,8 +74,8 @@ def test_the_simulator_gives_what_the_float_graphs_give(doubles: Doubles, cached
             np.testing.assert_allclose(outputs[name], array, atol=1e-3)
     assert found["said"] == {
         "part": "no part 'joiner' here: have decoder",
-        "input": "decoder takes embedding, mask, self_k_0, self_v_0, self_k_1, self_v_1, cross_k_0, cross_v_0, cross_k_1, "
-        "cross_v_1, not ",
+        "input": "decoder takes embedding, mask, self_k_0, self_v_0, self_k_1, self_v_1, "
+        "cross_k_0, cross_v_0, cross_k_1, cross_v_1, not ",
         "shape": "decoder takes mask as (1, 1, 1, 65), not (1, 1, 65)",
         "damaged": "TFLiteExecutor cannot load damaged.tflite: damaged.tflite cannot be parsed",
         "file": "no file x.tflite for part 'decoder'",
