@@ -206,7 +206,7 @@ class NeuronrtRunner(Parts):
         self.padded = {name: part.get("bridge") == "disallowed" for name, part in parts.items()}
         for name, file in self.files.items():
             start = time.perf_counter()
-            said = self._start([self.program, "-a", str(file), "-d"], file)
+            said = self._start([self.program, "-a", self.place(file), "-d"], file)
             described(said, name, self.inputs[name], self.outputs[name])
             self.load_s[name] = time.perf_counter() - start
 
@@ -217,18 +217,30 @@ class NeuronrtRunner(Parts):
             made = [Path(scratch) / f"out{number}.bin" for number in range(len(self.outputs[part]))]
             for path, array in zip(given, arrays):  # noqa: B905
                 np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tofile(path)
-            command = [self.program, "-m", "hw", "-a", str(file)]
-            command += [word for path in given for word in ("-i", str(path))]
-            command += [word for path in made for word in ("-o", str(path))]
+            self.send(given)
+            command = [self.program, "-m", "hw", "-a", self.place(file)]
+            command += [word for path in given for word in ("-i", self.place(path))]
+            command += [word for path in made for word in ("-o", self.place(path))]
             said = self._start([*command, "-c", "1", "-b", "100"], file)
             took = TOTAL.search(said)
             if took is None:
                 raise RuntimeError(f"neuronrt ran {file.name} and says no total inference time: {_last(said)}")
             self.inference_ms[part].append(float(took[1]))
+            self.fetch(made)
             return [
                 read_raw(path, entry, self.padded[part])
                 for path, entry in zip(made, self.outputs[part])  # noqa: B905
             ]
+
+    def place(self, path: Path) -> str:
+        """Say where the program finds a file: here, unless it runs elsewhere (adb.py)."""
+        return str(path)
+
+    def send(self, files: Sequence[Path]) -> None:
+        """Put inputs where the program reads them."""
+
+    def fetch(self, files: Sequence[Path]) -> None:
+        """Get outputs from where the program wrote them."""
 
     def _start(self, command: Sequence[str], file: Path) -> str:
         try:
