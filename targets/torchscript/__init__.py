@@ -1,4 +1,4 @@
-"""The other float reference: TorchScript graphs run by torch on this machine, as traced for MediaTek's converter."""
+"""The other float reference: TorchScript graphs run by torch on this machine."""
 
 import json
 import shutil
