@@ -1,6 +1,6 @@
 """Trace and convert one part inside MediaTek's environment, in the working folder.
 
-convert   weights.npz [, samples/*.npz] [, CONFIG]   -> PART.pt, PART.tflite [, CONFIG]
+convert   PART.npz [, samples/*.npz] [, CONFIG]   -> PART.pt, PART.tflite [, CONFIG]
 
 CONFIG is a precision_config_file: with a precision_proportion the converter writes it, without one it reads it. Every
 attribute is set only where this version of the converter has it, and which it has not is said.
@@ -30,7 +30,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
     part = job["part"]
     model = json.loads(Path(job["model"]).read_text(encoding="utf-8"))
-    with np.load("weights.npz") as stored:
+    with np.load(f"{part}.npz") as stored:
         made = importlib.import_module(job["module"]).rebuild(model, part, dict(stored))
     inputs = tuple(made.inputs.values())
     trace(torch, made.module, inputs, Path(f"{part}.pt"))

@@ -105,12 +105,12 @@ def test_what_cannot_be_built_is_said(cached: Path, quantized: Path, tmp_path: P
         stand_in.compile(graphs, None, stand_in.Options(precision="auto"), tmp_path)
     with pytest.raises(BadOptions, match="int8 needs calibration data"):
         stand_in.compile(graphs, None, stand_in.Options(precision="int8"), tmp_path)
+    nothing = stand_in.Options(precision="int8", float_nodes=("encoder:*",))
     with pytest.raises(Broken, match="came out without one int8 product"):
-        options = stand_in.Options(precision="int8", float_nodes=("encoder:*",))
-        stand_in.compile(graphs, None, options, tmp_path, quantized=quantized)
+        stand_in.compile(graphs, None, nothing, tmp_path, quantized=quantized)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "encoder.tflite").symlink_to(quantized / "encoder.tflite")
     with pytest.raises(BadInput, match="ranges come with a float part"):
-        (tmp_path / "half").mkdir()
-        (tmp_path / "half" / "encoder.tflite").symlink_to(quantized / "encoder.tflite")
         stand_in.compile(graphs, None, stand_in.Options(precision="int8"), tmp_path, quantized=tmp_path / "half")
 
 
