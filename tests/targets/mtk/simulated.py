@@ -13,6 +13,20 @@ enter_bare("targets.mtk.toolchain.simulate")
 from targets.mtk.toolchain.simulate import open_runner  # noqa: E402
 
 
+class Crashes:
+    """An executor that raises."""
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        raise ValueError("it broke\nsomewhere inside")
+
+
+class Silent:
+    """An executor that gives nothing."""
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return []
+
+
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Run a sample, store its outputs, and collect what is said to wrong calls."""
     binary, part = Path(job["binary"]), job["part"]
@@ -29,6 +43,10 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         "damaged": lambda: open_runner(Path(), {part: {**parts[part], "tflite": {"file": "damaged.tflite"}}}),
         "file": lambda: open_runner(Path(), {part: {**parts[part], "tflite": {"file": "x.tflite"}}}),
     }
+    for case, executor in (("crash", Crashes()), ("nothing", Silent())):
+        broken = open_runner(binary, {part: parts[part]})
+        broken.executors[part] = executor
+        calls[case] = lambda broken=broken: broken.run(part, sample)
     said = {}
     for case, call in calls.items():
         try:

@@ -79,6 +79,8 @@ def test_the_simulator_gives_what_the_float_graphs_give(doubles: Doubles, cached
         "shape": "decoder takes mask as (1, 1, 1, 65), not (1, 1, 65)",
         "damaged": "TFLiteExecutor cannot load damaged.tflite: damaged.tflite cannot be parsed",
         "file": "no file x.tflite for part 'decoder'",
+        "crash": "TFLiteExecutor cannot run decoder: it broke",
+        "nothing": "TFLiteExecutor gave no result for decoder",
     }
 
 
@@ -195,6 +197,7 @@ def test_attributes_of_another_version_are_left_out_and_reported(
     [
         ({"without": ["precision_config_file"]}, "has no precision_config_file, so no layer can keep 16 bits"),
         ({"foreign_names": True}, "precision file names no tensor of"),
+        ({"config": "odd"}, "wrote a precision file of another form"),
     ],
 )
 def test_a_precision_file_that_cannot_be_used_is_no_silent_w8a8(
@@ -297,6 +300,26 @@ def test_converters_of_other_signatures_are_called_as_they_want(tmp_path: Path) 
     assert inside.open_converter(Sdk, Path("x.pt"), (torch.zeros(1, 2),)) == ("x.pt", [[1, 2]])
     with pytest.raises(RuntimeError, match="there is no calibration sample"):
         inside.samples_of(tmp_path / "none")
+
+    class Compiled:
+        __signature__ = "none that Python knows"
+
+        def __call__(self) -> None: ...
+
+    assert inside._parameters(Compiled()) is None
+
+
+def test_a_converter_that_wrote_no_precision_file_is_a_failure(doubles: Doubles, cached: Path, tmp_path: Path) -> None:
+    doubles.inject(converter={"config": "none"})
+    options = target.Options(precision="int8", samples=1)
+    with pytest.raises(ToolchainFailed, match=r"took precision_config_file and wrote no precision.json"):
+        target.compile(only(cached, tmp_path / "graphs"), cached / "calibration", options, tmp_path / "out")
+
+
+def test_int8_without_one_int8_product_is_no_int8(doubles: Doubles, cached: Path, tmp_path: Path) -> None:
+    options = target.Options(precision="int8", samples=1, float_nodes=("cross:*",))
+    with pytest.raises(Broken, match="came out without one int8 product"):
+        target.compile(only(cached, tmp_path / "graphs", "cross"), cached / "calibration", options, tmp_path / "out")
 
 
 def test_the_probe_converts_two_ops(doubles: Doubles, tmp_path: Path) -> None:

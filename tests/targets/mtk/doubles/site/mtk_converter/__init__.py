@@ -81,6 +81,11 @@ class PyTorchConverter:
         zeros = [torch.zeros(shape, dtype=kind) for shape, kind in zip(self._shapes, self._types, strict=True)]
         content = convert(self._module, zeros, own, self._quantizer())
         content = b"" if inject.get("empty") else content + MARK + self._source
+        config = vars(self).get("precision_config_file")
+        if config and inject.get("config") == "none":
+            Path(config).unlink()
+        elif config and inject.get("config") == "odd":
+            Path(config).write_text('{"specs": []}')
         if output_file is None:
             return content
         Path(output_file).write_bytes(content)
