@@ -18,7 +18,7 @@ VENDOR_SDKS = {
     "hailo_platform",
 }
 ON_THE_BOARD = {"session.py", "features.py", "decode.py", "stream.py", "runner.py"}
-BOARD_RUNTIMES = {"numpy", "onnxruntime", "torch", "rknnlite", "hailo_platform"}
+BOARD_RUNTIMES = {"numpy", "onnxruntime", "torch", "rknnlite", "hailo_platform", "ai_edge_litert"}
 
 
 def imports(path: Path) -> set[str]:

@@ -16,8 +16,7 @@ EIGHT, SIXTEEN = ("int8", "uint8"), ("int16",)
 def audit(path: Path) -> dict[str, Any]:
     """Return size_bytes, int8_mac_share, w8a16_mac_share, nodes_total, nodes_int8, nodes_w8a16 and ops by name.
 
-    A product counts as int8 when it reads 8-bit values and puts out 8-bit values, as w8a16 when it reads 16-bit values
-    against weights of 8 bits.
+    A product counts as int8 when it reads and puts out 8-bit values, as w8a16 when either has 16 bits.
     """
     model = read(path)
     macs, nodes = Counter[str](), Counter[str]()
@@ -44,7 +43,7 @@ def precision(model: Model, op: Op) -> str:
     kinds = {model.tensors[t].dtype for t in (*op.inputs[:1], *op.outputs[:1]) if t >= 0}
     if kinds <= set(EIGHT):
         return "int8"
-    return "w8a16" if kinds <= set(SIXTEEN) else "float"
+    return "w8a16" if kinds <= {*EIGHT, *SIXTEEN} else "float"
 
 
 def products(model: Model, op: Op) -> int:

@@ -40,7 +40,7 @@ def hand_over(graphs: Path, part: str, folder: Path) -> dict[str, Any]:
     places = read_places(graphs)
     weights = read_parameters(onnx.load(graphs / read_model(graphs)["parts"][part]["file"]), places.parts[part])
     save: Any = np.savez
-    save(folder / "weights.npz", **weights)
+    save(folder / f"{part}.npz", **weights)
     return {"part": part, "module": places.module, "model": str((graphs / "model.json").resolve())}
 
 

@@ -78,12 +78,13 @@ def lint(graphs: Path) -> list[Finding]:
             "this is read off the ONNX graphs; `nightjar toolchain install %s` lets it be read off real .tflite files",
             TOOLCHAIN,
         )
+    converted = _converted(found, graphs, list(model["parts"])) if found is not None else {}
     findings = []
     for part, entry in model["parts"].items():
         findings += list(_boundary(part, entry))
         graph = Graph(onnx.load(graphs / entry["file"]))
         findings += list(_shapes(part, graph))
-        findings += list(of_onnx(part, graph) if found is None else of_tflite(part, _converted(found, graphs, part)))
+        findings += list(of_tflite(part, converted[part]) if part in converted else of_onnx(part, graph))
     return findings
 
 
@@ -152,10 +153,10 @@ def _finding(level: str, part: str, node: str, op: str, why: str, remedy: str) -
     )
 
 
-def _converted(found: Toolchain, graphs: Path, part: str) -> Model:
-    """Make a real .tflite of a part, as the stand-in does."""
+def _converted(found: Toolchain, graphs: Path, parts: list[str]) -> dict[str, Model]:
+    """Make a real .tflite of each part, as the stand-in does."""
     with tempfile.TemporaryDirectory(prefix="nightjar-mtk-") as name:
         folder = Path(name)
-        job = {"kind": "convert", "to_quantize": False, **hand_over(graphs, part, folder)}
-        found.call(inside.__name__, job, folder, CONVERT_S)
-        return read(folder / f"{part}.tflite")
+        given = [hand_over(graphs, part, folder) for part in parts]
+        found.call(inside.__name__, {"kind": "convert", "to_quantize": False, "parts": given}, folder, CONVERT_S)
+        return {part: read(folder / f"{part}.tflite") for part in parts}

@@ -89,20 +89,24 @@ def _prepare(found: Toolchain, graphs: Path, calibration: Path | None, options: 
     samples = CalibrationSet.open(calibration) if calibration is not None else None
     parts = list(read_model(graphs)["parts"])
     out.mkdir(parents=True, exist_ok=True)
-    for number, part in enumerate(parts):
-        with tempfile.TemporaryDirectory(prefix="nightjar-mtk-") as name:
-            folder = Path(name)
-            job = {"kind": "convert", "to_quantize": samples is not None, **hand_over(graphs, part, folder)}
-            found.call(inside.__name__, job, folder, CONVERT_S)
-            if samples is not None:
-                count = write_samples(samples, part, options.samples, folder / "samples")
+    with tempfile.TemporaryDirectory(prefix="nightjar-mtk-") as name:
+        folder = Path(name)
+        given = [hand_over(graphs, part, folder) for part in parts]
+        job = {"kind": "convert", "to_quantize": samples is not None, "parts": given}
+        found.call(inside.__name__, job, folder, CONVERT_S)
+        for number, part in enumerate(parts):
+            if samples is None:
+                break
+            count = write_samples(samples, part, options.samples, folder / "samples")
 
-                def show(what: str, done: int, total: int, before: int = number) -> None:
-                    tick(100 * before + 100 * done // total, 100 * len(parts))
+            def show(what: str, done: int, total: int, before: int = number) -> None:
+                tick(100 * before + 100 * done // total, 100 * len(parts))
 
-                found.call(inside.__name__, {"kind": "extremes", "part": part}, folder, COLLECT_S, on_progress=show)
-                shutil.move(folder / "extremes.json", out / f"{part}.ranges.json")
-                (out / f"{part}.samples.json").write_text(json.dumps({"samples": count}) + "\n", encoding="utf-8")
+            found.call(inside.__name__, {"kind": "extremes", "part": part}, folder, COLLECT_S, on_progress=show)
+            shutil.move(folder / "extremes.json", out / f"{part}.ranges.json")
+            (out / f"{part}.samples.json").write_text(json.dumps({"samples": count}) + "\n", encoding="utf-8")
+            shutil.rmtree(folder / "samples")
+        for part in parts:
             shutil.move(folder / f"{part}.tflite", out / f"{part}.tflite")
 
 
@@ -132,6 +136,9 @@ def _quantize(
         (folder / f"{part}.tflite").symlink_to((made / f"{part}.tflite").resolve())
         (folder / "ranges.json").write_text(json.dumps(_settled(model, extremes, silenced)), encoding="utf-8")
         wanted = [[model.ops[number].op, _names(model, number), b] for number, b in sorted(bits.items()) if b != FLOAT]
+        if not wanted:  # the quantizer has no word for nothing
+            shutil.copyfile(made / f"{part}.tflite", out)
+            return
         job = {"kind": "quantize", "part": part, "ops": wanted}
         found.call(inside.__name__, job, folder, CONVERT_S)
         shutil.move(folder / "quantized.tflite", out)

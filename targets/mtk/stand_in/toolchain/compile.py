@@ -1,6 +1,6 @@
-"""Convert and quantize one part inside the stand-in's environment; three kinds of job, all in the working folder.
+"""Convert and quantize parts inside the stand-in's environment; three kinds of job, all in the working folder.
 
-convert   weights.npz                              -> PART.tflite, float, of the model's own modules
+convert   PART.npz, of each part                   -> PART.tflite, float, of the model's own modules
 extremes  PART.tflite, samples/*.npz               -> extremes.json, every float tensor's (low, high) of each sample
 quantize  PART.tflite, ranges.json                 -> quantized.tflite
 """
@@ -20,14 +20,15 @@ LOWEST = -1e30
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job; returns nothing of note."""
-    kind, file = job["kind"], Path(f"{job['part']}.tflite")
-    if kind == "convert":
-        model = json.loads(Path(job["model"]).read_text(encoding="utf-8"))
-        with np.load("weights.npz") as stored:
-            made = importlib.import_module(job["module"]).rebuild(model, job["part"], dict(stored))
-        if job["to_quantize"]:
-            keep_gains_apart(made.module)
-        convert(made.module, tuple(made.inputs.values()), file)
+    kind, file = job["kind"], Path(f"{job.get('part')}.tflite")
+    if kind == "convert":  # all parts in one process: importing litert-torch takes longer than a small part
+        for each in job["parts"]:
+            model = json.loads(Path(each["model"]).read_text(encoding="utf-8"))
+            with np.load(f"{each['part']}.npz") as stored:
+                made = importlib.import_module(each["module"]).rebuild(model, each["part"], dict(stored))
+            if job["to_quantize"]:
+                keep_gains_apart(made.module)
+            convert(made.module, tuple(made.inputs.values()), Path(f"{each['part']}.tflite"))
     elif kind == "extremes":
         found = extremes(file, sorted(Path("samples").glob("*.npz")))
         Path("extremes.json").write_text(json.dumps(found), encoding="utf-8")
