@@ -151,7 +151,7 @@ def test_what_people_have_met_is_sorted(kind: str, message: str, sort: str, agai
         ("[info] Using default optimization level of 2", 0, 2, ""),
         (
             "[warning] Reducing optimization level to 0 (the accuracy won't be optimized and compression won't be "
-            "used) because there's no available GPU\n[warning] Running model optimization with zero level of optimization",
+            "used) because there's no available GPU\n[warning] Running model optimization with zero level",
             2,
             0,
             "there's no available GPU",
