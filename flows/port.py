@@ -88,7 +88,7 @@ def prepared(request: PortRequest, sources: Callable[[Any], tuple[Source | None,
 def built(request: PortRequest, made: Prepared, calibration: Any) -> tuple[Any, Any]:
     """Build the binary in the request's precision; return it and, where one was searched for, what was found."""
     found = Searched(made.graphs, {}, None)
-    if request.precision == "int8":
+    if request.precision in ("int8", "w8a16"):
         found = Searched(made.graphs, parameters(request, made.graphs, calibration), None)
     elif request.precision == "auto":
         found = searched(

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel
 
+from nightjar.adb import SERIAL
 from nightjar.boards import find_board
 from nightjar.closure import version
 from nightjar.errors import RunnerFailed, SessionFailed
@@ -225,6 +226,8 @@ class BoardRef(BaseModel, frozen=True):
     facts: BoardFacts
     toolchain: str = ""  # of the target whose SDK is the board: its simulator
     remote: bool = False  # an ssh alias
+    adb: str = ""  # the serial of a device without Python: the session runs here, and its runner calls there
+    runner: str = ""  # the module that runs the target's parts, where that is not its runner.py
 
     def identity(self) -> dict[str, object]:
         """Return the part a result depends on."""
@@ -240,6 +243,9 @@ class BoardRef(BaseModel, frozen=True):
             from nightjar.ssh import SshBoard  # fabric, only when a board is used
 
             return SshBoard(find_board(self.alias))
+        if self.adb:
+            environment = {**os.environ, SERIAL: self.adb}
+            return LocalBoard(environment=environment, runners={self.runner.split(".")[1]: self.runner})
         if not self.toolchain:
             return LocalBoard()
         sdk = toolchain(self.toolchain)
@@ -250,8 +256,8 @@ class BoardRef(BaseModel, frozen=True):
 
 
 def runner_module(board: BoardRef) -> str:
-    """Name the module that runs a target's parts in the target's own SDK."""
-    return f"targets.{board.toolchain}.toolchain.simulate"
+    """Name the module that runs a target's parts, where that is not its runner.py: in its own SDK, or by adb."""
+    return board.runner or f"targets.{board.toolchain}.toolchain.simulate"
 
 
 def workers() -> int:

@@ -11,6 +11,7 @@
     service = "localhost:50051"        # its board service (nightjar/serve.py), in place of ssh for long harvests
     service_ca = "ca.pem"              # beyond localhost; service_cert and service_key, or service_token, beside it
     notes = "on the shelf, RK3588, 8 GiB"
+    adb = "0123456789ABCDEF"           # serial of an Android device, in place of ssh (nightjar/adb.py)
     [rk1.program]                      # an executable of its own, for --program declared
     command = ["./rknn_whisper_demo", "encoder.rknn", "decoder.rknn", "{language}", "{clip}"]
     cwd = "/opt/rknn_whisper_demo"
@@ -64,6 +65,7 @@ class BoardEntry(BaseModel):
     service_cert: str | None = Field(None, description="PEM file of our own certificate, and service_key its key")
     service_key: str | None = None
     service_token: str | None = Field(None, description="file of the service's token")
+    adb: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.:-]{0,100}$", description="adb serial, in place of ssh")
     notes: str = ""
     program: ProgramEntry | None = Field(None, description="its own executable, called clip by clip")
 

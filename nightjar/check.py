@@ -5,11 +5,12 @@ from typing import Literal
 
 from nightjar.board import BoardFacts
 from nightjar.boards import Reach, find_board, resolved
+from nightjar.closure import module_file
 from nightjar.doctor import Finding
 from nightjar.link import printable
 from nightjar.plugins import Plugin, names, plugin
 from nightjar.ssh import Health, SshBoard, Visit
-from nightjar.target import PYTHON, absent_of, findings_of, probe_of
+from nightjar.target import PYTHON, absent_of, board_of, findings_of, probe_of
 
 DISK_BYTES = 1 << 30  # a small model, its clips and its harvest
 MEMORY_BYTES = 1 << 28
@@ -21,6 +22,8 @@ def check(alias: str, target: str | None) -> list[Finding]:
     """Look at a board for one target, by default that of boards.toml, else for all; raises BoardMissing."""
     reach = find_board(alias)
     wanted = target or reach.entry.target
+    if reach.entry.adb:
+        return _by_adb(alias, wanted)
     chosen = [plugin("targets", name) for name in ([wanted] if wanted else names("targets"))]
     runtimes = tuple(runtime for each in chosen for runtime in each.load().RUNTIMES)
     with SshBoard(reach) as board:
@@ -39,6 +42,18 @@ def check(alias: str, target: str | None) -> list[Finding]:
     else:
         findings.append(Finding("lock", "ok", "free"))
     return findings
+
+
+def _by_adb(alias: str, wanted: str | None) -> list[Finding]:
+    """Look at a device that adb reaches, for a target that knows how."""
+    name = wanted or next((each for each in names("targets") if module_file(f"targets.{each}.adb")), "")
+    found = board_of(plugin("targets", name), alias)
+    versions = ", ".join(f"{each} {version}" for each, version in found.facts.runtimes.items() if each != "numpy")
+    return [
+        Finding("reached", "ok", f"adb {found.adb}"),
+        Finding("board", "ok", found.facts.soc),
+        Finding(f"target {name}", "ok", versions),
+    ]
 
 
 def _python(reach: Reach, visit: Visit) -> list[Finding]:

@@ -23,6 +23,7 @@ StageName = Literal[
     "plan",
     "measure",
     "frontier",
+    "lint",
     "evaluate",
     "stock",
     "judge",
@@ -59,7 +60,9 @@ class PortRequest(BaseModel):
     board_wait: float | None = Field(
         None, ge=0, description="seconds to wait for a board that somebody else holds; default: as long as it takes"
     )
-    precision: Literal["fp", "int8", "auto"] = Field("int8", description="numbers the binary computes with")
+    precision: Literal["fp", "int8", "w8a16", "auto"] = Field(
+        "int8", description="numbers the binary computes with; w8a16: int8 weights, int16 activations"
+    )
     window: float | None = Field(None, gt=0, description="audio window in seconds; default: the target's recipe")
     decoder: Literal["window", "static", "cached"] | None = Field(
         None, description="decoder protocol; default: the target's recipe"
@@ -176,6 +179,14 @@ PROGRAM = (
 )
 
 
+class LintRequest(PortRequest):
+    """Say beforehand what a target will refuse in a model, and what its recipe does about it."""
+
+    FLAGS: ClassVar[tuple[str, ...]] = (
+        *("model", "checkpoint", "target", "window", "decoder", "positional", "host_embedding", "refresh"),
+    )
+
+
 class ImportRequest(PortRequest):
     """Make a calibration set of encoder outputs that another tool dumped."""
 
@@ -240,7 +251,7 @@ class AttributeRequest(PortRequest):
         *("search_delta_wer", "refresh"),
     )
 
-    precisions: tuple[Literal["float", "fp", "int8", "auto"], ...] = Field(
+    precisions: tuple[Literal["float", "fp", "int8", "w8a16", "auto"], ...] = Field(
         ("float", "fp", "int8", "auto"),
         description="of encoder and decoder; float is the graphs as they are",
     )
@@ -256,7 +267,7 @@ class TranscribeRequest(PortRequest):
     )
 
     files: tuple[Path, ...] = Field(description="audio files, manifests or folders")
-    precision: Literal["fp", "int8", "auto"] = Field("fp", description="numbers the binary computes with")
+    precision: Literal["fp", "int8", "w8a16", "auto"] = Field("fp", description="numbers the binary computes with")
     long: Literal["skip", "refuse", "chunk"] = Field(
         "chunk", description="audio longer than the window: chunk cuts it at pauses and joins the text of the pieces"
     )

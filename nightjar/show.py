@@ -144,6 +144,27 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     screen.say(f"report: {results['report']}")
 
 
+def show_lint(screen: Screen, results: dict[str, Any]) -> None:
+    """Print what a target refuses of the plain export, and what its recipe leaves."""
+    target = results["target"]
+    if not results["linted"]:
+        said = f"what it refuses, its compiler says (`nightjar port --target {target}`)"
+        screen.say(f"target {target} has no lint.py: {said}")
+        return
+    for name, said in (("plain", "the reference export"), ("recipe", f"the recipe of {target}")):
+        findings = results[name]
+        refused = sum(finding["level"] == "refuse" for finding in findings)
+        colour = "red" if refused else "green"
+        warned = f", {len(findings) - refused} warnings" if len(findings) > refused else ""
+        screen.say(f"[bold]{said}[/bold]: [{colour}]{refused or 'nothing'} refused[/{colour}]{warned}")
+        for finding in findings:
+            where = f"{finding['op']} in {finding['place']} ({finding['node'][-80:]})"
+            place = f"{finding['level']:<6} {finding['part']}: {where}"
+            screen.console.print(f"  {place}", style="yellow", markup=False)
+            screen.console.print(f"         why:    {finding['why']}", markup=False)
+            screen.console.print(f"         remedy: {finding['remedy']}", markup=False)
+
+
 def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
     """Print the texts of a comparison side by side."""
     table = Table(box=None, padding=(0, 2))

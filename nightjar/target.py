@@ -18,6 +18,7 @@ called NAME "<name>.stand_in", with one board, `stand-in`. It is what runs where
 else.
 """
 
+import contextlib
 import importlib
 import logging
 from types import ModuleType
@@ -25,12 +26,13 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from nightjar.adb import devices
 from nightjar.board import BoardFacts, BoardRef, LocalBoard, runner_module
 from nightjar.boards import OWN, Reach, boards_file, find_board
 from nightjar.closure import module_file
-from nightjar.errors import BadOptions, BoardMissing
+from nightjar.errors import BadOptions, BoardMissing, ToolchainMissing
 from nightjar.plugins import Plugin, plugin
-from nightjar.toolchain import Toolchain, folder_of, pinned, requirements_of, toolchain
+from nightjar.toolchain import pinned, requirements_of, toolchain
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,12 @@ def target_of(name: str, board: str | None) -> Plugin:
         boards = ", ".join(found.load().TIERS)
         raise BoardMissing(f"nothing stands in for target {name}; it has board {boards}: pass --board with one of them")
     return Plugin(module=f"{found.module}.stand_in")
+
+
+def linter_of(name: str) -> Plugin | None:
+    """Return what looks at graphs before they are compiled for a target, None where the target cannot tell."""
+    found = plugin("targets", name)
+    return Plugin(module=f"{found.module}.lint") if module_file(f"{found.module}.lint") else None
 
 
 def boards_of(name: str) -> dict[str, str]:
@@ -149,6 +157,9 @@ def board_of_program(target: Plugin, alias: str | None) -> BoardRef:
 def _remote(target: Plugin, alias: str) -> BoardRef:
     """Name a board behind ssh, which has the tier of the target's own machine; asks it what it is."""
     module = target.load()
+    reach = _reached(target, alias)
+    if reach.entry.adb:
+        return _by_adb(target, alias, reach.entry.adb)
     reach, facts = _visited(target, alias, module.RUNTIMES)
     if tuple(map(int, facts.python.split(".")[:2])) < PYTHON:
         raise BoardMissing(
@@ -196,8 +207,33 @@ def _differences(one: BoardFacts, other: BoardFacts) -> str:
     return ", ".join(f"{name} {said.get(name, 'absent')} and {theirs.get(name, 'absent')}" for name in names)
 
 
-def _visited(target: Plugin, alias: str, runtimes: tuple[str, ...]) -> tuple[Reach, BoardFacts]:
-    """Ask a board behind ssh what it is; raises BoardMissing for one that is not this target's."""
+def _by_adb(target: Plugin, alias: str, serial: str) -> BoardRef:
+    """Name a device that adb reaches, and ask it what it is."""
+    module, way = target.load(), f"{target.module}.adb"
+    if module_file(way) is None:
+        raise BoardMissing(
+            f"board {alias} is reached by adb, and target {module.NAME} has no adb.py: pass --board with another"
+        )
+    try:
+        if serial not in (there := devices()):
+            raise BoardMissing(
+                f"adb has no device {serial} for board {alias}; it has {', '.join(there) or 'none'}: "
+                "connect it, allow this computer on its screen, then look at `adb devices`"
+            )
+        said = importlib.import_module(way).versions(serial)
+    except RuntimeError as error:
+        raise BoardMissing(f"board {alias} does not answer ({error}): look at `adb devices`") from error
+    here = LocalBoard().facts(())
+    runtimes = {name: version for name, version in said.items() if name != "soc"}
+    facts = here.model_copy(update={"soc": said["soc"], "runtimes": {**here.runtimes, **runtimes}})
+    if absent := absent_of(module, facts):
+        raise BoardMissing(f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it there")
+    preflight(target, alias, facts)
+    return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, adb=serial, runner=way)
+
+
+def _reached(target: Plugin, alias: str) -> Reach:
+    """Find a board; raises BoardMissing for one that is not this target's."""
     module = target.load()
     if "local" not in module.TIERS or alias in OWN:
         raise BoardMissing(f"target {module.NAME} has no board {alias!r}; have {', '.join(module.TIERS)}: pass --board")
@@ -207,6 +243,12 @@ def _visited(target: Plugin, alias: str, runtimes: tuple[str, ...]) -> tuple[Rea
             f"board {alias} is for target {reach.entry.target}, as {boards_file()} says, and not for {module.NAME}: "
             "pass --target or --board"
         )
+    return reach
+
+
+def _visited(target: Plugin, alias: str, runtimes: tuple[str, ...]) -> tuple[Reach, BoardFacts]:
+    """Ask a board behind ssh what it is; raises BoardMissing for one that is not this target's."""
+    reach = _reached(target, alias)
     from nightjar.ssh import SshBoard  # fabric, only when a board is used
 
     with SshBoard(reach) as board:
@@ -229,9 +271,9 @@ def findings_of(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
     if module_file(f"{target.module}.preflight") is None:
         return []
     name = target.load().NAME
-    made_by = (
-        pinned(requirements_of(name)) | Toolchain(name, folder_of(name)).versions()
-    )  # a vendor's wheels have no pin
+    made_by = pinned(requirements_of(name))
+    with contextlib.suppress(ToolchainMissing):  # what only the vendor gives is no pin, and perhaps not here
+        made_by |= toolchain(name).versions()
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
 
 
@@ -245,6 +287,6 @@ def preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
 
 def session_of(decode: Plugin, target: Plugin, board: BoardRef) -> tuple[Plugin, ...]:
     """List the modules that travel to the board, so that their code enters the key."""
-    own = runner_module(board) if board.toolchain else f"{target.module}.runner"
+    own = runner_module(board) if board.toolchain or board.runner else f"{target.module}.runner"
     others = (f"targets.{name}.runner" for name in getattr(target.load(), "RUNNERS", ()))
     return decode, *(Plugin(module=module) for module in (own, *others))

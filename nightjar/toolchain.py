@@ -254,7 +254,11 @@ def how_to_install(target: str) -> str:
     vendor = vendor_of(target)
     if vendor is None:
         return f"run `nightjar toolchain install {target}`"
-    return f"get {vendor.name} ({vendor.source}), then run `nightjar toolchain install {target} --sdk FOLDER`"
+    own = f"get {vendor.name} ({vendor.source}), then run `nightjar toolchain install {target} --sdk FOLDER`"
+    if not (ROOT / "targets" / target / "stand_in" / "__init__.py").is_file():
+        return own
+    other = f"`nightjar toolchain install {target}.stand_in`" if f"{target}.stand_in" in with_toolchain() else ""
+    return f"{own}; or pass --board stand-in, which is no NPU's" + (f", after {other}" if other else "")
 
 
 def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None = None) -> Toolchain:

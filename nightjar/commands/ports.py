@@ -1,4 +1,4 @@
-"""port, evaluate, transcribe, attribute, compare, reproduce: each is a flow."""
+"""port, evaluate, transcribe, attribute, lint, compare, reproduce: each is a flow."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from nightjar.commands import EXIT_CODES, add_request, write_json
 from nightjar.flags import parse_options
-from nightjar.request import AttributeRequest, EvaluateRequest, PortRequest, TranscribeRequest
+from nightjar.request import AttributeRequest, EvaluateRequest, LintRequest, PortRequest, TranscribeRequest
 
 
 def add(commands: Any) -> None:
@@ -18,6 +18,9 @@ def add(commands: Any) -> None:
     add_request(commands, "transcribe", "text from a port's binary, built if need be", TranscribeRequest, _transcribe)
     said = "every encoder with every decoder: WER and SNR per pair, and whose a loss is"
     add_request(commands, "attribute", said, AttributeRequest, _attribute)
+
+    said = "what a target will refuse in a model, and what its recipe does about it"
+    add_request(commands, "lint", said, LintRequest, _lint)
 
     compare = commands.add_parser(
         "compare", help="stock Whisper, TorchScript and ONNX on given clips: text, token ids, seconds"
@@ -102,6 +105,21 @@ def _attribute(arguments: argparse.Namespace) -> int:
     show_attribution(screen, results)
     write_json(arguments, results)
     return 0
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    from nightjar.show import Screen, show_lint
+
+    request = parse_options(arguments, LintRequest)
+    screen = Screen()
+    screen.say(f"[bold]lint[/bold] {request.model} → {request.target}")
+    from flows.lint import lint_model
+    from flows.start import run_flow
+
+    results, _ = run_flow(lint_model, request, screen, refresh=request.refresh)
+    show_lint(screen, results)
+    write_json(arguments, results)
+    return 1 if any(finding["level"] == "refuse" for finding in results["recipe"]) else 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

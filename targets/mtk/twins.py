@@ -51,7 +51,7 @@ def match(onnx_model: Any, model: Model) -> dict[str, list[int]]:
 
 
 def _inside(sign: Sign, signs: Sequence[tuple[Group, Sign]]) -> Group | None:
-    """Find the group that a value is on its way to: it comes from no more and leads to no more; the nearest of those."""
+    """Find the group that a value is on its way to: it comes from no more, leads to no more, and is the nearest."""
     around = [
         (len(up) + len(down), group)
         for group, (up, down) in signs
@@ -107,7 +107,7 @@ def _anchors(model: Model, weights: Mapping[str, Group]) -> dict[int, str]:
 
 
 def _scaled(graph: Graph, model: Model, weights: Mapping[str, Group], found: Mapping[int, str]) -> dict[int, str]:
-    """Find operators whose weights a converter has multiplied per row and per column: norms' gains, constant factors."""
+    """Find operators whose weights a converter has multiplied by row and by column: norms' gains, constant factors."""
     left = {
         digest: graph.constant(group.weights[0]) for digest, group in weights.items() if digest not in found.values()
     }

@@ -1,0 +1,53 @@
+"""Say what a target will refuse in a model: of the plain export, and of the target's own recipe.
+
+checkpoint ─export─▶ graphs ─lint─▶ findings, twice
+"""
+
+import json
+from typing import Any
+
+from prefect import flow
+
+from flows.port import recipe_for
+from nightjar.errors import ToolchainMissing
+from nightjar.lint import Finding
+from nightjar.plugins import Plugin, plugin
+from nightjar.request import LintRequest, checkpoint_source, model_family
+from nightjar.target import linter_of
+from nightjar.toolchain import toolchain
+from tasks.export import export
+from tasks.lint import lint
+from tasks.stage import current_run, joining
+
+
+@flow(name="lint", flow_run_name="lint-{request.model}-{request.target}")
+def lint_model(request: LintRequest) -> dict[str, Any]:
+    """Export a model twice, as the reference has it and as the target wants it, and let the target's lint read both."""
+    with joining(request.refresh):
+        target, linter = plugin("targets", request.target), linter_of(request.target)
+        results: dict[str, Any] = {"target": request.target, "model": request.model, "plain": [], "recipe": []}
+        if linter is None:
+            return results | {"linted": False}
+        family = model_family(request)
+        checkpoint = checkpoint_source(request, family)
+        exporter = plugin("models", family, "export")
+        recipes = {
+            "plain": plugin("targets", "onnx").load().recipe(family),
+            "recipe": recipe_for(request, target.load().recipe(family)),
+        }
+        for name, recipe in recipes.items():
+            clamp = name == "plain" or request.window is None
+            graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=clamp, label=name)
+            found = lint(graphs=graphs, linter=with_tools(linter), label=name)
+            text = (current_run().store.path(found) / "findings.json").read_text(encoding="utf-8")
+            results[name] = [Finding.model_validate(entry).model_dump() for entry in json.loads(text)]
+        return results | {"linted": True, "recipes": {name: recipe.model_dump() for name, recipe in recipes.items()}}
+
+
+def with_tools(linter: Plugin) -> tuple[Plugin, ...]:
+    """Add the environment that a lint sees more with, where it is installed."""
+    name = getattr(linter.load(), "TOOLCHAIN", "")
+    try:
+        return (linter, Plugin(module=f"targets.{toolchain(name).target}")) if name else (linter,)
+    except ToolchainMissing:
+        return (linter,)

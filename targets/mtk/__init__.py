@@ -1,0 +1,63 @@
+"""MediaTek NPUs (MT8371, Genio 520): mtk_converter to .tflite, ncc-tflite to .dla, the Neuron runtime on the board.
+
+Importing it needs none of them; `compile` calls the converter in an environment of its own (nightjar/toolchain.py).
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from nightjar.recipe import Recipe
+
+NAME = "mtk"
+TIERS = {"simulator": "vendor-simulator", "local": "device"}
+DEFAULT_BOARD = "simulator"
+RUNTIMES = ("neuron",)
+
+
+class Options(BaseModel, frozen=True):
+    """How graphs become .tflite and .dla files."""
+
+    precision: Literal["fp", "int8", "w8a16", "auto"] = Field(
+        "fp", description="float16 on the NPU; int8; int8 weights with int16 activations; or auto, as a plan says"
+    )
+    soc: Literal["mt8371"] = Field("mt8371", description="the SoC to compile for")
+    samples: int = Field(64, ge=1, description="calibration samples per part, spread evenly")
+    bridge: Literal["auto", "allow", "disallow"] = Field(
+        "auto",
+        description="how outputs leave the NPU: disallow is for an SoC without EDPA; auto looks at the exec plan",
+    )
+    float_nodes: tuple[str, ...] = Field(
+        (), description="int8, auto: nodes with 16-bit activations, `part:glob` over the ONNX graph's"
+    )
+
+
+def recipe(model: str) -> Recipe:
+    """Return what this target wants of an export.
+
+    Nothing that MDLA 5.3 has no operator for: token and position tables are looked up on the CPU (GATHER), masks are
+    added and finite, no tensor has more than four dimensions or 64-bit integers. `static` is for whom the caches of
+    `cached` do not suit; the window is clamped to the model's context.
+    """
+    return Recipe(
+        window_s=30, graph_format="onnx", decoder="cached", decoder_length=448, positional="first", host_embedding=True
+    )
+
+
+def compile(
+    graphs: Path,
+    calibration: Path | None,
+    options: Options,
+    out: Path,
+    plan: Path | None = None,
+) -> None:
+    """Write the binary of docs/files.md: per part NAME.tflite and NAME.dla, and what ncc-tflite says of it.
+
+    plan: as of a precision search; what it keeps has 16-bit activations, and its whole parts are float16. Raises
+    BadOptions for int8 without calibration and for graphs that cannot be traced; ToolchainMissing, ToolchainBroken and
+    ToolchainFailed; Broken for what is not what it is called.
+    """
+    from targets.mtk.build import build  # onnx, only where it is needed
+
+    build(graphs, calibration, options, out, plan)

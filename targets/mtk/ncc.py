@@ -1,0 +1,109 @@
+"""Compile a .tflite to a .dla with ncc-tflite, and read from what it prints where each operator runs.
+
+The command line is that of public scripts for MT8371 (superLin006/MTK_model_zoo): success is an exit status of 0, a
+file, and more than nothing in it. MT8189's family has no EDPA, and a plan that has one loads nowhere ("Found an
+unsupported target: EDPA_1_2"): such a plan is compiled again without the bridge that needs it, and outputs keep the
+NPU's layout.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from nightjar.errors import Broken, ToolchainFailed
+from nightjar.logged import last_line, run_logged
+from nightjar.toolchain import Toolchain
+
+COMPILE_S = 1800.0
+PROGRAM = "ncc-tflite"
+PROFILES = {"mt8371": (("mdla5.3", "edma3.6"), ("--l1-size-kb=256", "--num-mdla=1"))}  # NPU and DMA; sizes
+NUMBERS = ("--relax-fp32", "--opt-accuracy", "--opt-footprint")
+SHOWN = ("--show-exec-plan", "--show-io-info")
+NO_BRIDGE = ("--suppress-output", "--disallow-bridge")
+TARGET = re.compile(r"\b(MDLA|EDMA|EDPA|VPU|GPU|CPU|TFLITE_CPU|DSP|APU)((?:[_. ]\d+)*)\b")
+OPERATOR = re.compile(r"\b(MTKEXT_[A-Z0-9_]+|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*)\b")
+ON_NPU = ("MDLA", "EDMA")
+
+
+def compile_dla(
+    found: Toolchain, tflite: Path, dla: Path, soc: str, bridge: Literal["auto", "allow", "disallow"]
+) -> dict[str, Any]:
+    """Write a .dla; returns {plan, off_npu, command, bridge, version}.
+
+    plan: a list of {op, target}, off_npu: operators by name that are neither MDLA's nor moved by its DMA. Raises
+    ToolchainMissing, ToolchainFailed, and Broken for a plan on hardware that the SoC lacks.
+    """
+    disallowed = bridge == "disallow"
+    said, command, version = _run(found, tflite, dla, soc, disallowed)
+    plan = read_plan(said)
+    if _needs_edpa(plan) and bridge == "auto":
+        disallowed = True
+        said, command, version = _run(found, tflite, dla, soc, disallowed)
+        plan = read_plan(said)
+    if _needs_edpa(plan):
+        raise Broken(
+            f"{dla.name} needs an EDPA, which {soc} lacks, so that no board would load it: "
+            "build with bridge auto or disallow"
+        )
+    off = Counter(step["op"] for step in plan if not step["target"].startswith(ON_NPU))
+    return {
+        "plan": plan,
+        "off_npu": dict(sorted(off.items())),
+        "command": command,
+        "bridge": "disallowed" if disallowed else "allowed",
+        "version": version,
+    }
+
+
+def arguments(soc: str, version: str, disallowed: bool) -> list[str]:
+    """Return ncc-tflite's options for a SoC; from 9 on it knows SoCs by name."""
+    (npu, *others), sizes = PROFILES[soc]
+    if version.partition(".")[0].isdigit() and int(version.partition(".")[0]) >= 9:
+        place = [f"--platform-config={soc}"]
+    else:
+        place = [f"--arch={npu}" if disallowed else f"--arch={','.join([npu, *others])}", *sizes]
+    return [*place, *NUMBERS, *(NO_BRIDGE if disallowed else ()), *SHOWN]
+
+
+def read_plan(said: str) -> list[dict[str, str]]:
+    """Read an execution plan: every line that names a target and an operator; raises Broken where none does."""
+    steps = []
+    for line in said.splitlines():
+        if target := TARGET.search(line):
+            rest = line[: target.start()] + " " + line[target.end() :]
+            if op := OPERATOR.search(rest):
+                number = re.sub(r"[. ]", "_", target[2])
+                steps.append({"op": op[1], "target": f"{target[1]}{number}"})
+    if not steps:
+        raise Broken(
+            "ncc-tflite printed no execution plan that can be read, so nobody knows what runs on the NPU: "
+            "look at toolchain.txt beside the build and report it with its version"
+        )
+    return steps
+
+
+def _needs_edpa(plan: list[dict[str, str]]) -> bool:
+    return any(step["target"].startswith("EDPA") for step in plan)
+
+
+def _run(found: Toolchain, tflite: Path, dla: Path, soc: str, disallowed: bool) -> tuple[str, list[str], str]:
+    program = found.program(PROGRAM)
+    options = arguments(soc, program.version, disallowed)
+    dla.unlink(missing_ok=True)
+    log_file = found.folder.parent / "logs" / f"{found.target}.{PROGRAM}.{dla.stem}.txt"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    log_file.unlink(missing_ok=True)
+    command = [str(program.path), *options, "-d", dla.name, tflite.name]
+    status = run_logged(command, program.environment(), dla.parent, log_file, COMPILE_S)
+    said = log_file.read_text(encoding="utf-8", errors="replace")
+    if status != 0 or not dla.is_file() or not dla.stat().st_size:
+        dla.unlink(missing_ok=True)
+        reason = {None: f"it did not end within {COMPILE_S:g} s", 0: "it reports success and wrote nothing"}.get(
+            status, last_line(said) or f"exit status {status}"
+        )
+        raise ToolchainFailed(
+            f"ncc-tflite cannot compile {tflite.name}: {reason}; log in {log_file}: "
+            "`nightjar lint --target mtk` says what the NPU has no operator for"
+        )
+    return said, [PROGRAM, *options], program.version

@@ -1,0 +1,74 @@
+"""Say before a run whether a board's Neuron runtime can take a model: standard library only, nothing is run on the NPU.
+
+A .dla has the version of the ncc-tflite that made it, and a runtime of another schema refuses it with "The DLA file is
+V<A>, mismatching runtime V<B>".
+"""
+
+from __future__ import annotations  # versions() runs on boards, which have older Pythons
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+LIBRARIES = ("libneuron_runtime.so", "libneuronusdk_runtime.mtk.so", "libneuronusdk_runtime.mtk.so.8")
+
+
+class Finding(NamedTuple):
+    """One thing found: `refuse` will not run, `warn` may not."""
+
+    level: Literal["refuse", "warn"]
+    message: str
+
+
+def versions() -> dict[str, str]:
+    """Ask the board this runs on for its Neuron runtime and its devices; what does not say is absent."""
+    return {"neuron": _runtime(), "apusys": _devices()}
+
+
+def _runtime() -> str:
+    program = shutil.which("neuronrt") or shutil.which("neuronrt", path="/usr/sbin:/usr/local/sbin")
+    if program:
+        try:
+            done = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return "unknown"
+        found = re.search(r"(\d+(?:\.\d+)+)", done.stdout + done.stderr)
+        return found.group(1) if found else "unknown"
+    folders = ("/usr/lib", "/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/vendor/lib64", "/system/lib64")
+    if any(list(Path(folder).glob(f"{name}*")) for folder in folders for name in LIBRARIES):
+        return "unknown"
+    return "unknown" if os.environ.get("NIGHTJAR_NEURON") else "absent"
+
+
+def _devices() -> str:
+    found = sorted(Path("/dev").glob("apusys*"))
+    if not found:
+        return "absent"
+    return "open" if all(os.access(path, os.R_OK | os.W_OK) for path in found) else "closed"
+
+
+def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what stands against running what this toolchain makes on a board of these versions."""
+    if board.get("apusys") == "closed":
+        rule = 'KERNEL=="apusys*", MODE="0666"'
+        yield Finding("refuse", f"/dev/apusys* cannot be opened: add the udev rule {rule}, or run as root")
+    if board.get("apusys") == "absent":
+        yield Finding("warn", "there is no /dev/apusys*: this board has no APU, or its driver is not loaded")
+    compiler, runtime = _parsed(made_by.get("ncc-tflite", "")), _parsed(board.get("neuron", ""))
+    if compiler and runtime and compiler[:1] != runtime[:1]:
+        yield Finding(
+            "refuse",
+            f"the Neuron runtime is {board['neuron']} and ncc-tflite {made_by['ncc-tflite']}: a .dla of another major "
+            "version does not load; install the SDK of the board's version",
+        )
+    elif not runtime:
+        yield Finding("warn", "the board does not say which Neuron runtime it has (`neuronrt -v`)")
+
+
+def _parsed(version: str) -> tuple[int, ...]:
+    found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip())
+    return tuple(map(int, found[1].split("."))) if found else ()

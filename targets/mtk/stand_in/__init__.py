@@ -1,0 +1,62 @@
+"""Stand-in for MediaTek's SDK: litert-torch converts, ai-edge-quantizer quantizes, LiteRT runs on this machine's CPU.
+
+It shares the recipe, the traced modules and the lint with the real target, and none of its numerics or its speed. It
+writes no .dla.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from nightjar.recipe import Recipe
+from targets import mtk
+
+NAME = "mtk.stand_in"
+TIERS = {"stand-in": "stand-in"}
+DEFAULT_BOARD = "stand-in"
+RUNTIMES = ()
+
+
+class Options(BaseModel, frozen=True):
+    """How graphs become .tflite files."""
+
+    precision: Literal["fp", "int8", "w8a16", "auto"] = Field(
+        "fp",
+        description="float32; int8; int8 weights with int16 activations; or auto, as a precision search's plan says",
+    )
+    samples: int = Field(48, ge=1, description="calibration samples per part, spread evenly")
+    float_nodes: tuple[str, ...] = Field(
+        (), description="nodes to keep float, `part:glob` over the ONNX graph's, such as decoder:/blocks.3/*"
+    )
+
+
+def recipe(model: str) -> Recipe:
+    """Return what the target itself wants of an export."""
+    return mtk.recipe(model)
+
+
+def compile(
+    graphs: Path,
+    calibration: Path | None,
+    options: Options,
+    out: Path,
+    plan: Path | None = None,
+    quantized: Path | None = None,
+) -> None:
+    """Write the binary of docs/files.md: per part NAME.tflite.
+
+    plan: as of a precision search; what it keeps has 16-bit activations, and its whole parts are float. quantized: a
+    folder of `quantization`, instead of converting and collecting ranges again. Raises BadOptions, ToolchainMissing,
+    ToolchainBroken and ToolchainFailed; Broken for an int8 part without one int8 product.
+    """
+    from targets.mtk.stand_in.build import build  # onnx, only where it is needed
+
+    build(graphs, calibration, options, out, plan, quantized)
+
+
+def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
+    """Convert every part in float and collect the range of each of its tensors: once for all plans."""
+    from targets.mtk.stand_in.build import quantization as collect
+
+    collect(graphs, calibration, options, out)

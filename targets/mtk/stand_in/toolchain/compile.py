@@ -1,0 +1,131 @@
+"""Convert and quantize one part inside the stand-in's environment; three kinds of job, all in the working folder.
+
+convert   weights.npz                              -> PART.tflite, float, of the model's own modules
+extremes  PART.tflite, samples/*.npz               -> extremes.json, every float tensor's (low, high) of each sample
+quantize  PART.tflite, ranges.json                 -> quantized.tflite
+"""
+
+import contextlib
+import importlib
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LOWEST = -1e30
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one job; returns nothing of note."""
+    kind, file = job["kind"], Path(f"{job['part']}.tflite")
+    if kind == "convert":
+        model = json.loads(Path(job["model"]).read_text(encoding="utf-8"))
+        with np.load("weights.npz") as stored:
+            made = importlib.import_module(job["module"]).rebuild(model, job["part"], dict(stored))
+        if job["to_quantize"]:
+            keep_gains_apart(made.module)
+        convert(made.module, tuple(made.inputs.values()), file)
+    elif kind == "extremes":
+        found = extremes(file, sorted(Path("samples").glob("*.npz")))
+        Path("extremes.json").write_text(json.dumps(found), encoding="utf-8")
+    else:
+        ranges = json.loads(Path("ranges.json").read_text(encoding="utf-8"))
+        quantize(file, job["ops"], ranges, Path("quantized.tflite"))
+    return {}
+
+
+def keep_gains_apart(module: Any) -> None:
+    """Keep a norm's gain out of the weights behind it, where LiteRT's converter multiplies it in.
+
+    A norm is one operator on the NPU, and a row of weights with gains of all sizes in it loses 10 dB at 8 bits. What
+    stands between them is a maximum with something that no activation is below.
+    """
+    import torch
+    from torch.nn import functional
+
+    def apart(norm: Any) -> Any:
+        def forward(x: Any) -> Any:
+            y = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            return torch.clamp_min(y, LOWEST)
+
+        return forward
+
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.LayerNorm):
+            setattr(norm, "forward", apart(norm))  # noqa: B010 (a type checker knows of no other way)
+
+
+def convert(module: Any, inputs: tuple[Any, ...], out: Path) -> None:
+    """Write a module as float .tflite."""
+    import litert_torch  # type: ignore[import-not-found]
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(None):
+        warnings.simplefilter("ignore")
+        litert_torch.convert(module, inputs).export(str(out))
+    if not out.is_file() or not out.stat().st_size:
+        raise RuntimeError(f"litert-torch reports success and wrote no {out.name}")
+
+
+def extremes(file: Path, samples: list[Path]) -> dict[str, list[tuple[float, float]]]:
+    """Run every sample and return the (low, high) of each float tensor, in order of the samples."""
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
+
+    from targets.mtk.stand_in.runner import _ordered
+
+    interpreter = Interpreter(model_path=str(file), experimental_preserve_all_tensors=True, num_threads=2)
+    interpreter.allocate_tensors()
+    details = _ordered(interpreter.get_input_details())
+    kept = [d for d in interpreter.get_tensor_details() if d["dtype"] == np.float32 and d["shape"].size]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number, path in enumerate(samples, 1):
+        with np.load(path) as sample:
+            for i, detail in enumerate(details):
+                interpreter.set_tensor(detail["index"], sample[f"arr_{i}"].astype(detail["dtype"], copy=False))
+        interpreter.invoke()
+        for detail in kept:
+            with contextlib.suppress(ValueError):  # a constant that LiteRT has packed away is no activation
+                values = interpreter.get_tensor(detail["index"])
+                if not np.isfinite(values).all():
+                    raise RuntimeError(f"tensor {detail['name']} is not finite for a calibration sample")
+                found.setdefault(detail["name"], []).append((float(values.min()), float(values.max())))
+        print(f"Collecting: {100 * number // len(samples)}%|#| {number}/{len(samples)}", flush=True)
+    return found
+
+
+def quantize(file: Path, ops: list[Any], ranges: dict[str, list[float]], out: Path) -> None:
+    """Quantize the operators of (name, output tensors, activation bits); the others stay float.
+
+    Weights have 8 bits and a scale per channel, 8-bit activations an offset, 16-bit ones none. What ai-edge-quantizer
+    does not take in 16 bits stays float.
+    """
+    from ai_edge_quantizer import qtyping, quantizer  # type: ignore[import-not-found]
+
+    integer, static = qtyping.TensorDataType.INT, qtyping.ComputePrecision.INTEGER
+    fine, whole = qtyping.QuantGranularity.CHANNELWISE, qtyping.QuantGranularity.TENSORWISE
+    weights = {
+        op: qtyping.TensorQuantizationConfig(8, True, fine if op in ("FULLY_CONNECTED", "CONV_2D") else whole, integer)
+        for op in {entry[0] for entry in ops}
+    }
+    made = quantizer.Quantizer(str(file))
+    for op, outputs, bits in ops:
+        activations = qtyping.TensorQuantizationConfig(bits, bits == 16, whole, integer)
+        with contextlib.suppress(ValueError):  # no policy for this operator: it stays float, and the audit says so
+            made.update_quantization_recipe(
+                regex="^" + re.escape(";".join(outputs)) + ";?$",
+                operation_name=qtyping.TFLOperationName(op),
+                op_config=qtyping.OpQuantizationConfig(
+                    activation_tensor_config=activations, weight_tensor_config=weights[op], compute_precision=static
+                ),
+                algorithm_key="min_max_uniform_quantize",
+            )
+    limits = {
+        name: {"min": np.array(low, np.float32), "max": np.array(high, np.float32)}
+        for name, (low, high) in ranges.items()
+    }
+    made.quantize(limits, serialize_to_path=str(out), enable_progress_report=False)
+    if not out.is_file() or not out.stat().st_size:
+        raise RuntimeError(f"ai-edge-quantizer reports success and wrote no {out.name}")

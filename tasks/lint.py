@@ -1,0 +1,19 @@
+"""Look at graphs before they are compiled."""
+
+import json
+from pathlib import Path
+
+from nightjar.plugins import Plugin
+from tasks.slot import compiling
+from tasks.stage import stage
+
+
+@stage
+def lint(*, graphs: Path, linter: tuple[Plugin, ...], out: Path) -> dict[str, str]:
+    """Write `findings.json`, what the target's lint finds; behind the lint itself stands what it may look with."""
+    first, *tools = linter
+    with compiling(tools[0] if tools else first):
+        findings = first.load().lint(graphs)
+    text = json.dumps([finding.model_dump() for finding in findings], indent=1)
+    (out / "findings.json").write_text(text + "\n", encoding="utf-8")
+    return {"findings": str(len(findings))}

@@ -1,0 +1,39 @@
+"""What the tests run inside the doubles' environment: one part in the vendor's executor, and calls that cannot work."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nightjar.inside import enter_bare
+
+enter_bare("targets.mtk.toolchain.simulate")
+
+from targets.mtk.toolchain.simulate import open_runner  # noqa: E402
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a sample, store its outputs, and collect what is said to wrong calls."""
+    binary, part = Path(job["binary"]), job["part"]
+    parts = json.loads((binary / "binary.json").read_text())["parts"]
+    runner = open_runner(binary, {part: parts[part]})
+    sample = dict(np.load(job["sample"]))
+    np.savez("out.npz", **runner.run(part, sample))
+    name = "mask" if "mask" in sample else next(iter(sample))
+    Path("damaged.tflite").write_bytes(b"....TFL3")
+    calls = {
+        "part": lambda: runner.run("joiner", sample),
+        "input": lambda: runner.run(part, {}),
+        "shape": lambda: runner.run(part, {**sample, name: sample[name][0]}),
+        "damaged": lambda: open_runner(Path(), {part: {**parts[part], "tflite": {"file": "damaged.tflite"}}}),
+        "file": lambda: open_runner(Path(), {part: {**parts[part], "tflite": {"file": "x.tflite"}}}),
+    }
+    said = {}
+    for case, call in calls.items():
+        try:
+            call()
+        except RuntimeError as exc:
+            said[case] = str(exc)
+    runner.close()
+    return {"said": said}
