@@ -9,7 +9,9 @@ class Recipe(BaseModel, frozen=True):
     """Say how a model is cut and shaped for a target; every field is part of the export's key."""
 
     window_s: float = Field(30.0, gt=0, description="audio window of the encoder in seconds")
-    graph_format: Literal["onnx", "torchscript"] = Field("onnx", description="what the target's compiler reads")
+    graph_format: Literal["onnx", "torchscript"] = Field(
+        "onnx", description="what is kept, scored, ranked and rewritten; a target may make its own of it"
+    )
     decoder: Literal["window", "static", "cached"] = Field(
         "cached",
         description="decoder protocol: 12-token window, whole padded prefix, or static KV cache",

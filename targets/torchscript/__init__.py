@@ -1,4 +1,4 @@
-"""The other float reference: TorchScript graphs run by torch on this machine, as traced for MediaTek's converter."""
+"""The other float reference: TorchScript graphs run by torch on this machine."""
 
 import json
 import shutil
@@ -35,6 +35,7 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
             "target torchscript runs TorchScript graphs, these are ONNX: pass --target onnx, "
             "or export with graph_format torchscript"
         )
+    out.mkdir(parents=True, exist_ok=True)
     parts = {}
     for name, part in model["parts"].items():
         shutil.copyfile(graphs / part["file"], out / part["file"])

@@ -1,0 +1,51 @@
+"""An example: an NPU that keeps its weights in float16, played by onnxruntime on this machine."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from nightjar.recipe import Recipe
+
+NAME = "halves"
+TIERS = {"local": "host"}
+DEFAULT_BOARD = "local"
+RUNTIMES = ("onnxruntime",)
+
+
+class Options(BaseModel, frozen=True):
+    """How graphs become this NPU's files."""
+
+    precision: Literal["fp"] = Field("fp", description="float16 weights, float32 activations")
+
+
+def recipe(model: str) -> Recipe:
+    """Return what this target wants of an export: token look-ups stay on the CPU, as most NPUs want it."""
+    return Recipe(host_embedding=True)
+
+
+def compile(graphs: Path, calibration: Path | None, options: Options, out: Path) -> None:
+    """Write every part with its weights rounded to float16, and describe them (docs/files.md, binary)."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    out.mkdir(parents=True, exist_ok=True)
+    parts = {}
+    for name, part in model["parts"].items():
+        graph = onnx.load(graphs / part["file"])
+        for tensor in graph.graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.dtype == np.float32:
+                halved = values.astype(np.float16).astype(np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(halved, tensor.name))
+        onnx.save(graph, out / part["file"])
+        size_bytes = (out / part["file"]).stat().st_size
+        parts[name] = {"runner": NAME, "file": part["file"], "size_bytes": size_bytes, "int8_mac_share": 0.0}
+    for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
+        shutil.copyfile(path, out / path.name)
+    description = {"target": NAME, "precision": options.precision, "parts": parts}
+    (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
