@@ -10,13 +10,14 @@ from nightjar.frontier import frontier_section
 from nightjar.score import Score
 from nightjar.stream_section import stream_section
 from nightjar.style import STYLE, environment, fitting, heard_differently
-from nightjar.verdict import Verdict
+from nightjar.verdict import STAND_IN_NOTE, Verdict, headline
 
 TEMPLATE = """{% from "pieces" import heard %}<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{{ r.verdict }} · {{ r.model }} on {{ r.target }}, {{ r.precision }}</title><style>{{ style }}</style></head><body><main>
+<title>{{ headline }} · {{ r.model }} on {{ r.target }}, {{ r.precision }}</title><style>{{ style }}</style></head><body><main>
 <h1>{{ r.model }} → {{ r.target }} <span class="tag">{{ r.precision }}</span> <span class="tag">tier {{ r.tier }}</span></h1>
-<p class="verdict {{ r.verdict }}">{{ r.verdict }}</p>
+<p class="verdict {{ "soft" if r.tier == "stand-in" else r.verdict }}">{{ headline }}</p>
+{% if r.tier == "stand-in" %}<p class="soft">{{ note }}.</p>{% endif %}
 <p class="lead">Δ {{ unit }} <b>{{ "%+.2f"|format(r.delta_wer) }}</b> points against the float graphs,
 95 % interval [{{ "%+.2f"|format(r.interval[0]) }}, {{ "%+.2f"|format(r.interval[1]) }}], on {{ r.clips }} clips
 and {{ r.words }} {{ r.unit }}s{% if r.skipped %}; {{ r.skipped }} clips skipped{% endif -%}
@@ -116,6 +117,8 @@ def render(
         .render(
             r=results,
             v=verdict,
+            headline=headline(results["tier"], results["verdict"]),
+            note=STAND_IN_NOTE[0].upper() + STAND_IN_NOTE[1:],
             style=Markup(STYLE),
             unit="CER" if verdict.unit == "character" else "WER",
             top=max(1.0, *(score.interval[1] for score in scores.values())) * 1.05,

@@ -205,7 +205,8 @@ class LintRequest(PortRequest):
     """Say beforehand what a target will refuse in a model, and what its recipe does about it."""
 
     FLAGS: ClassVar[tuple[str, ...]] = (
-        *("model", "checkpoint", "target", "window", "decoder", "positional", "host_embedding", "refresh"),
+        *("model", "checkpoint", "target", "window", "decoder", "decoder_length", "positional", "host_embedding"),
+        "refresh",
     )
 
 

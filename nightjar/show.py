@@ -108,6 +108,8 @@ def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:
 
 def show_results(screen: Screen, results: dict[str, Any]) -> None:
     """Print the verdict table and where the report lies."""
+    from nightjar.verdict import STAND_IN_NOTE, headline  # numpy, which the run has loaded
+
     stages = results["stages"]
     ran = [stage for stage in stages if not stage["cached"]]
     screen.say(
@@ -139,9 +141,13 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
         text = f"  throttled on {clips} of {results['clips']} clips: {why}; cool the board, --refresh evaluate"
         screen.console.print(text, style="yellow", markup=False, highlight=False)
     low, high = results["interval"]
+    if results["tier"] == "stand-in":
+        colour = "yellow"
+        screen.say(f"  [{colour}]stand-in[/{colour}]  {STAND_IN_NOTE}")
     screen.say(
-        f"[bold {colour}]{results['verdict']}[/bold {colour}]  Δ WER {results['delta_wer']:+.2f} points "
-        f"[{low:+.2f}, {high:+.2f}], {results['clips']} clips, tier {results['tier']}"
+        f"[bold {colour}]{headline(results['tier'], results['verdict'])}[/bold {colour}]  "
+        f"Δ WER {results['delta_wer']:+.2f} points [{low:+.2f}, {high:+.2f}], {results['clips']} clips, "
+        f"tier {results['tier']}"
     )
     screen.say(f"report: {results['report']}")
 

@@ -287,7 +287,6 @@ def preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
 
 def session_of(decode: Plugin, target: Plugin, board: BoardRef) -> tuple[Plugin, ...]:
     """List the modules that travel to the board, so that their code enters the key."""
-    elsewhere = board.toolchain or board.runner
-    own = runner_module(board) if elsewhere else f"{target.module}.runner"
+    own = runner_module(board) if board.toolchain or board.runner else f"{target.module}.runner"
     others = (f"targets.{name}.runner" for name in getattr(target.load(), "RUNNERS", ()))
     return decode, *(Plugin(module=module) for module in (own, *others))

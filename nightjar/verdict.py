@@ -12,6 +12,7 @@ from nightjar.wer import MANY, Counts, clips_to_decide, corpus, paired_bootstrap
 
 Outcome = Literal["PASS", "FAIL", "UNDECIDED"]
 DURATIONS_S = (2, 5, 10, 20, 30)
+STAND_IN_NOTE = "a public runtime in place of the vendor's: no score of this NPU, and it counts for nothing"
 DUST = 1e-9  # a WER of exactly the budget must not fail by its last binary digit
 
 
@@ -87,6 +88,11 @@ class Verdict(BaseModel, frozen=True):
     gates: tuple[Gate, ...]
     by_speaker: tuple[Group, ...]
     by_duration: tuple[Group, ...]
+
+
+def headline(tier: str, outcome: str) -> str:
+    """Name a verdict; a stand-in's is never written like one of an NPU."""
+    return f"stand-in ({outcome})" if tier == "stand-in" else outcome
 
 
 def judge(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nightjar.site.names import INDEX, cell_id, cell_page, night_page, report_page
+from nightjar.verdict import STAND_IN_NOTE, headline
 
 if TYPE_CHECKING:  # it brings pandas, half a second that a port does not need
     from nightjar.history import Cell, Finding, Night
@@ -18,18 +19,13 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split()))
 
 
-def headline(results: Mapping[str, Any]) -> str:
-    """Name the verdict; a stand-in's is never written like one of an NPU."""
-    return f"stand-in ({results['verdict']})" if results["tier"] == "stand-in" else str(results["verdict"])
-
-
 def verdict_markdown(results: Mapping[str, Any]) -> str:
     """Write a port's verdict for the Prefect UI: the word, the figures, where to read on, every gate, the versions."""
     low, high = results["interval"]
     unit = "CER" if results["unit"] == "character" else "WER"
     model, target, precision = (plain(str(results[name])) for name in ("model", "target", "precision"))
     lines = [
-        f"# {headline(results)} · {model} on {target}, {precision}",
+        f"# {headline(results['tier'], results['verdict'])} · {model} on {target}, {precision}",
         "",
         f"Δ {unit} **{results['delta_wer']:+.2f}** points [{low:+.2f}, {high:+.2f}] · tier **{results['tier']}** · "
         f"{results['clips']} clips, {results['words']:,} {results['unit']}s"
@@ -37,7 +33,7 @@ def verdict_markdown(results: Mapping[str, Any]) -> str:
         "",
     ]
     if results["tier"] == "stand-in":
-        lines += ["A public runtime in place of the vendor's: no score of this NPU, and it counts for nothing.", ""]
+        lines += [f"{STAND_IN_NOTE[0].upper()}{STAND_IN_NOTE[1:]}.", ""]
     lines += [_where(results), "", f"| | {unit} % | 95 % | empty | looping | capped | RTF p50 |"]
     lines += ["|---|---:|---|---:|---:|---:|---:|"]
     for score in results["scores"]:
@@ -91,7 +87,7 @@ def night_markdown(night: "Night", cells: Sequence["Cell"], findings: Sequence["
         named = plain(cell.cell)
         if base:
             named = f"[{named}]({base}/{cell_page(cell.cell)})"
-        word = f"stand-in ({cell.outcome})" if cell.tier == "stand-in" else f"**{cell.outcome}**"
+        word = headline(cell.tier, cell.outcome) if cell.tier == "stand-in" else f"**{cell.outcome}**"
         whole = cell.delta_wer is not None and cell.low is not None and cell.high is not None
         delta = f"{cell.delta_wer:+.2f} [{cell.low:+.2f}, {cell.high:+.2f}]" if whole else "–"
         wer = "–" if cell.wer is None else f"{cell.wer:.2f}"

@@ -12,8 +12,9 @@ from nightjar.artifact import Artifact, storing, write_atomic
 from nightjar.closure import ROOT
 from nightjar.page import complete
 from nightjar.request import PortRequest
+from nightjar.verdict import headline
 from tasks.announce import announce_verdict, results_artifact
-from tasks.markdown import headline, night_markdown, verdict_markdown
+from tasks.markdown import night_markdown, verdict_markdown
 from tasks.stage import Outcome, current_run
 from tasks.ui import put_up, slug
 
@@ -80,7 +81,7 @@ def _artifacts(name: str, results: dict[str, Any]) -> Iterator[ArtifactCreate]:
     yield ArtifactCreate(
         type="markdown",
         key=f"verdict-{name}",
-        description=f"{headline(results)}: {results['model']} on {results['target']}",
+        description=f"{headline(results['tier'], results['verdict'])}: {results['model']} on {results['target']}",
         data=verdict_markdown(results),
     )
     scores = [

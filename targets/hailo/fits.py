@@ -37,6 +37,4 @@ def shorter_window(model: Mapping[str, Any]) -> str:
         return "give a shorter --window: no size of this model is known to fit"
     if model["n_frames"] / 100 > fit.window_s:
         return f"give --window {fit.window_s:g}, the fallback that is known to fit for {fit.size} ({SOURCE})"
-    return (
-        "this window is known to fit with other settings: put fewer layers in 16 bits, or less on --target-options npu="
-    )
+    return "this window is known to fit otherwise: put fewer layers in 16 bits, or fewer parts on the NPU"

@@ -45,7 +45,7 @@ def layers_from(entries: Sequence[Mapping[str, Any]]) -> list[Layer]:
 def layers_of(groups: Sequence[Group], layers: Sequence[Layer]) -> dict[str, list[Layer]]:
     """List, by each group's tensor, the layers that do its work.
 
-    A group that no layer names went into the layer of what it reads, as an activation does.
+    A group without a product that no layer names went into the layer of what it reads, as an activation does.
     """
     by_node: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -55,7 +55,8 @@ def layers_of(groups: Sequence[Group], layers: Sequence[Layer]) -> dict[str, lis
     found: dict[str, list[Layer]] = {}
     for group in groups:
         own = list(dict.fromkeys(layer for node in group.nodes for layer in by_node.get(node, ())))
-        found[group.tensor] = own or next((found[name] for name in group.inputs if found.get(name)), [])
+        before = [] if group.macs else [found[name] for name in group.inputs if found.get(name)]
+        found[group.tensor] = own or (before[0] if before else [])
     return found
 
 

@@ -49,8 +49,8 @@ def compile(
 ) -> None:
     """Write the binary of docs/files.md: rounded ONNX of what would be on the NPU, float ONNX of the rest.
 
-    plan: as for the DFC; quantized: a folder of `quantization`, instead of collecting ranges again. The same inputs give
-    the same bytes. Raises BadOptions for int8 without calibration, and for graphs or parts that the DFC would not take.
+    plan: as for the DFC; quantized: a folder of `quantization`, instead of collecting ranges again. The same inputs
+    give the same bytes. Raises BadOptions for int8 without calibration, and for what the DFC would not take.
     """
     from targets.hailo.stand_in.build import build  # onnx, only where it is needed
 

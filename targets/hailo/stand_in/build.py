@@ -80,7 +80,7 @@ def rounded(
 def collect(graphs: Path, calibration: Path, options: Options) -> dict[str, dict[str, Range]]:
     """Collect the ranges of every part that would be on the NPU."""
     model, samples = read_model(graphs, options), CalibrationSet.open(calibration)
-    found = {}
+    found: dict[str, dict[str, Range]] = {}
     for number, name in enumerate(options.npu):
         exported = onnx.load(graphs / model["parts"][name]["file"])
         taken = samples.samples(name, min(options.range_samples, samples.count(name)))
