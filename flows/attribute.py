@@ -8,7 +8,7 @@ from prefect import flow
 from flows.port import Prepared, built, calibrated, prepared
 from nightjar.artifact import Artifact, storing, write_atomic
 from nightjar.attribution import Cell, owner
-from nightjar.closure import ROOT
+from nightjar.pages import reports_folder, shown
 from nightjar.plugins import plugin
 from nightjar.request import AttributeRequest, speech_sources
 from nightjar.score import score
@@ -95,8 +95,8 @@ def _write(
         "cells": [{"encoder": e, "decoder": d, **cell.model_dump()} for (e, d), cell in cells.items()],
         "owners": verdicts,
     }
-    path = ROOT / "reports" / f"attribute-{request.model}-{request.target}.json".lower()
-    results["out"] = path.relative_to(ROOT).as_posix()
+    path = reports_folder() / f"attribute-{request.model}-{request.target}.json".lower()
+    results["out"] = shown(path)
     with storing():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(results, indent=1) + "\n")

@@ -19,11 +19,11 @@ from flows.handout import hand_out
 from flows.port import port
 from flows.server import patiently
 from nightjar.artifact import Store
-from nightjar.closure import ROOT
 from nightjar.errors import NightjarError
 from nightjar.evidence import Evidence, read_evidence
 from nightjar.history import Cell, Finding, History, Night
 from nightjar.night import Asked, NightRequest, read_config
+from nightjar.pages import reports_folder
 from nightjar.regression import best_night, findings
 from nightjar.site.write import write_site
 from nightjar.tally import Ended, Failure, cell_row, failure_of, night_row, sentence
@@ -33,7 +33,6 @@ from tasks.stage import Outcome, Run, apart, default_store, joining, running
 
 log = logging.getLogger("nightjar.nightly")
 
-SITE = ROOT / "reports" / "site"
 STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -119,7 +118,7 @@ def planned(request: NightRequest) -> list[tuple[str, list[Outcome] | Failure]]:
 def _write_site(store: Store) -> None:
     """Write the site anew; a night is no worse for a site that cannot be written."""
     try:
-        written = write_site(History(), store, SITE)
+        written = write_site(History(), store, reports_folder() / "site")
         log.info("%d of %d pages of %s were made anew", written.made, written.pages, written.first)
     except (NightjarError, OSError) as error:
         log.warning("the site was not written: %s", error)

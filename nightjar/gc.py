@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from nightjar.artifact import RECORD, Record, Store, content_files, digest_file, mtime_ns
-from nightjar.closure import ROOT
 from nightjar.history import History
+from nightjar.pages import reports_folder
 from nightjar.progress import tick
 from nightjar.regression import best_night
 from nightjar.usage import gate, in_use
@@ -29,7 +29,6 @@ KEEP_NIGHTS = 7
 OLDER_THAN_S = 2 * DAY_S  # a night that failed half-way is asked for again the next day
 WORK_S = DAY_S  # a dead run's unfinished work: what it had is not lost before somebody is there in the morning
 MEMO_S = 30 * DAY_S  # memos of code that was edited since
-REPORTS = ROOT / "reports"
 
 Ref = tuple[str, str]  # stage and key
 
@@ -83,7 +82,7 @@ def survey(
     *,
     keep_nights: int = KEEP_NIGHTS,
     older_than_s: float = OLDER_THAN_S,
-    reports: Path = REPORTS,
+    reports: Path | None = None,
 ) -> list[Entry]:
     """List every artifact of a store with the reasons to keep it, none where nothing needs it; changes nothing.
 
@@ -99,7 +98,7 @@ def explain(
     history: History,
     keep_nights: int,
     older_than_s: float,
-    reports: Path,
+    reports: Path | None,
 ) -> list[Entry]:
     """Find the reasons to keep artifacts, wherever they lie; used: those of live runs."""
     by_content = _by_content(known)
@@ -117,7 +116,7 @@ def explain(
     of_last = [ref for cell in cells if cell["night"] in last for ref in _scored(cell)]
     keep(_lineage(of_last, known, by_content), f"made the last {keep_nights} nights")
     keep(_lineage(_best(history, cells, last), known, by_content), "made a cell's best night")
-    for name, refs in _reported(reports, known):
+    for name, refs in _reported(reports or reports_folder(), known):
         keep(_lineage(refs, known, by_content), f"made reports/{name}")
     since = time.time() - older_than_s
     recent = [ref for ref, each in known.items() if each.used_s > since]
@@ -134,7 +133,7 @@ def collect(
     *,
     keep_nights: int = KEEP_NIGHTS,
     older_than_s: float = OLDER_THAN_S,
-    reports: Path = REPORTS,
+    reports: Path | None = None,
     dry_run: bool = False,
 ) -> Collected:
     """Remove what nothing needs, unfinished work of runs that died a day ago, and locks and memos of what is gone.

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from nightjar.artifact import Record
 from nightjar.bucket import Bucket, Seen
-from nightjar.gc import DAY_S, KEEP_NIGHTS, REPORTS, Collected, Damage, Entry, Known, Ref, explain
+from nightjar.gc import DAY_S, KEEP_NIGHTS, Collected, Damage, Entry, Known, Ref, explain
 from nightjar.history import History
 from nightjar.progress import tick
 from nightjar.remote import is_sound
@@ -34,7 +34,7 @@ def survey_remote(
         record = _record(bucket, seen.name, ref)
         size = sum(count for count, _ in record.files.values()) if record is not None else 0
         known[ref] = Known(record, size, seen.written_s, seen.written_s)
-    return explain(known, (), history, keep_nights, older_than_s, REPORTS)
+    return explain(known, (), history, keep_nights, older_than_s, None)
 
 
 def collect_remote(

@@ -9,8 +9,8 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
 
 from nightjar.artifact import Artifact, storing, write_atomic
-from nightjar.closure import ROOT
 from nightjar.page import complete
+from nightjar.pages import reports_folder, shown
 from nightjar.request import PortRequest
 from nightjar.verdict import headline
 from tasks.announce import announce_verdict, results_artifact
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> dict[str, Any]:
-    """Copy the report to reports/, add what became of the stages in this run, and show both in the Prefect UI."""
+    """Copy the report to where reports go, with what became of the stages in this run, and show both in the UI."""
     made = current_run().store.path(page)
     results: dict[str, Any] = json.loads((made / "results.json").read_text(encoding="utf-8"))
     results["stages"] = [
@@ -31,10 +31,10 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
         for outcome in outcomes
     ]
     name = slug(f"{request.model}-{request.target}-{request.precision}")
-    folder = ROOT / "reports" / name
+    folder = reports_folder() / name
     results["request"] = request.model_dump(mode="json", exclude=_unasked(request))
     results["command"] = command_line(request)
-    results["report"] = (folder / "report.html").relative_to(ROOT).as_posix()
+    results["report"] = shown(folder / "report.html")
     results["report_key"] = page.key
     with storing():
         folder.mkdir(parents=True, exist_ok=True)

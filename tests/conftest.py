@@ -14,6 +14,14 @@ SPEECH = Path(os.environ.get("NIGHTJAR_DATA", SHARED / "data")) / "librispeech"
 WEIGHTS = Path(os.environ.get("NIGHTJAR_MODELS", SHARED / "models")) / "tiny.en-refit.pt"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def reports_of_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Reports in a folder of this process: what lies in the project's is the user's, and other workers have theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTJAR_REPORTS", str(tmp_path_factory.mktemp("reports")))
+        yield
+
+
 def need(name: str, present: bool, why: str) -> None:
     """Skip by name where something is absent, and fail instead where NIGHTJAR_REQUIRE (a comma list) names it."""
     if present:

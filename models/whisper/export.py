@@ -104,7 +104,8 @@ def cut(model: Checkpoint, recipe: Recipe) -> dict[str, Part]:
     """Cut a checkpoint into the parts of a clamped recipe, in the order they run."""
     parts = shape(model.dims, recipe.model_dump(), frames(recipe, model.dims) // 2)
     for part in parts.values():
-        load(part.module, model.state, part.scope, recipe.positional)
+        # A shorter window keeps other rows of the encoder's table; a prefix begins where the decoder's does.
+        load(part.module, model.state, part.scope, recipe.positional if part.scope == "encoder" else "first")
     return parts
 
 

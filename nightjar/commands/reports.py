@@ -18,9 +18,9 @@ def add(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from nightjar.closure import ROOT
     from nightjar.errors import BadOptions
     from nightjar.history import History
+    from nightjar.pages import reports_folder
     from nightjar.remote import open_store
     from nightjar.show import Screen
     from nightjar.site.past import read_past
@@ -35,7 +35,7 @@ def _report(arguments: argparse.Namespace) -> int:
     else:
         screen.say(f"no night yet in {history.folder}: `nightjar nightly` makes one")
     if arguments.site:
-        out = arguments.out or ROOT / "reports" / "site"
+        out = arguments.out or reports_folder() / "site"
         written = write_site(history, open_store(), out)
         screen.say(f"{written.pages} pages of {written.nights} nights, {written.made} of them new: {written.first}")
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from nightjar.pages import reports_folder
 from tests.flows.conftest import ROOT, Cli, write_speech
 from tests.loopback import Loopback
 
@@ -107,7 +108,7 @@ def test_a_board_has_a_slot_and_who_waits_is_told_and_nothing_keeps_a_secret(
     kept = everything(server)
     assert "board loop is held by" in kept, "who holds it is not to be seen in the UI"
     files = [
-        path for top in (store, ROOT / "reports" / "random-onnx-int8") for path in top.rglob("*") if path.is_file()
+        path for top in (store, reports_folder() / "random-onnx-int8") for path in top.rglob("*") if path.is_file()
     ]
     texts = {"the server": kept, "the terminal": "".join(run.stdout + run.stderr for run in (refused, waiting, done))}
     texts |= {str(path): path.read_bytes().decode("latin-1") for path in files}

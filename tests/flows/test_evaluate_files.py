@@ -27,7 +27,7 @@ def store(shared_store: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def own_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("tasks.publish.ROOT", tmp_path)
+    monkeypatch.setenv("NIGHTJAR_REPORTS", str(tmp_path / "reports"))
     return tmp_path
 
 

@@ -80,7 +80,7 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     assert "so does openai-whisper itself" in said["sentence"]
     assert said["sentence"] in capsys.readouterr().out.replace("\n", " ")
 
-    monkeypatch.setattr("flows.nightly.SITE", tmp_path / "site")
+    monkeypatch.setenv("NIGHTJAR_REPORTS", str(tmp_path))
     _, again = nights.run(5, "--site")  # a retry
     assert again["findings"] == fifth["findings"]
     assert remote in (tmp_path / "site" / "index.html").read_text()

@@ -35,7 +35,7 @@ def test_text_is_that_of_the_evaluation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tasks.publish.ROOT", tmp_path)
+    monkeypatch.setenv("NIGHTJAR_REPORTS", str(tmp_path / "reports"))
     calibration = write_speech(tmp_path / "calibration", {"c0": "red"})
     flags = ["--calibration-set", str(calibration), "--test-set", str(speech), "--precision", "fp"]
     assert main(["port", *flags, *model]) in (0, 1)

@@ -22,7 +22,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("store")
         patch.setenv("NIGHTJAR_STORE", str(folder))
-        patch.setattr("tasks.publish.ROOT", tmp_path_factory.mktemp("reports"))
+        patch.setenv("NIGHTJAR_REPORTS", str(tmp_path_factory.mktemp("reports")))
         yield folder
 
 

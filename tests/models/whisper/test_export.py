@@ -349,3 +349,17 @@ def test_runners_refuse_in_one_line(graphs: dict[tuple[str, bool], Path], tmp_pa
             runner.run(part, inputs)
         assert "\n" not in str(refused.value)
     runner.close()
+
+
+@pytest.mark.parametrize("decoder", ["window", "cached"])
+def test_the_rows_a_shorter_window_keeps_are_the_encoder_s_alone(
+    decoder: str, random_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A prefix begins with the decoder's first position, whatever rows of the encoder's table are kept."""
+    files = {}
+    for positional in ("first", "last"):
+        folder = tmp_path / positional
+        export(random_checkpoint, recipe(window_s=4, decoder=decoder, positional=positional), folder)
+        files[positional] = {path.name: path.read_bytes() for path in folder.glob("*.onnx")}
+    differing = {name for name in files["first"] if files["first"][name] != files["last"][name]}
+    assert differing == {"encoder.onnx"}
