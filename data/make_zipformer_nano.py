@@ -7,7 +7,6 @@ It hears the speech of whisper-nano: the same words, voices and lists.
 """
 
 import argparse
-import math
 import os
 import shutil
 import sys
@@ -53,10 +52,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--clips", type=int, default=24_000, help="training clips to speak")
-    parser.add_argument("--steps", type=int, default=6_000, help="training steps")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="training ends by then, with the rate let down")
-    parser.add_argument("--frames", type=int, default=24_000, help="log-mel frames a batch")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=5_000, help="training steps")
+    parser.add_argument("--seconds", type=float, default=3_600, help="training ends by then, with the rate let down")
+    parser.add_argument("--frames", type=int, default=6_000, help="log-mel frames a batch")
+    parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--processes", type=int, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--work", type=Path, help="keep the spoken corpus and the state of training here, and go on")
     parser.add_argument("--weights", type=Path, help="export these weights, which a run left in --work, and judge them")

@@ -205,8 +205,8 @@ def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Pa
             f"{quantization_cfg} does not begin with an empty custom_quantize_layers: "
             "it is not as the toolkit wrote it; run the same command with --refresh build"
         )
-    kept = set(filter(None, chosen))
     roundable = {name.strip('"') for name in INT8_ENTRY.findall(text)}
+    kept = roundable & set(chosen)  # what counts in whole numbers is never int8, and refused here
     kept |= {
         out
         for out, move in names["moves"].items()
