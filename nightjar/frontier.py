@@ -29,7 +29,7 @@ TEMPLATE = """<h2>Precision search</h2><div class="card">
 {% if p.taken %}<span class="tag">taken</span>{% endif %}</td>
 {% for part in parts %}<td>{{ "%.1f"|format(p.shares[part] * 100) if part in p.shares else "–" }}</td>{% endfor %}
 <td>{{ "%.1f"|format(p.bytes / 1e6) }} MB</td><td>{{ "%.4f"|format(p.kl) }}</td>
-<td>{{ p.agree }} of {{ p.steps }}</td>
+<td>{{ p.agree }} of {{ p.tokens }}</td>
 <td>{% for part, snr in p.snr_db.items() %}{{ "%.1f"|format(snr) }} dB {% endfor %}</td>
 <td>{{ "%+.2f"|format(p.delta_wer) if p.delta_wer is not none else "–" }}</td><td>{{ p.new_bad }}</td></tr>{% endfor %}
 </table></div>

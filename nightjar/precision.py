@@ -56,8 +56,9 @@ class Measured(BaseModel, frozen=True):
     """What a target measured of a rung on calibration clips, against the float graphs."""
 
     kl: float  # nats per step, teacher-forced
-    agree: int
-    steps: int
+    agree: int  # of `tokens`, teacher-forced
+    tokens: int
+    steps: int  # that kl is the mean of: of a stream its rows, most of which say nothing
     delta_wer: float | None = None  # percent, free-running, where it was decoded
     delta_wer_low: float | None = None  # lower end of its paired 95 % interval: a few clips' words are mostly near ties
     new_bad: int = 0  # hypotheses newly empty, looping or capped

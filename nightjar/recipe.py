@@ -45,3 +45,6 @@ class Recipe(BaseModel, frozen=True):
     float_counts: bool = Field(
         False, description="streams: states that count frames are float32 instead of int64, which some NPUs have not"
     )
+    kernel_most: int | None = Field(
+        None, ge=1, description="streams: taps of a convolution; one of more becomes the sum of several"
+    )

@@ -26,10 +26,11 @@ def measure(*, expected: Path, obtained: Path, language: str, out: Path) -> dict
     kl, steps = divergence(wanted, got)
     float_errors, words = errors_and_words(scores[0].clips)
     errors, _ = errors_and_words(scores[1].clips)
-    agree = sum(line["agree"][0] for line in got if line["agree"])
+    agree, tokens = (sum(line["agree"][i] for line in got if line["agree"]) for i in (0, 1))
     measured = Measured(
         kl=float(f"{kl:.4g}"),
         agree=agree,
+        tokens=tokens,
         steps=steps,
         delta_wer=round(scores[1].wer - scores[0].wer, 3),
         delta_wer_low=round(paired_bootstrap(errors, float_errors, words)[0], 3),

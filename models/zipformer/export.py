@@ -43,7 +43,7 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
     content = {
         "family": FAMILY,
         "metadata": dict(sorted(model.metadata.items())),
-        "recipe": recipe.model_dump(include={"window_s", "graph_format", "decoder", "float_counts"}),
+        "recipe": recipe.model_dump(include={"window_s", "graph_format", "decoder", "float_counts", "kernel_most"}),
         "chunk": {
             "frames": int(model.metadata["T"]),
             "shift": int(model.metadata["decode_chunk_len"]),
@@ -76,6 +76,8 @@ def fit(model: Checkpoint, recipe: Recipe) -> dict[str, Any]:
             surgery.shift_distances(editor)
             if recipe.float_counts:
                 surgery.float_counts(editor, counts)
+            if recipe.kernel_most:
+                surgery.cut_kernels(editor, recipe.kernel_most)
             surgery.slice_look_ups(editor)
         editor.drop_unread()
         graphs[part] = editor.model

@@ -179,6 +179,48 @@ def multiply_sums(editor: Editor) -> int:
     return editor.replace(rewrite)
 
 
+def cut_kernels(editor: Editor, most: int) -> int:
+    """Make a convolution over time with more than `most` taps the sum of several: each takes some of them."""
+    from onnx import helper
+
+    def rewrite(node: Any) -> list[Any] | None:
+        kernel = editor.constant(node.input[1]) if node.op_type == "Conv" else None
+        shape = editor.shapes.get(node.input[0], ())
+        if kernel is None or kernel.ndim != 3 or len(shape) != 3 or kernel.shape[2] <= most:
+            return None
+        if attribute(node, "strides", [1]) != [1] or attribute(node, "dilations", [1]) != [1]:
+            return None
+        taps, frames, out = kernel.shape[2], shape[2], node.output[0]
+        before, behind = attribute(node, "pads", [0, 0])
+        axis, nodes, sums = editor.store(f"{out}.axis", np.array([2])), [], []
+        for number, at in enumerate(range(0, taps, most)):
+            to, source = min(at + most, taps), node.input[0]
+            first, last = max(0, at - before), frames - max(0, taps - to - behind)
+            name = f"{out}.taps.{number}"
+            if (first, last) != (0, frames):
+                ends = [editor.store(f"{name}.{end}", np.array([v])) for end, v in (("from", first), ("until", last))]
+                nodes.append(helper.make_node("Slice", [source, *ends, axis], [f"{name}.in"], name=f"{name}.in"))
+                source = f"{name}.in"
+            weight = editor.store(f"{name}.weight", np.ascontiguousarray(kernel[:, :, at:to]))
+            settings = {
+                "group": attribute(node, "group", 1),
+                "kernel_shape": [to - at],
+                "pads": [max(0, before - at), max(0, behind - (taps - to))],
+            }
+            bias = node.input[2:] if number == 0 else []
+            nodes.append(helper.make_node("Conv", [source, weight, *bias], [name], name=name, **settings))
+            sums.append(name)
+        for number, name in enumerate(sums[1:], 1):
+            last_one = number == len(sums) - 1
+            total = out if last_one else f"{out}.sum.{number}"
+            label = node.name if last_one else total
+            nodes.append(helper.make_node("Add", [sums[0], name], [total], name=label))
+            sums[0] = total
+        return nodes
+
+    return editor.replace(rewrite)
+
+
 def bound_averages(editor: Editor, counts: Collection[str]) -> int:
     """Keep a running average without its sum: (s + a·l)/(l + t) becomes s/(l + t) + a·(l/(l + t)).
 

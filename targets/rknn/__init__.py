@@ -62,10 +62,17 @@ def recipe(model: str) -> Recipe:
     """Return what this target wants of an export.
 
     `cached` costs one token a step instead of a whole prefix; the token table stays on the host, because the NPU hands
-    look-ups to the CPU and stores the table a second time.
+    look-ups to the CPU and stores the table a second time. The toolkit cuts kernels of more than 16 taps itself, and
+    then what the parts put out is no tensor of the graph, so that nothing would tell its range.
     """
     return Recipe(
-        window_s=30, graph_format="onnx", decoder="cached", decoder_length=448, positional="first", host_embedding=True
+        window_s=30,
+        graph_format="onnx",
+        decoder="cached",
+        decoder_length=448,
+        positional="first",
+        host_embedding=True,
+        kernel_most=16,
     )
 
 

@@ -13,7 +13,7 @@ import onnx
 
 from nightjar.calibration import Tensors
 from nightjar.groups import Graph
-from nightjar.ranges import Range, collect_extremes, rounded_tensors, settle_ranges
+from nightjar.ranges import Range, collect_extremes, settle_ranges
 from nightjar.ranking import roundable
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 SAME = 2e-3  # of a range: what both compute of one sample differs by less; two tensors' ends hardly ever do
 ENTRY = re.compile(r"^    (\S.*):\n((?:     .*\n)+)", re.MULTILINE)
 ENDS = re.compile(r"        min:\n        -   (\S+)\n        max:\n        -   (\S+)\n")
+SEEN = re.compile(
+    r"        ori_min:\n        -   (\S+)\n        ori_max:\n        -   (\S+)\n"
+)  # not widened to hold zero
 
 
 def write_ranges(
@@ -31,10 +34,12 @@ def write_ranges(
     Which of its tensors is which of the graph's is told by the ends that the first sample gave both: it renames, fuses
     and moves, and keeps values. What has no twin (weights, what it made itself) stays as it is. called: what the
     toolkit calls the graph's tensors, which decides between twins: a first step's key is all that is in its cache.
+    Every tensor of the graph may be a twin, those that only moves put out too: a slice of one sample is narrower than
+    its whole, and would cut all the others.
     """
     graph = Graph(model)
     groups = roundable(model)
-    extremes = collect_extremes(graph, rounded_tensors(graph, groups), samples)
+    extremes = collect_extremes(graph, _computed(graph), samples)
     settled = settle_ranges(graph, groups, extremes)
     first = {name: ends[0] for name, ends in extremes.items()}
     count = 0
@@ -44,7 +49,8 @@ def write_ranges(
         ends = ENDS.search(entry[2])
         if ends is None or graph.is_constant(entry[1]):
             return entry[0]
-        near = _near((float(ends[1]), float(ends[2])), first)
+        seen = SEEN.search(entry[2])
+        near = _near(ends, first) or (_near(seen, first) if seen else [])
         own = entry[1].strip('"')
         twin = next((name for name in near if called.get(name) == own), near[0] if near else None)
         if twin is None:
@@ -59,8 +65,15 @@ def write_ranges(
     return count
 
 
-def _near(ends: Range, of: Mapping[str, Range]) -> list[str]:
+def _computed(graph: Graph) -> list[str]:
+    """Name the float tensors that the graph is given and puts out, node by node."""
+    made = (name for node in graph.nodes for name in node.output)
+    return list(filter(graph.is_float, (*graph.inputs, *made)))
+
+
+def _near(found: re.Match[str], of: Mapping[str, Range]) -> list[str]:
     """Name the tensors whose ends are these, the nearest first."""
-    near = SAME * max(ends[1] - ends[0], 1e-6)
-    far = {name: max(abs(low - ends[0]), abs(high - ends[1])) for name, (low, high) in of.items()}
+    least, most = float(found[1]), float(found[2])
+    near = SAME * max(most - least, 1e-6)
+    far = {name: max(abs(low - least), abs(high - most)) for name, (low, high) in of.items()}
     return sorted((name for name in far if far[name] <= near), key=lambda name: far[name])

@@ -182,7 +182,7 @@ def test_the_search_measures_few_rungs_and_reuses_them(ladder):
 
     def measure(rung):
         asked.append(rung.key())
-        return Measured(kl=losses[rung.key()], agree=1, steps=1)
+        return Measured(kl=losses[rung.key()], agree=1, tokens=1, steps=1)
 
     for wanted in range(1, len(ladder)):
         budget = Budget(delta_wer=1, kl_per_percent=2.0**-wanted)
@@ -200,7 +200,7 @@ def test_the_search_measures_few_rungs_and_reuses_them(ladder):
 
 def test_words_and_new_loops_bound_a_plan_too(ladder):
     budget = Budget(delta_wer=0.5, kl_per_percent=1)
-    good = Measured(kl=0.1, agree=9, steps=10, delta_wer=0.4)
+    good = Measured(kl=0.1, agree=9, tokens=10, steps=10, delta_wer=0.4)
     assert budget.allows(good)
     assert not budget.allows(good.model_copy(update={"delta_wer": 0.6}))
     assert not budget.allows(good.model_copy(update={"new_bad": 1}))
@@ -210,8 +210,8 @@ def test_words_and_new_loops_bound_a_plan_too(ladder):
 
 
 def test_the_curve_says_which_points_are_dominated(ladder):
-    measured = [(rung, Measured(kl=1 / (n + 1), agree=1, steps=1)) for n, rung in enumerate(ladder)]
-    points = pareto([*measured, (ladder[1], Measured(kl=5, agree=0, steps=1))])
+    measured = [(rung, Measured(kl=1 / (n + 1), agree=1, tokens=1, steps=1)) for n, rung in enumerate(ladder)]
+    points = pareto([*measured, (ladder[1], Measured(kl=5, agree=0, tokens=1, steps=1))])
     dominated = {point["kl"] for point in points if point["dominated"]}
     assert 5 in dominated
     assert 1 / len(ladder) not in dominated, "nothing loses less than the last rung"

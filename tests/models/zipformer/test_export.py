@@ -10,9 +10,12 @@ import onnxruntime as ort
 import pytest
 
 from models.zipformer.checkpoint import load_checkpoint, states_of
+from models.zipformer.editor import Editor
 from models.zipformer.export import export
+from models.zipformer.surgery import cut_kernels
 from nightjar.errors import BadCheckpoint, BadOptions
 from nightjar.recipe import Recipe
+from targets import rknn
 from targets.onnx import recipe
 from tests.models.zipformer.conftest import NANO, Exported
 
@@ -145,3 +148,34 @@ def test_weights_of_nan_are_refused_with_chunk_and_tensor(tmp_path: Path) -> Non
     with pytest.raises(BadCheckpoint, match=r"chunk 0: \w+ holds NaN"):
         export(tmp_path, recipe("zipformer"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("pads", [(0, 0), (3, 2), (12, 0), (20, 20)])
+def test_a_wide_kernel_becomes_the_sum_of_narrow_ones(pads: tuple[int, int]) -> None:
+    """As the toolkit of the RK3588 cuts it, where the sums have no name and their ranges are nobody's."""
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.normal(size=(8, 1, 31)), "b": rng.normal(size=8)}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"], group=8, kernel_shape=[31], pads=pads)],
+        "wide",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 8, 46])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(v.astype(np.float32), name) for name, v in constants.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    editor = Editor(model)
+    assert cut_kernels(editor, 7) == 1
+    editor.drop_unread()
+    x = rng.normal(size=(1, 8, 46)).astype(np.float32)
+    wanted, got = (ort.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (model, editor.model))
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    shapes = {tensor.name: tensor.dims for tensor in editor.model.graph.initializer}
+    kernels = [shapes[node.input[1]][2] for node in editor.model.graph.node if node.op_type == "Conv"]
+    assert kernels == [7, 7, 7, 7, 3]
+
+
+def test_the_npu_s_recipe_leaves_no_kernel_that_its_toolkit_would_cut(tmp_path: Path) -> None:
+    export(NANO, rknn.recipe("zipformer"), tmp_path)  # which proves that it computes the same
+    graph = onnx.load(tmp_path / "encoder.onnx").graph
+    shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    assert max(shapes[node.input[1]][-1] for node in graph.node if node.op_type == "Conv") == 16
