@@ -150,7 +150,7 @@ def search(
     `known` is read, and completed by what is measured.
 
     Loss grows with the int8 share from rung to rung, nearly; a rung found is one that was measured itself. Raises
-    BadInput where even the last rung, everything float, is beyond the budget.
+    BadInput where even the last rung, nothing int8 that need not be, is beyond the budget.
     """
     known = {} if known is None else known
     asked = 0
@@ -173,7 +173,10 @@ def search(
         if ladder[number].expected.kl:
             share = known[ladder[number].key()].kl / ladder[number].expected.kl
     if not allowed(found):
-        raise BadInput("no precision plan is within the budget, not even all float16: raise --search-delta-wer")
+        raise BadInput(
+            "no precision plan is within the budget, not even the one that keeps everything out of int8: "
+            "raise --search-delta-wer"
+        )
     return ladder[found], known[ladder[found].key()]
 
 
