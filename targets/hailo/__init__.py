@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from nightjar.errors import BadOptions
 from nightjar.recipe import Recipe
 
 NAME = "hailo"
@@ -85,8 +86,14 @@ def recipe(model: str) -> Recipe:
     """Return what this target wants of an export.
 
     `cached` for the CPU. With `static` the decoder can go on the NPU: it takes embeddings, and puts out the logits of
-    all rows in slices, as hailocs/hailo-whisper has it. Its decoders have 32 rows (tiny) or 24 (base).
+    all rows in slices, as hailocs/hailo-whisper has it. Its decoders have 32 rows (tiny) or 24 (base). Raises
+    BadOptions for a family that is not Whisper: what is known of the DFC is known of it.
     """
+    if model != "whisper":
+        raise BadOptions(
+            f"target hailo has a recipe for whisper and none for {model}, whose graphs the DFC's parser does not take: "
+            "pass --target onnx or rknn"
+        )
     return Recipe(
         window_s=30,
         graph_format="onnx",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from nightjar.errors import BadOptions
 from nightjar.recipe import Recipe
 
 NAME = "mtk"
@@ -38,8 +39,14 @@ def recipe(model: str) -> Recipe:
 
     Nothing that MDLA 5.3 has no operator for: token and position tables are looked up on the CPU (GATHER), masks are
     added and finite, no tensor has more than four dimensions or 64-bit integers. `static` is for whom the caches of
-    `cached` do not suit; the window is clamped to the model's context.
+    `cached` do not suit; the window is clamped to the model's context. Raises BadOptions for a family that is not
+    Whisper: the converter takes TorchScript, which no other is traced to.
     """
+    if model != "whisper":
+        raise BadOptions(
+            f"target mtk has a recipe for whisper and none for {model}, whose graphs are not traced to TorchScript: "
+            "pass --target onnx or rknn"
+        )
     return Recipe(
         window_s=30, graph_format="onnx", decoder="cached", decoder_length=448, positional="first", host_embedding=True
     )

@@ -6,6 +6,7 @@ NeuroPilot 8.0.10 (superLin006/MTK_model_zoo); of what is in neither list below 
 """
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -148,6 +149,7 @@ def _wide(part: str, op: str, name: str) -> Finding:
 
 
 def _finding(level: str, part: str, node: str, op: str, why: str, remedy: str) -> Finding:
+    node = re.sub(r"[\w.]*\.(?=[A-Z])", "", node)  # a .tflite names tensors by the paths of Python's modules
     return Finding.model_validate(
         {"level": level, "part": part, "node": node, "op": op, "place": place_of(node), "why": why, "remedy": remedy}
     )

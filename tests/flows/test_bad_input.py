@@ -49,6 +49,18 @@ def test_unknown_target_names_those_there_are(capsys: pytest.CaptureFixture[str]
     assert "onnx" in line
 
 
+@pytest.mark.parametrize("target", ["mtk", "hailo"])
+@pytest.mark.parametrize("board", [[], ["--board", "stand-in"]])
+def test_a_family_that_a_target_has_no_recipe_for(
+    target: str, board: list[str], own_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(["--model", "zipformer-nano", "--target", target, *board], capsys)
+    assert f"target {target} has a recipe for whisper and none for zipformer" in line
+    assert "--target onnx or rknn" in line
+    assert main(["lint", "--model", "zipformer-nano", "--target", target]) == 2
+    assert not own_store.exists() or not list(own_store.glob("export/*"))
+
+
 def test_unknown_board_is_missing_rather_than_bad_input(capsys: pytest.CaptureFixture[str], speech: list[str]) -> None:
     assert "local" in refused(["--board", "moon", *speech], capsys, code=3)
 

@@ -328,6 +328,6 @@ def test_the_probe_converts_two_ops(doubles: Doubles, tmp_path: Path) -> None:
 
 
 def test_the_recipe_fits_the_npu() -> None:
-    wanted = target.recipe("tiny.en")
+    wanted = target.recipe("whisper")
     assert (wanted.decoder, wanted.decoder_length, wanted.host_embedding, wanted.window_s) == ("cached", 448, True, 30)
     assert target.TIERS[target.DEFAULT_BOARD] == "vendor-simulator"

@@ -1,0 +1,171 @@
+"""Do the layers matter that a ranking keeps out of int8? Its plans against random ones of the same share.
+
+    .venv/bin/python benchmarks/transfer.py --target hailo [--clips 72] [--rungs 1 8] [--seeds 0]
+        [--target-options attention_16bit=yes] [--json F]
+
+On the stand-in, real weights: for each rung of the ladder of `port --precision auto`, the encoder's plan, and one with
+random layers of the same int8 share of products where half of the groups without products (sums, norms, GELUs) are kept;
+beside them every residual sum kept, and nothing. All are built from the same rewritten graphs and ranges, what is not
+of the encoder is as the rung has it, and all hear the same evaluation clips. Stages are taken from the artifact store
+(NIGHTJAR_STORE) as in a port. Exits with 2 where weights, speech or toolchain are absent.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import onnx  # noqa: E402
+
+from benchmarks.speed import SPEECH, WEIGHTS  # noqa: E402
+from flows.heard import hear, hear_here  # noqa: E402
+from flows.port import calibrated, prepared  # noqa: E402
+from flows.search import _enough, _ladder, parameters  # noqa: E402
+from nightjar.artifact import Source, digest_file  # noqa: E402
+from nightjar.errors import NightjarError  # noqa: E402
+from nightjar.groups import Group  # noqa: E402
+from nightjar.plugins import plugin  # noqa: E402
+from nightjar.ranking import Settings, roundable  # noqa: E402
+from nightjar.request import PortRequest, speech_sources  # noqa: E402
+from nightjar.score import errors_and_words, score  # noqa: E402
+from nightjar.show import Screen  # noqa: E402
+from nightjar.target import board_of, make_options  # noqa: E402
+from nightjar.wer import paired_bootstrap  # noqa: E402
+from tasks.build import build  # noqa: E402
+from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
+from tasks.judge import clips_of  # noqa: E402
+from tasks.measure import divergence  # noqa: E402
+from tasks.rank import rank  # noqa: E402
+from tasks.rewrite import rewrite  # noqa: E402
+from tasks.stage import Run, current_run, default_store, joining, running  # noqa: E402
+
+
+def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
+    """Build and hear every plan; a row says what it keeps and what is lost against the float graphs."""
+    made = prepared(request, speech_sources)
+    calibration = calibrated(request, made)
+    ranking = rank(graphs=made.graphs, calibration=calibration, settings=Settings())
+    graphs = rewrite(graphs=made.graphs, ranking=ranking)
+    quantized = parameters(request, graphs, calibration)
+    speech = {"speech": made.calibration_speech, "label": "rungs float"}
+    options = EvaluateOptions(language=request.language, limit=_enough(made.calibration_speech), watch=True)
+    ladder, _ = _ladder(ranking, hear_here(made.family, made.host, binary=made.reference, options=options, **speech))
+    groups = roundable(onnx.load(current_run().store.path(graphs) / "encoder.onnx"))
+    options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
+    asked: dict[str, Any] = {"speech": made.test_speech, "options": options}
+    expected = hear_here(made.family, made.host, binary=made.reference, label="float", **asked)
+    rows = []
+    for name, plan in plans(ladder, groups, rungs, seeds):
+        path = folder / name.replace(" ", "-") / "plan.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plan), encoding="utf-8")
+        binary = build(
+            graphs=graphs,
+            calibration=calibration,
+            target=made.target,
+            options=make_options(made.target, "auto", chosen=request.target_options),
+            plan=Source(path=path.parent, sha256=digest_file(path)),
+            **quantized,
+            label=name,
+        )
+        board = board_of(made.target, request.board)
+        obtained = hear(made.family, made.target, board, binary=binary, reference=expected, label=name, **asked)
+        part = json.loads((current_run().store.path(binary) / "binary.json").read_text())["parts"]["encoder"]
+        kept = len(plan["float"]["encoder"])
+        rows.append({"plan": name, "kept": kept, "int8": part["int8_mac_share"], **lost(expected, obtained, request)})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def plans(
+    ladder: list[Any], groups: list[Group], rungs: list[int], seeds: list[int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield named plans; only what the encoder keeps differs between those of one rung."""
+    total = sum(group.macs for group in groups)
+    bare = [group.tensor for group in groups if not group.macs]
+    first = ladder[rungs[0]].model_dump(by_alias=True)
+    yield "nothing kept", first | {"float": first["float"] | {"encoder": []}}
+    sums = [group.tensor for group in groups if group.kind == "add"]
+    yield "residual sums kept", first | {"float": first["float"] | {"encoder": sums}}
+    for number in rungs:
+        ranked = ladder[number].model_dump(by_alias=True)
+        yield f"rung {number}", ranked
+        share = ladder[number].expected.int8_mac_share["encoder"]
+        for seed in seeds:
+            dice, kept, left = random.Random(seed), list[str](), 1.0
+            for group in dice.sample(groups, len(groups)):
+                if group.macs and left - group.macs / total >= share - 0.005:
+                    kept.append(group.tensor)
+                    left -= group.macs / total
+            kept += dice.sample(bare, len(bare) // 2)
+            yield f"random {seed} for rung {number}", ranked | {"float": ranked["float"] | {"encoder": sorted(kept)}}
+
+
+def lost(expected: Any, obtained: Any, request: PortRequest) -> dict[str, Any]:
+    """Say what a binary loses against the float graphs on the same clips."""
+    store = current_run().store
+    wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
+    floats, ours = (
+        score(each, "host", clips_of(wanted), lines, request.language) for each, lines in (("f", wanted), ("b", got))
+    )
+    (errors, words), (before, _) = errors_and_words(ours.clips), errors_and_words(floats.clips)
+    low, high = paired_bootstrap(errors, before, words)[:2]
+    kl, steps = divergence(wanted, got)
+    return {
+        "nats": float(f"{kl:.3g}"),
+        "agree": sum(line["agree"][0] for line in got if line["agree"]),
+        "steps": steps,
+        "wer_float": round(floats.wer, 2),
+        "wer": round(ours.wer, 2),
+        "delta_wer": round(ours.wer - floats.wer, 2),
+        "interval": [round(low, 2), round(high, 2)],
+        "looping": sum(clip.looping for clip in ours.clips),
+        "clips": len(ours.clips),
+        "words": sum(words),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="hailo")
+    parser.add_argument("--target-options", nargs="+", default=[])
+    parser.add_argument("--clips", type=int, default=72, help="evaluation clips")
+    parser.add_argument("--rungs", type=int, nargs="+", default=[1, 8], help="of the ladder, 0 being the most int8")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="random plans for each rung")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if not (WEIGHTS.is_file() and SPEECH.is_dir()):
+        print(f"needs {WEIGHTS} and {SPEECH}", file=sys.stderr)
+        return 2
+    request = PortRequest(
+        model=WEIGHTS.stem,
+        checkpoint=WEIGHTS,
+        target=arguments.target,
+        board="stand-in",
+        precision="auto",
+        target_options=tuple(arguments.target_options),
+        calibration_set=SPEECH / "calibration.jsonl",
+        test_set=SPEECH / "evaluation.jsonl",
+        limit=arguments.clips,
+    )
+    screen, store = Screen(), default_store()
+    run = Run(store, frozenset(), False, show=screen.progress, tell=screen.outcome)
+    try:
+        with running(run), screen, joining(()):
+            rows = compare(request, arguments.rungs, arguments.seeds, store.root / ".plans")
+    except NightjarError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
