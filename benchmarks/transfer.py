@@ -4,7 +4,8 @@
         [--target-options attention_16bit=yes] [--json F]
 
 On the stand-in, real weights: for each rung of the ladder of `port --precision auto`, the encoder's plan, and one with
-random layers of the same int8 share of products where half of the groups without products (sums, norms, GELUs) are kept;
+random layers of the same int8 share of products where half of the groups without products (sums, norms, GELUs) are
+kept;
 beside them every residual sum kept, and nothing. All are built from the same rewritten graphs and ranges, what is not
 of the encoder is as the rung has it, and all hear the same evaluation clips. Stages are taken from the artifact store
 (NIGHTJAR_STORE) as in a port. Exits with 2 where weights, speech or toolchain are absent.
@@ -30,7 +31,6 @@ from flows.search import _enough, _ladder, parameters  # noqa: E402
 from nightjar.artifact import Source, digest_file  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
 from nightjar.groups import Group  # noqa: E402
-from nightjar.plugins import plugin  # noqa: E402
 from nightjar.ranking import Settings, roundable  # noqa: E402
 from nightjar.request import PortRequest, speech_sources  # noqa: E402
 from nightjar.score import errors_and_words, score  # noqa: E402

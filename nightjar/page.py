@@ -54,6 +54,7 @@ binary: what the target compiled, where it ran.</p>
 <td>{{ "%.1f"|format(r.size_bytes.values()|sum / 1e6) }} MB</td><td></td><td>{{ "%.4f"|format(rtf.p50) }}</td>
 <td>{{ "%.4f"|format(rtf.p95) }}</td></tr>{% endif %}
 </table></div>
+{% for name, said in r.get("notes", {}).items() %}<p class="soft">{{ name }}: {{ said | join("; ") }}.</p>{% endfor %}
 {% for why, clips in r.throttled.items() %}<p class="FAIL">The board was throttled on {{ clips }} of {{ r.clips }} clips:
 {{ why }}. Its RTF is that of a board held back; cool it and run again with --refresh evaluate.</p>{% endfor %}
 

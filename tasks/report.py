@@ -71,6 +71,7 @@ def report(
         "rtf": {name: rtf.model_dump() for name, rtf in binary_rtf.items()} if binary_rtf else None,
         "throttled": scores["binary"].throttled,
         "int8_mac_share": {name: part["int8_mac_share"] for name, part in built["parts"].items()},
+        "notes": {name: part["notes"] for name, part in built["parts"].items() if part.get("notes")},
         "hypotheses": outcome.hypotheses,
         "gates": [gate.model_dump(mode="json") for gate in outcome.gates],
         "scores": [

@@ -23,8 +23,8 @@ from nightjar.progress import tick
 from nightjar.ranking import roundable
 from nightjar.toolchain import Toolchain, toolchain
 from targets.hailo import NAME, Options
-from targets.hailo.failures import Failure, classify, level_used
-from targets.hailo.fits import shorter_window, window_label
+from targets.hailo.failures import Failure, classify, level_notes, level_used
+from targets.hailo.fits import shorter_window, window_label, window_note
 from targets.hailo.graph import Cut, cut, prepared
 from targets.hailo.layers import ENDS, Layer, eight_bit_share, layers_from, wide_layers
 from targets.hailo.placing import Entry, cpu_part, read_model, wide_tensors, write_binary
@@ -96,6 +96,7 @@ class Steps:
         samples = CalibrationSet.open(calibration)
         count = min(self.options.calibration_samples, samples.count(self.part))
         script, optimized = self._optimized(layers, wide, samples, count)
+        asked = self.options.optimization_level
         hef, utilization = self._compiled(optimized["har_sha256"], script)
         (out / f"{self.part}.alls").write_text(script, encoding="utf-8")
         shutil.copyfile(self.folder / "optimized.har", out / f"{self.part}.har")
@@ -106,7 +107,8 @@ class Steps:
             "file": f"{self.part}.hef",
             "size_bytes": hef.stat().st_size,
             "script": f"{self.part}.alls",
-            "optimization_level": optimized["level"],
+            "optimization_level": {"asked": asked, **optimized["level"]._asdict()},
+            "notes": [*entry["notes"], *level_notes(optimized["level"], asked)],
             "calibration_samples": count,
             "max_utilization": utilization,
             "int8_mac_share": eight_bit_share(self.groups, layers, wide),
@@ -143,6 +145,7 @@ class Steps:
             "dfc": result["version"],
             "hw_arch": self.options.hw_arch,
             "window": window_label(self.model),
+            "notes": [window_note(self.model)],
             **self._ends(layers, result["outputs"]),
         }
         self._write_layers(layers, [], out)
@@ -172,16 +175,9 @@ class Steps:
         except _Refused as refused:
             raise refused.error from None
         used = level_used(result["log"], self.options.optimization_level)
-        if used.used != self.options.optimization_level:
-            log.warning(
-                "%s: the DFC optimized at level %d, not %d: %s",
-                self.part,
-                used.used,
-                self.options.optimization_level,
-                used.why or "its log does not say why",
-            )
-        level = {"asked": self.options.optimization_level, "used": used.used, "why": used.why}
-        return script, {**result, "level": level}
+        for note in level_notes(used, self.options.optimization_level):
+            log.warning("%s: %s", self.part, note)
+        return script, {**result, "level": used}
 
     def _compiled(self, har_sha256: str, script: str) -> tuple[Path, float | None]:
         """Compile the optimized .har, with less of the chip where it does not fit; return the .hef and the share."""

@@ -98,3 +98,9 @@ def level_used(log: str, asked: int) -> Level:
         elif found := re.search(r"Reducing optimization level to (\d)\s*(?:\([^)]*\))?\s*(?:because\s*)?(.*)", line):
             level, why = int(found[1]), found[2].strip().rstrip(".")
     return Level(level, why)
+
+
+def level_notes(level: Level, asked: int) -> list[str]:
+    """Say in a sentence that the level used is another than asked; nothing where it is not."""
+    why = level.why or "its log does not say why"
+    return [] if level.used == asked else [f"the DFC optimized at level {level.used}, not {asked}: {why}"]

@@ -30,6 +30,13 @@ def window_label(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"seconds": window_s, "known_to_fit": known, "why": said}
 
 
+def window_note(model: Mapping[str, Any]) -> str:
+    """Say the same in a sentence, for people."""
+    label = window_label(model)
+    known = "known to fit on the chip" if label["known_to_fit"] else "not known to fit on the chip"
+    return f"a window of {label['seconds']:g} s is {known}; {label['why']}"
+
+
 def shorter_window(model: Mapping[str, Any]) -> str:
     """Say what to do about a part that found no place on the chip."""
     fit = known_fit(model["dims"])

@@ -16,7 +16,7 @@ from nightjar.errors import BadOptions
 from nightjar.groups import MOVES, Graph, Group, fuse
 from nightjar.lint import Finding, place_of
 from targets.hailo import Placed
-from targets.hailo.fits import shorter_window, window_label
+from targets.hailo.fits import shorter_window, window_label, window_note
 from targets.hailo.graph import UNKNOWN, cut
 from targets.hailo.placing import read_model
 
@@ -217,7 +217,7 @@ def _window(model: Mapping[str, Any], name: str) -> Iterator[Finding]:
         return
     label = window_label(model)
     if not label["known_to_fit"]:
-        why = f"a window of {label['seconds']:g} s is not known to fit on the chip; {label['why']}"
+        why = window_note(model)
         remedy = f"the recipe tries it; where the compiler finds no place for it, {shorter_window(model)}"
         yield _finding("warn", "encoder", name, "window", why, remedy)
 

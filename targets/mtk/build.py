@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +159,18 @@ def _entry(
         "toolkit": f"mtk_converter {said['converter']}, ncc-tflite {compiled['version']}",
         "attributes": said["attributes"],
         "skipped": said["skipped"],
+        "notes": list(_notes(tflite, dla, compiled["off_npu"], said["skipped"])),
         **described,
     }
+
+
+def _notes(tflite: int, dla: int, off_npu: Mapping[str, int], skipped: list[str]) -> Iterator[str]:
+    """Say what a person who reads the report should know of a part."""
+    yield f"{tflite / 1e6:.2f} MB of .tflite became {dla / 1e6:.2f} MB of .dla, {dla / tflite:.2f} of it"
+    if off_npu:
+        yield "not on the NPU: " + ", ".join(f"{count} {op}" for op, count in off_npu.items())
+    if skipped:
+        yield "settings that this mtk_converter has not: " + ", ".join(skipped)
 
 
 def _require(part: str, precision: str, figures: Mapping[str, Any]) -> None:

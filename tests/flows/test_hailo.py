@@ -48,6 +48,7 @@ def test_the_stand_in_is_heard_and_never_taken_for_the_npu(
     page = (ROOT / results["report"]).read_text()
     assert f'<p class="verdict soft">{word}</p>' in page
     assert f"<title>{word} · " in page
+    assert "encoder: a window of 10 s is not known to fit on the chip" in page
     assert verdict_markdown(results).startswith(f"# {word} · ")
     assert results["rtf"] is None  # a stand-in's seconds say nothing
 

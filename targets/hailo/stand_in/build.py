@@ -12,7 +12,7 @@ from nightjar.groups import Graph
 from nightjar.progress import tick
 from nightjar.ranges import Range, collect_ranges
 from nightjar.ranking import roundable
-from targets.hailo.fits import window_label
+from targets.hailo.fits import window_label, window_note
 from targets.hailo.graph import cut
 from targets.hailo.placing import Entry, cpu_part, read_model, wide_tensors, write_binary
 from targets.hailo.stand_in import NAME, Options, read_ranges
@@ -55,6 +55,7 @@ def build(
             "size_bytes": (out / part["file"]).stat().st_size,  # float weights: nothing of a .hef's size
             **figures,
             "window": window_label(model),
+            "notes": [window_note(model), "the file has float weights: its size is none of a .hef"],
         }
     write_binary(graphs, model, entries, NAME, options.precision, out)
 

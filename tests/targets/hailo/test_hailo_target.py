@@ -243,8 +243,9 @@ def test_the_level_really_used_is_recorded_and_said(
     line = f"[warning] Reducing optimization level to 0 ({skipped}) because {why}"
     inject(environment, optimize=[{"print": ["[info] Using default optimization level of 2", line]}])
     hailo.compile(cached / "graphs", cached / "calibration", INT8, tmp_path / "out")
-    level = described(tmp_path / "out")["parts"]["encoder"]["optimization_level"]
-    assert level == {"asked": 2, "used": 0, "why": why}
+    encoder = described(tmp_path / "out")["parts"]["encoder"]
+    assert encoder["optimization_level"] == {"asked": 2, "used": 0, "why": why}
+    assert encoder["notes"][1] == f"the DFC optimized at level 0, not 2: {why}"
     assert f"encoder: the DFC optimized at level 0, not 2: {why}" in caplog.text
 
 

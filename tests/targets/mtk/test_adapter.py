@@ -51,6 +51,9 @@ def test_a_float_build_has_what_the_board_and_the_simulator_need(
         assert part["tflite"]["dla_ratio"] == pytest.approx(part["size_bytes"] / part["tflite"]["size_bytes"], abs=1e-4)
         assert part["toolkit"] == "mtk_converter 8.13.0, ncc-tflite 8.2.19"
         assert part["off_npu"] == {}
+        assert [note.partition(", ")[0] for note in part["notes"]] == [
+            f"{part['tflite']['size_bytes'] / 1e6:.2f} MB of .tflite became {part['size_bytes'] / 1e6:.2f} MB of .dla"
+        ]
         assert part["command"][1:4] == ["--arch=mdla5.3,edma3.6", "--l1-size-kb=256", "--num-mdla=1"]
         assert {"--relax-fp32", "--opt-accuracy", "--opt-footprint"} <= set(part["command"])
         assert part["skipped"] == []
@@ -252,6 +255,7 @@ def test_what_is_not_on_the_npu_is_in_the_audit(doubles: Doubles, cached: Path, 
     doubles.inject(ncc={"cpu": "SOFTMAX"})
     target.compile(only(cached, tmp_path / "graphs"), None, FP, tmp_path / "out")
     assert parts_of(tmp_path / "out")["decoder"]["off_npu"] == {"SOFTMAX": 4}
+    assert "not on the NPU: 4 SOFTMAX" in parts_of(tmp_path / "out")["decoder"]["notes"]
 
 
 def test_an_execution_plan_is_read_in_more_than_one_form() -> None:
