@@ -5,10 +5,10 @@
 
 On the stand-in, real weights: for each rung of the ladder of `port --precision auto`, the encoder's plan, and one with
 random layers of the same int8 share of products where half of the groups without products (sums, norms, GELUs) are
-kept;
-beside them every residual sum kept, and nothing. All are built from the same rewritten graphs and ranges, what is not
-of the encoder is as the rung has it, and all hear the same evaluation clips. Stages are taken from the artifact store
-(NIGHTJAR_STORE) as in a port. Exits with 2 where weights, speech or toolchain are absent.
+kept, alone and with all that the first rung given keeps; beside them every residual sum kept, and nothing. All are
+built from the same rewritten graphs and ranges, what is not of the encoder is as the rung has it, and all hear the same
+evaluation clips. Stages are taken from the artifact store (NIGHTJAR_STORE) as in a port. Exits with 2 where weights,
+speech or toolchain are absent.
 """
 
 import argparse
@@ -105,6 +105,10 @@ def plans(
                     left -= group.macs / total
             kept += dice.sample(bare, len(bare) // 2)
             yield f"random {seed} for rung {number}", ranked | {"float": ranked["float"] | {"encoder": sorted(kept)}}
+            if number != rungs[0]:
+                kept = sorted({*kept, *first["float"]["encoder"]})
+                name = f"random {seed} for rung {number}, with what rung {rungs[0]} keeps"
+                yield name, ranked | {"float": ranked["float"] | {"encoder": kept}}
 
 
 def lost(expected: Any, obtained: Any, request: PortRequest) -> dict[str, Any]:

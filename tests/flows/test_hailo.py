@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from flows.port import port
@@ -59,6 +60,19 @@ def test_the_stand_in_is_heard_and_never_taken_for_the_npu(
     }
     assert set(binary["parts"]["encoder"]["schemes"]) == {"a8_w8", "a16_w16"}
     assert not [path.name for path in store.rglob("*") if path.suffix in (".hef", ".har")]
+
+
+def test_the_ui_says_that_it_is_a_stand_in(server: str, cli: Cli, few: list[str], store: Path) -> None:
+    done = cli(*HAILO, "--board", "stand-in", *few, store=store, PREFECT_API_URL=server)
+    assert done.returncode in (0, 1), done.stderr
+    wanted = {"artifacts": {"key": {"like_": "%-whisper-nano-hailo-int8"}}}
+    found = {each["key"]: each for each in httpx.post(f"{server}/artifacts/latest/filter", json=wanted).json()}
+    verdict = found["verdict-whisper-nano-hailo-int8"]
+    assert verdict["description"].startswith("stand-in (")
+    assert verdict["data"].startswith("# stand-in (")
+    assert "no score of this NPU" in verdict["data"]
+    scores = json.loads(found["scores-whisper-nano-hailo-int8"]["data"])
+    assert [row["tier"] for row in scores] == ["host", "host", "stand-in"]
 
 
 def test_auto_searches_on_the_stand_in(cli: Cli, few: list[str], store: Path, tmp_path: Path) -> None:
