@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import onnx
 
 from nightjar.errors import BadInput
+from nightjar.groups import fuse
 
 # What the toolkit hangs on a node's name.
 ADDED = re.compile(r"(?:#\d+|_2[a-z]+|[-_](?:rs|tp|sw|mm|sdpa|ConvAdd|ConvRelu|bias|exSecondary)|_i\d+)*")
@@ -54,6 +55,35 @@ def node_name(layer: str, nodes: Iterable[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
+def own_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
+    """Map float nodes to the layers that are called after them or after what they put out.
+
+    Where a layer's name tells nothing (a GLU, a product's scale) that of its tensor does, moves behind it or not.
+    """
+    nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
+    makers = {out: node for node in nodes.values() for out in node.output}
+    found: dict[str, Layer] = {}
+    unnamed = []
+    for layer in layers:
+        name = node_name(layer.name, nodes) if layer.op not in MOVING else None
+        if name is not None and nodes[name].op_type not in MOVING:
+            found.setdefault(name, layer)
+        elif name is None and layer.op not in SELECTING:
+            unnamed.append(layer)
+    putting_out = {out: layer for layer in layers for out in layer.outputs if layer.op not in MOVING}
+    for node in nodes.values():  # what ends a fused layer keeps the name of its tensor
+        ends = [putting_out[out] for out in node.output if out in putting_out]
+        if ends and node.name not in found and node.op_type not in MOVING:
+            found[node.name] = ends[0]
+    for layer in unnamed:
+        tensor = node_name(layer.outputs[0], makers)
+        while tensor is not None and makers[tensor].op_type in MOVING and makers[tensor].input[0] in makers:
+            tensor = makers[tensor].input[0]
+        if tensor is not None and makers[tensor].op_type not in MOVING:
+            found.setdefault(makers[tensor].name, layer)
+    return found
+
+
 def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
     """Map each float node to the layer that does its work; nodes that became constants are left out.
 
@@ -61,16 +91,7 @@ def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, La
     behind (a GELU's parts, an attention's product, mask and softmax).
     """
     nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
-    found: dict[str, Layer] = {}
-    for layer in layers:
-        name = node_name(layer.name, nodes) if layer.op not in MOVING else None
-        if name is not None and nodes[name].op_type not in MOVING:
-            found.setdefault(name, layer)
-    putting_out = {out: layer for layer in layers for out in layer.outputs if layer.op not in MOVING}
-    for node in nodes.values():  # what ends a fused layer keeps the name of its tensor
-        ends = [putting_out[out] for out in node.output if out in putting_out]
-        if ends and node.name not in found and node.op_type not in MOVING:
-            found[node.name] = ends[0]
+    found = own_layers(model, layers)
     makers = {out: node.name for node in nodes.values() for out in node.output}
     readers: dict[str, list[str]] = {}
     for node in nodes.values():
@@ -101,15 +122,23 @@ def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, La
 
 
 def tensor_names(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, str]:
-    """Map each tensor of the float graph that some layer computes to that layer's own output tensor."""
-    found = node_layers(model, layers)
-    return {
+    """Map each tensor of the float graph that some layer computes to that layer's own output tensor.
+
+    What a group puts out is its layer's, whichever of its nodes that is called after: an `exSwish` after its sigmoid.
+    """
+    found, own = node_layers(model, layers), own_layers(model, layers)
+    names = {
         tensor: found[node.name].outputs[0]
         for node in model.graph.node
         if node.name in found
         for tensor in node.output
         if tensor
     }
+    for group in fuse(model):
+        ends = [own[node].outputs[0] for node in group.nodes if node in own]
+        if ends and group.nodes[-1] not in own:
+            names[group.tensor] = ends[-1]
+    return names
 
 
 def masked_attention(layers: Iterable[Layer]) -> list[str]:
