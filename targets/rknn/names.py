@@ -18,12 +18,11 @@ from nightjar.groups import fuse
 
 # What the toolkit hangs on a node's name.
 ADDED = re.compile(r"(?:#\d+|_2[a-z]+|[-_](?:rs|tp|sw|mm|sdpa|ConvAdd|ConvRelu|bias|exSecondary)|_i\d+)*")
-MOVING = frozenset(
-    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "exDataConvert", "Cast", "Constant"}
-)
+MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "exDataConvert", "Constant"})
 SELECTING = MOVING | {"Slice", "Split"}
 LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
 SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
+WHOLE = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 NAMES = "names.json"
 INT8_ENTRY = re.compile(r"^    (\S.*):\n        qtype: .*\n        qmethod: .*\n        dtype: int8\n", re.MULTILINE)
 
@@ -175,14 +174,30 @@ def moves(layers: Sequence[Layer]) -> dict[str, Move]:
 
 
 def boundary(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
-    """Name the tensors that are a graph's inputs and outputs in int8: in float16 they make those float16 too.
+    """Name the tensors next to a graph's inputs and outputs in int8: in float16 they make those float16 too.
 
-    The toolkit has each behind, or before, a conversion of its own.
+    The toolkit has a conversion of its own behind each input and before each output; it asks of an input what reads
+    the converted one, and takes no notice of what is said of the conversion itself.
     """
     inputs, outputs = ({value.name for value in values} for values in (model.graph.input, model.graph.output))
     converted = [layer for layer in layers if layer.op == "exDataConvert"]
     first = {layer.outputs[0] for layer in converted if layer.inputs[0] in inputs}
-    return sorted(first | {layer.inputs[0] for layer in converted if layer.outputs[0] in outputs})
+    behind = {out for layer in layers if first & {*layer.inputs} for out in layer.outputs}
+    return sorted(behind | {layer.inputs[0] for layer in converted if layer.outputs[0] in outputs})
+
+
+def counting(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
+    """Name what is computed from the inputs of whole numbers alone: int8 would end a count where calibration did."""
+    inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    made = {out for layer in layers for out in layer.outputs}
+    found = {name for name, kind in inputs.items() if kind in WHOLE}
+    named = []
+    for layer in layers:  # inputs come first
+        fed = [name for name in layer.inputs if name in made or name in inputs]
+        if fed and found.issuperset(fed):
+            found.update(layer.outputs)
+            named += layer.outputs
+    return named
 
 
 def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, part: str) -> None:
@@ -193,6 +208,7 @@ def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, p
         "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
         "masked_attention": masked_attention(layers),
         "boundary": boundary(model, layers),
+        "counting": counting(model, layers),
         "moves": {out: move._asdict() for out, move in moves(layers).items()},
     }
     (folder / f"{part}.{NAMES}").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -218,7 +234,7 @@ def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Pa
     Raises BadInput with every name that no layer computes.
     """
     names = read_names(quantization_cfg)
-    own = {*names["outputs"], *names["boundary"]}
+    own = {*names["outputs"], *names["boundary"], *names["counting"]}
     chosen = {names["tensors"].get(name, name if name in own else None): name for name in keep}
     unknown = [name for name in keep if name not in names["tensors"] and name not in own]
     if unknown:
