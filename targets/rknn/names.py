@@ -191,7 +191,7 @@ def counting(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
     inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     made = {out for layer in layers for out in layer.outputs}
     found = {name for name, kind in inputs.items() if kind in WHOLE}
-    named = []
+    named = list[str]()
     for layer in layers:  # inputs come first
         fed = [name for name in layer.inputs if name in made or name in inputs]
         if fed and found.issuperset(fed):
