@@ -222,10 +222,11 @@ def cut_kernels(editor: Editor, most: int) -> int:
 
 
 def bound_averages(editor: Editor, counts: Collection[str]) -> int:
-    """Keep a running average without its sum: (s + a·l)/(l + t) becomes s/(l + t) + a·(l/(l + t)).
+    """Keep a running average without its sum: (s + a·l)/(l + n) becomes a + (s - n·a)/(l + n), n frames being new.
 
     The first generation's pooling multiplies the average of all that was heard by the number of frames. In float16 that
-    product has 11 bits from 40 s of speech on, and is infinite behind 65,504: five minutes where the average is 4.
+    product has 11 bits from 40 s of speech on, and is infinite behind 65,504: five minutes where the average is 4. What
+    is left of the count is its reciprocal, which only fades, as do the corrections: rounded, the average rests.
     counts: the inputs that count frames.
     """
     from onnx import helper
@@ -235,15 +236,25 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
             name = node.input[0]
         return name in counts
 
-    def product(name: str) -> tuple[Any, list[Any]] | None:
-        """Find a·l behind moves: its Mul, and the moves from it on."""
+    def average_of(name: str) -> tuple[str, list[Any]] | None:
+        """Find a·l behind moves: the average, and the moves from the product on."""
         moves: list[Any] = []
         while (node := editor.made_by.get(name)) is not None and node.op_type == "Unsqueeze":
             moves.insert(0, node)
             name = node.input[0]
         if node is None or node.op_type != "Mul" or sum(map(counted, node.input)) != 1:
             return None
-        return node, moves
+        return next(source for source in node.input if not counted(source)), moves
+
+    def new_frames(rate: str) -> np.ndarray | None:
+        """Find n of 1/(l + n), in the rate's shape."""
+        name, shape = rate, editor.shapes.get(rate, ())
+        while (node := editor.made_by.get(name)) is not None and node.op_type in (*COUNTED, "Reciprocal", "Div"):
+            name = node.input[node.op_type == "Div"]
+        if node is None or node.op_type != "Add" or sum(map(counted, node.input)) != 1:
+            return None
+        constant = next((editor.constant(source) for source in node.input if not counted(source)), None)
+        return None if constant is None or constant.size != np.prod(shape) else constant.reshape(shape)
 
     def rewrite(node: Any) -> list[Any] | None:
         if node.op_type != "Mul":
@@ -253,28 +264,20 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
             if added is None or added.op_type != "Add" or len(editor.readers[total]) != 1:
                 continue
             for running, fresh in (tuple(added.input), tuple(reversed(added.input))):
-                if (found := product(running)) is None:
+                if (found := average_of(running)) is None or (new := new_frames(rate)) is None:
                     continue
-                times, moves = found
-                length = next(name for name in times.input if counted(name))
-                average = next(name for name in times.input if name != length)
-                out, nodes = node.output[0], []
-                for key, name in (("average", average), ("length", length)):
-                    for number, move in enumerate(moves):
-                        copied = helper.make_node("Unsqueeze", [name, *move.input[1:]], [f"{out}.{key}.{number}"])
-                        copied.attribute.extend(move.attribute)
-                        name = f"{out}.{key}.{number}"
-                        copied.name = name
-                        nodes.append(copied)
-                    if key == "average":
-                        average = name
-                    else:
-                        length = name
+                (average, moves), out, nodes = found, node.output[0], []
+                for number, move in enumerate(moves):
+                    name = f"{out}.average.{number}"
+                    copied = helper.make_node("Unsqueeze", [average, *move.input[1:]], [name], name=name)
+                    copied.attribute.extend(move.attribute)
+                    nodes.append(copied)
+                    average = name
                 steps = [
-                    ("Mul", [length, rate], f"{out}.share"),
-                    ("Mul", [average, f"{out}.share"], f"{out}.before"),
-                    ("Mul", [fresh, rate], f"{out}.now"),
-                    ("Add", [f"{out}.now", f"{out}.before"], out),
+                    ("Mul", [average, editor.store(f"{out}.new", new.astype(np.float32))], f"{out}.due"),
+                    ("Sub", [fresh, f"{out}.due"], f"{out}.news"),
+                    ("Mul", [f"{out}.news", rate], f"{out}.step"),
+                    ("Add", [average, f"{out}.step"], out),
                 ]
                 return nodes + [helper.make_node(op, inputs, [to], name=to) for op, inputs, to in steps]
         return None

@@ -28,8 +28,9 @@ def add(commands: Any) -> None:
 
 
 def _toolchain(arguments: argparse.Namespace) -> int:
+    from nightjar.installing import install
     from nightjar.show import Screen
-    from nightjar.toolchain import install, probe, toolchain
+    from nightjar.toolchain import probe, toolchain
 
     screen = Screen()
     if arguments.word == "install":

@@ -83,7 +83,7 @@ def build(
             names = read_names(quantized / f"{part}.quantization.cfg")
             keep = [*kept[part]] if plan is not None else [*names["masked_attention"]] * options.float_rules
             if "chunk" in model and options.float_rules:
-                keep += names["boundary"]
+                keep += [*names["boundary"], *names["counting"]]
             keep += matching(part, _patterns(options.float_nodes, files)[part], names)
             entry = hybrid(found, quantized, graphs / files[part], part, keep, out)
             if plan is None:  # a search may keep all of a small part float

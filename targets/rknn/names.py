@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import onnx
 
 from nightjar.errors import BadInput
+from nightjar.groups import fuse
 
 # What the toolkit hangs on a node's name.
 ADDED = re.compile(r"(?:#\d+|_2[a-z]+|[-_](?:rs|tp|sw|mm|sdpa|ConvAdd|ConvRelu|bias|exSecondary)|_i\d+)*")
-MOVING = frozenset(
-    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "exDataConvert", "Cast", "Constant"}
-)
+MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "exDataConvert", "Constant"})
 SELECTING = MOVING | {"Slice", "Split"}
 LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
 SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
+WHOLE = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 NAMES = "names.json"
 INT8_ENTRY = re.compile(r"^    (\S.*):\n        qtype: .*\n        qmethod: .*\n        dtype: int8\n", re.MULTILINE)
 
@@ -54,6 +54,35 @@ def node_name(layer: str, nodes: Iterable[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
+def own_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
+    """Map float nodes to the layers that are called after them or after what they put out.
+
+    Where a layer's name tells nothing (a GLU, a product's scale) that of its tensor does, moves behind it or not.
+    """
+    nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
+    makers = {out: node for node in nodes.values() for out in node.output}
+    found: dict[str, Layer] = {}
+    unnamed = []
+    for layer in layers:
+        name = node_name(layer.name, nodes) if layer.op not in MOVING else None
+        if name is not None and nodes[name].op_type not in MOVING:
+            found.setdefault(name, layer)
+        elif name is None and layer.op not in SELECTING:
+            unnamed.append(layer)
+    putting_out = {out: layer for layer in layers for out in layer.outputs if layer.op not in MOVING}
+    for node in nodes.values():  # what ends a fused layer keeps the name of its tensor
+        ends = [putting_out[out] for out in node.output if out in putting_out]
+        if ends and node.name not in found and node.op_type not in MOVING:
+            found[node.name] = ends[0]
+    for layer in unnamed:
+        tensor = node_name(layer.outputs[0], makers)
+        while tensor is not None and makers[tensor].op_type in MOVING and makers[tensor].input[0] in makers:
+            tensor = makers[tensor].input[0]
+        if tensor is not None and makers[tensor].op_type not in MOVING:
+            found.setdefault(makers[tensor].name, layer)
+    return found
+
+
 def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
     """Map each float node to the layer that does its work; nodes that became constants are left out.
 
@@ -61,16 +90,7 @@ def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, La
     behind (a GELU's parts, an attention's product, mask and softmax).
     """
     nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
-    found: dict[str, Layer] = {}
-    for layer in layers:
-        name = node_name(layer.name, nodes) if layer.op not in MOVING else None
-        if name is not None and nodes[name].op_type not in MOVING:
-            found.setdefault(name, layer)
-    putting_out = {out: layer for layer in layers for out in layer.outputs if layer.op not in MOVING}
-    for node in nodes.values():  # what ends a fused layer keeps the name of its tensor
-        ends = [putting_out[out] for out in node.output if out in putting_out]
-        if ends and node.name not in found and node.op_type not in MOVING:
-            found[node.name] = ends[0]
+    found = own_layers(model, layers)
     makers = {out: node.name for node in nodes.values() for out in node.output}
     readers: dict[str, list[str]] = {}
     for node in nodes.values():
@@ -101,15 +121,23 @@ def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, La
 
 
 def tensor_names(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, str]:
-    """Map each tensor of the float graph that some layer computes to that layer's own output tensor."""
-    found = node_layers(model, layers)
-    return {
+    """Map each tensor of the float graph that some layer computes to that layer's own output tensor.
+
+    What a group puts out is its layer's, whichever of its nodes that is called after: an `exSwish` after its sigmoid.
+    """
+    found, own = node_layers(model, layers), own_layers(model, layers)
+    names = {
         tensor: found[node.name].outputs[0]
         for node in model.graph.node
         if node.name in found
         for tensor in node.output
         if tensor
     }
+    for group in fuse(model):
+        ends = [own[node].outputs[0] for node in group.nodes if node in own]
+        if ends and group.nodes[-1] not in own:
+            names[group.tensor] = ends[-1]
+    return names
 
 
 def masked_attention(layers: Iterable[Layer]) -> list[str]:
@@ -146,14 +174,30 @@ def moves(layers: Sequence[Layer]) -> dict[str, Move]:
 
 
 def boundary(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
-    """Name the tensors that are a graph's inputs and outputs in int8: in float16 they make those float16 too.
+    """Name the tensors next to a graph's inputs and outputs in int8: in float16 they make those float16 too.
 
-    The toolkit has each behind, or before, a conversion of its own.
+    The toolkit has a conversion of its own behind each input and before each output; it asks of an input what reads
+    the converted one, and takes no notice of what is said of the conversion itself.
     """
     inputs, outputs = ({value.name for value in values} for values in (model.graph.input, model.graph.output))
     converted = [layer for layer in layers if layer.op == "exDataConvert"]
     first = {layer.outputs[0] for layer in converted if layer.inputs[0] in inputs}
-    return sorted(first | {layer.inputs[0] for layer in converted if layer.outputs[0] in outputs})
+    behind = {out for layer in layers if first & {*layer.inputs} for out in layer.outputs}
+    return sorted(behind | {layer.inputs[0] for layer in converted if layer.outputs[0] in outputs})
+
+
+def counting(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
+    """Name what is computed from the inputs of whole numbers alone: int8 would end a count where calibration did."""
+    inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    made = {out for layer in layers for out in layer.outputs}
+    found = {name for name, kind in inputs.items() if kind in WHOLE}
+    named = list[str]()
+    for layer in layers:  # inputs come first
+        fed = [name for name in layer.inputs if name in made or name in inputs]
+        if fed and found.issuperset(fed):
+            found.update(layer.outputs)
+            named += layer.outputs
+    return named
 
 
 def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, part: str) -> None:
@@ -164,6 +208,7 @@ def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, p
         "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
         "masked_attention": masked_attention(layers),
         "boundary": boundary(model, layers),
+        "counting": counting(model, layers),
         "moves": {out: move._asdict() for out, move in moves(layers).items()},
     }
     (folder / f"{part}.{NAMES}").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -189,7 +234,7 @@ def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Pa
     Raises BadInput with every name that no layer computes.
     """
     names = read_names(quantization_cfg)
-    own = {*names["outputs"], *names["boundary"]}
+    own = {*names["outputs"], *names["boundary"], *names["counting"]}
     chosen = {names["tensors"].get(name, name if name in own else None): name for name in keep}
     unknown = [name for name in keep if name not in names["tensors"] and name not in own]
     if unknown:

@@ -19,6 +19,9 @@ import zipformer_model  # noqa: E402
 import zipformer_training  # noqa: E402
 from nano_check import read_manifest  # noqa: E402
 
+# Whisper leaves its own english.json open.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*english.json:ResourceWarning")
+
 SHIPPED = DATA / "zipformer-nano"
 SMALL = zipformer_model.Shape(width=16, attention=16, heads=2, feedforward=16, channels=(4, 4, 8), joiner=16)
 
@@ -105,14 +108,14 @@ def test_the_loss_is_the_sum_over_all_paths() -> None:
 
 def test_training_learns(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    frames, n_clips = 160, 24
+    frames, n_clips = 96, 16
     texts = [zipformer_corpus.WORDS[number % 2] for number in range(n_clips)]
     clips = [rng.normal(-8 + 6 * (number % 2), 0.3, (frames, 80)) for number in range(n_clips)]
-    labels = np.zeros((n_clips * frames // 2, 3), np.uint8)
+    labels = np.repeat([0, 1] * (n_clips // 2), frames // 2)[:, None].repeat(3, 1).astype(np.uint8)
     corpus = zipformer_corpus.Corpus(
         np.concatenate(clips).astype(np.float16), labels, np.arange(n_clips + 1) * frames, texts, ["", "a"]
     )
-    schedule = zipformer_training.Schedule(40, 2e-3, 1_600, save_steps=20)
+    schedule = zipformer_training.Schedule(40, 5e-3, 800, save_steps=20)
     lost: list[float] = []
     real = zipformer_training.losses
 

@@ -60,7 +60,7 @@ def test_equals_kaldi_within_a_ten_thousandth(name: str) -> None:
 
 
 def test_real_speech_equals_kaldi_too() -> None:
-    need("speech", SPEECH.is_dir(), f"no {SPEECH}")
+    need("shared", SPEECH.is_dir(), f"no {SPEECH}")
     for path in sorted(SPEECH.rglob("*.flac"))[:10]:
         wave = load_audio(path).astype(np.float32) / 32768
         off = np.abs(fbank(wave) - (theirs := kaldi(wave)))

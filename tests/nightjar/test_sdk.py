@@ -12,8 +12,9 @@ import nightjar.toolchain as module
 from nightjar.cli import main
 from nightjar.doctor import examine
 from nightjar.errors import BadOptions, ToolchainMissing
+from nightjar.installing import install
 from nightjar.sdk import look, read_wanted
-from nightjar.toolchain import MARKER, install, toolchain
+from nightjar.toolchain import MARKER, toolchain
 
 HERE = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 SDK = """

@@ -15,9 +15,10 @@ import nightjar.toolchain as module
 from nightjar.cli import main
 from nightjar.doctor import examine
 from nightjar.errors import NightjarError, ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
+from nightjar.installing import install
 from nightjar.logged import last_line, run_logged, together
 from nightjar.plugins import plugin
-from nightjar.toolchain import MARKER, Toolchain, chosen, install, installed_versions, pinned, toolchain
+from nightjar.toolchain import MARKER, Toolchain, chosen, installed_versions, pinned, toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = "tests.nightjar.toolchain_work"

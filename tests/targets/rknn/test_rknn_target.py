@@ -25,28 +25,17 @@ from nightjar.errors import BadOptions, Broken, NightjarError, ToolchainFailed
 from nightjar.ranges import SILENT, collect_ranges
 from nightjar.ranking import roundable
 from nightjar.recipe import Recipe
-from nightjar.toolchain import Toolchain, toolchain
+from nightjar.toolchain import Toolchain
 from targets import rknn as target
 from targets.onnx.runner import open_runner
 from targets.rknn.build import fitting_samples, hybrid, quantization, thinned
 from targets.rknn.names import read_names
 from targets.rknn.ranges import ENDS, ENTRY, write_ranges
-from tests.conftest import need
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
 
 ROOT = Path(__file__).resolve().parents[3]
 FP, INT8 = target.Options(), target.Options(precision="int8", samples=4)
-
-
-@pytest.fixture(scope="module")
-def sdk() -> Toolchain:
-    """The installed toolkit, or a skip by name."""
-    try:
-        return toolchain("rknn")
-    except NightjarError as error:
-        need("rknn", False, str(error))
-        raise
 
 
 def _clip(folder: Path, number: int) -> Clip:
