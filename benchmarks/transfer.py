@@ -27,7 +27,7 @@ import onnx  # noqa: E402
 from benchmarks.speed import SPEECH, WEIGHTS  # noqa: E402
 from flows.heard import hear, hear_here  # noqa: E402
 from flows.port import calibrated, prepared  # noqa: E402
-from flows.search import _enough, _ladder, parameters  # noqa: E402
+from flows.search import CLIPS, _enough, _ladder, parameters  # noqa: E402
 from nightjar.artifact import Source, digest_file  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
 from nightjar.groups import Group  # noqa: E402
@@ -54,7 +54,8 @@ def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Pa
     graphs = rewrite(graphs=made.graphs, ranking=ranking)
     quantized = parameters(request, graphs, calibration)
     speech = {"speech": made.calibration_speech, "label": "rungs float"}
-    options = EvaluateOptions(language=request.language, limit=_enough(made.calibration_speech), watch=True)
+    enough = _enough(made.calibration_speech)
+    options = EvaluateOptions(language=request.language, limit=enough, watch=True, agree_clips=CLIPS[1])
     ladder, _ = _ladder(ranking, hear_here(made.family, made.host, binary=made.reference, options=options, **speech))
     groups = roundable(onnx.load(current_run().store.path(graphs) / "encoder.onnx"))
     options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)

@@ -9,6 +9,7 @@ from prefect import flow
 
 from flows.port import port
 from nightjar.artifact import Artifact
+from nightjar.boards import find_board
 from nightjar.bundle import Ported
 from nightjar.data import load_speech, slug
 from nightjar.deploy import deploy as put_on_board
@@ -25,6 +26,7 @@ from tasks.stage import joining
 def deploy(request: DeployRequest) -> dict[str, Any]:
     """Port, bundle, and put the bundle on the board; a port that fails is not put there without --force."""
     with joining(request.refresh) as run:
+        find_board(request.board)  # a name that is none is refused before the port, not after it
         asked = PortRequest(**request.model_dump(include=set(PortRequest.model_fields)))
         ported = port.fn(asked)
         name = request.name or slug(request.model)[:64]

@@ -139,8 +139,8 @@ def look(target: str, wanted: Wanted, folder: Path) -> Sdk:
             programs[program.name] = found
     if missing:
         raise ToolchainMissing(
-            f"{folder} is not the whole of {wanted.name}: {'; '.join(missing)}. {wanted.source}; "
-            f"then run `nightjar toolchain install {target} --sdk {folder}` again"
+            f"{folder} is not the whole of {wanted.name}: {'; '.join(missing)} ({wanted.source}): "
+            f"put it there, then run `nightjar toolchain install {target} --sdk {folder}` again"
         )
     version, wheels = _together(target, wanted, folder, lying)
     return Sdk(_interpreter(target, version, folder), wheels, programs)

@@ -61,7 +61,8 @@ def wide_tensors(part: str, groups: Sequence[Group], options: Placed, plan: Path
             continue
         matching = fnmatch.filter(by_name, pattern)
         if not matching:
-            raise BadOptions(f"float_nodes '{entry}' fits no layer of the NPU; {part} has {', '.join(by_name)}")
+            own = ", ".join(sorted(group.tensor for group in groups))
+            raise BadOptions(f"float_nodes '{entry}' fits no layer of the NPU; {part} has {own}")
         wide |= {by_name[name] for name in matching}
     attention = {group.tensor for group in groups if group.kind == "attention"}
     return wide if options.attention_16bit else wide - attention

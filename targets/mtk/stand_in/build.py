@@ -27,6 +27,7 @@ from targets.mtk.graphs import (
     read_plan,
     write_samples,
 )
+from targets.mtk.lint import of_tflite
 from targets.mtk.stand_in import NAME, Options
 from targets.mtk.stand_in.toolchain import compile as inside
 from targets.mtk.tflite import Model, read
@@ -169,7 +170,9 @@ def _entry(model: dict[str, Any], part: str, file: Path, found: Toolchain) -> di
     described = {kind: model["parts"][part][kind] for kind in ("inputs", "outputs")}
     versions = found.versions()
     toolkit = f"stand-in: litert-torch {versions.get('litert-torch')}, LiteRT {versions.get('ai-edge-litert')}"
-    return {"runner": NAME, "file": file.name, **audit(file), "toolkit": toolkit, **described}
+    refused = sorted({f"{finding.op} ({finding.why})" for finding in of_tflite(part, read(file))})
+    notes = [f"the NPU would refuse it: {', '.join(refused)}; see `nightjar lint --target mtk`"] if refused else []
+    return {"runner": NAME, "file": file.name, **audit(file), "toolkit": toolkit, "notes": notes, **described}
 
 
 def _require(part: str, precision: str, figures: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ def test_what_cannot_be_built_is_said(cached: Path, quantized: Path, tmp_path: P
 
 
 def test_the_lint_catches_a_planted_embedding_and_leaves_the_recipe_alone(
-    random_checkpoint: Path, cached: Path, tmp_path: Path
+    random_checkpoint: Path, quantized: Path, tmp_path: Path
 ) -> None:
     from models.whisper.export import export
 
@@ -126,7 +126,9 @@ def test_the_lint_catches_a_planted_embedding_and_leaves_the_recipe_alone(
     assert planted.part == "decoder"
     assert "no GATHER" in planted.why
     assert "host embedding" in planted.remedy
-    assert lint.lint(cached / "graphs") == []
+    assert planted.node == "CachedDecoder/Embedding_token_embedding;1"
+    for part in ("encoder", "cross", "decoder"):
+        assert list(lint.of_tflite(part, read(quantized / f"{part}.tflite"))) == []
 
 
 def test_the_lint_without_the_stand_in_reads_the_onnx_graph(
@@ -149,9 +151,11 @@ def test_places_are_said_in_the_models_words() -> None:
 
 def test_static_is_built_on_request(random_checkpoint: Path, tmp_path: Path) -> None:
     made = prepared(random_checkpoint, mtk.recipe("whisper").model_copy(update={"decoder": "static"}), tmp_path)
-    assert lint.lint(made / "graphs") == []
-    options = stand_in.Options(precision="int8", samples=2)
-    stand_in.compile(made / "graphs", made / "calibration", options, tmp_path / "out")
+    options, ranges = stand_in.Options(precision="int8", samples=2), tmp_path / "ranges"
+    stand_in.quantization(made / "graphs", made / "calibration", options, ranges)
+    for part in ("encoder", "decoder"):
+        assert list(lint.of_tflite(part, read(ranges / f"{part}.tflite"))) == []
+    stand_in.compile(made / "graphs", None, options, tmp_path / "out", quantized=ranges)
     assert 0.5 < parts_of(tmp_path / "out")["decoder"]["int8_mac_share"] < 1, "attention with a constant mask is float"
     assert CalibrationSet.open(made / "calibration").count("decoder")
 
