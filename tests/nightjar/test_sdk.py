@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import nightjar.installing as making
 import nightjar.toolchain as module
 from nightjar.cli import main
 from nightjar.doctor import examine
@@ -66,8 +67,9 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "requirements.txt").write_text("# nothing public\n")
     (tmp_path / "sdk.toml").write_text(SDK.replace("{here}", ".".join(map(str, sys.version_info[:2]))))
     monkeypatch.setenv("NIGHTJAR_TOOLCHAINS", str(tmp_path / "place"))
-    monkeypatch.setattr(module, "requirements_of", lambda target: tmp_path / "requirements.txt")
-    monkeypatch.setattr(module, "probe", lambda found: {})
+    for each in (module, making):
+        monkeypatch.setattr(each, "requirements_of", lambda target: tmp_path / "requirements.txt")
+    monkeypatch.setattr(making, "probe", lambda found: {})
     (tmp_path / "sdk").mkdir()
     return tmp_path / "sdk"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import nightjar.installing as making
 import nightjar.toolchain as module
 from nightjar.cli import main
 from nightjar.doctor import examine
@@ -39,8 +40,9 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "requirements.txt"
     path.write_text("# nothing\n")
     monkeypatch.setenv("NIGHTJAR_TOOLCHAINS", str(tmp_path / "place"))
-    monkeypatch.setattr(module, "requirements_of", lambda target: path)
-    monkeypatch.setattr(module, "probe", lambda found: {})
+    for each in (module, making):
+        monkeypatch.setattr(each, "requirements_of", lambda target: path)
+        monkeypatch.setattr(each, "probe", lambda found: {})
     return path
 
 
@@ -188,7 +190,7 @@ def test_installing_twice_makes_it_once_and_a_new_lock_makes_it_anew(
             raise ToolchainBroken("it does not import")
         return {}
 
-    monkeypatch.setattr(module, "probe", broken_once)
+    monkeypatch.setattr(making, "probe", broken_once)
     assert install("rknn").folder.stat().st_ino != number
     assert sorted(path.name for path in made.parent.iterdir()) == ["rknn", "rknn.lock"]
 
