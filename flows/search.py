@@ -43,7 +43,8 @@ def searched(
 ) -> Searched:
     """Find the plan of the largest int8 share within the request's budget; raises BadInput where none is."""
     target = target_of(request.target, request.board)
-    follow = plugin("models", family, "chain") if plugin("models", family).load().STREAMS else None
+    known = plugin("models", family).load()
+    follow = plugin("models", family, "chain") if known.STREAMS else None
     ranking = rank(graphs=graphs, calibration=calibration, settings=Settings(), follow=follow)
     rewritten = rewrite(graphs=graphs, ranking=ranking)
     quantized = parameters(request, rewritten, calibration)
@@ -79,11 +80,12 @@ def searched(
         return read_measured(current_run().store.path(found))
 
     try:
-        found, _ = search(plans, measured, Budget(delta_wer=request.search_delta_wer), tried)
+        budget = Budget(delta_wer=request.search_delta_wer, kl_per_percent=known.NATS_PER_PERCENT)
+        found, _ = search(plans, measured, budget, tried)
     except _Unknown:  # a plan cannot see beyond what is measured
         return Searched(rewritten, {"plan": Pending("search"), **quantized}, Pending("search"))
-    known = Tried(calls=calls, measured={by_key[key]: result for key, result in tried.items()})
-    made = frontier(ranking=ranking, tried=known, found=by_key[found.key()])
+    so_far = Tried(calls=calls, measured={by_key[key]: result for key, result in tried.items()})
+    made = frontier(ranking=ranking, tried=so_far, found=by_key[found.key()])
     return Searched(rewritten, {"plan": planned(found), **quantized}, made)
 
 

@@ -331,16 +331,18 @@ def checked(line: dict[str, Any]) -> int:
 
 def main(folder: str) -> int:
     """Run a job folder; an error becomes one line on stderr and exit code 4."""
+    # A way out of its own: a runtime that turns stdout away while it works would take other threads' lines with it.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     try:
-        run_job(Path(folder), sys.stdout)
+        run_job(Path(folder), out)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the host is gone; what is finished is on disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return 4
     except Exception as error:  # the host reads the last line; the traceback above it is for the log
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(json.dumps({"full": str(error)}), flush=True)  # nobody's clip is to blame
+            print(json.dumps({"full": str(error)}), file=out, flush=True)  # nobody's clip is to blame
         traceback.print_exc()
         print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
         return 4

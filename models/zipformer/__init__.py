@@ -8,6 +8,9 @@ from pathlib import Path
 FAMILY = "zipformer"
 STOCK = "sherpa-onnx"
 STREAMS = True
+# Of divergence per row for each percent of WER. A token said a row earlier or later costs nats and no word:
+# zipformer-nano, 260 clips, 0.0080 nats, 13 of 321 tokens in another row, +0.00 points [-0.43, +0.43].
+NATS_PER_PERCENT = 0.02
 NAMES: tuple[str, ...] = ()  # none is fetched by name
 FILES = ("*.onnx", "tokens.txt")  # of a checkpoint
 

@@ -186,6 +186,21 @@ def test_what_holds_the_processor_back_is_in_the_lines_and_in_the_score(
     assert throttled() == {"policy4 capped at 1200 of 2400 MHz": 3}
 
 
+def test_a_runtime_that_turns_stdout_away_takes_no_line_with_it(
+    binary: Path, clips: list[Clip], tmp_path: Path
+) -> None:
+    """rknn-toolkit2's output is kept off stdout while it works, and another thread says a line meanwhile."""
+    run(binary, clips[:1], tmp_path / "job")
+    (tmp_path / "job" / "lines.jsonl").unlink()
+    told = "import os, targets.onnx.runner as runner\nopening = runner.open_runner\n"
+    told += "def turned(*a, **k):\n    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)\n    return opening(*a, **k)\n"
+    told += "runner.open_runner = turned\n"
+    told += f"from nightjar.session import main\nmain({str(tmp_path / 'job')!r})"
+    said = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True).stdout
+    assert [line["id"] for text in said.splitlines() if "id" in (line := json.loads(text))] == [clips[0].id]
+    assert "end" in json.loads(said.splitlines()[-1])
+
+
 def test_another_binary_lends_its_encoder(binary: Path, clips: list[Clip], tmp_path: Path) -> None:
     deaf = tmp_path / "deaf"
     deaf.mkdir()
