@@ -131,6 +131,20 @@ def test_the_lint_catches_a_planted_embedding_and_leaves_the_recipe_alone(
         assert list(lint.of_tflite(part, read(quantized / f"{part}.tflite"))) == []
 
 
+def test_what_the_npu_would_refuse_is_said_of_a_part_that_runs_here(
+    cached: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.compile(cached / "graphs", None, stand_in.Options(), tmp_path / "one", quantized=quantized)
+    assert [part["notes"] for part in parts_of(tmp_path / "one").values()] == [[], [], []]
+    monkeypatch.setitem(lint.REFUSED, "SOFTMAX", ("MDLA 5.3 has no SOFTMAX", "take it on the CPU"))  # type: ignore[arg-type]
+    stand_in.compile(cached / "graphs", None, stand_in.Options(), tmp_path / "other", quantized=quantized)
+    found = {name: part["notes"] for name, part in parts_of(tmp_path / "other").items()}
+    assert found["cross"] == []
+    assert found["decoder"] == [
+        "the NPU would refuse it: SOFTMAX (MDLA 5.3 has no SOFTMAX); see `nightjar lint --target mtk`"
+    ]
+
+
 def test_the_lint_without_the_stand_in_reads_the_onnx_graph(
     random_checkpoint: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
