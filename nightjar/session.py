@@ -298,6 +298,8 @@ def _fork(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> tup
 
                 for line in run_clips(parts, folder, job, clips, say):
                     say(line)
+            except BrokenPipeError:  # the parent gave up for another worker's sake, whose reason is to be the last word
+                pass
             except Exception as error:
                 traceback.print_exc()
                 print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)

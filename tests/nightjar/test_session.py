@@ -186,6 +186,27 @@ def test_what_holds_the_processor_back_is_in_the_lines_and_in_the_score(
     assert throttled() == {"policy4 capped at 1200 of 2400 MHz": 3}
 
 
+def test_what_a_worker_died_of_is_the_last_word_and_not_that_the_others_lost_their_pipe(
+    binary: Path, clips: list[Clip], tmp_path: Path
+) -> None:
+    run(binary, clips[:2], tmp_path / "job")
+    (tmp_path / "job" / "lines.jsonl").unlink()
+    job = json.loads((tmp_path / "job" / "job.json").read_text())
+    (tmp_path / "job" / "job.json").write_text(json.dumps(job | {"workers": 2}))
+    told = "import os, sys, time, targets.onnx.runner as runner\nopening, parent = runner.open_runner, os.getpid()\n"
+    told += (
+        f"def first(*a, **k):\n    try:\n        os.mkdir({str(tmp_path / 'taken')!r})\n    except FileExistsError:\n"
+    )
+    told += "        time.sleep(0.5)\n        return opening(*a, **k)\n    raise RuntimeError('no such chip')\n"
+    told += "runner.open_runner = first\n"
+    told += (
+        f"from nightjar.session import main\nstatus = main({str(tmp_path / 'job')!r})\ntime.sleep(1.5)\nsys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert done.stderr.splitlines()[-1] == "RuntimeError: RuntimeError: no such chip"
+
+
 def test_a_runtime_that_turns_stdout_away_takes_no_line_with_it(
     binary: Path, clips: list[Clip], tmp_path: Path
 ) -> None:

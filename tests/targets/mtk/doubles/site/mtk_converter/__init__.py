@@ -6,6 +6,7 @@ that its executor can run it. A wrong name, type, order or sequence of calls rai
 """
 
 import inspect
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -138,11 +139,7 @@ class TFLiteExecutor:
         _, source = split(Path(path).read_bytes(), MARK)
         if not source:
             raise RuntimeError(f"{path} cannot be parsed\nby the schema")
-        scratch = Path(path).with_suffix(".double.pt")
-        scratch = Path("/dev/shm") / f"{abs(hash(path))}.pt" if Path("/dev/shm").is_dir() else scratch
-        scratch.write_bytes(source)
-        self._module = torch.jit.load(str(scratch))
-        scratch.unlink()
+        self._module = torch.jit.load(io.BytesIO(source))
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         if not isinstance(arrays, list) or not all(isinstance(a, np.ndarray) for a in arrays):
