@@ -120,7 +120,8 @@ def together(calls: Sequence[Callable[[], Made]], workers: int) -> list[Made]:
                     done.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                while wait(running, timeout=0.1).not_done:  # one may just be starting
+                begun = [call for call in running if not call.cancelled()]  # for those, wait would wait for ever
+                while wait(begun, timeout=0.1).not_done:  # one may just be starting
                     for group in list(started):
                         _kill(group)
                 raise

@@ -51,7 +51,11 @@ def build(
     model = read_model(graphs)
     files = {name: part["file"] for name, part in model["parts"].items()}
     kept = _planned(plan, files) if plan is not None else {}
-    whole = json.loads(plan.read_text(encoding="utf-8")).get("whole", ()) if plan is not None else ()
+    stream = "chunk" in model and options.float_rules
+    if plan is not None:
+        whole = json.loads(plan.read_text(encoding="utf-8")).get("whole", ())
+    else:  # of a stream's small parts int8 would be the boundary alone, and that is float16
+        whole = [part for part in files if stream and part != "encoder"]
     if options.precision == "auto" and plan is None:
         raise BadOptions(
             "--precision auto needs the plan of a precision search; build with --precision int8 or fp instead"
@@ -82,7 +86,7 @@ def build(
                 return build_float(found, graphs / files[part], part, options, out)
             names = read_names(quantized / f"{part}.quantization.cfg")
             keep = [*kept[part]] if plan is not None else [*names["masked_attention"]] * options.float_rules
-            if "chunk" in model and options.float_rules:
+            if stream:
                 keep += [*names["boundary"], *names["counting"]]
             keep += matching(part, _patterns(options.float_nodes, files)[part], names)
             entry = hybrid(found, quantized, graphs / files[part], part, keep, out)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -274,3 +275,21 @@ def test_commands_run_together_and_the_first_to_fail_ends_the_others(tmp_path: P
         together([lambda: runs(sleeps), fails, lambda: runs("import time; time.sleep(5); open('third', 'w')")], 2)
     assert _gone(tmp_path / "pids")
     assert not (tmp_path / "third").exists()
+
+
+def test_what_has_not_begun_is_not_waited_for() -> None:
+    def fails() -> None:
+        raise ToolchainFailed("refused")
+
+    found: list[BaseException] = []
+
+    def runs() -> None:
+        try:
+            together([fails, lambda: time.sleep(0.3), lambda: time.sleep(0.3), lambda: time.sleep(0.3)], 1)
+        except ToolchainFailed as exc:
+            found.append(exc)
+
+    running = threading.Thread(target=runs, daemon=True)
+    running.start()
+    running.join(20)
+    assert [str(exc) for exc in found] == ["refused"]

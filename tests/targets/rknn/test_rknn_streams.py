@@ -146,6 +146,11 @@ def simulated(sdk: Toolchain, prepared: Path, binaries: Path) -> dict[str, dict[
         _, states, outputs = run_chunk(runner, x, states, model, number)
         listed.append(files)
         wanted.append(outputs)
+    heard = {name: np.full_like(v, 200_000) if "len" in name else v for name, v in states.items()}  # more than an hour
+    files = {side: str(binaries / f"late.{side}.npz") for side in ("in", "out")}
+    np.savez(files["in"], x=x[None], **heard)
+    listed.append(files)
+    wanted.append(runner.run("encoder", {"x": x[None], **heard}))
     found: dict[str, dict[str, float]] = {}
     for name in ("float", "int8"):
         job = {"do": "run", "binary": str(binaries / name), "samples": {"encoder": listed}}
