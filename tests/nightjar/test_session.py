@@ -199,9 +199,8 @@ def test_what_a_worker_died_of_is_the_last_word_and_not_that_the_others_lost_the
     )
     told += "        time.sleep(0.5)\n        return opening(*a, **k)\n    raise RuntimeError('no such chip')\n"
     told += "runner.open_runner = first\n"
-    told += (
-        f"from nightjar.session import main\nstatus = main({str(tmp_path / 'job')!r})\ntime.sleep(1.5)\nsys.exit(status)"
-    )
+    told += f"from nightjar.session import main\nstatus = main({str(tmp_path / 'job')!r})\n"
+    told += "time.sleep(1.5)\nsys.exit(status)"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
     assert done.returncode == 4
     assert done.stderr.splitlines()[-1] == "RuntimeError: RuntimeError: no such chip"
