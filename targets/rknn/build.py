@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,9 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
             if ours:
                 called = tensor_names(model, layers_from(result["layers"]))
                 names = [spec.name for spec in samples.inputs(part)]
-                seen = dict(zip(names, map(np.load, lines.split()), strict=True))  # what the toolkit saw comes first
-                taken = chain([seen], samples.samples(part, options.samples))
-                write_ranges(folder / f"{part}.quantization.cfg", onnx.load(graphs / file), taken, called)
+                seen = dict(zip(names, map(np.load, lines.split()), strict=True))
+                taken = samples.samples(part, options.samples)
+                write_ranges(folder / f"{part}.quantization.cfg", onnx.load(graphs / file), seen, taken, called)
             for suffix in STEP1:
                 shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
         write_names(model, layers_from(result["layers"]), out, part)

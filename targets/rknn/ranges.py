@@ -6,6 +6,7 @@ The toolkit takes `min` and `max` of a .quantization.cfg as they stand, and deri
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,15 @@ SEEN = re.compile(
 
 
 def write_ranges(
-    quantization_cfg: Path, model: onnx.ModelProto, samples: Iterable[Tensors], called: Mapping[str, str]
+    quantization_cfg: Path,
+    model: onnx.ModelProto,
+    seen: Tensors,
+    samples: Iterable[Tensors],
+    called: Mapping[str, str],
 ) -> int:
-    """Put ranges over all samples into a .quantization.cfg that the toolkit made of the first; return how many.
+    """Put ranges over all samples into a .quantization.cfg that the toolkit made of one; return how many.
 
-    Which of its tensors is which of the graph's is told by the ends that the first sample gave both: it renames, fuses
+    Which of its tensors is which of the graph's is told by the ends that the sample seen gave both: it renames, fuses
     and moves, and keeps values. What has no twin (weights, what it made itself) stays as it is. called: what the
     toolkit calls the graph's tensors, which decides between twins: a first step's key is all that is in its cache.
     Every tensor of the graph may be a twin, those that only moves put out too: a slice of one sample is narrower than
@@ -39,19 +44,19 @@ def write_ranges(
     """
     graph = Graph(model)
     groups = roundable(model)
-    extremes = collect_extremes(graph, _computed(graph), samples)
-    settled = settle_ranges(graph, groups, extremes)
+    extremes = collect_extremes(graph, _computed(graph), chain([seen], samples))
+    settled = settle_ranges(graph, groups, {name: ends[1:] for name, ends in extremes.items()})
     first = {name: ends[0] for name, ends in extremes.items()}
     count = 0
 
     def replaced(entry: re.Match[str]) -> str:
         nonlocal count
         ends = ENDS.search(entry[2])
-        if ends is None or graph.is_constant(entry[1]):
-            return entry[0]
-        seen = SEEN.search(entry[2])
-        near = _near(ends, first) or (_near(seen, first) if seen else [])
         own = entry[1].strip('"')
+        if ends is None or graph.is_constant(own):
+            return entry[0]
+        narrower = SEEN.search(entry[2])
+        near = _near(ends, first) or (_near(narrower, first) if narrower else [])
         twin = next((name for name in near if called.get(name) == own), near[0] if near else None)
         if twin is None:
             return entry[0]
@@ -61,7 +66,7 @@ def write_ranges(
 
     text = ENTRY.sub(replaced, quantization_cfg.read_text(encoding="utf-8"))
     quantization_cfg.write_text(text, encoding="utf-8")
-    log.info("%s: %d ranges over %d samples", quantization_cfg.name, count, len(extremes[next(iter(extremes))]))
+    log.info("%s: %d ranges over %d samples", quantization_cfg.name, count, len(extremes[next(iter(extremes))]) - 1)
     return count
 
 
