@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 EVERY = "samples=1000000"  # of a full set all steps count
 STRATEGIES: dict[str, list[str]] = {
     "sampled, kaldi": [],
-    "sampled, kaldi, 1,000": ["--calibration-samples", "1000", "--target-options", EVERY],
     "full, kaldi": ["--calibration-states", "full", "--target-options", EVERY],
     "zero, kaldi": ["--calibration-states", "zero"],
     "sampled, librosa": ["--calibration-features", "librosa"],
