@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 LIBRARIES = ("libneuron_runtime.so", "libneuronusdk_runtime.mtk.so", "libneuronusdk_runtime.mtk.so.8")
+SBIN = "/usr/sbin:/usr/local/sbin"  # not on every PATH that sshd gives
 
 
 class Finding(NamedTuple):
@@ -30,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def _runtime() -> str:
-    program = shutil.which("neuronrt") or shutil.which("neuronrt", path="/usr/sbin:/usr/local/sbin")
+    program = shutil.which("neuronrt") or shutil.which("neuronrt", path=SBIN)
     if program:
         try:
             done = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=20, check=False)
@@ -39,7 +40,8 @@ def _runtime() -> str:
         found = re.search(r"(\d+(?:\.\d+)+)", done.stdout + done.stderr)
         return found.group(1) if found else "unknown"
     folders = ("/usr/lib", "/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/vendor/lib64", "/system/lib64")
-    if any(list(Path(folder).glob(f"{name}*")) for folder in folders for name in LIBRARIES):
+    own = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    if any(list(Path(folder).glob(f"{name}*")) for folder in (*own, *folders) for name in LIBRARIES):
         return "unknown"
     return "unknown" if os.environ.get("NIGHTJAR_NEURON") else "absent"
 
@@ -64,6 +66,10 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
             "refuse",
             f"the Neuron runtime is {board['neuron']} and ncc-tflite {made_by['ncc-tflite']}: a .dla of another major "
             "version does not load; install the SDK of the board's version",
+        )
+    elif board.get("neuron") == "absent":
+        yield Finding(
+            "refuse", "there is no Neuron runtime: install mediatek-libneuron and mediatek-neuron-utils on the board"
         )
     elif not runtime:
         yield Finding("warn", "the board does not say which Neuron runtime it has (`neuronrt -v`)")

@@ -23,6 +23,7 @@ Tensors = dict[str, NDArray[Any]]
 Tensor = Mapping[str, Any]  # {"name", "shape", "dtype"}
 
 LIBRARIES = ("libneuron_runtime.so", "libneuronusdk_runtime.mtk.so", "libneuronusdk_runtime.mtk.so.8")
+SBIN = "/usr/sbin:/usr/local/sbin"  # not on every PATH that sshd gives
 ERRORS = ("", "out of memory", "incomplete", "unexpected null", "bad data", "bad state", "runtime error")  # Types.h
 THREADS, BACKLOG = 1, 8
 ROW = 16  # elements that a row of a suppressed output is padded to
@@ -192,7 +193,7 @@ def require_fresh(
     if all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, after)):  # noqa: B905
         raise RuntimeError(
             f"the Neuron runtime gives {part} the same outputs for different inputs: it has latched the first; "
-            "set NIGHTJAR_NEURON=neuronrt to start a process for every call, or update the runtime"
+            "set NIGHTJAR_NEURON=neuronrt on the board to start a process for every call, or update the runtime"
         )
 
 
@@ -298,7 +299,7 @@ def open_runner(
     library = None if asked == "neuronrt" else open_library((asked,) if asked else LIBRARIES)
     if library is not None:
         return NeuronRunner(library, Path(folder), parts)
-    program = shutil.which("neuronrt") or shutil.which("neuronrt", path="/usr/sbin") or ""
+    program = shutil.which("neuronrt") or shutil.which("neuronrt", path=SBIN) or ""
     if not program:
         raise RuntimeError(
             "no Neuron runtime on this board: install mediatek-libneuron and mediatek-neuron-utils, "

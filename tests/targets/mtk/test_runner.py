@@ -141,6 +141,7 @@ def test_a_board_says_which_runtime_it_has(neuronrt: Path) -> None:
         ({"neuron": "8.2.16", "apusys": "closed"}, "refuse", "udev rule"),
         ({"neuron": "8.2.16", "apusys": "absent"}, "warn", "no /dev/apusys"),
         ({"neuron": "unknown", "apusys": "open"}, "warn", "does not say which Neuron runtime"),
+        ({"neuron": "absent", "apusys": "open"}, "refuse", "install mediatek-libneuron"),
     ],
 )
 def test_what_stands_against_a_run_is_said_before(board: dict[str, str], level: str | None, said: str) -> None:

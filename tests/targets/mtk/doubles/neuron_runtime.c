@@ -1,12 +1,13 @@
 /* A strict double of NeuronRuntimeV2 (RuntimeV2.h of the Neuron SDK), compiled by the tests.
 
    A "network" is a text file: "NEURON inputs outputs elements output_bytes padded_row mode". Every output is twice the sum
-   of the inputs, element by element. Modes: 0 right; 1 latches its inputs at the first run; 2 fails to run. A descriptor
-   whose fd is not -1, or whose length or pointer is wrong, is refused: error 4, bad data. */
+   of the inputs, element by element. Modes: 0 right; 1 latches its inputs at the first run; 2 fails to run; 3 takes two
+   seconds to load. A descriptor whose fd is not -1, or whose length or pointer is wrong, is refused: error 4, bad data. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct { void *buffer; size_t length; int fd; int offset; uint64_t r2, r3; } IOBuffer;
 typedef struct { IOBuffer *inputs; IOBuffer *outputs; } SyncInferenceRequest;
@@ -20,6 +21,7 @@ int NeuronRuntimeV2_create(const char *path, size_t threads, void **runtime, siz
     int count = fscanf(file, "NEURON %d %d %d %d %d %d", &made->in, &made->out, &made->elements, &made->out_bytes, &made->row, &made->mode);
     fclose(file);
     if (count != 6) { free(made); return 4; }
+    if (made->mode == 3) sleep(2);
     made->held = calloc((size_t)made->elements, sizeof(float));
     *runtime = made;
     return 0;
