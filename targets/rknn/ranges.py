@@ -5,7 +5,7 @@ The toolkit takes `min` and `max` of a .quantization.cfg as they stand, and deri
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 
 from nightjar.calibration import Tensors
-from nightjar.groups import Graph
-from nightjar.ranges import Range, collect_extremes, settle_ranges
+from nightjar.groups import Graph, Group
+from nightjar.ranges import Range, collect_extremes, rounded_tensors, settle_ranges
 from nightjar.ranking import roundable
 
 log = logging.getLogger(__name__)
 
+SELECTING = frozenset({"Slice", "Split", "Gather"})
 SAME = 2e-3  # of a range: what both compute of one sample differs by less; two tensors' ends hardly ever do
 ENTRY = re.compile(r"^    (\S.*):\n((?:     .*\n)+)", re.MULTILINE)
 ENDS = re.compile(r"        min:\n        -   (\S+)\n        max:\n        -   (\S+)\n")
@@ -39,12 +40,12 @@ def write_ranges(
     Which of its tensors is which of the graph's is told by the ends that the sample seen gave both: it renames, fuses
     and moves, and keeps values. What has no twin (weights, what it made itself) stays as it is. called: what the
     toolkit calls the graph's tensors, which decides between twins: a first step's key is all that is in its cache.
-    Every tensor of the graph may be a twin, those that only moves put out too: a slice of one sample is narrower than
-    its whole, and would cut all the others.
+    What is cut out of a tensor may be a twin too: a slice of one sample is narrower than its whole, and would cut all
+    the others.
     """
     graph = Graph(model)
     groups = roundable(model)
-    extremes = collect_extremes(graph, _computed(graph), chain([seen], samples))
+    extremes = collect_extremes(graph, _told(graph, groups), chain([seen], samples))
     settled = settle_ranges(graph, groups, {name: ends[1:] for name, ends in extremes.items()})
     first = {name: ends[0] for name, ends in extremes.items()}
     count = 0
@@ -70,10 +71,10 @@ def write_ranges(
     return count
 
 
-def _computed(graph: Graph) -> list[str]:
-    """Name the float tensors that the graph is given and puts out, node by node."""
-    made = (name for node in graph.nodes for name in node.output)
-    return list(filter(graph.is_float, (*graph.inputs, *made)))
+def _told(graph: Graph, groups: Sequence[Group]) -> list[str]:
+    """Name the tensors by whose ends the toolkit's are known: what is rounded, and what is given or cut out of it."""
+    cut = (name for node in graph.nodes if node.op_type in SELECTING for name in node.output)
+    return sorted({*rounded_tensors(graph, groups), *filter(graph.is_float, (*graph.inputs, *cut))})
 
 
 def _near(found: re.Match[str], of: Mapping[str, Range]) -> list[str]:
