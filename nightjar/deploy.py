@@ -18,8 +18,9 @@ from nightjar.errors import BadInput, NightjarError, SessionFailed
 from nightjar.link import printable
 from nightjar.program import ALL, Program, Said, run_program
 from nightjar.score import ClipScore
+from nightjar.scored_text import normalise
 from nightjar.ssh import SshBoard
-from nightjar.wer import compare, corpus, normalise
+from nightjar.wer import compare, corpus
 
 log = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ loop.last }}{% endfor %}</p>{% endif %}
 <td>{{ s.empty }}</td><td>{{ s.looping }}</td><td>{{ s.capped }}</td>
 <td>{{ "%.3f"|format(s.rtf_p50) if s.rtf_p50 is not none else "–" }}</td></tr>{% endfor %}
 </table></div>
-<p class="soft">stock: {{ r.stock }} itself{{ "" if r.get("stream") else " in its own window" }}. float: this recipe's graphs, run as they are.
+<p class="soft">stock: {{ r.get("stock", "openai-whisper") }} itself{{ "" if r.get("stream") else " in its own window" }}. float: this recipe's graphs, run as they are.
 binary: what the target compiled, where it ran.</p>
 
 <h2>Parts</h2><div class="card"><table>

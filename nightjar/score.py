@@ -9,8 +9,9 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from nightjar.data import Clip
 from nightjar.errors import BadInput, SessionFailed
-from nightjar.streamed import STRATA, ChunkTimes, chunk_times, counts_by_stratum
-from nightjar.wer import Counts, align, bootstrap, corpus, count, looping, normalise, unit
+from nightjar.scored_text import normalise, unit
+from nightjar.streamed import STRATA, ChunkTimes, chunk_times, stratum_of
+from nightjar.wer import Counts, Edit, align, bootstrap, corpus, count, looping
 
 Tier = Literal["device", "vendor-simulator", "host", "stand-in"]
 AGAIN = "run the same command with --refresh evaluate stock"
@@ -235,3 +236,16 @@ def _chunk_times(heard: Sequence[Hypothesis]) -> ChunkTimes | None:
 
 def errors_and_words(clips: Sequence[ClipScore]) -> tuple[list[int], list[int]]:
     return [clip.counts.errors for clip in clips], [clip.counts.reference for clip in clips]
+
+
+def counts_by_stratum(edits: Sequence[Edit], chunks: Sequence[int]) -> dict[str, Counts]:
+    """Count an alignment's edits by how far into the stream they are; a deletion is where the word before it is."""
+    kinds = {"=": "hits", "S": "substitutions", "D": "deletions", "I": "insertions"}
+    found: dict[str, Counts] = {}
+    at = heard = 0
+    for edit in edits:
+        if edit.hypothesis is not None:
+            at, heard = chunks[heard], heard + 1
+        name = STRATA[stratum_of(at)]
+        found[name] = found.get(name, Counts()) + Counts(**{kinds[edit.op]: 1})
+    return found

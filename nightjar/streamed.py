@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pydantic import BaseModel, Field
 
-from nightjar.wer import Counts, Edit
-
 STRATA = ("first", "second", "3rd to 4th", "5th to 8th", "9th to 16th", "later")
 
 
@@ -29,19 +27,6 @@ def word_chunks(path: Sequence[int], rows_a_chunk: int, words: Callable[[list[in
             count = len(words(tokens))
             del found[count:]  # a normaliser makes one number of two words
             found += [chunk] * (count - len(found))
-    return found
-
-
-def counts_by_stratum(edits: Sequence[Edit], chunks: Sequence[int]) -> dict[str, Counts]:
-    """Count an alignment's edits by how far into the stream they are; a deletion is where the word before it is."""
-    kinds = {"=": "hits", "S": "substitutions", "D": "deletions", "I": "insertions"}
-    found: dict[str, Counts] = {}
-    at = heard = 0
-    for edit in edits:
-        if edit.hypothesis is not None:
-            at, heard = chunks[heard], heard + 1
-        name = STRATA[stratum_of(at)]
-        found[name] = found.get(name, Counts()) + Counts(**{kinds[edit.op]: 1})
     return found
 
 

@@ -7,7 +7,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from nightjar.score import ClipScore
-from nightjar.wer import align, normalise
+from nightjar.scored_text import normalise
+from nightjar.wer import align
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2126;--soft:#626b76;--paper:#fbfaf8;--card:#fff;--line:#e3e0da;--good:#1a7f4b;

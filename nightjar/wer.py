@@ -1,20 +1,15 @@
-"""Word error rate: normalise, align, corpus WER or CER with S/D/I, bootstrap intervals, loops."""
+"""Word error rate: align, corpus WER or CER with S/D/I, bootstrap intervals, loops."""
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from nightjar.errors import BadInput, BadOptions
-
-# Written without spaces between words: the Whisper paper (Radford et al. 2022, appendix C) scores
-# the first five in characters; Cantonese came with large-v3.
-CHARACTER_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+from nightjar.errors import BadInput
+from nightjar.scored_text import normalise
 
 LOOP_NGRAM = 8  # longest repeated piece, in tokens
 LOOP_REPEATS = 3  # how often it stands there in a row, and …
@@ -56,50 +51,6 @@ class Counts(BaseModel, frozen=True):
     def reference(self) -> int:
         """Add up the reference words: hits, substitutions and deletions."""
         return self.hits + self.substitutions + self.deletions
-
-
-# -- text --------------------------------------------------------------------------------------
-
-
-def normalise(text: str, language: str = "en") -> str:
-    """Write text the way OpenAI scores Whisper: its English normaliser, or its basic one.
-
-    Characters are set apart by spaces where `unit(language)` is "character", so that `.split()`
-    gives the units to score in every language.
-    """
-    return str(_normaliser(_code(language))(text)).strip()
-
-
-def unit(language: str) -> Literal["word", "character"]:
-    """Say what an error is counted in: characters where words are not spaced apart."""
-    return "character" if _code(language) in CHARACTER_LANGUAGES else "word"
-
-
-@cache
-def _normaliser(code: str) -> Any:
-    # lazily: openai-whisper brings torch with it, and most of this module needs neither
-    from whisper import normalizers
-
-    make: Any = normalizers.EnglishTextNormalizer
-    if code != "en":
-        return normalizers.BasicTextNormalizer(split_letters=code in CHARACTER_LANGUAGES)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # whisper leaves english.json open
-        return make()
-
-
-@cache
-def _code(language: str) -> str:
-    """Reduce "zh-TW" or "Chinese" to "zh"; a mistyped code would change the normaliser silently."""
-    code = language.strip().lower().replace("_", "-").split("-")[0]
-    if code == "en" or code in CHARACTER_LANGUAGES:
-        return code
-    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
-
-    code = TO_LANGUAGE_CODE.get(code, code)
-    if code not in LANGUAGES:
-        raise BadOptions(f"no language {language!r}; have {', '.join(sorted(LANGUAGES))}: pass one with --language")
-    return str(code)
 
 
 # -- alignment ---------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from nightjar.data import Clip, load_speech, split_by_window
 from nightjar.errors import SessionFailed
 from nightjar.job import parted
 from nightjar.plugins import Plugin
+from nightjar.scored_text import normalise
 from nightjar.streamed import word_chunks
-from nightjar.wer import normalise
 from tasks.hypotheses import EvaluateOptions, read_hypotheses, select_clips, told, write_hypotheses
 from tasks.sharded import run_clips
 from tasks.stage import stage

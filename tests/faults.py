@@ -141,7 +141,11 @@ class Bench:
         self.binary = folder / "binary"
         self.binary.mkdir()
         shape = [1, ROWS, WIDTH]
-        encoder = {"file": "encoder.bin", "runner": "fake", "outputs": [{"name": "hidden", "shape": shape}]}
+        encoder = {
+            "file": "encoder.bin",
+            "runner": "fake",
+            "outputs": [{"name": "hidden", "shape": shape, "dtype": "float32"}],
+        }
         model = {"family": "whisper", "dims": {"n_mels": 80}, "n_frames": FRAMES, "parts": {"encoder": encoder}}
         (self.binary / "model.json").write_text(json.dumps(model))
         (self.binary / "binary.json").write_text(json.dumps({"parts": {"encoder": encoder}}))

@@ -126,7 +126,7 @@ def test_labels_follow_the_words() -> None:
     voice = nano_speech.voices_of(nano_speech.TRAINING_VARIANTS)[0]
     drawn = nano_speech.draw_utterance([7, 0, 2], voice, 6)
     heard = next(nano_corpus.in_processes(nano_corpus.hear, [drawn], 1))
-    labels = nano_corpus.labels_of(heard, drawn.text, [""])
+    labels = nano_corpus.labels_of(len(heard.mel) // 2, heard.sounds, heard.words, drawn.text, [""])
     said = [nano_speech.WORDS.index(word) + 1 for word in drawn.text.split()]
     assert [int(labels[(start + end) // 2, 1]) for start, end in heard.words] == said
     assert [int(labels[(start + end) // 2, 2]) for start, end in heard.words] == [0, *said[:-1]]

@@ -7,8 +7,8 @@ import pytest
 
 from nightjar.data import Clip
 from nightjar.drift import CLEAN_DB, Course, Drift, agreement, by_kind, compare_streams
-from nightjar.score import score
-from nightjar.streamed import chunk_times, counts_by_stratum, word_chunks
+from nightjar.score import counts_by_stratum, score
+from nightjar.streamed import chunk_times, word_chunks
 from nightjar.verdict import Budgets
 from nightjar.wer import align
 

@@ -54,7 +54,7 @@ def test_a_port_from_the_form_whose_board_goes_down_is_mended_and_retried(
 ) -> None:
     speech = place / "walk-speech"
     speech.mkdir()
-    _, calibration, _, evaluation = shipped_speech(speech, calibration=2, evaluation=12)
+    _, calibration, _, evaluation = shipped_speech(speech, calibration=2, evaluation=48)
 
     open_deployment(stack, page, "port", "onnx")
     page.shot("deployment")
@@ -71,7 +71,7 @@ def test_a_port_from_the_form_whose_board_goes_down_is_mended_and_retried(
 
     run = str(stack.until(lambda: newest_run(stack, "onnx"), "the run"))
     page.goto(f"{stack.ui}/v2/runs/flow-run/{run}")
-    stack.until(lambda: stack.stages(run).get("stock") == "Running", "the stage stock")
+    stack.until(lambda: stack.stages(run).get("stock") in ("Running", "Completed"), "the stage stock")
     assert stack.cli("stack", "stop", "board").returncode == 0
     stack.until(lambda: ended(stack, run), "the run's end")
     page.sees("Failed")
