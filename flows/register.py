@@ -60,6 +60,7 @@ def _pool(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(**wanted.model_dump(), base_job_template=template))
         yield Row("work pool", wanted.name, "created")
+    created = {}
     for name, queue in sorted(book.queues().items(), key=lambda item: item[1].priority):
         try:
             there = client.read_work_queue_by_name(name, work_pool_name=wanted.name)
@@ -68,8 +69,11 @@ def _pool(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:
             detail = f"priority {queue.priority if reset else there.priority}"
             yield Row("work queue", name, "reset" if reset else "unchanged", detail)
         except ObjectNotFound:
-            client.create_work_queue(name, work_pool_name=wanted.name, **queue.model_dump())
+            made = client.create_work_queue(name, work_pool_name=wanted.name, **queue.model_dump())
+            created[made.id] = queue.priority
             yield Row("work queue", name, "created", f"priority {queue.priority}")
+    for identity, priority in created.items():  # the server moves others out of a new one's way; equals are meant
+        client.update_work_queue(identity, priority=priority)
 
 
 def _limits(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:

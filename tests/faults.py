@@ -146,7 +146,8 @@ class Bench:
             "runner": "fake",
             "outputs": [{"name": "hidden", "shape": shape, "dtype": "float32"}],
         }
-        model = {"family": "whisper", "dims": {"n_mels": 80}, "n_frames": FRAMES, "parts": {"encoder": encoder}}
+        model = {"family": "whisper", "dims": {"n_mels": 80}, "n_frames": FRAMES, "recipe": {}}
+        model["parts"] = {"encoder": encoder}
         (self.binary / "model.json").write_text(json.dumps(model))
         (self.binary / "binary.json").write_text(json.dumps({"parts": {"encoder": encoder}}))
         (self.binary / "encoder.bin").write_bytes(random.Random(1).randbytes(300_000))

@@ -12,6 +12,7 @@ import pytest
 
 from nightjar.data import load_speech
 from nightjar.errors import BadInput, BadOptions
+from nightjar.scored_text import normalise, unit
 from nightjar.wer import (
     Counts,
     align,
@@ -21,9 +22,7 @@ from nightjar.wer import (
     corpus,
     count,
     looping,
-    normalise,
     paired_bootstrap,
-    unit,
 )
 from tests.conftest import need
 
