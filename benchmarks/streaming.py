@@ -53,7 +53,7 @@ def calibrated(graphs: Path, clips: list[Any], out: Path, **asked: Any) -> None:
     from targets.onnx.runner import open_runner
 
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
-    runner = open_runner(graphs, model["parts"])
+    runner = open_runner(graphs, model["parts"], {"threads": 1})
     calibrate(graphs, out.parent / "nothing", clips, CalibrationOptions(**asked), runner, out)
 
 

@@ -52,7 +52,8 @@ def calibrate(
         listed = (hidden / "clips.jsonl").read_text(encoding="utf-8").split("\n")
         harvested = {json.loads(line) for line in listed if line}
         clips = [clip for clip in clips if clip.id in harvested]
-    opened = runner.load().open_runner(reference, parts)
+    # A chunk is too little for two cores, and the other one makes the next clip's features.
+    opened = runner.load().open_runner(reference, parts, {} if module.HARVESTED_ONLY else {"threads": 1})
     try:
         module.calibrate(reference, hidden, clips, options, opened, out, lanes=parts["decoder"].get("lanes", 1))
     finally:
