@@ -55,7 +55,7 @@ class Network:
     """One part in the runtime: its memory is allotted once, and only its content changes from run to run."""
 
     def __init__(self, library: Any, file: Path, part: Mapping[str, Any]) -> None:
-        self.library, self.handle = library, ctypes.c_void_p()
+        self.runtime, self.handle = library, ctypes.c_void_p()
         self.name = file.name
         self._call("create", str(file).encode(), THREADS, ctypes.byref(self.handle), BACKLOG)
         try:
@@ -76,7 +76,7 @@ class Network:
 
     def release(self) -> None:
         if self.handle:
-            self.library.NeuronRuntimeV2_release(self.handle)
+            self.runtime.NeuronRuntimeV2_release(self.handle)
             self.handle = ctypes.c_void_p()
 
     def _memory(self, kind: str, tensors: Sequence[Tensor], padded: str) -> list[NDArray[Any]]:
@@ -99,7 +99,7 @@ class Network:
         return made
 
     def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self.library, f"NeuronRuntimeV2_{name}")(*arguments)
+        status = getattr(self.runtime, f"NeuronRuntimeV2_{name}")(*arguments)
         if status:
             said = ERRORS[status] if 0 < status < len(ERRORS) else "unknown"
             hint = "; a .dla of another SDK version than the runtime does not load" if name == "create" else ""
