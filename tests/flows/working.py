@@ -95,14 +95,22 @@ class Runs:
         assert answer["status"] == "ACCEPT", answer
 
     def tasks(self, run: str, settled: bool = True) -> list[tuple[str, str, str]]:
-        """Read name, state and message of a run's tasks in order, once the server has taken in the events of all."""
-        for _ in range(100):
+        """Read name, state and message of a run's tasks in order.
+
+        Settled: once the server has recorded all their events, as far as can be seen: none is on its way, and a second
+        look finds what the first one found.
+        """
+        end = time.monotonic() + 60
+        before: list[tuple[str, str, str]] | None = None
+        while True:
             of_run = {"flow_run_id": {"any_": [run]}}
             found = self.ask("task_runs/filter", task_runs=of_run, sort="EXPECTED_START_TIME_ASC")
-            if not settled or all(task["state_name"] not in ("Pending", "Running") for task in found):
-                break
-            time.sleep(0.1)
-        return [(task["name"], task["state_name"], task["state"]["message"] or "") for task in found]
+            tasks = [(task["name"], task["state_name"], task["state"]["message"] or "") for task in found]
+            on_their_way = before != tasks or any(state in ("Pending", "Running") for _, state, _ in tasks)
+            if not settled or not on_their_way or time.monotonic() > end:
+                return tasks
+            before = tasks
+            time.sleep(0.5)
 
     def logs(self, run: str) -> str:
         """Read what a run logged."""
