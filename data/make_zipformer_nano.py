@@ -32,7 +32,8 @@ from nano_speech import (
 )
 from zipformer_corpus import speak_corpus, vocabulary
 from zipformer_export import export
-from zipformer_model import Shape, Transducer
+from zipformer_layers import Shape
+from zipformer_model import Transducer
 from zipformer_training import Schedule, train, transcribe
 
 NAME = "zipformer-nano"

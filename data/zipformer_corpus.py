@@ -11,7 +11,8 @@ import torch
 from nano_frames import N_LABELS, in_processes, labels_of, spoken_frames
 from nano_speech import MAX_SECONDS, WORDS, Utterance, in_noise, speak
 from torch import Tensor
-from zipformer_model import FLOOR, LOOKAHEAD, Shape
+from zipformer_layers import Shape
+from zipformer_model import FLOOR, LOOKAHEAD
 
 from nightjar.fbank import fbank
 

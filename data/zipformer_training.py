@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from nano_speech import WORDS
 from torch import Tensor, nn
 from zipformer_corpus import Batch, Batches, Corpus, inputs_of, vocabulary
-from zipformer_model import Shape, Transducer
+from zipformer_layers import Shape
+from zipformer_model import Transducer
 
 SHORT_PART = 0.03  # of the steps are clips of one or two words, to begin with
 WARM_UP_STEPS = 200

@@ -168,8 +168,8 @@ def _remote(target: Plugin, alias: str) -> BoardRef:
         )
     if absent := absent_of(module, facts):
         raise BoardMissing(
-            f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it for {reach.entry.python} "
-            f"there, then `nightjar board check {alias} --target {module.NAME}`"
+            f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it there (a Python package "
+            f"for {reach.entry.python}), then `nightjar board check {alias} --target {module.NAME}`"
         )
     preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, remote=True)

@@ -52,7 +52,7 @@ def calibrate(
         listed = (hidden / "clips.jsonl").read_text(encoding="utf-8").split("\n")
         harvested = {json.loads(line) for line in listed if line}
         clips = [clip for clip in clips if clip.id in harvested]
-    # A chunk is too little for two cores, and the other one makes the next clip's features.
+    # A stream's chunk is too little work for two cores: clips are heard side by side instead.
     opened = runner.load().open_runner(reference, parts, {} if module.HARVESTED_ONLY else {"threads": 1})
     try:
         module.calibrate(reference, hidden, clips, options, opened, out, lanes=parts["decoder"].get("lanes", 1))

@@ -1,14 +1,16 @@
 """Choose and store what the quantizer of each part of a stream sees: true features, true states, one pass.
 
-Every clip is streamed once through the float encoder on the host; of all its steps a fixed number is kept, drawn
-uniformly and so that first and late chunks are among them. Memory and disk follow the samples kept, not the corpus.
+Every clip is streamed once through the float encoder on the host, as many at once as there are cores; of all steps a
+fixed number is kept, drawn uniformly and so that first and late chunks are among them, whatever order they come in.
+Memory and disk follow the samples kept, not the corpus.
 """
 
 import json
 import logging
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,18 +89,7 @@ def calibrate(
     least = max(1, round(LEAST * options.samples))
     reservoir = None if options.states == "full" else Reservoir(options.samples, least, options.seed)
     steps = Steps(out / "steps", parts["encoder"], reservoir)
-    seen = Counter[int]()
-    with ThreadPoolExecutor(1) as maker:  # the next clip's features while the encoder works on this one
-        coming = None
-        ordered = sorted(clips, key=lambda clip: clip.id)
-        for number, clip in enumerate([*ordered, None]):
-            following = maker.submit(_chunks, clip, options.features, model) if clip is not None else None
-            if coming is not None:
-                before = ordered[number - 1]
-                heard = _hear(runner, model, hidden, before, coming.result(), steps, options.states == "zero")
-                seen.update(heard)
-                tick(number, len(ordered))
-            coming = following
+    seen = _hear_all(clips, lambda clip: _hear(runner, model, hidden, clip, options, steps))
     writer = CalibrationWriter(out, parts, options.seed)
     for stream in whole_streams(clips, options, model):
         writer.add_stream(stream)
@@ -106,6 +97,21 @@ def calibrate(
     shutil.rmtree(steps.folder)
     counts = {part: writer.count(part) for part in parts}
     writer.close(_coverage(clips, seen, strata(steps.chosen()), counts), _warnings(counts))
+
+
+def _hear_all(clips: Sequence[Clip], hear: Callable[[Clip], Counter[int]]) -> Counter[int]:
+    """Hear clips side by side: one alone leaves a core idle, for a chunk is too little work to be shared out."""
+    seen = Counter[int]()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        coming = [pool.submit(hear, clip) for clip in sorted(clips, key=lambda clip: clip.id)]
+        try:
+            for number, heard in enumerate(coming, 1):
+                seen.update(heard.result())
+                tick(number, len(coming))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return seen
 
 
 def _chunks(clip: Clip, kind: Features, model: Model) -> list[np.ndarray]:
@@ -130,25 +136,26 @@ def whole_streams(clips: Sequence[Clip], options: CalibrationOptions, model: Mod
 
 
 def _hear(
-    runner: Runner, model: Model, hidden: Path, clip: Clip, chunks: list[np.ndarray], steps: Steps, zero: bool
-) -> Iterator[int]:
-    """Stream one clip; keep the steps that are drawn, with the contexts of their rows; yield each step's stratum."""
-    states = initial_states(model)
+    runner: Runner, model: Model, hidden: Path, clip: Clip, options: CalibrationOptions, steps: Steps
+) -> Counter[int]:
+    """Stream one clip; keep the steps that are drawn, with the contexts of their rows; count the steps by stratum."""
+    states = zeros = initial_states(model)
+    seen = Counter[int]()
     rows: list[np.ndarray] = []
     mine: list[tuple[str, int]] = []
-    for number, x in enumerate(chunks):
-        if (name := steps.offer(clip.id, number)) is not None:
-            before = {key: np.zeros_like(value) for key, value in states.items()} if zero else states
-            steps.write(name, {"x": x[None], **before})
+    for number, x in enumerate(_chunks(clip, options.features, model)):
+        before = zeros if options.states == "zero" else states
+        if (name := steps.offer(clip.id, number, {"x": x[None], **before})) is not None:
             mine.append((name, number))
         try:
             encoded, states, _ = run_chunk(runner, x, states, model, number)
         except StreamError as exc:
             raise BadInput(f"clip '{clip.id}', {exc}: look at the clip and at the float graphs") from exc
         rows.append(encoded)
-        yield stratum_of(number)
+        seen[stratum_of(number)] += 1
     if mine := [(name, number) for name, number in mine if name in steps]:
         _add_rows(runner, model, _harvested(hidden, clip.id, rows), mine, steps)
+    return seen
 
 
 def _add_rows(runner: Runner, model: Model, rows: np.ndarray, mine: list[tuple[str, int]], steps: Steps) -> None:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(DATA))  # data/ holds scripts, not an installed package
 import make_zipformer_nano  # noqa: E402
 import zipformer_corpus  # noqa: E402
 import zipformer_export  # noqa: E402
+import zipformer_layers  # noqa: E402
 import zipformer_model  # noqa: E402
 import zipformer_training  # noqa: E402
 from nano_check import read_manifest  # noqa: E402
@@ -23,7 +24,7 @@ from nano_check import read_manifest  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*english.json:ResourceWarning")
 
 SHIPPED = DATA / "zipformer-nano"
-SMALL = zipformer_model.Shape(width=16, attention=16, heads=2, feedforward=16, channels=(4, 4, 8), joiner=16)
+SMALL = zipformer_layers.Shape(width=16, attention=16, heads=2, feedforward=16, channels=(4, 4, 8), joiner=16)
 
 
 @pytest.fixture
