@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from tests.loopback import SSHD, Loopback
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", SHARED / "data")) / "librispeech"
 WEIGHTS = Path(os.environ.get("NIGHTJAR_MODELS", SHARED / "models")) / "tiny.en-refit.pt"
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has what it starts in the background ignore Ctrl-C, children inherit that, and tests send it to theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

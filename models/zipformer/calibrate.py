@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field
+from threadpoolctl import threadpool_limits
 
 from models.zipformer.reservoir import Reservoir
 from models.zipformer.steps import Rows, Steps, strata
@@ -100,9 +101,12 @@ def calibrate(
 
 
 def _hear_all(clips: Sequence[Clip], hear: Callable[[Clip], Counter[int]]) -> Counter[int]:
-    """Hear clips side by side: one alone leaves a core idle, for a chunk is too little work to be shared out."""
+    """Hear clips side by side: one alone leaves a core idle, for a chunk is too little work to be shared out.
+
+    numpy's threads would be in their way: they spin on behind every product, and features are full of small ones.
+    """
     seen = Counter[int]()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         coming = [pool.submit(hear, clip) for clip in sorted(clips, key=lambda clip: clip.id)]
         try:
             for number, heard in enumerate(coming, 1):

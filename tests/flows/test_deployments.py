@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flows.deployments import FILE, derived, read_book
 from nightjar.errors import BadOptions
 from nightjar.plugins import names
 from tests.flows.conftest import ROOT, Cli
+from tests.prefect_server import prefect_server
 
 
 def test_the_file_has_every_target_as_a_folder_alone_would_be_deployed() -> None:
@@ -66,7 +68,15 @@ def state_of(server: str) -> dict[str, Any]:
     }
 
 
-def test_registering_again_changes_nothing_that_a_person_changed(server: str, cli: Cli, tmp_path: Path) -> None:
+@pytest.fixture
+def new_server(tmp_path: Path) -> Iterator[str]:
+    """A server on which nothing was ever registered."""
+    with prefect_server(tmp_path / "prefect") as url:
+        yield url
+
+
+def test_registering_again_changes_nothing_that_a_person_changed(new_server: str, cli: Cli, tmp_path: Path) -> None:
+    server = new_server
     file, boards = tmp_path / "prefect.yaml", tmp_path / "boards.toml"
     file.write_text(FILE.read_text())
     boards.write_text('[rk-shelf]\ntarget = "rknn"\n')
