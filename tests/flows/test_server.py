@@ -16,8 +16,9 @@ AFTER = ("evaluate float", "evaluate binary", "judge", "report")
 
 
 def task_states(url: str) -> list[tuple[str, str]]:
-    """Return (name, state) of the newest flow run's tasks, in order."""
-    run = httpx.post(f"{url}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()[0]
+    """Return (name, state) of the newest flow run's tasks, in order; runs that are only scheduled do not count."""
+    begun = {"flow_runs": {"start_time": {"is_null_": False}}, "sort": "START_TIME_DESC", "limit": 1}
+    run = httpx.post(f"{url}/flow_runs/filter", json=begun).json()[0]
     found: list[dict[str, Any]] = httpx.post(
         f"{url}/task_runs/filter",
         json={"task_runs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"},
