@@ -25,7 +25,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     except NightjarError as error:
         need("rknn", False, str(error))
     flags = shipped_speech(tmp_path_factory.mktemp("speech"), calibration=16, evaluation=8)
-    return [*flags, "--calibration-samples", "16"]
+    return [*flags, "--calibration-samples", "16", "--window", "5"]
 
 
 @pytest.fixture(scope="module")
