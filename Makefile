@@ -25,13 +25,14 @@ stack-stop: setup  ## end it from another terminal
 test: setup  ## everything; what needs an SDK that is not installed is skipped by name
 	$(BIN)/python -m pytest $(PYTEST)
 
-check: setup  ## style and types
+check: setup  ## style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-proto: setup  ## the board service's messages, from nightjar/service.proto
-	$(BIN)/python -m nightjar.regenerate
+proto: setup  ## the board service's messages, from nightjar/service/service.proto
+	$(BIN)/python -m nightjar.service.generate
 
 lock: setup  ## write down the versions in use
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^-e\|@' > constraints.txt

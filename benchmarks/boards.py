@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from nightjar import job
-from nightjar.boards import find_board
-from nightjar.ssh import SshBoard
+from nightjar.boards.config import find_board
+from nightjar.boards.ssh import SshBoard
+from nightjar.sessions import run as job
 from tests.faults import Bench
 from tests.loopback import Loopback
 

@@ -19,15 +19,17 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.speed import SPEECH, WEIGHTS  # noqa: E402
 from flows.port import Prepared, built, calibrated, calibrated_on, prepared  # noqa: E402
-from flows.search import parameters  # noqa: E402
+from flows.precision_search import parameters  # noqa: E402
+from nightjar.cli.console import Screen  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
-from nightjar.plugins import plugin  # noqa: E402
-from nightjar.request import PortRequest, speech_sources  # noqa: E402
-from nightjar.score import errors_and_words, score  # noqa: E402
-from nightjar.show import Screen  # noqa: E402
-from nightjar.target import board_of, make_options, session_of  # noqa: E402
-from nightjar.toolchain import toolchain  # noqa: E402
-from nightjar.wer import paired_bootstrap  # noqa: E402
+from nightjar.plugins.board_choice import board_of  # noqa: E402
+from nightjar.plugins.registry import plugin  # noqa: E402
+from nightjar.plugins.resolve import speech_sources  # noqa: E402
+from nightjar.plugins.target import make_options, session_of  # noqa: E402
+from nightjar.request import PortRequest  # noqa: E402
+from nightjar.scoring.score import errors_and_words, score  # noqa: E402
+from nightjar.scoring.wer import paired_bootstrap  # noqa: E402
+from nightjar.toolchains.environment import toolchain  # noqa: E402
 from tasks.build import build  # noqa: E402
 from tasks.evaluate import evaluate  # noqa: E402
 from tasks.harvest import harvest  # noqa: E402

@@ -20,14 +20,16 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from nightjar.artifact import Artifact, Source, Store, digest_file
-from nightjar.audio import load_audio
-from nightjar.data import Clip, load_speech, speech_digest
-from nightjar.plugins import plugin
-from nightjar.recipe import Recipe
-from nightjar.score import Score, score
-from nightjar.target import board_of, make_options, session_of
-from nightjar.wer import corpus
+from nightjar.files import digest_file
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.target import make_options, session_of
+from nightjar.scoring.score import Score, score
+from nightjar.scoring.wer import corpus
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip, load_speech, speech_digest
+from nightjar.store.artifact import Artifact, Source, Store
 from tasks.build import build
 from tasks.evaluate import evaluate
 from tasks.export import export

@@ -25,11 +25,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nightjar.artifact import Store
 from nightjar.errors import NightjarError
-from nightjar.gc import collect
-from nightjar.history import History
-from nightjar.toolchain import Toolchain, chosen, toolchain
+from nightjar.nightly.history import History
+from nightjar.nightly.retention import survey
+from nightjar.store.artifact import Store
+from nightjar.store.gc import collect
+from nightjar.toolchains.environment import Toolchain, chosen, toolchain
 from tests.loopback import Loopback
 from tests.nights import Nights, altered, worse, write_config
 
@@ -114,7 +115,10 @@ def run(count: int, seed: int, folder: Path, store: Path, loop: Loopback, sdk: T
             if number == DEAD_BOARD:
                 loop.start()
             wrong += [f"night {number}: {what}" for what in check(number, code, said, bumps, sdk is not None)]
-            gone = collect(Store(store), History(), keep_nights=3, older_than_s=0, reports=folder / "no reports")
+            there = Store(store)
+            gone = collect(
+                there, survey(there, History(), keep_nights=3, older_than_s=0, reports=folder / "no reports")
+            )
             sizes.append(size(store))
             found = [f"{each['kind']} {each['cell']}: {each['causes']}" for each in said["findings"]]
             print(

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.speed import WEIGHTS, timed  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
-from nightjar.recipe import Recipe  # noqa: E402
-from nightjar.toolchain import Toolchain, toolchain  # noqa: E402
+from nightjar.plugins.recipe import Recipe  # noqa: E402
+from nightjar.toolchains.environment import Toolchain, toolchain  # noqa: E402
 
 RECIPE = {"window_s": 20, "decoder": "window", "positional": "last", "host_embedding": False}
 PARTS = ("encoder", "decoder")
@@ -34,7 +34,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from models.whisper.checkpoint import load_checkpoint
 from models.whisper.export import OPSET, cut
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 import torch
 for name, part in cut(load_checkpoint(Path(sys.argv[2])), Recipe(**{recipe})).items():
     torch.onnx.export(part.module, tuple(part.inputs.values()), f"{{name}}.onnx", input_names=list(part.inputs),
@@ -57,7 +57,8 @@ for name in sys.argv[1:]:
 def stages(folder: Path) -> None:
     """Do as the port does."""
     from models.whisper.export import export
-    from targets.rknn import Options, compile
+    from targets.rknn import compile
+    from targets.rknn.options import Options
 
     export(WEIGHTS, Recipe(**RECIPE), folder / "graphs")
     compile(folder / "graphs", None, Options(precision="fp"), folder / "binary")

@@ -124,7 +124,7 @@ def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: 
     with prefect_server(folder, database) as url:
         runs = Runs(url)
         subprocess.run(
-            [sys.executable, "-m", "nightjar.cli", "flows", "deploy", "--reset"],
+            [sys.executable, "-m", "nightjar.cli.main", "flows", "deploy", "--reset"],
             cwd=ROOT,
             env=environment(store, PREFECT_API_URL=url),
             check=True,

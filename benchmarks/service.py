@@ -20,9 +20,9 @@ import soundfile
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nightjar.bulk import harvest_speech  # noqa: E402
-from nightjar.dataset import open_dataset  # noqa: E402
+from nightjar.dataset.reader import open_dataset  # noqa: E402
 from nightjar.request import HarvestRequest  # noqa: E402
+from nightjar.sessions.bulk_harvest import harvest_speech  # noqa: E402
 from tests.loopback import Loopback  # noqa: E402
 from tests.served import Server, boards, rss, small_binary  # noqa: E402
 
@@ -84,7 +84,7 @@ def long_run(work: Path, clips: int) -> None:
         environment = os.environ | {"NIGHTJAR_BOARDS": str(boards(work, server.port)), "PYTHONPATH": str(ROOT)}
         flags = ["--binary", binary, "--speech", spoken, "--board", "svc", "--out", out, "--shard-mib", "8"]
         began = time.monotonic()
-        command = [sys.executable, "-m", "nightjar.cli", "harvest", *map(str, flags)]
+        command = [sys.executable, "-m", "nightjar.cli.main", "harvest", *map(str, flags)]
         host = subprocess.Popen(command, cwd=ROOT, env=environment)
         marks = [mark for mark in (5_000, 10_000, 20_000, 30_000, 40_000, 50_000) if mark <= clips]
         first = 0.0

@@ -36,9 +36,9 @@ def hearing(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, 
     """Hear clips with the float graphs in a session, with openai-whisper, and make the session's graph calls bare."""
     from models.whisper.stock import load_stock
     from models.whisper.tokens import text
-    from nightjar.board import LocalBoard
-    from nightjar.data import load_speech, shuffled, split_by_window
-    from nightjar.job import run_session
+    from nightjar.boards.board import LocalBoard
+    from nightjar.sessions.run import run_session
+    from nightjar.speech.manifest import load_speech, shuffled, split_by_window
 
     binary = build_float(folder)
     clips = split_by_window(shuffled(load_speech(SPEECH / "evaluation.jsonl"), seed=0), 30.0)[0][: arguments.clips]
@@ -83,7 +83,7 @@ def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
     import onnxruntime
 
     from models.whisper import decode
-    from nightjar.audio import load_audio
+    from nightjar.speech.audio import load_audio
     from targets.onnx.runner import open_runner
 
     model = json.loads((binary / "model.json").read_text())
@@ -129,9 +129,10 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
 
     from models.whisper.checkpoint import load_checkpoint
     from models.whisper.export import OPSET, cut, export
-    from nightjar.calibration import CalibrationSet
-    from nightjar.recipe import Recipe
-    from targets.onnx import Options, compile
+    from nightjar.plugins.recipe import Recipe
+    from nightjar.quantization.calibration_set import CalibrationSet
+    from targets.onnx import compile
+    from targets.onnx.options import Options
     from targets.onnx.quantize import float_by_rule, linear_nodes, load_graph, open_session
 
     calibration = calibrated(folder, arguments.clips)
@@ -192,7 +193,7 @@ def rerun(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bo
 
     environment = os.environ | {"NIGHTJAR_STORE": str(folder / "store"), "PREFECT_HOME": str(folder / "prefect")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every run compiles this repository again
-    command = [sys.executable, "-m", "nightjar.cli", "port", "--limit", "8", "--calibration-samples", "20"]
+    command = [sys.executable, "-m", "nightjar.cli.main", "port", "--limit", "8", "--calibration-samples", "20"]
     with prefect_server(folder / "prefect") as url:
         environment["PREFECT_API_URL"] = url
         run = lambda: subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)  # noqa: E731
@@ -224,8 +225,9 @@ def memory(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, b
 def build_float(folder: Path) -> Path:
     """Export and build the float binary once per folder."""
     from models.whisper.export import export
-    from nightjar.recipe import Recipe
-    from targets.onnx import Options, compile
+    from nightjar.plugins.recipe import Recipe
+    from targets.onnx import compile
+    from targets.onnx.options import Options
 
     if not (folder / "float").exists():
         export(WEIGHTS, Recipe(), folder / "graphs")
@@ -236,9 +238,9 @@ def build_float(folder: Path) -> Path:
 def calibrated(folder: Path, count: int) -> Path:
     """Harvest and calibrate on the first clips of the calibration list."""
     from models.whisper.calibrate import CalibrationOptions, calibrate
-    from nightjar.board import LocalBoard
-    from nightjar.data import load_speech
-    from nightjar.job import run_session
+    from nightjar.boards.board import LocalBoard
+    from nightjar.sessions.run import run_session
+    from nightjar.speech.manifest import load_speech
     from targets.onnx.runner import open_runner
 
     binary, clips = build_float(folder), load_speech(SPEECH / "calibration.jsonl")[:count]

@@ -29,7 +29,7 @@ STRATEGIES: dict[str, list[str]] = {
 def ported(asked: list[str], arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Port once; return the results as the command line writes them."""
     out = scratch / "results.json"
-    command = [sys.executable, "-m", "nightjar.cli", "port", "--model", "zipformer-nano", "--target", "rknn"]
+    command = [sys.executable, "-m", "nightjar.cli.main", "port", "--model", "zipformer-nano", "--target", "rknn"]
     command += ["--board", "simulator", "--precision", arguments.precision, "--drift", str(arguments.drift)]
     command += ["--limit", str(arguments.limit)] * (arguments.limit is not None)
     ended = subprocess.run([*command, *asked, "--json", str(out)], cwd=ROOT, check=False)

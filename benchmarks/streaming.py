@@ -39,7 +39,7 @@ def exported(folder: Path) -> Path:
 
 def clips_of(count: int) -> list[Any]:
     """Return so many clips: the shipped calibration list under ever new ids."""
-    from nightjar.data import load_speech
+    from nightjar.speech.manifest import load_speech
 
     speech = load_speech(NANO / "calibration.jsonl")
     rounds = -(-count // len(speech))
@@ -105,7 +105,7 @@ def speed(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bo
     """Bare onnxruntime over the same chunks / calibration: features, drawing, searching and storing included."""
     from models.zipformer.decode import features
     from models.zipformer.stream import initial_states
-    from nightjar.audio import load_audio
+    from nightjar.speech.audio import load_audio
     from targets.onnx.runner import open_runner
 
     graphs, clips = exported(folder), clips_of(500)

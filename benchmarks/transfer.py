@@ -25,18 +25,21 @@ sys.path.insert(0, str(ROOT))
 import onnx  # noqa: E402
 
 from benchmarks.speed import SPEECH, WEIGHTS  # noqa: E402
-from flows.heard import hear, hear_here  # noqa: E402
+from flows.evaluation import hear, hear_here  # noqa: E402
 from flows.port import calibrated, prepared  # noqa: E402
-from flows.search import CLIPS, _enough, _ladder, parameters  # noqa: E402
-from nightjar.artifact import Source, digest_file  # noqa: E402
+from flows.precision_search import CLIPS, _enough, _ladder, parameters  # noqa: E402
+from nightjar.cli.console import Screen  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
-from nightjar.groups import Group  # noqa: E402
-from nightjar.ranking import Settings, roundable  # noqa: E402
-from nightjar.request import PortRequest, speech_sources  # noqa: E402
-from nightjar.score import errors_and_words, score  # noqa: E402
-from nightjar.show import Screen  # noqa: E402
-from nightjar.target import board_of, make_options  # noqa: E402
-from nightjar.wer import paired_bootstrap  # noqa: E402
+from nightjar.files import digest_file  # noqa: E402
+from nightjar.graphs.fusion import Group  # noqa: E402
+from nightjar.plugins.board_choice import board_of  # noqa: E402
+from nightjar.plugins.resolve import speech_sources  # noqa: E402
+from nightjar.plugins.target import make_options  # noqa: E402
+from nightjar.quantization.sensitivity import Settings, roundable  # noqa: E402
+from nightjar.request import PortRequest  # noqa: E402
+from nightjar.scoring.score import errors_and_words, score  # noqa: E402
+from nightjar.scoring.wer import paired_bootstrap  # noqa: E402
+from nightjar.store.artifact import Source  # noqa: E402
 from tasks.build import build  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
 from tasks.judge import clips_of  # noqa: E402

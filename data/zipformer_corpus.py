@@ -14,7 +14,7 @@ from torch import Tensor
 from zipformer_layers import Shape
 from zipformer_model import FLOOR, LOOKAHEAD
 
-from nightjar.fbank import fbank
+from nightjar.device.kaldi_fbank import fbank
 
 SPECIAL = ("<blk>", "<sos/eos>", "<unk>")  # 0, 1 and 2, as icefall numbers them
 TAIL_FRAMES = 30  # of 10 ms that are heard at least behind the speech, as in streaming

@@ -6,13 +6,16 @@ from typing import Any
 from prefect import flow
 
 from flows.port import Prepared, built, calibrated, prepared
-from nightjar.artifact import Artifact, storing, write_atomic
-from nightjar.attribution import Cell, owner
-from nightjar.pages import reports_folder, shown
-from nightjar.plugins import plugin
-from nightjar.request import AttributeRequest, speech_sources
-from nightjar.score import score
-from nightjar.target import board_of, session_of
+from nightjar.files import storing, write_atomic
+from nightjar.paths import reports_folder, shown
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.resolve import speech_sources
+from nightjar.plugins.target import session_of
+from nightjar.request import AttributeRequest
+from nightjar.scoring.attribution import Cell, owner
+from nightjar.scoring.score import score
+from nightjar.store.artifact import Artifact
 from tasks.evaluate import evaluate
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.judge import clips_of

@@ -8,14 +8,14 @@ from prefect import flow
 from prefect.context import FlowRunContext
 
 from flows.port import port
-from nightjar.causes import changes
 from nightjar.errors import BadOptions
-from nightjar.evidence import Evidence, read_evidence
-from nightjar.night import Asked, BisectRequest, cell_name
-from nightjar.regression import changed_clips, paired
+from nightjar.nightly.changes import changes
+from nightjar.nightly.config import Asked, BisectRequest, cell_name
+from nightjar.nightly.evidence import Evidence, read_evidence
+from nightjar.nightly.outcomes import Ended, cell_row
+from nightjar.nightly.regression import changed_clips, paired
 from nightjar.request import PortRequest
-from nightjar.tally import Ended, cell_row
-from nightjar.toolchain import chosen, installed_versions
+from nightjar.toolchains.environment import chosen, installed_versions
 from tasks.publish import command_line
 from tasks.stage import Outcome, apart
 

@@ -7,11 +7,14 @@ from typing import Any
 from prefect import flow
 from pydantic import BaseModel
 
-from nightjar.artifact import Artifact, Source, storing, write_atomic
-from nightjar.data import load_speech, speech_digest
-from nightjar.plugins import plugin
-from nightjar.request import PortRequest, checkpoint_source, model_family
-from nightjar.target import board_of, make_options, session_of
+from nightjar.files import storing, write_atomic
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.resolve import checkpoint_source, model_family
+from nightjar.plugins.target import make_options, session_of
+from nightjar.request import PortRequest
+from nightjar.speech.manifest import load_speech, speech_digest
+from nightjar.store.artifact import Artifact, Source
 from tasks.build import build
 from tasks.evaluate import evaluate
 from tasks.export import export

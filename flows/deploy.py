@@ -8,15 +8,17 @@ from typing import Any
 from prefect import flow
 
 from flows.port import port
-from nightjar.artifact import Artifact
-from nightjar.boards import find_board
-from nightjar.bundle import Ported
-from nightjar.data import load_speech, slug
-from nightjar.deploy import deploy as put_on_board
-from nightjar.deploy import draw_canary
-from nightjar.plugins import plugin
-from nightjar.request import DeployRequest, PortRequest, model_family, speech_source
-from nightjar.target import board_of, session_of, target_of
+from nightjar.boards.config import find_board
+from nightjar.deploy.bundle import Ported
+from nightjar.deploy.deploy import deploy as put_on_board
+from nightjar.deploy.deploy import draw_canary
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.resolve import model_family, speech_source
+from nightjar.plugins.target import session_of, target_of
+from nightjar.request import DeployRequest, PortRequest
+from nightjar.speech.manifest import load_speech, slug
+from nightjar.store.artifact import Artifact
 from tasks.bundle import bundle
 from tasks.judge import read_scores
 from tasks.stage import joining

@@ -12,12 +12,12 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nightjar.artifact import digest
-from nightjar.closure import ROOT
 from nightjar.errors import BadOptions
-from nightjar.plugins import names, plugin
+from nightjar.files import digest
+from nightjar.paths import ROOT
+from nightjar.plugins.registry import names, plugin
 from nightjar.request import PortRequest
-from nightjar.toolchain import with_toolchain
+from nightjar.toolchains.environment import with_toolchain
 
 FILE = ROOT / "deployments" / "prefect.yaml"
 HERE = "{{ $PWD }}"  # what `prefect deploy` puts the current folder for

@@ -9,13 +9,15 @@ from typing import Any
 
 from prefect import flow
 
-from flows.judged import judged
+from flows.conclusion import judged
 from flows.port import recipe_for
 from flows.program import program_of
 from nightjar.errors import BadOptions
-from nightjar.plugins import plugin
-from nightjar.request import EvaluateRequest, checkpoint_source, model_family, speech_source
-from nightjar.target import board_of, make_options, target_of
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source
+from nightjar.plugins.target import make_options, target_of
+from nightjar.request import EvaluateRequest
 from tasks.adopt import adopt, adopting, given_files, recognise
 from tasks.build import build
 from tasks.export import export

@@ -7,11 +7,12 @@ from prefect import flow
 
 from flows.port import calibration_options, recipe_for
 from flows.program import program_of
-from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadOptions
-from nightjar.plugins import plugin
-from nightjar.request import ImportRequest, checkpoint_source, model_family, speech_source
-from nightjar.target import make_options, target_of
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source
+from nightjar.plugins.target import make_options, target_of
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.request import ImportRequest
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export

@@ -10,11 +10,12 @@ from prefect import flow
 
 from flows.port import recipe_for
 from nightjar.errors import ToolchainMissing
-from nightjar.lint import Finding
-from nightjar.plugins import Plugin, plugin
-from nightjar.request import LintRequest, checkpoint_source, model_family
-from nightjar.target import linter_of
-from nightjar.toolchain import toolchain
+from nightjar.plugins.lint import Finding
+from nightjar.plugins.registry import Plugin, plugin
+from nightjar.plugins.resolve import checkpoint_source, model_family
+from nightjar.plugins.target import linter_of
+from nightjar.request import LintRequest
+from nightjar.toolchains.environment import toolchain
 from tasks.export import export
 from tasks.lint import lint
 from tasks.stage import current_run, joining

@@ -7,7 +7,7 @@ from prefect.context import FlowRunContext
 from flows.form import make_form, make_request
 from flows.nightly import due
 from flows.nightly import nightly as night
-from nightjar.night import NightRequest
+from nightjar.nightly.config import NightRequest
 
 
 def _run_name() -> str:

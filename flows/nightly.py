@@ -15,18 +15,18 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
-from flows.handout import hand_out
+from flows.dispatch import hand_out
 from flows.port import port
 from flows.server import patiently
-from nightjar.artifact import Store
 from nightjar.errors import NightjarError
-from nightjar.evidence import Evidence, read_evidence
-from nightjar.history import Cell, Finding, History, Night
-from nightjar.night import Asked, NightRequest, read_config
-from nightjar.pages import reports_folder
-from nightjar.regression import best_night, findings
-from nightjar.site.write import write_site
-from nightjar.tally import Ended, Failure, cell_row, failure_of, night_row, sentence
+from nightjar.nightly.config import Asked, NightRequest, read_config
+from nightjar.nightly.evidence import Evidence, read_evidence
+from nightjar.nightly.history import Cell, Finding, History, Night
+from nightjar.nightly.outcomes import Ended, Failure, cell_row, failure_of, night_row, sentence
+from nightjar.nightly.regression import best_night, findings
+from nightjar.paths import reports_folder
+from nightjar.report.site.build import write_site
+from nightjar.store.artifact import Store
 from tasks.announce import announce_night
 from tasks.publish import command_line, publish_night
 from tasks.stage import Outcome, Run, apart, default_store, joining, running

@@ -2,7 +2,7 @@
 
 checkpoint ─export─▶ graphs ─build(float)─▶ binary ─harvest─▶ hidden ─calibrate─▶ calibration
 graphs + calibration ─build─▶ binary ─evaluate─▶ hypotheses ─judge─▶ verdict ─report─▶ page
-with --precision auto, ─search─▶ plan before the build (flows/search.py)
+with --precision auto, ─search─▶ plan before the build (flows/precision_search.py)
 """
 
 from collections.abc import Callable
@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 from prefect import flow
 from pydantic import BaseModel
 
-from flows.judged import judged
-from flows.search import Searched, parameters, searched
-from nightjar.artifact import Source
+from flows.conclusion import judged
+from flows.precision_search import Searched, parameters, searched
 from nightjar.errors import BadOptions
-from nightjar.plugins import Plugin, plugin
-from nightjar.recipe import Recipe
-from nightjar.request import PortRequest, checkpoint_source, model_family, speech_sources
-from nightjar.target import board_of, computes_float, make_options, session_of, target_of
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.registry import Plugin, plugin
+from nightjar.plugins.resolve import checkpoint_source, model_family, speech_sources
+from nightjar.plugins.target import computes_float, make_options, session_of, target_of
+from nightjar.request import PortRequest
+from nightjar.store.artifact import Source
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export

@@ -16,8 +16,9 @@ from pydantic import WithJsonSchema
 from flows.form import make_form, make_request
 from flows.port import port as graph
 from nightjar.errors import BadOptions
-from nightjar.plugins import names, plugin
-from nightjar.request import PortRequest, shipped_models
+from nightjar.plugins.registry import names, plugin
+from nightjar.plugins.resolve import shipped_models
+from nightjar.request import PortRequest
 
 # What people choose first comes first; the rest follows in the request's order.
 FIRST = ("model", "target", "precision", "board", "decoder", "window", "long", "language", "test_set", "limit")

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from nightjar.board import BoardRef
-from nightjar.plugins import Plugin
-from nightjar.program import Program, declared, found_on
+from nightjar.boards.ref import BoardRef
+from nightjar.plugins.board_choice import board_of_program
+from nightjar.plugins.registry import Plugin
 from nightjar.request import EvaluateRequest, ImportRequest
-from nightjar.target import board_of_program
+from nightjar.sessions.board_program import Program, declared, found_on
 
 
 class OnBoard(NamedTuple):

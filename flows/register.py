@@ -17,9 +17,9 @@ from prefect.workers.process import ProcessWorker
 
 from flows.deployments import Book, Deployment, fingerprint
 from flows.server import asking
-from nightjar.boards import read_boards
+from nightjar.boards.config import read_boards
 from nightjar.errors import BadOptions
-from nightjar.toolchain import with_toolchain
+from nightjar.toolchains.environment import with_toolchain
 
 
 class Row(NamedTuple):

@@ -1,8 +1,9 @@
 """Find deployed runs that nobody is at work on any more, and let a worker go on with them.
 
-A worker that is killed, or loses its machine, cannot tell the server: its runs stay `Running`. The run's lock says at
-once whether its process is alive (nightjar/attempt.py). Where the lock cannot be seen, Prefect's heartbeat of every
-30 s does, and then only a run that is silent for long is taken for an orphan, after one more beat: a server that was
+A worker that is killed, or loses its machine, cannot tell the server: its runs stay `Running`. The run's lock
+(nightjar/store/run_lock.py) says at once whether its process is alive. Where the lock cannot be seen, Prefect's
+heartbeat of every 30 s does,
+ and then only a run that is silent for long is taken for an orphan, after one more beat: a server that was
 away itself has heard nobody. What is alive is never touched.
 """
 
@@ -34,7 +35,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.types._datetime import now
 
 from flows.server import asking
-from nightjar.attempt import attendance, forget
+from nightjar.store.run_lock import attendance, forget
 
 log = logging.getLogger("nightjar.revive")
 

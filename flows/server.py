@@ -3,14 +3,16 @@
 import contextlib
 import logging
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from typing import TypeVar
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL
 
-from nightjar.doctor import server_answers
 from nightjar.errors import Broken, ServerMissing
 
 log = logging.getLogger("nightjar.nightly")
@@ -72,3 +74,26 @@ def _is_back() -> bool:
         log.warning("the Prefect server does not answer (%s): waiting for it", reason)
         time.sleep(5)
     return bool(url)
+
+
+def server_answers(url: str) -> str:
+    """Ask the Prefect server at this API address for its health; return why there is no answer, or "" when there is.
+
+    A server that wants to know who asks (401, 403) is there.
+    """
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5):
+            return ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return "" if error.code in (401, 403) else str(error)
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, HTTPException, ValueError) as error:  # silence after the connection; no HTTP; no address
+        return str(error) or type(error).__name__
+
+
+def configured_server() -> tuple[str, str]:
+    """Return the address of the Prefect server that is configured and why it does not answer, each empty for none."""
+    url = PREFECT_API_URL.value() or ""
+    return url, server_answers(url) if url else ""

@@ -8,10 +8,10 @@ from prefect.client.schemas.objects import State
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_URL
 
-from nightjar.artifact import Store
-from nightjar.doctor import server_answers
+from flows.server import server_answers
 from nightjar.errors import ServerMissing
-from nightjar.show import Screen
+from nightjar.progress import Screen
+from nightjar.store.artifact import Store
 from tasks.stage import Run, default_store, running
 
 

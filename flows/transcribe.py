@@ -5,13 +5,14 @@ from typing import Any
 
 from prefect import flow
 
-from flows.heard import hear
+from flows.evaluation import hear
 from flows.port import built, calibrated, prepared
-from nightjar.artifact import Source
-from nightjar.data import load_speech, speech_digest
 from nightjar.errors import BadAudio
-from nightjar.request import TranscribeRequest, speech_source
-from nightjar.target import board_of
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.resolve import speech_source
+from nightjar.request import TranscribeRequest
+from nightjar.speech.manifest import load_speech, speech_digest
+from nightjar.store.artifact import Source
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import joining
 

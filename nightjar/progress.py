@@ -1,23 +1,52 @@
-"""How long work says where it is: whoever shows it listens, library code only ticks."""
+"""Progress reporting: work ticks, whoever shows it listens."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from types import TracebackType
+from typing import Protocol
 
 Listener = Callable[[int, int], None]
 
 _listener: ContextVar[Listener | None] = ContextVar("progress", default=None)
 
 
+class StageOutcome(Protocol):
+    """The outcome of a finished or planned stage."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def cached(self) -> bool: ...
+    @property
+    def why(self) -> str: ...
+
+
+class Screen(Protocol):
+    """Whatever shows a run to a person."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def progress(self, stage: str, done: int, total: int) -> None: ...
+
+    def outcome(self, outcome: StageOutcome) -> None: ...
+
+
 def tick(done: int, total: int) -> None:
-    """Say that `done` of `total` units are finished."""
+    """Report that `done` of `total` units are finished."""
     if (listener := _listener.get()) is not None:
         listener(done, total)
 
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Hear the ticks of the work inside."""
+    """Send the ticks of the work inside to a listener."""
     token = _listener.set(listener)
     try:
         yield

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from nightjar.adopted import Given
-from nightjar.artifact import digest_file
-from nightjar.closure import module_file
 from nightjar.errors import BadInput, UnknownName
-from nightjar.plugins import Plugin, names, plugin
+from nightjar.files import digest_file
+from nightjar.graphs.prebuilt import Given
+from nightjar.plugins.registry import Plugin, names, plugin
+from nightjar.store.fingerprint import module_file
 from tasks.stage import stage
 
 

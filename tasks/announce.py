@@ -7,7 +7,7 @@ from typing import Any
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.events import emit_event
 
-from nightjar.history import Finding, Night
+from nightjar.nightly.history import Finding, Night
 
 VERDICT, NIGHT = "nightjar.verdict", "nightjar.night"
 LEFT_OUT = ("search", "recipe")  # of what a run keeps of its results: the report has them
@@ -52,7 +52,7 @@ def announce_night(night: Night, sentence: str, findings: Sequence[Finding]) -> 
     emit_event(
         event=NIGHT,
         resource={
-            "prefect.resource.id": f"nightjar.night.{night.night}",
+            "prefect.resource.id": f"nightjar.nightly.config.{night.night}",
             "prefect.resource.name": f"night {night.night}",
             "nightjar.outcome": night.outcome,
             "nightjar.regressions": str(len(regressions)),

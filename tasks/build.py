@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from nightjar.plugins import Plugin
-from tasks.slot import compiling
+from nightjar.plugins.registry import Plugin
+from tasks.concurrency import compiling
 from tasks.stage import stage
 
 

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from nightjar.board import BoardRef
-from nightjar.bundle import Ported, write_bundle
-from nightjar.plugins import Plugin
+from nightjar.boards.ref import BoardRef
+from nightjar.deploy.bundle import Ported, write_bundle
+from nightjar.plugins.registry import Plugin
 from tasks.stage import stage
 
 

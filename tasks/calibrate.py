@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from nightjar.calibration import CalibrationSet
-from nightjar.data import load_speech, split_by_window
-from nightjar.plugins import Plugin
+from nightjar.plugins.registry import Plugin
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.speech.manifest import load_speech, split_by_window
 from tasks.stage import stage
 
 log = logging.getLogger(__name__)

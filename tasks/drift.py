@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
-from nightjar.audio import load_audio
-from nightjar.board import BoardRef
-from nightjar.data import load_speech, shuffled
-from nightjar.drift import Drift, agreement, compare_streams
+from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadManifest, SessionFailed
-from nightjar.job import parted
-from nightjar.plugins import Plugin
-from tasks.sharded import run_clips
+from nightjar.plugins.registry import Plugin
+from nightjar.scoring.drift import Drift, agreement, compare_streams
+from nightjar.sessions.run import parted
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import load_speech, shuffled
+from tasks.dask import run_clips
 from tasks.stage import stage
 
 SAMPLE_RATE_HZ = 16000

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.audio import load_audio
-from nightjar.board import BoardRef
-from nightjar.chunk import cut
-from nightjar.data import Clip, load_speech, split_by_window
+from nightjar.boards.ref import BoardRef
+from nightjar.device.pause_splitter import cut
 from nightjar.errors import SessionFailed
-from nightjar.job import parted
-from nightjar.plugins import Plugin
-from nightjar.scored_text import normalise
-from nightjar.streamed import word_chunks
+from nightjar.plugins.registry import Plugin
+from nightjar.scoring.normalize import normalise
+from nightjar.scoring.streaming import word_chunks
+from nightjar.sessions.run import parted
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip, load_speech, split_by_window
+from tasks.dask import run_clips
 from tasks.hypotheses import EvaluateOptions, read_hypotheses, select_clips, told, write_hypotheses
-from tasks.sharded import run_clips
 from tasks.stage import stage
 
 SAMPLE_RATE_HZ = 16000

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nightjar.plugins import Plugin
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.registry import Plugin
 from tasks.stage import stage
 
 

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from nightjar.board import BoardRef
-from nightjar.data import load_speech, shuffled, split_by_window
-from nightjar.job import parted
-from nightjar.plugins import Plugin
+from nightjar.boards.ref import BoardRef
+from nightjar.plugins.registry import Plugin
+from nightjar.sessions.run import parted
+from nightjar.speech.manifest import load_speech, shuffled, split_by_window
+from tasks.dask import run_clips
 from tasks.hypotheses import told
-from tasks.sharded import run_clips
 from tasks.stage import earlier_results, stage
 
 

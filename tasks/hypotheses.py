@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from nightjar.data import Clip, shuffled, split_by_window
 from nightjar.errors import BadManifest, BadOptions
+from nightjar.speech.manifest import Clip, shuffled, split_by_window
 
 
 class EvaluateOptions(BaseModel, frozen=True):

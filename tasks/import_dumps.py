@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nightjar.artifact import Source, digest, digest_file
-from nightjar.data import line_order, load_speech, shuffled, split_by_window
 from nightjar.errors import BadInput
+from nightjar.files import digest, digest_file
 from nightjar.progress import tick
+from nightjar.speech.manifest import line_order, load_speech, shuffled, split_by_window
+from nightjar.store.artifact import Source
 from tasks.stage import stage
 
 COLLECTED = "collected.json"  # beside dumps that tasks/run_program.py collected

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nightjar.data import Clip
-from nightjar.drift import read_drift
 from nightjar.errors import BadManifest
-from nightjar.score import Score, Tier, hear_silence, score
-from nightjar.verdict import Budgets
-from nightjar.verdict import judge as judge_scores
+from nightjar.scoring.drift import read_drift
+from nightjar.scoring.score import Score, Tier, hear_silence, score
+from nightjar.scoring.verdict import Budgets
+from nightjar.scoring.verdict import judge as judge_scores
+from nightjar.speech.manifest import Clip
 from tasks.hypotheses import read_aside, read_hypotheses
 from tasks.stage import stage
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from nightjar.plugins import Plugin
-from tasks.slot import compiling
+from nightjar.plugins.registry import Plugin
+from tasks.concurrency import compiling
 from tasks.stage import stage
 
 

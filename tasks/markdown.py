@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nightjar.site.names import INDEX, cell_id, cell_page, night_page, report_page
-from nightjar.verdict import STAND_IN_NOTE, headline
+from nightjar.report.site.urls import INDEX, cell_id, cell_page, night_page, report_page
+from nightjar.scoring.verdict import STAND_IN_NOTE, headline
 
 if TYPE_CHECKING:  # it brings pandas, half a second that a port does not need
-    from nightjar.history import Cell, Finding, Night
+    from nightjar.nightly.history import Cell, Finding, Night
 
 MARKS = {True: "▼", False: "•"}
 

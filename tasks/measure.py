@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.precision import Measured
-from nightjar.score import errors_and_words, score
-from nightjar.wer import paired_bootstrap
+from nightjar.quantization.mixed_precision import Measured
+from nightjar.scoring.score import errors_and_words, score
+from nightjar.scoring.wer import paired_bootstrap
 from tasks.hypotheses import read_hypotheses
 from tasks.judge import clips_of
 from tasks.stage import stage

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from nightjar.precision import Measured, ladder, pareto, write_plan
-from nightjar.ranking import read_ranking
+from nightjar.quantization.mixed_precision import Measured, ladder, pareto, write_plan
+from nightjar.quantization.sensitivity import read_ranking
 from tasks.stage import stage
 
 

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
 
-from nightjar.artifact import Artifact, storing, write_atomic
-from nightjar.page import complete
-from nightjar.pages import reports_folder, shown
+from nightjar.files import storing, write_atomic
+from nightjar.paths import reports_folder, shown
+from nightjar.report.page import complete
 from nightjar.request import PortRequest
-from nightjar.verdict import headline
+from nightjar.scoring.verdict import headline
+from nightjar.store.artifact import Artifact
 from tasks.announce import announce_verdict, results_artifact
 from tasks.markdown import night_markdown, verdict_markdown
+from tasks.prefect_ui import put_up, slug
 from tasks.stage import Outcome, current_run
-from tasks.ui import put_up, slug
 
 if TYPE_CHECKING:
-    from nightjar.history import Cell, Finding, Night
+    from nightjar.nightly.history import Cell, Finding, Night
 
 
 def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> dict[str, Any]:

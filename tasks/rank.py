@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nightjar.calibration import CalibrationSet
-from nightjar.chain import Chain
-from nightjar.plugins import Plugin
-from nightjar.ranking import Settings
+from nightjar.plugins.registry import Plugin
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.part_chain import Chain
+from nightjar.quantization.sensitivity import Settings
 from tasks.stage import stage
 
 
@@ -20,7 +20,7 @@ def rank(*, graphs: Path, calibration: Path, settings: Settings, follow: Plugin 
     """
     import onnx
 
-    from nightjar.ranking import rank as rank_groups
+    from nightjar.quantization.sensitivity import rank as rank_groups
 
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     parts = model["parts"]

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nightjar.closure import module_file
-from nightjar.data import load_speech
 from nightjar.errors import BadInput
-from nightjar.plugins import Plugin, plugin
-from nightjar.printed import Printed
+from nightjar.plugins.program_output import Printed
+from nightjar.plugins.registry import Plugin, plugin
+from nightjar.speech.manifest import load_speech
+from nightjar.store.fingerprint import module_file
 from tasks.adopt import GivenFiles
 from tasks.hypotheses import write_hypotheses
 from tasks.stage import stage

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nightjar.artifact import RECORD, digest
-from nightjar.drift import read_drift
-from nightjar.page import render
-from nightjar.score import Score
-from nightjar.verdict import Verdict
+from nightjar.files import digest
+from nightjar.report.page import render
+from nightjar.scoring.drift import read_drift
+from nightjar.scoring.score import Score
+from nightjar.scoring.verdict import Verdict
+from nightjar.store.artifact import RECORD
 from tasks.judge import read_scores
 from tasks.stage import stage
 

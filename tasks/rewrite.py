@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nightjar.ranking import read_ranking
-from nightjar.rewrite import rewrite_graphs
+from nightjar.quantization.graph_rewrites import rewrite_graphs
+from nightjar.quantization.sensitivity import read_ranking
 from tasks.stage import stage
 
 

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nightjar.artifact import digest_file
-from nightjar.board import BoardRef
-from nightjar.data import Clip, load_speech, shuffled, split_by_window
+from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadInput, SessionFailed
-from nightjar.link import printable
-from nightjar.plugins import Plugin
-from nightjar.printed import Printed
-from nightjar.program import Program, Said
-from nightjar.program import run_program as run_on_board
+from nightjar.files import digest_file
+from nightjar.plugins.program_output import Printed
+from nightjar.plugins.registry import Plugin
+from nightjar.sessions.board_program import Program, Said
+from nightjar.sessions.board_program import run_program as run_on_board
+from nightjar.speech.manifest import Clip, load_speech, shuffled, split_by_window
+from nightjar.text import printable
 from tasks.adopt import GivenFiles
 from tasks.evaluate import silent_probes
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses

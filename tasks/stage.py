@@ -25,14 +25,15 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 from pydantic import BaseModel
 
-from nightjar.artifact import Artifact, Record, Source, Store, digest, storing
-from nightjar.closure import closure
 from nightjar.errors import NightjarError
-from nightjar.plugins import Plugin
+from nightjar.files import digest, storing
+from nightjar.plugins.registry import Plugin
 from nightjar.progress import listening
-from nightjar.remote import open_store
-from nightjar.usage import Usage
-from tasks.ui import progress_shown, toolchain_log
+from nightjar.store.artifact import Artifact, Record, Source, Store
+from nightjar.store.fingerprint import closure
+from nightjar.store.remote import open_store
+from nightjar.store.usage import Usage
+from tasks.prefect_ui import progress_shown, toolchain_log
 
 log = logging.getLogger("nightjar.stage")
 

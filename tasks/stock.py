@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from nightjar.data import load_speech, split_by_window
-from nightjar.plugins import Plugin
+from nightjar.plugins.registry import Plugin
 from nightjar.progress import tick
+from nightjar.speech.manifest import load_speech, split_by_window
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses
 from tasks.stage import stage
 

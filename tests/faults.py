@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nightjar.features import log_mel  # noqa: E402
+from nightjar.device.log_mel import log_mel  # noqa: E402
 from tests.loopback import Loopback  # noqa: E402
 
 FRAMES, ROWS, WIDTH = 20, 50, 64
@@ -370,11 +370,12 @@ def flip_at_rest(bench: Bench, chance: random.Random) -> set[str]:
 
 def main(settings: dict[str, str]) -> int:
     """Harvest as tasks/harvest.py does, and write the lines."""
-    from nightjar import crew, job
-    from nightjar.boards import find_board
-    from nightjar.data import Clip
+    from nightjar.boards.config import find_board
+    from nightjar.boards.ssh import SshBoard
     from nightjar.errors import NightjarError
-    from nightjar.ssh import SshBoard
+    from nightjar.sessions import run as job
+    from nightjar.sessions import scheduler as crew
+    from nightjar.speech.manifest import Clip
 
     job.SILENCE_S, crew.AGAIN_S = 3.0, 0.3
     waves = {path.stem: np.load(path) for path in sorted(Path(settings["clips"]).glob("*.npy"))}

@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from nightjar.artifact import Store, digest
-from nightjar.data import Clip
-from nightjar.history import Cell, Finding, History, Night
-from nightjar.page import render
-from nightjar.score import Score, Tier, hear_silence, score
-from nightjar.verdict import Verdict, judge
+from nightjar.files import digest
+from nightjar.nightly.history import Cell, Finding, History, Night
+from nightjar.report.page import render
+from nightjar.scoring.score import Score, Tier, hear_silence, score
+from nightjar.scoring.verdict import Verdict, judge
+from nightjar.speech.manifest import Clip
+from nightjar.store.artifact import Store
 
 WORDS = ["the", "night", "bird", "sings", "low", "over", "warm", "stones", "and", "moths"]
 FIRST = datetime(2026, 10, 1, 2, tzinfo=UTC)

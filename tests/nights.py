@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nightjar.cli import main
+from nightjar.cli.main import main
 from tests.flows.conftest import ROOT, shipped_speech
 
 NANO = ROOT / "data" / "whisper-nano" / "whisper-nano.pt"

@@ -122,11 +122,11 @@ def ran(binary: Path) -> list[str]:
 
 
 class Server:
-    """`python -m nightjar.serve` as a board would start it."""
+    """`python -m nightjar.service.main` as a board would start it."""
 
     def __init__(self, binary: Path, *flags: str | Path, listen: str = "localhost:0", cli: bool = False) -> None:
         lock = binary.parent / "lock"
-        start = ["nightjar.cli", "board", "serve"] if cli else ["nightjar.serve"]
+        start = ["nightjar.cli.main", "board", "serve"] if cli else ["nightjar.service.main"]
         command = [sys.executable, "-m", *start, "--binary", binary, "--listen", listen, "--lock", lock, *flags]
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{binary.parent}", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from nightjar import cli, errors
+from nightjar import errors
+from nightjar.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -22,7 +23,7 @@ TREE = {name: kind for name, kind in vars(errors).items() if isinstance(kind, ty
 
 # Messages made of variables alone: each says again what another message of the tree says, with the place before it.
 EXEMPT = {
-    "nightjar/data.py": "the line of a manifest before a BadAudio of nightjar/audio.py",
+    "nightjar/speech/manifest.py": "the line of a manifest before a BadAudio of nightjar/speech/audio.py",
     "targets/onnx/adopt.py": "the user's file before a Broken of targets/onnx/audit.py",
 }
 

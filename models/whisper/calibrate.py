@@ -17,11 +17,12 @@ from pydantic import BaseModel, Field
 
 from models.whisper.decode import Job, decode, features, hear
 from models.whisper.protocols import MASKED, Runner, Tensors
-from nightjar.audio import load_audio
-from nightjar.calibration import CalibrationWriter, Input, Ref
-from nightjar.data import Clip
 from nightjar.errors import BadInput
+from nightjar.graphs.tensor_spec import Input
 from nightjar.progress import tick
+from nightjar.quantization.calibration_set import CalibrationWriter, Ref
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip
 
 log = logging.getLogger(__name__)
 

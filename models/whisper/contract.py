@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nightjar.adopted import Given, GivenPart, Graph, tell
-from nightjar.calibration import Input
 from nightjar.errors import BadInput
+from nightjar.graphs.prebuilt import Given, GivenPart, Graph, tell
+from nightjar.graphs.tensor_spec import Input
 
 FRAMES_PER_S = 100  # of the mel
 UNDERSTOOD = (

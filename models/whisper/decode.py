@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors
-from nightjar.features import log_mel
+from nightjar.device.log_mel import log_mel
 
 WATCHED = 16  # tokens whose logits are kept per step: all but a thousandth of the probability
 Steps = Generator[list[int], Array, Any]  # gives every token so far, takes the logits that follow, (n_vocab,)

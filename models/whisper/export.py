@@ -20,10 +20,10 @@ from models.whisper.checkpoint import Checkpoint, load_checkpoint
 from models.whisper.surgery import load
 from models.whisper.tokens import token_table
 from models.whisper.trace import Part, shape
-from nightjar.closure import closure
 from nightjar.errors import BadOptions
-from nightjar.parameters import Places, locate, write_places
-from nightjar.recipe import Recipe
+from nightjar.graphs.parameter_map import Places, locate, write_places
+from nightjar.plugins.recipe import Recipe
+from nightjar.store.fingerprint import closure
 
 OPSET = 17  # the first where LayerNormalization is one op
 FRAMES_PER_S = 100  # of the mel, two per encoder row

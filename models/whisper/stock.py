@@ -15,7 +15,7 @@ from whisper.decoding import decode as whisper_decode
 from whisper.transcribe import transcribe as whisper_transcribe
 
 from models.whisper.checkpoint import load_checkpoint, stock
-from nightjar.audio import load_audio
+from nightjar.speech.audio import load_audio
 
 
 class Stock:

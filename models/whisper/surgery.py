@@ -84,7 +84,9 @@ class EncoderBlock(nn.Module):
         self.attn_ln = norm(d)
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
         self.mlp_ln = norm(d)
-        self.outlier: nn.Module | None = None  # huge hidden neurons in a branch of their own (nightjar/rewrite.py)
+        self.outlier: nn.Module | None = (
+            None  # huge hidden neurons in a branch of their own (nightjar/quantization/graph_rewrites.py)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.attn_ln(x)

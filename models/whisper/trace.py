@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from models.whisper.surgery import NORMS, WINDOW, CachedDecoder, Cross, Encoder, PrefixDecoder
 
-BRANCH = ".outlier"  # ends the parameters of a feed-forward's branch (nightjar/rewrite.py)
+BRANCH = ".outlier"  # ends the parameters of a feed-forward's branch (nightjar/quantization/graph_rewrites.py)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 from threadpoolctl import threadpool_limits
 
+from models.zipformer.feature_variants import Features, States, features_of
 from models.zipformer.reservoir import Reservoir
 from models.zipformer.steps import Rows, Steps, strata
 from models.zipformer.stream import (
@@ -32,13 +33,13 @@ from models.zipformer.stream import (
     run_chunk,
     tail_samples,
 )
-from models.zipformer.variants import Features, States, features_of
-from nightjar.audio import load_audio
-from nightjar.calibration import CalibrationWriter, Input, Ref
-from nightjar.data import Clip, shuffled
 from nightjar.errors import BadInput, BadOptions
+from nightjar.graphs.tensor_spec import Input
 from nightjar.progress import tick
-from nightjar.streamed import STRATA, stratum_of
+from nightjar.quantization.calibration_set import CalibrationWriter, Ref
+from nightjar.scoring.streaming import STRATA, stratum_of
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip, shuffled
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from models.zipformer.stream import Model, Search, Tensors, initial_states
-from nightjar.calibration import CalibrationSet
-from nightjar.chain import Distance, Run, decibels, divergence, runs
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.part_chain import Distance, Run, decibels, divergence, runs
 
 
 class StreamChain:

@@ -8,9 +8,9 @@ import numpy as np
 
 from models.zipformer import FAMILY, surgery
 from models.zipformer.checkpoint import NEXT, Checkpoint, load_checkpoint, states_of
-from models.zipformer.editor import Editor
+from models.zipformer.graph_editor import Editor
 from nightjar.errors import BadCheckpoint, BadOptions, Broken
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 
 LONGEST_S = 3600.0  # of a clip that is heard in one stream: a session holds a clip's features, a stream would not
 CHUNKS = 4  # that a surgery is proven on

@@ -10,8 +10,8 @@ import numpy as np
 
 from models.zipformer.reservoir import Reservoir
 from models.zipformer.stream import Array, Tensors
-from nightjar.calibration import Input
-from nightjar.streamed import stratum_of
+from nightjar.graphs.tensor_spec import Input
+from nightjar.scoring.streaming import stratum_of
 
 
 class Rows(NamedTuple):

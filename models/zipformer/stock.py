@@ -9,7 +9,7 @@ from sherpa_onnx.online_recognizer import OnlineRecognizer
 
 from models.zipformer.checkpoint import find_files, load_checkpoint, read_symbols
 from models.zipformer.stream import tail_samples
-from nightjar.audio import load_audio
+from nightjar.speech.audio import load_audio
 
 
 class Stock:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.fbank import SAMPLE_RATE_HZ, SHIFT, Fbank
+from nightjar.device.kaldi_fbank import SAMPLE_RATE_HZ, SHIFT, Fbank
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.zipformer.editor import Editor, attribute
+from models.zipformer.graph_editor import Editor, attribute
 from nightjar.errors import BadCheckpoint
 
 MOVES = ("Unsqueeze", "Reshape", "Squeeze", "Transpose")

@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 import onnx
 
-from nightjar.artifact import digest_file
-from nightjar.calibration import INDEX, CalibrationSet
 from nightjar.errors import BadOptions, NightjarError, ToolchainFailed
-from nightjar.groups import Graph
-from nightjar.nhwc import nhwc_shape, to_nhwc
+from nightjar.files import digest_file
+from nightjar.graphs.fusion import Graph
+from nightjar.graphs.nhwc import nhwc_shape, to_nhwc
 from nightjar.progress import tick
-from nightjar.ranking import roundable
-from nightjar.toolchain import Toolchain, toolchain
-from targets.hailo import NAME, Options
+from nightjar.quantization.calibration_set import INDEX, CalibrationSet
+from nightjar.quantization.sensitivity import roundable
+from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.hailo.failures import Failure, classify, level_notes, level_used
-from targets.hailo.fits import shorter_window, window_label, window_note
 from targets.hailo.graph import Cut, cut, prepared
+from targets.hailo.known_windows import shorter_window, window_label, window_note
 from targets.hailo.layers import ENDS, Layer, eight_bit_share, layers_from, wide_layers
-from targets.hailo.placing import Entry, cpu_part, read_model, wide_tensors, write_binary
-from targets.hailo.script import allocation_script, optimization_script
+from targets.hailo.model_script import allocation_script, optimization_script
+from targets.hailo.options import NAME, Options
+from targets.hailo.placement import Entry, cpu_part, read_model, wide_tensors, write_binary
 from targets.hailo.toolchain import compile as inside
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ values at the end is the host's, and what the parser does not know may only stan
 from typing import Any, NamedTuple
 
 from nightjar.errors import BadOptions
-from nightjar.groups import MOVES, Graph, fuse
-from nightjar.nhwc import Move
+from nightjar.graphs.fusion import MOVES, Graph, fuse
+from nightjar.graphs.nhwc import Move
 
 # No layer of the DFC 3.x has these of an activation: its parser says Unsupported…LayerError.
 UNKNOWN = frozenset(

@@ -7,7 +7,7 @@ The layers are those of `ClientRunner.get_hn_dict()`: a linear with its bias and
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nightjar.groups import Group
+from nightjar.graphs.fusion import Group
 
 ENDS = frozenset({"input_layer", "output_layer"})
 ATTENTION = frozenset({"matmul", "softmax"})  # kinds of which a16_w16 is reported to be refused

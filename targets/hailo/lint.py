@@ -13,12 +13,12 @@ from typing import Any, Literal
 import onnx
 
 from nightjar.errors import BadOptions
-from nightjar.groups import MOVES, Graph, Group, fuse
-from nightjar.lint import Finding, place_of
-from targets.hailo import Placed
-from targets.hailo.fits import shorter_window, window_label, window_note
+from nightjar.graphs.fusion import MOVES, Graph, Group, fuse
+from nightjar.plugins.lint import Finding, place_of
 from targets.hailo.graph import UNKNOWN, cut
-from targets.hailo.placing import read_model
+from targets.hailo.known_windows import shorter_window, window_label, window_note
+from targets.hailo.options import Placed
+from targets.hailo.placement import read_model
 
 RANK = 4
 COLUMNS = 12_967  # of hailo-whisper's vocabulary products, four of 51 865: the widest that is known to compile

@@ -21,7 +21,7 @@ from hailo_platform import (  # type: ignore[import-not-found]  # on boards only
 )
 from numpy.typing import NDArray
 
-from nightjar.nhwc import from_nhwc, to_nhwc
+from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 
 Tensors = dict[str, NDArray[Any]]
 Tensor = Mapping[str, Any]  # {"name", "shape", "layer"}, of an output {"from", "moves"} besides

@@ -1,37 +1,18 @@
 """MediaTek NPUs (MT8371, Genio 520): mtk_converter to .tflite, ncc-tflite to .dla, the Neuron runtime on the board.
 
-Importing it needs none of them; `compile` calls the converter in an environment of its own (nightjar/toolchain.py).
+Importing it needs none of them; `compile` calls the converter in an environment of its own (nightjar/toolchains/).
 """
 
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, Field
 
 from nightjar.errors import BadOptions
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
+from targets.mtk.options import NAME as NAME
+from targets.mtk.options import Options
 
-NAME = "mtk"
 TIERS = {"simulator": "vendor-simulator", "local": "device"}
 DEFAULT_BOARD = "simulator"
 RUNTIMES = ("neuron",)
-
-
-class Options(BaseModel, frozen=True):
-    """How graphs become .tflite and .dla files."""
-
-    precision: Literal["fp", "int8", "w8a16", "auto"] = Field(
-        "fp", description="float16 on the NPU; int8; int8 weights with int16 activations; or auto, as a plan says"
-    )
-    soc: Literal["mt8371"] = Field("mt8371", description="the SoC to compile for")
-    samples: int = Field(64, ge=1, description="calibration samples per part, spread evenly")
-    bridge: Literal["auto", "allow", "disallow"] = Field(
-        "auto",
-        description="how outputs leave the NPU: disallow is for an SoC without EDPA; auto looks at the exec plan",
-    )
-    float_nodes: tuple[str, ...] = Field(
-        (), description="int8, auto: nodes with 16-bit activations, `part:glob` over the ONNX graph's"
-    )
 
 
 def recipe(model: str) -> Recipe:

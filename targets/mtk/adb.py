@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nightjar.adb import SERIAL, pull, push, shell
+from nightjar.device.adb import SERIAL, pull, push, shell
 from targets.mtk.runner import CALL_S, NeuronrtRunner
 
 FOLDER = "/data/local/tmp/nightjar"

@@ -9,11 +9,10 @@ from typing import Any
 
 import onnx
 
-from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadOptions, Broken
 from nightjar.progress import tick
-from nightjar.toolchain import Toolchain, toolchain
-from targets.mtk import NAME, Options
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.mtk.audit import audit
 from targets.mtk.graphs import (
     check_patterns,
@@ -26,10 +25,11 @@ from targets.mtk.graphs import (
     write_samples,
 )
 from targets.mtk.ncc import compile_dla
+from targets.mtk.options import NAME, Options
 from targets.mtk.precision import keep_sixteen
 from targets.mtk.tflite import read
+from targets.mtk.tflite_mapping import match
 from targets.mtk.toolchain import compile as inside
-from targets.mtk.twins import match
 
 CONVERT_S = 3600.0
 INT8, W8A16 = "sym8W_asym8A", "sym8W_sym16A"  # MediaTek's names

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadInput, BadOptions
-from nightjar.groups import Graph, fuse
-from nightjar.parameters import read_parameters, read_places
+from nightjar.graphs.fusion import Graph, fuse
+from nightjar.graphs.parameter_map import read_parameters, read_places
+from nightjar.quantization.calibration_set import CalibrationSet
 
 SAMPLES_BYTES = 1 << 30  # of one part's calibration samples on their way to an SDK
 # A mask says -10000, which would give the scores it is added to an int8 step of 40, and an int16 step of 0.3. So

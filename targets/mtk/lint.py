@@ -15,9 +15,9 @@ from typing import Any
 import onnx
 
 from nightjar.errors import ToolchainMissing
-from nightjar.groups import Graph
-from nightjar.lint import Finding, place_of
-from nightjar.toolchain import Toolchain, toolchain
+from nightjar.graphs.fusion import Graph
+from nightjar.plugins.lint import Finding, place_of
+from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.mtk.graphs import hand_over, read_model
 from targets.mtk.stand_in.toolchain import compile as inside
 from targets.mtk.tflite import Model, read

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nightjar.errors import Broken, ToolchainFailed
-from nightjar.logged import last_line, run_logged
-from nightjar.toolchain import Toolchain
+from nightjar.process import last_line, run_logged
+from nightjar.toolchains.environment import Toolchain
 
 COMPILE_S = 1800.0
 PROGRAM = "ncc-tflite"

@@ -9,11 +9,11 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from nightjar.adopted import GivenPart, Graph, hold_against
-from nightjar.calibration import Input
 from nightjar.errors import BadInput, Broken
-from targets.onnx import NAME
+from nightjar.graphs.prebuilt import GivenPart, Graph, hold_against
+from nightjar.graphs.tensor_spec import Input
 from targets.onnx.audit import alone, audit, lanes_of
+from targets.onnx.options import NAME
 from targets.onnx.quantize import open_session
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import onnx
 
-from nightjar.calibration import CalibrationSet, Spread, Tensors
 from nightjar.errors import BadOptions, Broken
 from nightjar.progress import tick
-from targets.onnx import Options
+from nightjar.quantization.calibration_set import CalibrationSet, Spread, Tensors
+from targets.onnx.attention_fusion import fuse_attention
 from targets.onnx.audit import audit, count_integer_kernels
-from targets.onnx.fused import fuse_attention
-from targets.onnx.lanes import count_lanes, free_lanes
+from targets.onnx.batched_decoder import count_lanes, free_lanes
+from targets.onnx.options import Options
 from targets.onnx.quantize import collect_ranges, float_by_rule, linear_nodes, load_graph, open_session, quantize
 
 Audit = dict[str, Any]

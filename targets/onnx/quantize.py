@@ -14,9 +14,9 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from nightjar.calibration import Spread, Tensors
 from nightjar.errors import Broken
-from targets.onnx.tables import drop_unused, is_plain_gemm, untie
+from nightjar.quantization.calibration_set import Spread, Tensors
+from targets.onnx.tied_embeddings import drop_unused, is_plain_gemm, untie
 
 
 def load_graph(path: Path) -> onnx.ModelProto:

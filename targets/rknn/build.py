@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from nightjar.calibration import CalibrationSet
+from nightjar.device.health import memory_free_bytes
 from nightjar.errors import BadInput, BadOptions
-from nightjar.health import memory_free_bytes
-from nightjar.logged import together
+from nightjar.process import together
 from nightjar.progress import tick
-from nightjar.toolchain import Toolchain, toolchain
-from targets.rknn import NAME, Options
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.rknn.audit import audit, read_table, require_int8
-from targets.rknn.names import layers_from, precision_file, read_names, tensor_names, write_names
+from targets.rknn.layer_mapping import layers_from, precision_file, read_names, tensor_names, write_names
+from targets.rknn.options import NAME, Options
 from targets.rknn.ranges import write_ranges
 from targets.rknn.toolchain import compile as inside
 

@@ -2,7 +2,7 @@
 
 import re
 
-from nightjar.printed import Printed
+from nightjar.plugins.program_output import Printed
 
 WANTED = "the whole output of rknn_whisper_demo"
 # examples/whisper/cpp/main.cc of rknn_model_zoo v2.3.2; the first number is the work, the second the audio, in seconds.

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from nightjar.calibration import Tensors
-from nightjar.groups import Graph, Group
-from nightjar.ranges import Range, collect_extremes, rounded_tensors, settle_ranges
-from nightjar.ranking import roundable
+from nightjar.graphs.fusion import Graph, Group
+from nightjar.quantization.calibration_set import Tensors
+from nightjar.quantization.ranges import Range, collect_extremes, rounded_tensors, settle_ranges
+from nightjar.quantization.sensitivity import roundable
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from nightjar.errors import BadOptions
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 
 NAME = "torchscript"
 TIERS = {"local": "host"}

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from models.whisper.export import export
-from nightjar.board import BoardRef, LocalBoard
-from nightjar.job import run_session
-from nightjar.plugins import plugin
-from nightjar.recipe import Recipe
-from nightjar.target import board_of
+from nightjar.boards.board import LocalBoard
+from nightjar.boards.ref import BoardRef
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.registry import plugin
+from nightjar.sessions.run import run_session
 
 
 class Toys:
@@ -82,6 +83,6 @@ def inside(folder: Path) -> Iterator[None]:
 
 def board_for(name: str) -> BoardRef:
     """Name the board that a target or a stand-in runs on here; raises what is missing."""
-    from nightjar.plugins import Plugin
+    from nightjar.plugins.registry import Plugin
 
     return board_of(Plugin(module=f"targets.{name}"), None)

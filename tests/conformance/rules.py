@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from nightjar.lint import Finding, refused
-from nightjar.recipe import Recipe
+from nightjar.plugins.lint import Finding, refused
+from nightjar.plugins.recipe import Recipe
 from nightjar.request import PortRequest
 from tests.conformance.subjects import Subject, read
 

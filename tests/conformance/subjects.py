@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from nightjar.closure import module_file
-from nightjar.plugins import Plugin, names, plugin
+from nightjar.plugins.registry import Plugin, names, plugin
+from nightjar.store.fingerprint import module_file
 
 
 class Subject(NamedTuple):

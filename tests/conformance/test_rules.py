@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from nightjar.artifact import Source, digest_file
-from nightjar.board import LocalBoard
-from nightjar.recipe import Recipe
+from nightjar.boards.board import LocalBoard
+from nightjar.files import digest_file
+from nightjar.plugins.recipe import Recipe
+from nightjar.store.artifact import Source
 from tasks.build import build
 from tasks.stage import key_parts
 from tests.conformance import rules
@@ -20,7 +21,7 @@ from tests.conformance.test_targets import printed_by
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "example" / "halves"
 
 LINT = """
-from nightjar.lint import Finding
+from nightjar.plugins.lint import Finding
 
 def lint(graphs):
     import json
@@ -59,7 +60,7 @@ def compiled(subject: Subject, graphs: Path, tmp: Path) -> None:
 
 def equal(subject: Subject, toys: Toys, tmp: Path, heard: list[dict[str, Any]]) -> None:
     """Hear in a session whose zipapp has the copy's runner where a target's lies."""
-    from nightjar import job
+    from nightjar.sessions import run as job
 
     files = {f"targets/{subject.name}/runner.py": (subject.folder / "runner.py").read_bytes()}
     packed = job.zipapp

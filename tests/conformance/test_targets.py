@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from nightjar.artifact import Source, digest_file
-from nightjar.board import BoardRef
+from nightjar.boards.ref import BoardRef
 from nightjar.errors import Missing
-from nightjar.recipe import Recipe
+from nightjar.files import digest_file
+from nightjar.plugins.recipe import Recipe
+from nightjar.store.artifact import Source
 from tasks.build import build
 from tasks.stage import key_parts
 from tests.conformance import rules

@@ -37,7 +37,7 @@ def cli(tmp_path: Path) -> Cli:
     def run(*arguments: object, store: Path = tmp_path / "artifacts", **environment: str) -> Any:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
         return subprocess.run(
-            [sys.executable, "-m", "nightjar.cli", *map(str, arguments)],
+            [sys.executable, "-m", "nightjar.cli.main", *map(str, arguments)],
             cwd=ROOT,
             env={**clean, "NIGHTJAR_STORE": str(store), "COLUMNS": "200", **environment},
             capture_output=True,
@@ -101,7 +101,18 @@ def deployed(server: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     file.write_text((ROOT / "deployments" / "prefect.yaml").read_text().replace("active: true", "active: false"))
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
     done = subprocess.run(
-        [sys.executable, "-m", "nightjar.cli", "flows", "deploy", "--pool", "tested", "--reset", "--file", str(file)],
+        [
+            sys.executable,
+            "-m",
+            "nightjar.cli.main",
+            "flows",
+            "deploy",
+            "--pool",
+            "tested",
+            "--reset",
+            "--file",
+            str(file),
+        ],
         cwd=ROOT,
         env={**clean, "PREFECT_API_URL": server, "COLUMNS": "200"},
         capture_output=True,

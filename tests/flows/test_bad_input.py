@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from nightjar.cli import main
+from nightjar.cli.main import main
 from tests.flows.conftest import ROOT, write_speech
 
 NANO = ROOT / "data" / "whisper-nano" / "whisper-nano.pt"

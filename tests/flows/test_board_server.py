@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nightjar.pages import reports_folder
+from nightjar.paths import reports_folder
 from tests.flows.conftest import ROOT, Cli, write_speech
 from tests.loopback import Loopback
 
@@ -67,7 +67,7 @@ def test_a_board_has_a_slot_and_who_waits_is_told_and_nothing_keeps_a_secret(
     store = tmp_path / "artifacts"
 
     code = (
-        "import sys, time\nfrom nightjar.boards import find_board\nfrom nightjar.ssh import SshBoard\n"
+        "import sys, time\nfrom nightjar.boards.config import find_board\nfrom nightjar.boards.ssh import SshBoard\n"
         "with SshBoard(find_board('loop')).held():\n    print('held', flush=True)\n    time.sleep(300)\n"
     )
     holder = subprocess.Popen(

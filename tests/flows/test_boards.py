@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from nightjar.cli import main
+from nightjar.cli.main import main
 from nightjar.errors import BoardMissing
-from nightjar.plugins import plugin
-from nightjar.target import board_of
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
 from tests.flows.conftest import ROOT, write_speech
 from tests.loopback import Loopback
 
@@ -125,7 +125,7 @@ def test_an_old_runtime_on_the_board_is_refused_before_a_run(
     loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = 'def versions():\n    return {"librknnrt": "1.4.0 (x@2022)", "rknpu": "0.8.2", "onnxruntime": "1"}\n'
-    monkeypatch.setattr("nightjar.target.probe_of", lambda target: old)
+    monkeypatch.setattr("nightjar.plugins.target.probe_of", lambda target: old)
     target = plugin("targets", "rknn")
     monkeypatch.setattr(target.load(), "RUNTIMES", ("onnxruntime",))
     with pytest.raises(BoardMissing, match=r"librknnrt\.so 1\.4\.0 .*Invalid RKNN model version 6"):

@@ -21,19 +21,19 @@ LATE = {"judge", "report"}
 
 # What must miss when a comment is added to a file, with every artifact still there.
 EDITS = {
-    "nightjar/wer.py": LATE,
-    "nightjar/verdict.py": LATE,
-    "nightjar/score.py": LATE,
-    "nightjar/page.py": {"report"},
-    "nightjar/show.py": set(),
-    "nightjar/cli.py": set(),
-    "nightjar/doctor.py": set(),
-    "nightjar/artifact.py": SESSIONS | {"report"},
-    "nightjar/session.py": SESSIONS,
-    "nightjar/board.py": SESSIONS,
-    "nightjar/features.py": SESSIONS | {"calibrate"},
-    "nightjar/calibration.py": {"calibrate", "build reference", "build float", "build binary"},
-    "nightjar/recipe.py": {"export", *BUILDS},
+    "nightjar/scoring/wer.py": LATE,
+    "nightjar/scoring/verdict.py": LATE,
+    "nightjar/scoring/score.py": LATE,
+    "nightjar/report/page.py": {"report"},
+    "nightjar/cli/console.py": set(),
+    "nightjar/cli/main.py": set(),
+    "nightjar/cli/doctor.py": set(),
+    "nightjar/store/artifact.py": SESSIONS | {"report"},
+    "nightjar/device/session.py": SESSIONS,
+    "nightjar/boards/board.py": SESSIONS,
+    "nightjar/device/log_mel.py": SESSIONS | {"calibrate"},
+    "nightjar/quantization/calibration_set.py": {"calibrate", "build reference", "build float", "build binary"},
+    "nightjar/plugins/recipe.py": {"export", *BUILDS},
     "models/whisper/export.py": {"export"},
     "models/whisper/surgery.py": {"export", "stock"},
     "models/whisper/checkpoint.py": {"export", "stock"},
@@ -42,7 +42,7 @@ EDITS = {
     "models/whisper/calibrate.py": {"calibrate"},
     "models/whisper/stock.py": {"stock"},
     "targets/onnx/quantize.py": BUILDS,
-    "targets/onnx/fused.py": BUILDS,
+    "targets/onnx/attention_fusion.py": BUILDS,
     "targets/onnx/runner.py": SESSIONS | {"calibrate"},
     "targets/torchscript/runner.py": set(),
     "tasks/stage.py": set(),
@@ -85,7 +85,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) 
     shutil.copyfile(random_checkpoint, copy / "random.pt")
     write_speech(copy / "calibration", {"c0": "red", "c1": "blue"}, speaker="ada")
     write_speech(copy / "test", {"t0": "stop", "t1": "start"}, speaker="bob")
-    done = run(copy, "-m", "nightjar.cli", "port", *speech(copy))
+    done = run(copy, "-m", "nightjar.cli.main", "port", *speech(copy))
     assert done.returncode in (0, 1), done.stderr
     return copy
 
@@ -133,7 +133,8 @@ def test_each_edit_misses_exactly_where_it_counts(checkout: Path) -> None:
 
 def test_a_library_version_misses_where_the_library_is_called(checkout: Path) -> None:
     bumped = (
-        "import nightjar.closure as c\nold = c.version\nc.version = lambda top: '99' if top == 'onnx' else old(top)\n"
+        "import nightjar.store.fingerprint as c\nold = c.version\n"
+        "c.version = lambda top: '99' if top == 'onnx' else old(top)\n"
     )
     code = PLANNER.replace("request =", bumped + "request =")
     lists = [f"{checkout}/calibration/speech.jsonl", f"{checkout}/test/speech.jsonl"]
@@ -157,7 +158,7 @@ def test_the_plan_of_a_damaged_store_is_what_then_runs(checkout: Path) -> None:
     assert misses["harvest"] == f"{hidden.name} was altered"
     assert misses["stock"].startswith("never made")
     assert {"calibrate", "build binary", "judge", "report"} <= misses.keys()
-    done = run(checkout, "-m", "nightjar.cli", "port", *speech(checkout), "--json", "again.json")
+    done = run(checkout, "-m", "nightjar.cli.main", "port", *speech(checkout), "--json", "again.json")
     assert done.returncode in (0, 1), done.stderr
     ran = {s["name"] for s in json.loads((checkout / "again.json").read_text())["stages"] if not s["cached"]}
     # The same bytes come back, so what only depended on them is taken from the store after all.

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from nightjar.errors import BoardMissing
-from nightjar.plugins import plugin
-from nightjar.target import board_of
-from tasks.sharded import run_clips
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from tasks.dask import run_clips
 from tests.conftest import need
 from tests.flows.conftest import ROOT, Cli, write_speech
 from tests.s3 import free_port
@@ -98,7 +98,7 @@ def test_shards_on_dask_workers_come_to_the_same_though_one_is_lost(
 
     sharded = tmp_path / "sharded"
     run = subprocess.Popen(
-        [sys.executable, "-m", "nightjar.cli", *port],
+        [sys.executable, "-m", "nightjar.cli.main", *port],
         cwd=ROOT,
         env=os.environ | {"NIGHTJAR_STORE": str(sharded), "NIGHTJAR_DASK": cluster.address, "PREFECT_API_URL": server},
         stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ import yaml
 
 from flows.deployments import FILE, derived, read_book
 from nightjar.errors import BadOptions
-from nightjar.plugins import names
+from nightjar.plugins.registry import names
 from tests.flows.conftest import ROOT, Cli
 from tests.prefect_server import prefect_server
 
@@ -191,9 +191,9 @@ def test_prefect_itself_deploys_the_file(server: str, deployed: str) -> None:
 SLOTS = """
 import httpx, os
 from prefect import flow
-from nightjar.board import LocalBoard
-from nightjar.plugins import Plugin
-from tasks.slot import compiling, holding
+from nightjar.boards.board import LocalBoard
+from nightjar.plugins.registry import Plugin
+from tasks.concurrency import compiling, holding
 from tasks.stage import joining
 
 def active():

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from models.whisper.export import export
-from nightjar.cli import main
-from nightjar.recipe import Recipe
+from nightjar.cli.main import main
+from nightjar.plugins.recipe import Recipe
 from targets.onnx.adopt import renamed
 from tests.flows.conftest import write_speech
 

@@ -9,9 +9,9 @@ import pytest
 
 from flows.port import port
 from flows.start import run_flow
+from nightjar.cli.console import Screen
 from nightjar.request import PortRequest
-from nightjar.show import Screen
-from nightjar.toolchain import chosen
+from nightjar.toolchains.environment import chosen
 from tasks.markdown import verdict_markdown
 from tests.flows.conftest import ROOT, Cli, shipped_speech
 from tests.targets.hailo.environment import make_environment

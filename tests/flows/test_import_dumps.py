@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightjar.cli import main
+from nightjar.cli.main import main
 from nightjar.errors import BadInput
 from tasks.import_dumps import match_clips
 from tests.flows.conftest import write_speech

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.artifact import Store
+from nightjar.store.artifact import Store
 from tests.flows.conftest import ROOT, Cli, write_speech
 
 MODEL = ("--model", "random", "--checkpoint")
@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("NIGHTJAR_KILLS", "10"))
 
 def start(arguments: list[str], store: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "nightjar.cli", "port", *arguments],
+        [sys.executable, "-m", "nightjar.cli.main", "port", *arguments],
         cwd=ROOT,
         env={**os.environ, "NIGHTJAR_STORE": str(store)},
         stdout=subprocess.DEVNULL,

@@ -16,10 +16,10 @@ import httpx
 import pandas as pd
 import pytest
 
-from nightjar.artifact import Store
-from nightjar.cli import main
-from nightjar.evidence import read_evidence
-from nightjar.history import History
+from nightjar.cli.main import main
+from nightjar.nightly.evidence import read_evidence
+from nightjar.nightly.history import History
+from nightjar.store.artifact import Store
 from tests.flows.conftest import ROOT, Cli, shipped_speech, write_speech
 from tests.flows.working import Worker
 from tests.loopback import Loopback
@@ -242,7 +242,7 @@ def test_a_night_by_the_queues_revives_what_crashed_runs_nothing_twice_and_tells
     assert told.returncode == 0, told.stdout + told.stderr
 
     asked = ["nightly", "--config", str(config), "--hand-out", "--night", "2026-11-20T02:00:00Z", "--json", str(said)]
-    night = subprocess.Popen([sys.executable, "-m", "nightjar.cli", *asked], env=there, cwd=ROOT)
+    night = subprocess.Popen([sys.executable, "-m", "nightjar.cli.main", *asked], env=there, cwd=ROOT)
     until(lambda: len(children(server)) == 2)
     lost = children(server)["port-hand-onnx-fp"]
     crashed = {"state": {"type": "CRASHED", "message": "its machine went away"}, "force": True}

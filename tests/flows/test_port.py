@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.scored_text import normalise
+from nightjar.scoring.normalize import normalise
 from tests.flows.conftest import ROOT, Cli, shipped_speech
 
 SCHEMA = {

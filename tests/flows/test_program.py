@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from models.whisper.vocabulary import token_bytes
-from nightjar.boards import find_board
-from nightjar.cli import main
-from nightjar.data import load_speech
+from nightjar.boards.config import find_board
+from nightjar.boards.ssh import SshBoard
+from nightjar.cli.main import main
 from nightjar.errors import SessionFailed
-from nightjar.program import Program, run_program
-from nightjar.ssh import SshBoard
+from nightjar.sessions.board_program import Program, run_program
+from nightjar.speech.manifest import load_speech
 from tests.flows.conftest import ROOT, shipped_speech, write_speech
 from tests.loopback import Loopback
 
@@ -293,8 +293,9 @@ def test_a_host_that_is_killed_leaves_no_program_running_and_goes_on_behind_what
     program = Program(command=(str(demo), "{clip}"))
     arguments = f"Path({str(tmp_path / 'job')!r}), language='en'"
     code = (
-        "from pathlib import Path\nfrom nightjar.boards import find_board\nfrom nightjar.program import *\n"
-        "from nightjar.ssh import SshBoard\nboard = SshBoard(find_board('loop'))\n"
+        "from pathlib import Path\nfrom nightjar.boards.config import find_board\n"
+        "from nightjar.sessions.board_program import *\n"
+        "from nightjar.boards.ssh import SshBoard\nboard = SshBoard(find_board('loop'))\n"
         f"clips = {{name: Path(path) for name, path in {[(c.id, str(c.audio)) for c in speech]!r}}}\n"
         f"run_program(board, Program(command=({str(demo)!r}, '{{clip}}')), clips, {arguments})\n"
     )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from models.whisper.decode import features, prompt_tokens
-from nightjar.audio import load_audio
-from nightjar.data import load_speech
 from nightjar.errors import NightjarError
-from nightjar.toolchain import toolchain
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import load_speech
+from nightjar.toolchains.environment import toolchain
 from tests.conftest import need
 from tests.flows.conftest import ROOT, Cli, shipped_speech
 

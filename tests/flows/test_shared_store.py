@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.cli import main
+from nightjar.cli.main import main
 from tests.flows.conftest import Cli, write_speech
 from tests.s3 import S3
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.cli import main
+from nightjar.cli.main import main
 from tests.flows.conftest import write_speech
 
 
@@ -70,7 +70,7 @@ def test_a_second_time_everything_is_cached(
 
 
 def test_nothing_heard_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from nightjar.show import Screen, show_transcripts
+    from nightjar.cli.console import Screen, show_transcripts
 
     show_transcripts(Screen(), {"files": [{"file": "a.wav", "text": " "}, {"file": "b.wav", "text": "[bold] b"}]})
     assert capsys.readouterr().out == "a.wav: (empty)\nb.wav: [bold] b\n"

@@ -15,16 +15,16 @@ FLOW = """
 import sys, time
 from pathlib import Path
 from prefect import flow
-import tasks.ui
+import tasks.prefect_ui
 from nightjar.errors import ToolchainFailed
-from nightjar.logged import run_logged
-from nightjar.history import Cell, Finding, Night
+from nightjar.process import run_logged
+from nightjar.nightly.history import Cell, Finding, Night
 from nightjar.progress import tick
-from nightjar.artifact import Store
+from nightjar.store.artifact import Store
 from tasks.publish import publish_night
 from tasks.stage import Run, running, stage
 
-tasks.ui.FIRST_S = tasks.ui.EVERY_S = 0.2
+tasks.prefect_ui.FIRST_S = tasks.prefect_ui.EVERY_S = 0.2
 NOISE = "for i in range(3000): print('I layer', i)\\nprint('W a layer stays float')\\nprint('the <last> line')"
 
 @stage

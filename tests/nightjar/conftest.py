@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from nightjar.boards import find_board
-from nightjar.bulk import harvest_speech
+from nightjar.boards.config import find_board
+from nightjar.boards.ssh import SshBoard
 from nightjar.errors import NightjarError
 from nightjar.request import HarvestRequest
-from nightjar.ssh import SshBoard
+from nightjar.sessions.bulk_harvest import harvest_speech
 from tests import served
 from tests.loopback import Loopback
 

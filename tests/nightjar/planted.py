@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from nightjar.calibration import CalibrationSet, CalibrationWriter, Input
+from nightjar.graphs.tensor_spec import Input
+from nightjar.quantization.calibration_set import CalibrationSet, CalibrationWriter
 
 T, D, H, VOCAB = 24, 16, 128, 256
 HUGE = 7  # the hidden neuron that reaches far beyond the others

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nightjar.attribution import Cell, owner
+from nightjar.scoring.attribution import Cell, owner
 
 
 def cells(encoder: float, decoder: float, both: float) -> dict[tuple[str, str], Cell]:

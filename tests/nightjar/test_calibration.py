@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightjar.calibration import CalibrationSet, CalibrationWriter, Input, Spread
 from nightjar.errors import BadInput
+from nightjar.graphs.tensor_spec import Input
+from nightjar.quantization.calibration_set import CalibrationSet, CalibrationWriter, Spread
 
 PARTS = {
     "encoder": [Input(name="mel", shape=(1, 4, 6), dtype="float32")],

@@ -5,20 +5,21 @@ from pathlib import Path
 import numpy
 import pytest
 
-from nightjar.closure import closure
+from nightjar.store.fingerprint import closure
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     files = {
         "nightjar/__init__.py": "",
-        "nightjar/wer.py": "import numpy\n",
-        "nightjar/data.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nightjar import page\n",
-        "nightjar/page.py": "",
+        "nightjar/scoring/wer.py": "import numpy\n",
+        "nightjar/speech/manifest.py": "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from nightjar.report import page\n",
+        "nightjar/report/page.py": "",
         "tasks/__init__.py": "",
         "tasks/stage.py": "import prefect\n",
-        "tasks/judge.py": "from nightjar import data\nfrom tasks.stage import stage\n\n"
-        "def f():\n    from nightjar.wer import align\n",
+        "tasks/judge.py": "from nightjar.speech import manifest\nfrom tasks.stage import stage\n\n"
+        "def f():\n    from nightjar.scoring.wer import align\n",
         "models/m/__init__.py": "",
         "models/m/export.py": "from . import surgery\nfrom .tokens import table\n",
         "models/m/surgery.py": "",
@@ -37,8 +38,8 @@ def test_function_level_imports_count_and_type_checking_ones_do_not(root: Path) 
     found = closure(["tasks.judge"], root)
     assert set(found.files) == {
         "nightjar/__init__.py",
-        "nightjar/data.py",
-        "nightjar/wer.py",
+        "nightjar/speech/manifest.py",
+        "nightjar/scoring/wer.py",
         "tasks/__init__.py",
         "tasks/judge.py",
     }
@@ -56,7 +57,7 @@ def test_relative_imports_reach_siblings_only(root: Path) -> None:
 
 def test_an_edit_changes_exactly_the_closures_that_reach_it(root: Path) -> None:
     before = {module: closure([module], root) for module in ("tasks.judge", "models.m.export")}
-    (root / "nightjar/wer.py").write_text("import numpy\nx = 1\n")
+    (root / "nightjar/scoring/wer.py").write_text("import numpy\nx = 1\n")
     (root / "README.md").write_text("read me twice")
     after = {module: closure([module], root) for module in before}
     assert before["tasks.judge"] != after["tasks.judge"]
@@ -65,6 +66,9 @@ def test_an_edit_changes_exactly_the_closures_that_reach_it(root: Path) -> None:
 
 def test_how_bytes_travel_is_in_no_key() -> None:
     found = closure(["tasks.evaluate"])
-    assert "nightjar/board.py" in found.files
+    assert "nightjar/boards/board.py" in found.files
     assert not {"fabric", "paramiko"} & found.libraries.keys()
-    assert not {"nightjar/ssh.py", "nightjar/transfer.py", "nightjar/boards.py"} & found.files.keys()
+    assert (
+        not {"nightjar/boards/ssh.py", "nightjar/boards/file_transfer.py", "nightjar/boards/config.py"}
+        & found.files.keys()
+    )

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightjar import job
-from nightjar.board import BoardFacts, BoardRef, LocalBoard
-from nightjar.boards import find_board
-from nightjar.depot import STALE_S, Files
+from nightjar.boards.board import BoardFacts, LocalBoard
+from nightjar.boards.config import find_board
+from nightjar.boards.ref import BoardRef
+from nightjar.boards.ssh import SshBoard
+from nightjar.device.file_cache import STALE_S, Files
 from nightjar.errors import BadOptions, BoardBusy, NightjarError, RunnerFailed, SessionFailed
-from nightjar.plugins import plugin
-from nightjar.ssh import SshBoard
-from nightjar.target import board_of
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.sessions import run as job
 from tests.conftest import need
 from tests.faults import Bench
 from tests.loopback import SSHD, Loopback
@@ -229,7 +230,7 @@ def test_boards_of_two_kinds_are_refused_in_one_line(bench: Bench, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(SshBoard, "facts", differing)
-        patch.setattr("nightjar.target._remote", lambda target, alias: BoardRef(
+        patch.setattr("nightjar.plugins.board_choice._remote", lambda target, alias: BoardRef(
             alias=alias, tier="host", remote=True,
             facts=BoardFacts(soc="x", python="3.11.7", runtimes={"numpy": "1.0" if alias == "loop" else "2.0"}),
         ))  # fmt: skip

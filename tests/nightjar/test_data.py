@@ -14,9 +14,9 @@ import pytest
 import soundfile as sf
 from numpy.typing import NDArray
 
-from nightjar.audio import load_audio
-from nightjar.data import Clip, check_disjoint, load_speech, slug, speech_digest, split_by_window
 from nightjar.errors import BadAudio, BadManifest, NightjarError, SpeakersOverlap
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip, check_disjoint, load_speech, slug, speech_digest, split_by_window
 from tests.conftest import need
 
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[3] / "shared" / "data")) / "librispeech"
@@ -303,7 +303,7 @@ def test_missing_audio_and_folders_are_refused(tmp_path: Path) -> None:
 def test_librosa_is_imported_only_to_resample(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav")
     code = (
-        "import sys; from pathlib import Path; from nightjar.audio import load_audio; "
+        "import sys; from pathlib import Path; from nightjar.speech.audio import load_audio; "
         "load_audio(Path(sys.argv[1])); sys.exit('librosa' in sys.modules or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from nightjar.bulk import harvest_speech
-from nightjar.cli import main
-from nightjar.dataset import open_dataset
+from nightjar.cli.main import main
+from nightjar.dataset.reader import open_dataset
 from nightjar.errors import BadManifest, BadOptions, StoreBroken
 from nightjar.request import HarvestRequest
+from nightjar.sessions.bulk_harvest import harvest_speech
 from tests.served import ROOT, Server, boards, ran, with_runner
 
 
@@ -72,7 +72,9 @@ def test_a_host_killed_in_the_middle_of_a_shard_goes_on(
     with Server(served) as server:
         boards(tmp_path, server.port)
         for after in (30, 90):
-            host = subprocess.Popen([sys.executable, "-m", "nightjar.cli", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
+            host = subprocess.Popen(
+                [sys.executable, "-m", "nightjar.cli.main", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+            )
             while len(ran(served)) < after:
                 assert host.poll() is None
                 time.sleep(0.01)

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from nightjar.doctor import server_answers
+from flows.server import server_answers
 
 
 class Answers(BaseHTTPRequestHandler):

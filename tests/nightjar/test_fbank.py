@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nightjar.audio import load_audio
-from nightjar.data import load_speech
-from nightjar.fbank import SHIFT, Fbank, fbank
+from nightjar.device.kaldi_fbank import SHIFT, Fbank, fbank
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import load_speech
 from tests.conftest import SPEECH, need
 from tests.models.zipformer.conftest import NANO
 

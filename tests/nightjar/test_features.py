@@ -6,9 +6,9 @@ import torch
 import whisper
 from whisper.audio import mel_filters as stock_filters
 
-from nightjar.audio import load_audio
-from nightjar.data import load_speech
-from nightjar.features import log_mel, mel_filters
+from nightjar.device.log_mel import log_mel, mel_filters
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import load_speech
 from tests.conftest import SPEECH, need
 
 NOISE = np.random.default_rng(5).standard_normal(500_000).astype(np.float32) / 8

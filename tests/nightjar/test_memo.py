@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nightjar import memo
-from nightjar.memo import Memo
+from nightjar.store import file_memo as memo
+from nightjar.store.file_memo import Memo
 
 
 @pytest.fixture

@@ -7,24 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from nightjar import precision
-from nightjar.chain import Chain, open_parts, runs
 from nightjar.errors import BadInput
-from nightjar.fakequant import fake_quantize, open_session
-from nightjar.groups import fuse
-from nightjar.precision import (
-    HEAD,
-    Budget,
-    Measured,
-    pareto,
-    read_plan,
-    rungs,
-    search,
-    write_plan,
-)
-from nightjar.ranges import collect_ranges
-from nightjar.ranking import Settings, rank, roundable
-from nightjar.rewrite import apply
+from nightjar.graphs.fusion import fuse
+from nightjar.quantization import mixed_precision as precision
+from nightjar.quantization.fake_quantize import fake_quantize, open_session
+from nightjar.quantization.graph_rewrites import apply
+from nightjar.quantization.mixed_precision import HEAD, Budget, Measured, pareto, read_plan, rungs, search, write_plan
+from nightjar.quantization.part_chain import Chain, open_parts, runs
+from nightjar.quantization.ranges import collect_ranges
+from nightjar.quantization.sensitivity import Settings, rank, roundable
 from tests.nightjar import planted
 
 SETTINGS = Settings(clips=4, steps=3, rewrites=False)
@@ -224,5 +215,6 @@ def test_a_plan_reads_back_as_it_was_written(ladder, tmp_path):
 
 
 def test_importing_it_loads_no_onnx():
-    code = "import sys, nightjar.precision; sys.exit(any(m in sys.modules for m in ('onnx', 'onnxruntime')))"
+    loaded = "any(m in sys.modules for m in ('onnx', 'onnxruntime'))"
+    code = f"import sys, nightjar.quantization.mixed_precision; sys.exit({loaded})"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

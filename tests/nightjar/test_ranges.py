@@ -5,12 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from nightjar import ranges
 from nightjar.errors import BadInput
-from nightjar.fakequant import open_session
-from nightjar.groups import Graph
-from nightjar.ranges import collect_extremes, collect_ranges, rounded_tensors, settle_ranges
-from nightjar.ranking import roundable
+from nightjar.graphs.fusion import Graph
+from nightjar.quantization import ranges
+from nightjar.quantization.fake_quantize import open_session
+from nightjar.quantization.ranges import collect_extremes, collect_ranges, rounded_tensors, settle_ranges
+from nightjar.quantization.sensitivity import roundable
 from tests.nightjar import planted
 
 

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightjar.data import Clip
-from nightjar.evidence import Evidence
-from nightjar.history import Cell, Finding
-from nightjar.night import Asked
-from nightjar.regression import best_night, findings
+from nightjar.nightly.config import Asked
+from nightjar.nightly.evidence import Evidence
+from nightjar.nightly.history import Cell, Finding
+from nightjar.nightly.outcomes import Ended, Failure, cell_row, failure_said, night_row, sentence
+from nightjar.nightly.regression import best_night, findings
 from nightjar.request import PortRequest
-from nightjar.score import Score, score
-from nightjar.tally import Ended, Failure, cell_row, failure_said, night_row, sentence
+from nightjar.scoring.score import Score, score
+from nightjar.speech.manifest import Clip
 
 WORDS = ["red", "blue", "stop", "start", "left", "right", "up", "down", "house", "tree"]
 CLIPS = [Clip(id=f"c{i}", audio=".", text=" ".join(WORDS), duration_s=3.0, speaker="ada") for i in range(40)]

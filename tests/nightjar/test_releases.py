@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from nightjar import clipwise, example, releases
-from nightjar.artifact import digest_file
+from nightjar.device import program_runner as clipwise
+from nightjar.device import releases
+from nightjar.device import transcribe as example
+from nightjar.files import digest_file
 
 IDS = [letter * 16 for letter in "abcdef"]
 

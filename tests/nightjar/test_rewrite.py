@@ -7,9 +7,9 @@ import onnx
 import pytest
 
 from nightjar.errors import Broken
-from nightjar.fakequant import open_session
-from nightjar.groups import fuse
-from nightjar.rewrite import apply, huge_neurons, propose, rewrite_graphs
+from nightjar.graphs.fusion import fuse
+from nightjar.quantization.fake_quantize import open_session
+from nightjar.quantization.graph_rewrites import apply, huge_neurons, propose, rewrite_graphs
 from tests.nightjar import planted
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import nightjar.installing as making
-import nightjar.toolchain as module
-from nightjar.cli import main
-from nightjar.doctor import examine
+import nightjar.toolchains.environment as module
+import nightjar.toolchains.install as making
+from nightjar.cli.doctor import examine
+from nightjar.cli.main import main
 from nightjar.errors import BadOptions, ToolchainMissing
-from nightjar.installing import install
-from nightjar.sdk import look, read_wanted
-from nightjar.toolchain import MARKER, toolchain
+from nightjar.toolchains.environment import MARKER, toolchain
+from nightjar.toolchains.install import install
+from nightjar.toolchains.vendor_sdk import look, read_wanted
 
 HERE = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 SDK = """

@@ -18,15 +18,16 @@ import pytest
 import soundfile
 
 from models.whisper.export import export
-from nightjar.board import LocalBoard
-from nightjar.boards import find_board
-from nightjar.data import Clip, load_speech
+from nightjar.boards.board import LocalBoard
+from nightjar.boards.config import find_board
+from nightjar.boards.ssh import SshBoard
 from nightjar.errors import SessionFailed
-from nightjar.job import run_session, session_modules, zipapp
-from nightjar.recipe import Recipe
-from nightjar.score import score
-from nightjar.ssh import SshBoard
-from targets.onnx import Options, compile
+from nightjar.plugins.recipe import Recipe
+from nightjar.scoring.score import score
+from nightjar.sessions.run import run_session, session_modules, zipapp
+from nightjar.speech.manifest import Clip, load_speech
+from targets.onnx import compile
+from targets.onnx.options import Options
 from tests.loopback import Loopback
 
 
@@ -64,7 +65,7 @@ def test_the_zipapp_is_the_same_bytes_and_holds_only_what_the_board_has(binary: 
         name: zipfile.ZipFile(BytesIO(packed)).read(name).decode()
         for name in zipfile.ZipFile(BytesIO(packed)).namelist()
     }
-    assert {"nightjar/session.py", "models/whisper/decode.py", "targets/onnx/runner.py"} <= sources.keys()
+    assert {"nightjar/device/session.py", "models/whisper/decode.py", "targets/onnx/runner.py"} <= sources.keys()
     assert not [name for name, source in sources.items() if "import pydantic" in source or "from pydantic" in source]
 
 
@@ -167,8 +168,8 @@ def test_what_holds_the_processor_back_is_in_the_lines_and_in_the_score(
     (fan / "type").write_text("pwm-fan\n")
 
     # In a process of its own, as onnxruntime's one pool of threads is a process's for good.
-    told = f"import nightjar.health\nnightjar.health.SYS = __import__('pathlib').Path({str(tmp_path / 'sys')!r})\n"
-    told += f"from nightjar.session import main\nmain({str(tmp_path / 'job')!r})"
+    told = f"import nightjar.device.health\nnightjar.device.health.SYS = __import__('pathlib').Path({str(tmp_path / 'sys')!r})\n"
+    told += f"from nightjar.device.session import main\nmain({str(tmp_path / 'job')!r})"
 
     def throttled() -> dict[str, int]:
         said = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True).stdout
@@ -199,7 +200,7 @@ def test_what_a_worker_died_of_is_the_last_word_and_not_that_the_others_lost_the
     )
     told += "        time.sleep(0.5)\n        return opening(*a, **k)\n    raise RuntimeError('no such chip')\n"
     told += "runner.open_runner = first\n"
-    told += f"from nightjar.session import main\nstatus = main({str(tmp_path / 'job')!r})\n"
+    told += f"from nightjar.device.session import main\nstatus = main({str(tmp_path / 'job')!r})\n"
     told += "time.sleep(1.5)\nsys.exit(status)"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
     assert done.returncode == 4
@@ -215,7 +216,7 @@ def test_a_runtime_that_turns_stdout_away_takes_no_line_with_it(
     told = "import os, targets.onnx.runner as runner\nopening = runner.open_runner\n"
     told += "def turned(*a, **k):\n    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)\n    return opening(*a, **k)\n"
     told += "runner.open_runner = turned\n"
-    told += f"from nightjar.session import main\nmain({str(tmp_path / 'job')!r})"
+    told += f"from nightjar.device.session import main\nmain({str(tmp_path / 'job')!r})"
     said = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True).stdout
     assert [line["id"] for text in said.splitlines() if "id" in (line := json.loads(text))] == [clips[0].id]
     assert "end" in json.loads(said.splitlines()[-1])

@@ -11,10 +11,10 @@ import httpx
 import pandas as pd
 import pytest
 
-from nightjar import cli
-from nightjar.artifact import Store
-from nightjar.history import History, Night
-from nightjar.site.write import write_site
+from nightjar.cli import main as cli
+from nightjar.nightly.history import History, Night
+from nightjar.report.site.build import write_site
+from nightjar.store.artifact import Store
 from tests.browser import CHROMIUM, Browser, Page
 from tests.conftest import need
 from tests.history import a_week, clips, night_name, scored, verdict_of

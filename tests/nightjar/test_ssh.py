@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.boards import STRICT, find_board, read_boards, resolved
+from nightjar.boards.agent_link import program
+from nightjar.boards.config import STRICT, find_board, read_boards, resolved
+from nightjar.boards.lock import wait_for_lock
+from nightjar.boards.ssh import SshBoard
+from nightjar.device.framing import READY
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed
-from nightjar.frames import READY
-from nightjar.lease import wait_for_lock
-from nightjar.link import program
-from nightjar.ssh import SshBoard
 from tests.loopback import Loopback
 from tests.nightjar.conftest import one_line
 
@@ -74,7 +74,7 @@ def test_host_keys_are_checked_and_never_written(
     one_line(refused.value)
     # the other way in, by itself
     with pytest.MonkeyPatch.context() as patch, SshBoard(find_board("loop")) as board:
-        patch.setattr("nightjar.ssh.connected", lambda reach: None)
+        patch.setattr("nightjar.boards.ssh.connected", lambda reach: None)
         with pytest.raises(BoardMissing, match="Host key verification failed"):
             board.put(loop.folder / "log", Path("jobs/log"))
     assert (hosts.read_bytes() if hosts.exists() else None) == before
@@ -177,7 +177,7 @@ def test_a_failed_session_says_its_last_word(board: SshBoard) -> None:
 
 def test_a_killed_host_leaves_nothing_running_on_the_board(loop: Loopback, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom nightjar.boards import find_board\nfrom nightjar.ssh import SshBoard\n"
+        "import sys\nfrom nightjar.boards.config import find_board\nfrom nightjar.boards.ssh import SshBoard\n"
         "with SshBoard(find_board('loop')) as board:\n"
         "    list(board.lines(['sh', '-c', 'sleep 300 & echo $$ $! > $0; wait', sys.argv[1]], 300, print))\n"
     )
@@ -195,7 +195,7 @@ def test_a_host_that_falls_silent_is_taken_for_dead(
     board: SshBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty = program().replace(b"LOST_S = 60", b"LOST_S = 2")  # our next sign of life is due in ten seconds
-    monkeypatch.setattr("nightjar.ssh.program", lambda: hasty)
+    monkeypatch.setattr("nightjar.boards.ssh.program", lambda: hasty)
     with pytest.raises(SessionFailed, match="connection to board loop was lost"):
         list(board.lines(["sh", "-c", "sleep 300 & echo $$ $! > $0; wait", str(tmp_path / "pids")], 30, print))
     assert all(gone(int(pid)) for pid in written(tmp_path / "pids").split())
@@ -204,7 +204,7 @@ def test_a_host_that_falls_silent_is_taken_for_dead(
 @pytest.mark.parametrize("code", ["yes", "head -c 1000000000 /dev/zero", "yes >&2"])
 def test_endless_output_is_cut_off(board: SshBoard, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     for name, limit in (("OUTPUT", 1_000_000), ("WORDS", 1_000_000), ("LINE", 700_000)):
-        monkeypatch.setattr(f"nightjar.ssh.{name}_BYTES", limit)
+        monkeypatch.setattr(f"nightjar.boards.ssh.{name}_BYTES", limit)
     with pytest.raises(SessionFailed, match="prints without end"):
         for _ in board.lines(["sh", "-c", code], 20, lambda text: None):
             pass
@@ -258,7 +258,7 @@ def test_a_board_without_python_is_told(
 
 def test_who_waits_is_told_who_holds_the_board_and_gets_it_when_he_dies(loop: Loopback, tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom nightjar.boards import find_board\nfrom nightjar.ssh import SshBoard\n"
+        "import sys, time\nfrom nightjar.boards.config import find_board\nfrom nightjar.boards.ssh import SshBoard\n"
         "with SshBoard(find_board('loop')).held():\n    open(sys.argv[1], 'w').write('held\\n')\n    time.sleep(300)\n"
     )
     holder = subprocess.Popen(

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightjar.data import Clip
-from nightjar.drift import CLEAN_DB, Course, Drift, agreement, by_kind, compare_streams
-from nightjar.score import counts_by_stratum, score
-from nightjar.streamed import chunk_times, word_chunks
-from nightjar.verdict import Budgets
-from nightjar.wer import align
+from nightjar.scoring.drift import CLEAN_DB, Course, Drift, agreement, by_kind, compare_streams
+from nightjar.scoring.score import counts_by_stratum, score
+from nightjar.scoring.streaming import chunk_times, word_chunks
+from nightjar.scoring.verdict import Budgets
+from nightjar.scoring.wer import align
+from nightjar.speech.manifest import Clip
 
 WORDS = {1: "one", 2: "two", 3: "three", 4: "twenty"}
 
@@ -101,7 +101,7 @@ def test_what_nobody_can_hear_does_not_drift() -> None:
 
 
 def test_drift_is_a_gate_of_the_verdict() -> None:
-    from nightjar.verdict import judge
+    from nightjar.scoring.verdict import judge
 
     clips = [Clip(id=n, audio=Path(), text="one two", duration_s=2, speaker="s") for n in ("a", "b", "c")]
     lines = [{"id": clip.id, "text": clip.text, "tokens": [5, 6], "agree": [2, 2]} for clip in clips]

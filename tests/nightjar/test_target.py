@@ -3,8 +3,8 @@
 import pytest
 
 from nightjar.errors import BadOptions
-from nightjar.plugins import plugin
-from nightjar.target import make_options
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.target import make_options
 
 
 def test_options_are_read_by_the_kind_that_the_target_declares() -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import nightjar.installing as making
-import nightjar.toolchain as module
-from nightjar.cli import main
-from nightjar.doctor import examine
+import nightjar.toolchains.environment as module
+import nightjar.toolchains.install as making
+from nightjar.cli.doctor import examine
+from nightjar.cli.main import main
 from nightjar.errors import NightjarError, ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
-from nightjar.installing import install
-from nightjar.logged import last_line, run_logged, together
-from nightjar.plugins import plugin
-from nightjar.toolchain import MARKER, Toolchain, chosen, installed_versions, pinned, toolchain
+from nightjar.plugins.registry import plugin
+from nightjar.process import last_line, run_logged, together
+from nightjar.toolchains.environment import MARKER, Toolchain, chosen, installed_versions, pinned, toolchain
+from nightjar.toolchains.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = "tests.nightjar.toolchain_work"
@@ -126,7 +126,7 @@ def test_what_a_call_and_its_children_hold_together_is_limited(empty: Toolchain,
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_call_does_not_outlive_its_caller(empty: Toolchain, tmp_path: Path, how: signal.Signals) -> None:
     code = (
-        "import sys; from pathlib import Path; from nightjar.toolchain import Toolchain; a = sys.argv; "
+        "import sys; from pathlib import Path; from nightjar.toolchains.environment import Toolchain; a = sys.argv; "
         f"Toolchain('empty', Path(a[1])).call('{WORK}', {{'do': 'sleep', 'pids': a[3]}}, Path(a[2]), 60)"
     )
     command = [sys.executable, "-c", code, *map(str, (empty.folder, tmp_path / "s", tmp_path / "pids"))]

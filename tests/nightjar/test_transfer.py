@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.boards import find_board
+from nightjar.boards.config import find_board
+from nightjar.boards.ssh import SshBoard
 from nightjar.errors import SessionFailed
-from nightjar.ssh import SshBoard
 from tests.loopback import Loopback
 from tests.nightjar.conftest import one_line
 
@@ -85,7 +85,7 @@ def test_a_byte_that_changes_on_the_way_is_noticed(
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_put_goes_on_in_the_middle(loop: Loopback, big: Path, damaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nightjar import transfer
+    from nightjar.boards import file_transfer as transfer
 
     monkeypatch.setattr(transfer, "CHUNK", 1 << 16)
     with SshBoard(find_board("loop")) as board:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightjar.data import Clip
 from nightjar.errors import BadInput, SessionFailed
-from nightjar.score import Score, Tier, hear_silence, score
-from nightjar.verdict import Budgets, Gate, Verdict, judge
+from nightjar.scoring.score import Score, Tier, hear_silence, score
+from nightjar.scoring.verdict import Budgets, Gate, Verdict, judge
+from nightjar.speech.manifest import Clip
 
 WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet"]
 QUIET = [{"id": "probe", "text": ""}]

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightjar.data import load_speech
 from nightjar.errors import BadInput, BadOptions
-from nightjar.scored_text import normalise, unit
-from nightjar.wer import (
+from nightjar.scoring.normalize import normalise, unit
+from nightjar.scoring.wer import (
     Counts,
     align,
     bootstrap,
@@ -24,6 +23,7 @@ from nightjar.wer import (
     looping,
     paired_bootstrap,
 )
+from nightjar.speech.manifest import load_speech
 from tests.conftest import need
 
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[3] / "shared" / "data")) / "librispeech"

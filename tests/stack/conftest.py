@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nightjar.stack import State, read_state
+from nightjar.stack.state import State, read_state
 from tests.browser import CHROMIUM, Browser
 from tests.conftest import need
 from tests.loopback import SSHD
@@ -48,7 +48,7 @@ class Running:
         """Run `nightjar …` with the server and the boards that `make stack` says to export."""
         boards = self.folder / "stack" / "board" / "boards.toml"
         more = {"PREFECT_API_URL": self.api, "NIGHTJAR_BOARDS": str(boards)} if self.state else {}
-        return self._run(sys.executable, "-m", "nightjar.cli", *words, **more)
+        return self._run(sys.executable, "-m", "nightjar.cli.main", *words, **more)
 
     def _run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nightjar.supervise import born
+from nightjar.stack.supervisor import born
 from tests.stack.conftest import ROOT, Running
 
 
@@ -56,7 +56,7 @@ def test_what_a_killed_keeper_left_running_is_ended_and_the_next_start_has_the_s
 
 def test_a_missing_program_is_one_line_with_the_command_that_brings_it(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "nightjar.cli", "stack", "up", "--folder", str(tmp_path / "stack")],
+        [sys.executable, "-m", "nightjar.cli.main", "stack", "up", "--folder", str(tmp_path / "stack")],
         env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},  # no program is to be found
         capture_output=True,
         text=True,

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from nightjar.errors import BadOptions
-from nightjar.parts import Part, native_parts
-from nightjar.stack import write_secrets
-from nightjar.topology import read_topology
+from nightjar.stack.compose_file import read_topology
+from nightjar.stack.native_services import Part, native_parts
+from nightjar.stack.state import write_secrets
 from tests.stack.conftest import ROOT, need_stack
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

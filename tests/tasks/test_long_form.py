@@ -17,17 +17,20 @@ from whisper.decoding import decode as whisper_decode
 from models.whisper.export import export
 from models.whisper.stock import load_stock
 from models.whisper.tokens import text
-from nightjar.artifact import Artifact, Source, Store, digest_file
-from nightjar.audio import load_audio
-from nightjar.board import LocalBoard
-from nightjar.chunk import cut
-from nightjar.data import load_speech, speech_digest
+from nightjar.boards.board import LocalBoard
+from nightjar.device.pause_splitter import cut
 from nightjar.errors import BadManifest, BadOptions
-from nightjar.job import run_session
-from nightjar.plugins import plugin
-from nightjar.recipe import Recipe
-from nightjar.target import board_of, session_of
-from targets.onnx import Options, compile
+from nightjar.files import digest_file
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.target import session_of
+from nightjar.sessions.run import run_session
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import load_speech, speech_digest
+from nightjar.store.artifact import Artifact, Source, Store
+from targets.onnx import compile
+from targets.onnx.options import Options
 from tasks.evaluate import evaluate
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import Run, running

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightjar.artifact import Artifact, Store
+from nightjar.store.artifact import Artifact, Store
 from tasks.hypotheses import read_hypotheses
 from tasks.measure import divergence, logit_snr_db, measure, read_measured
 from tasks.stage import Run, running

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from nightjar.artifact import Artifact, Source, digest_file
-from nightjar.bucket import Bucket
 from nightjar.errors import BadOptions, StoreBroken
-from nightjar.gc_remote import collect_remote, survey_remote, verify_remote
-from nightjar.history import History
-from nightjar.remote import RemoteStore
+from nightjar.files import digest_file
+from nightjar.nightly.history import History
+from nightjar.nightly.retention import survey_remote
+from nightjar.store.artifact import Artifact, Source
+from nightjar.store.bucket import Bucket
+from nightjar.store.remote import RemoteStore
+from nightjar.store.remote_gc import collect_remote, verify_remote
 from tasks.stage import Run, default_store, running, stage
 from tests.s3 import S3
 
@@ -142,12 +144,12 @@ def test_gc_of_a_bucket_leaves_what_is_needed_recent_or_on_its_way(url: str, sou
     _, made = run(url, tmp_path / "one", source)
     bucket, history = Bucket(url), History(tmp_path / "history")
     bucket.write("blobs/00/" + "0" * 64, b"on its way to a record")
-    assert collect_remote(bucket, history).removed == ()
+    assert collect_remote(bucket, survey_remote(bucket, history)).removed == ()
     assert len(list(bucket.list("blobs"))) == 3
-    done = collect_remote(bucket, history, older_than_s=0)
+    done = collect_remote(bucket, survey_remote(bucket, history, older_than_s=0))
     assert {entry.ref for entry in done.removed} == {(kind, artifact.key) for kind, artifact in made.items()}
     assert done.loose == ()  # blobs are younger than a day
-    done = collect_remote(bucket, history, older_than_s=0, grace_s=0)
+    done = collect_remote(bucket, survey_remote(bucket, history, older_than_s=0), grace_s=0)
     assert len(done.loose) == 3
     assert survey_remote(bucket, history) == []
     assert list(bucket.list("blobs")) == []

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from nightjar.artifact import Artifact, Source, Store, digest_file
 from nightjar.errors import BadManifest
+from nightjar.files import digest_file
+from nightjar.store.artifact import Artifact, Source, Store
 from tasks.stage import Pending, Run, running, stage
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 
 NAME = "halves"
 TIERS = {"local": "host"}

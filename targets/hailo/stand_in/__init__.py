@@ -6,32 +6,16 @@ its. It shows that the graph works, and which layers want 16 bits. It writes no 
 
 import json
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
-
-from nightjar.errors import BadOptions
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 from targets import hailo
-from targets.hailo import Placed
+from targets.hailo.stand_in.options import NAME as NAME
+from targets.hailo.stand_in.options import Options
 
-NAME = "hailo.stand_in"
 TIERS = {"stand-in": "stand-in"}
 DEFAULT_BOARD = "stand-in"
 RUNTIMES = ("onnxruntime",)
 RUNNERS = ("onnx",)  # of what would not be on the NPU
-
-
-class Options(Placed, frozen=True):
-    """How graphs are rounded."""
-
-    precision: Literal["fp", "int8", "auto"] = Field(
-        "fp", description="float32; a8_w8; or auto: 16 bits where a search's plan says so"
-    )
-    wide: Literal["a16_w16", "a16_w8"] = Field(
-        "a16_w16", description="bits of activations and weights of what is not a8_w8; the DFC has a16_w16 alone"
-    )
-    range_samples: int = Field(100, ge=1, description="calibration samples that activation ranges come from, at most")
 
 
 def recipe(model: str) -> Recipe:
@@ -63,12 +47,3 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
 
     ranges = collect(graphs, calibration, options)
     (out / "ranges.json").write_text(json.dumps(ranges, indent=1) + "\n", encoding="utf-8")
-
-
-def read_ranges(quantized: Path) -> dict[str, dict[str, tuple[float, float]]]:
-    """Read what `quantization` wrote, by part and tensor; BadOptions where it is no such folder."""
-    try:
-        content = json.loads((quantized / "ranges.json").read_text(encoding="utf-8"))
-        return {part: {name: (low, high) for name, (low, high) in ends.items()} for part, ends in content.items()}
-    except (OSError, ValueError, AttributeError) as exc:
-        raise BadOptions(f"{quantized} holds no ranges ({exc}): run the same command with --refresh quantize") from exc

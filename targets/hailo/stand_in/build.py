@@ -5,17 +5,17 @@ from typing import Any
 
 import onnx
 
-from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadOptions
-from nightjar.fakequant import A16_W8, A16_W16, fake_quantize
-from nightjar.groups import Graph
+from nightjar.graphs.fusion import Graph
 from nightjar.progress import tick
-from nightjar.ranges import Range, collect_ranges
-from nightjar.ranking import roundable
-from targets.hailo.fits import window_label, window_note
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.fake_quantize import A16_W8, A16_W16, fake_quantize
+from nightjar.quantization.ranges import Range, collect_ranges
+from nightjar.quantization.sensitivity import roundable
 from targets.hailo.graph import cut
-from targets.hailo.placing import Entry, cpu_part, read_model, wide_tensors, write_binary
-from targets.hailo.stand_in import NAME, Options, read_ranges
+from targets.hailo.known_windows import window_label, window_note
+from targets.hailo.placement import Entry, cpu_part, read_model, wide_tensors, write_binary
+from targets.hailo.stand_in.options import NAME, Options, read_ranges
 
 SCHEMES = {"a16_w16": A16_W16, "a16_w8": A16_W8}
 

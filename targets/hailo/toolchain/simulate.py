@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.nhwc import from_nhwc, to_nhwc
+from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 from targets.hailo.toolchain.sdk import open_runner as open_client
 from targets.hailo.toolchain.sdk import printing_to_stderr
 

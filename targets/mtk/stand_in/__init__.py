@@ -5,30 +5,15 @@ writes no .dla.
 """
 
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, Field
-
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 from targets import mtk
+from targets.mtk.stand_in.options import NAME as NAME
+from targets.mtk.stand_in.options import Options
 
-NAME = "mtk.stand_in"
 TIERS = {"stand-in": "stand-in"}
 DEFAULT_BOARD = "stand-in"
 RUNTIMES = ()
-
-
-class Options(BaseModel, frozen=True):
-    """How graphs become .tflite files."""
-
-    precision: Literal["fp", "int8", "w8a16", "auto"] = Field(
-        "fp",
-        description="float32; int8; int8 weights with int16 activations; or auto, as a precision search's plan says",
-    )
-    samples: int = Field(48, ge=1, description="calibration samples per part, spread evenly")
-    float_nodes: tuple[str, ...] = Field(
-        (), description="nodes to keep float, `part:glob` over the ONNX graph's, such as decoder:/blocks.3/*"
-    )
 
 
 def recipe(model: str) -> Recipe:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadInput, BadOptions, Broken
 from nightjar.progress import tick
-from nightjar.ranges import MANY, SHARE, SILENT
-from nightjar.toolchain import Toolchain, toolchain
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.ranges import MANY, SHARE, SILENT
+from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.mtk.audit import audit
 from targets.mtk.graphs import (
     check_patterns,
@@ -28,10 +28,10 @@ from targets.mtk.graphs import (
     write_samples,
 )
 from targets.mtk.lint import of_tflite
-from targets.mtk.stand_in import NAME, Options
+from targets.mtk.stand_in.options import NAME, Options
 from targets.mtk.stand_in.toolchain import compile as inside
 from targets.mtk.tflite import Model, read
-from targets.mtk.twins import match
+from targets.mtk.tflite_mapping import match
 
 CONVERT_S = 1800.0
 COLLECT_S = 3600.0
@@ -152,7 +152,7 @@ def _names(model: Model, number: int) -> list[str]:
 def _settled(
     model: Model, extremes: dict[str, list[tuple[float, float]]], silenced: set[int]
 ) -> dict[str, tuple[float, float]]:
-    """Return one (low, high) per tensor, by the rules of nightjar/ranges.py."""
+    """Return one (low, high) per tensor, by the rules of nightjar/quantization/ranges.py."""
     quiet = {model.tensors[t].name for number in silenced for t in model.ops[number].outputs}
     sizes = {tensor.name: math.prod(tensor.shape) for tensor in model.tensors if tensor.buffer is None}
     settled = {}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from models.whisper.vocabulary import token_bytes
-from nightjar.bundle import Ported, read_manifest, write_bundle
-from nightjar.cli import main
-from nightjar.data import load_speech
-from nightjar.deploy import Canary
+from nightjar.cli.main import main
+from nightjar.deploy.bundle import Ported, read_manifest, write_bundle
+from nightjar.deploy.deploy import Canary
+from nightjar.speech.manifest import load_speech
 from tests.flows.conftest import shipped_speech, write_speech
 from tests.flows.deploy.placed import Deploy, asked
 from tests.loopback import Loopback

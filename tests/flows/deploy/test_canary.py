@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from nightjar.bundle import read_manifest
-from nightjar.deploy import Canary, deploy, list_releases, roll_back
+from nightjar.boards.ssh import SshBoard
+from nightjar.deploy.bundle import read_manifest
+from nightjar.deploy.deploy import Canary, deploy, list_releases, roll_back
 from nightjar.errors import SessionFailed
-from nightjar.ssh import SshBoard
 from tests.flows.conftest import ROOT
 from tests.flows.deploy.placed import NAME, current, lying_runtime, place, releases
 from tests.loopback import Loopback
@@ -25,8 +25,8 @@ from tests.loopback import Loopback
 def started(bundle: Path, canary: Canary) -> subprocess.Popen[bytes]:
     """Deploy in a process of its own."""
     source = (
-        "import sys\nfrom pathlib import Path\nfrom nightjar.data import load_speech\n"
-        "from nightjar.deploy import Canary, deploy\n"
+        "import sys\nfrom pathlib import Path\nfrom nightjar.speech.manifest import load_speech\n"
+        "from nightjar.deploy.deploy import Canary, deploy\n"
         f"canary = Canary(load_speech(Path({str(canary.clips[0].audio.parent / 'speech.jsonl')!r})), "
         f"{dict(canary.expected)!r}, 'en', 100.0)\n"
         f"deploy('loop', {NAME!r}, Path({str(bundle)!r}), canary, keep=3)\n"

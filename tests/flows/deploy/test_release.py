@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from nightjar.cli import main
-from nightjar.data import load_speech
-from nightjar.deploy import Canary, deploy, roll_back
+from nightjar.cli.main import main
+from nightjar.deploy.deploy import Canary, deploy, roll_back
 from nightjar.errors import BadInput
-from nightjar.program import _write_wav
+from nightjar.sessions.board_program import _write_wav
+from nightjar.speech.manifest import load_speech
 from tests.flows.conftest import ROOT
 from tests.flows.deploy.placed import NAME, Deploy, asked, current, on_board, place, releases
 from tests.loopback import Loopback

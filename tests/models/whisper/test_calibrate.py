@@ -12,9 +12,9 @@ import pytest
 import soundfile as sf
 
 from models.whisper.calibrate import CalibrationOptions, calibrate, choose_steps, decoder_steps
-from nightjar.calibration import CalibrationSet
-from nightjar.data import Clip
 from nightjar.errors import BadInput
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.speech.manifest import Clip
 
 N_CTX, D, LAYERS, LENGTH, VOCAB = 10, 4, 2, 40, 30
 SOT, NO_TIMESTAMPS, EOT = 20, 21, 22

@@ -22,7 +22,7 @@ from models.whisper import decode, tokens
 from models.whisper.checkpoint import load_checkpoint
 from models.whisper.export import clamped, cut, export
 from nightjar.errors import BadCheckpoint, BadOptions
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 from targets.onnx.runner import open_runner
 from targets.torchscript import runner as torchscript
 
@@ -166,7 +166,7 @@ def test_exporting_again_gives_the_same_bytes(random_checkpoint: Path, tmp_path:
     export(random_checkpoint, recipe(**changes), tmp_path / "another" / "folder")
     assert digests(tmp_path / "one") == digests(tmp_path / "another" / "folder")
     code = (
-        "import pathlib, sys; from models.whisper.export import export; from nightjar.recipe import Recipe;"
+        "import pathlib, sys; from models.whisper.export import export; from nightjar.plugins.recipe import Recipe;"
         "export(pathlib.Path(sys.argv[1]), Recipe.model_validate_json(sys.argv[2]), pathlib.Path(sys.argv[3]))"
     )
     done = subprocess.run(

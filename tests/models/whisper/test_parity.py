@@ -15,9 +15,9 @@ from whisper.model import Whisper
 from models.whisper import decode
 from models.whisper.checkpoint import load_checkpoint, stock
 from models.whisper.export import export
-from nightjar.audio import load_audio
-from nightjar.data import load_speech
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import load_speech
 from targets.onnx.runner import open_runner
 from targets.torchscript import runner as torchscript
 from tests.conftest import SPEECH, WEIGHTS, need

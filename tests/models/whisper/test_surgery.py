@@ -11,12 +11,12 @@ import pytest
 from models.whisper import decode
 from models.whisper.contract import recognise
 from models.whisper.export import export
-from nightjar.calibration import Tensors
-from nightjar.chain import logit_outputs
-from nightjar.fakequant import open_session
-from nightjar.groups import Graph, fuse
-from nightjar.recipe import Recipe
-from nightjar.rewrite import apply, propose
+from nightjar.graphs.fusion import Graph, fuse
+from nightjar.plugins.recipe import Recipe
+from nightjar.quantization.calibration_set import Tensors
+from nightjar.quantization.fake_quantize import open_session
+from nightjar.quantization.graph_rewrites import apply, propose
+from nightjar.quantization.part_chain import logit_outputs
 from targets.onnx.adopt import describe
 
 NPU: dict[str, Any] = {"conv2d": True, "layer_norm": "primitives", "host_embedding": True}

@@ -11,11 +11,11 @@ import torch
 from models.whisper.export import export
 from models.whisper.trace import Part, rebuild
 from nightjar.errors import BadOptions
-from nightjar.fakequant import open_session
-from nightjar.groups import Graph, fuse
-from nightjar.parameters import read_parameters, read_places
-from nightjar.recipe import Recipe
-from nightjar.rewrite import _feeds, _scalable, rewrite_graphs
+from nightjar.graphs.fusion import Graph, fuse
+from nightjar.graphs.parameter_map import read_parameters, read_places
+from nightjar.plugins.recipe import Recipe
+from nightjar.quantization.fake_quantize import open_session
+from nightjar.quantization.graph_rewrites import _feeds, _scalable, rewrite_graphs
 
 
 @pytest.fixture(scope="module")

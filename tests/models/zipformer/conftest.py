@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from models.zipformer.export import export
-from nightjar.data import Clip, load_speech
+from nightjar.speech.manifest import Clip, load_speech
 from targets.onnx import recipe
 from targets.onnx.runner import open_runner
 from tests.models.zipformer.second_generation import write_checkpoint

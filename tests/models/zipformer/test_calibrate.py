@@ -11,10 +11,10 @@ import pytest
 from models.zipformer.calibrate import CalibrationOptions, calibrate, estimate_bytes
 from models.zipformer.decode import features
 from models.zipformer.stream import initial_states, run_chunk
-from nightjar.audio import load_audio
-from nightjar.calibration import CalibrationSet
-from nightjar.data import Clip, load_speech
 from nightjar.errors import BadInput, BadOptions
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip, load_speech
 from tests.models.zipformer.conftest import NANO, Exported, Through
 
 

@@ -10,11 +10,11 @@ import onnxruntime as ort
 import pytest
 
 from models.zipformer.checkpoint import load_checkpoint, states_of
-from models.zipformer.editor import Editor
 from models.zipformer.export import export
+from models.zipformer.graph_editor import Editor
 from models.zipformer.surgery import cut_kernels
 from nightjar.errors import BadCheckpoint, BadOptions
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 from targets import rknn
 from targets.onnx import recipe
 from tests.models.zipformer.conftest import NANO, Exported

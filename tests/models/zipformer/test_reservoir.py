@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.zipformer.reservoir import Reservoir
-from nightjar.streamed import STRATA, stratum_of
+from nightjar.scoring.streaming import STRATA, stratum_of
 
 
 def test_the_same_steps_are_drawn_in_any_order() -> None:

@@ -9,8 +9,8 @@ import pytest
 from models.zipformer.decode import Job, decode, encode, features, hear
 from models.zipformer.stock import load_stock
 from models.zipformer.stream import Chunker, Search, Stream, StreamError, run_chunk, watched_chunks
-from nightjar.audio import load_audio
-from nightjar.data import Clip
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip
 from tests.models.zipformer.conftest import Exported, Through
 
 

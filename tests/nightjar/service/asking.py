@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from nightjar import service_pb2 as pb
 from nightjar.request import HarvestRequest
-from nightjar.wire import SERVICE
+from nightjar.service import service_pb2 as pb
+from nightjar.service.protocol import SERVICE
 
 SHAPES = {"hidden": (250, 32)}
 ZEROS = bytes(16000)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.boards import find_board
-from nightjar.bulk import harvest_speech
-from nightjar.client import ServiceBoard
-from nightjar.closure import closure
+from nightjar.boards.config import find_board
 from nightjar.errors import BadOptions, BoardMissing, NightjarError, SessionFailed
-from nightjar.regenerate import regenerated
+from nightjar.service.client import ServiceBoard
+from nightjar.service.generate import regenerated
+from nightjar.sessions.bulk_harvest import harvest_speech
+from nightjar.store.fingerprint import closure
 from tests.loopback import Loopback
 from tests.nightjar.service.asking import SHAPES, TOKEN, asked, content, waves
 from tests.served import ROOT, Server, boards, ran, with_runner
@@ -30,17 +30,18 @@ def test_regenerating_gives_the_code_in_the_tree() -> None:
 
 
 def test_the_board_needs_numpy_grpc_and_protobuf_only() -> None:
-    needed = closure(["nightjar.serve", "nightjar.serving"])
+    needed = closure(["nightjar.service.main", "nightjar.service.server"])
     assert set(needed.libraries) <= {"numpy", "grpc", "google"}
     for name in needed.files:
-        if name != "nightjar/session.py" and not name.endswith("_pb2.py"):
+        if name != "nightjar/device/session.py" and not name.endswith("_pb2.py"):
             ast.parse((ROOT / name).read_text(), feature_version=(3, 8))
 
 
 def test_without_grpc_one_line_says_what_to_install(small_binary: Path, tmp_path: Path, noises: Path) -> None:
     block = "import sys; sys.modules['grpc'] = None; "
     serving = (
-        block + f"sys.argv[1:] = ['--binary', {str(small_binary)!r}]; from nightjar.serve import main; exit(main())"
+        block
+        + f"sys.argv[1:] = ['--binary', {str(small_binary)!r}]; from nightjar.service.main import main; exit(main())"
     )
     boards(tmp_path, 9)
     words = [
@@ -54,7 +55,7 @@ def test_without_grpc_one_line_says_what_to_install(small_binary: Path, tmp_path
         "--out",
         str(tmp_path),
     ]
-    harvesting = block + f"from nightjar.cli import main; exit(main({words!r}))"
+    harvesting = block + f"from nightjar.cli.main import main; exit(main({words!r}))"
     for code in (serving, harvesting):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 3, done.stderr
@@ -109,7 +110,7 @@ def test_tensors_are_those_of_a_local_session(
 def test_what_would_let_others_in_is_refused(
     flags: list[str], said: str, small_binary: Path, pems: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nightjar import serve
+    from nightjar.service import main as serve
 
     (pems / "short").write_text("secret\n")
     (pems / "short").chmod(0o600)

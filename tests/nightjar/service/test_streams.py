@@ -14,13 +14,13 @@ import grpc
 import numpy as np
 import pytest
 
-from nightjar import service_pb2 as pb
-from nightjar.boards import find_board
-from nightjar.bulk import harvest_speech
-from nightjar.client import ServiceBoard
-from nightjar.data import load_speech
+from nightjar.boards.config import find_board
 from nightjar.errors import BoardMissing, SessionFailed
-from nightjar.wire import SERVICE
+from nightjar.service import service_pb2 as pb
+from nightjar.service.client import ServiceBoard
+from nightjar.service.protocol import SERVICE
+from nightjar.sessions.bulk_harvest import harvest_speech
+from nightjar.speech.manifest import load_speech
 from tests.nightjar.service.asking import GOOD, SHAPES, asked, clip_of, content, read, stream, waves
 from tests.served import Server, boards, ran, rss, with_runner
 
@@ -125,7 +125,7 @@ def test_a_call_beyond_its_own_deadline_ends_and_leaves_the_board_free(small_bin
 def test_a_board_that_is_frozen_is_given_up(
     small_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nightjar.client.GRACE_S", 0.5)
+    monkeypatch.setattr("nightjar.service.client.GRACE_S", 0.5)
     with Server(small_binary) as server:
         boards(tmp_path, server.port)
         with ServiceBoard(find_board("svc"), SHAPES) as board:
@@ -248,7 +248,7 @@ def test_a_service_killed_and_started_again_loses_and_doubles_nothing(
     small_binary: Path, noises: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from models.whisper.decode import features
-    from nightjar.audio import load_audio
+    from nightjar.speech.audio import load_audio
 
     binary = with_runner(small_binary, tmp_path, before="time.sleep(0.02)")
     server, out = Server(binary), tmp_path / "out"
@@ -281,11 +281,11 @@ def test_a_service_killed_and_started_again_loses_and_doubles_nothing(
 def test_a_service_that_stays_away_ends_the_run_and_the_same_command_goes_on(
     small_binary: Path, noises: Path, local_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nightjar.client.ServiceBoard.encode.__defaults__", (300.0, 1.0))
+    monkeypatch.setattr("nightjar.service.client.ServiceBoard.encode.__defaults__", (300.0, 1.0))
     out = tmp_path / "out"
     server = Server(small_binary)
     boards(tmp_path, server.port)
-    monkeypatch.setattr("nightjar.bulk.tick", lambda done, of: server.kill() if done == 40 else None)
+    monkeypatch.setattr("nightjar.sessions.bulk_harvest.tick", lambda done, of: server.kill() if done == 40 else None)
     with pytest.raises(SessionFailed, match="did not come back"):
         harvest_speech(asked(small_binary, noises, out))
     monkeypatch.undo()

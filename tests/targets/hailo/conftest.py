@@ -15,9 +15,9 @@ import soundfile as sf
 from models.whisper import decode
 from models.whisper.calibrate import CalibrationOptions, calibrate
 from models.whisper.export import export
-from nightjar.audio import load_audio
-from nightjar.data import Clip
-from nightjar.toolchain import Toolchain, chosen
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip
+from nightjar.toolchains.environment import Toolchain, chosen
 from targets import hailo
 from targets.onnx.runner import open_runner
 from tests.targets.hailo.environment import DOUBLES, make_environment

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from nightjar.plugins import plugin
-from nightjar.target import board_of
-from nightjar.toolchain import Toolchain
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.toolchains.environment import Toolchain
 from tests.conformance import conftest, rules
 from tests.conformance.subjects import subject
 

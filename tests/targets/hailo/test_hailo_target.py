@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadInput, BadOptions, NightjarError, ToolchainFailed, ToolchainMissing
-from nightjar.plugins import plugin
-from nightjar.ranking import roundable
-from nightjar.target import board_of, make_options, session_of
-from nightjar.toolchain import Toolchain, probe, toolchain
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.target import make_options, session_of
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.sensitivity import roundable
+from nightjar.toolchains.environment import Toolchain, probe, toolchain
 from targets import hailo
 from targets.onnx.runner import open_runner
 from tests.targets.hailo.environment import inject

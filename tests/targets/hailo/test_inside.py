@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightjar.toolchain import Toolchain
+from nightjar.toolchains.environment import Toolchain
 from targets import hailo
 from targets.hailo.toolchain import compile as inside
 from targets.hailo.toolchain import probe, sdk, simulate

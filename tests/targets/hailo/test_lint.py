@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.whisper.export import export
 from nightjar.errors import BadOptions
-from nightjar.lint import Finding, refused
-from nightjar.recipe import Recipe
+from nightjar.plugins.lint import Finding, refused
+from nightjar.plugins.recipe import Recipe
 from targets.hailo.lint import lint
 
 Value = tuple[str, Sequence[int]]

@@ -11,16 +11,16 @@ from onnx import TensorProto, helper
 
 from models.whisper.export import export
 from nightjar.errors import BadOptions
-from nightjar.groups import Graph
-from nightjar.nhwc import from_nhwc, nhwc_shape, to_nhwc
-from nightjar.ranking import roundable
-from nightjar.recipe import Recipe
+from nightjar.graphs.fusion import Graph
+from nightjar.graphs.nhwc import from_nhwc, nhwc_shape, to_nhwc
+from nightjar.plugins.recipe import Recipe
+from nightjar.quantization.sensitivity import roundable
 from targets import hailo
 from targets.hailo.failures import classify, level_used
-from targets.hailo.fits import shorter_window, window_label
 from targets.hailo.graph import cut
+from targets.hailo.known_windows import shorter_window, window_label
 from targets.hailo.layers import Layer, eight_bit_share, layers_of, wide_layers
-from targets.hailo.script import allocation_script, optimization_script
+from targets.hailo.model_script import allocation_script, optimization_script
 
 
 def layer(name: str, *nodes: str, inputs: tuple[str, ...] = ()) -> Layer:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightjar.health import facts
-from nightjar.toolchain import Toolchain
+from nightjar.device.health import facts
+from nightjar.toolchains.environment import Toolchain
 from targets import hailo
 from targets.hailo import preflight
 from targets.hailo.toolchain import simulate

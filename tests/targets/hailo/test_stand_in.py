@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import pytest
 
-from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadOptions
-from nightjar.fakequant import A8_W8, A16_W8, A16_W16, fake_quantize, open_session
-from nightjar.groups import Graph
-from nightjar.ranges import collect_ranges
-from nightjar.ranking import roundable
+from nightjar.graphs.fusion import Graph
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.fake_quantize import A8_W8, A16_W8, A16_W16, fake_quantize, open_session
+from nightjar.quantization.ranges import collect_ranges
+from nightjar.quantization.sensitivity import roundable
 from targets.hailo import stand_in
-from targets.hailo.stand_in import read_ranges
 from targets.hailo.stand_in import runner as own_runner
+from targets.hailo.stand_in.options import read_ranges
 from targets.onnx import runner as onnx_runner
 
 INT8 = stand_in.Options(precision="int8")

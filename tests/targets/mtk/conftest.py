@@ -13,9 +13,9 @@ import pytest
 
 from models.whisper.calibrate import CalibrationOptions, calibrate
 from models.whisper.export import export
-from nightjar.data import Clip
-from nightjar.recipe import Recipe
-from nightjar.toolchain import MARKER, chosen
+from nightjar.plugins.recipe import Recipe
+from nightjar.speech.manifest import Clip
+from nightjar.toolchains.environment import MARKER, chosen
 from tests.conftest import need
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,12 +9,12 @@ import onnx
 import pytest
 
 from models.whisper.export import export
-from nightjar.calibration import CalibrationSet
 from nightjar.errors import BadInput, BadOptions, Broken, ToolchainFailed, ToolchainMissing
-from nightjar.fakequant import open_session
-from nightjar.groups import fuse
-from nightjar.recipe import Recipe
-from nightjar.toolchain import toolchain
+from nightjar.graphs.fusion import fuse
+from nightjar.plugins.recipe import Recipe
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.fake_quantize import open_session
+from nightjar.toolchains.environment import toolchain
 from targets import mtk as target
 from targets.mtk.ncc import arguments, read_plan
 from targets.mtk.toolchain import compile as inside

@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from nightjar.calibration import CalibrationSet
-from nightjar.cli import main
+from nightjar.cli.main import main
 from nightjar.errors import BoardMissing
-from nightjar.fakequant import open_session
-from nightjar.plugins import plugin
-from nightjar.target import board_of, session_of
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.target import session_of
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.fake_quantize import open_session
 from targets import mtk as target
 from targets.mtk.adb import open_runner
 from tests.targets.mtk.conftest import Doubles

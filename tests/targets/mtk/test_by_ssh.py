@@ -16,16 +16,16 @@ import soundfile
 
 from models.whisper.decode import features
 from models.whisper.export import export
-from nightjar.board import LocalBoard
-from nightjar.boards import find_board
-from nightjar.cli import main
-from nightjar.data import Clip, load_speech
+from nightjar.boards.board import LocalBoard
+from nightjar.boards.config import find_board
+from nightjar.boards.ssh import SshBoard
+from nightjar.cli.main import main
 from nightjar.errors import SessionFailed
-from nightjar.job import run_session
-from nightjar.plugins import plugin
-from nightjar.ssh import SshBoard
-from nightjar.target import board_of
-from nightjar.toolchain import chosen
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
+from nightjar.sessions.run import run_session
+from nightjar.speech.manifest import Clip, load_speech
+from nightjar.toolchains.environment import chosen
 from targets import mtk as target
 from targets.mtk import preflight, runner
 from tests.loopback import Loopback

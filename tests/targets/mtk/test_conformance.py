@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from nightjar.plugins import plugin
-from nightjar.target import board_of
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.registry import plugin
 from tests.conformance import conftest, rules
 from tests.conformance.subjects import subject
 from tests.targets.mtk.conftest import Doubles

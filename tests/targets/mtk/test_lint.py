@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nightjar.lint import Finding
+from nightjar.plugins.lint import Finding
 from targets.mtk import lint
 from targets.mtk.tflite import Model, Op, Tensor
 

@@ -7,8 +7,8 @@ import pytest
 
 from flows.port import port
 from flows.start import run_flow
+from nightjar.cli.console import Screen
 from nightjar.request import PortRequest
-from nightjar.show import Screen
 from tests.flows.conftest import write_speech
 from tests.targets.mtk.conftest import Doubles
 

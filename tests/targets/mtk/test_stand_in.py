@@ -7,17 +7,17 @@ from typing import Any
 import onnx
 import pytest
 
-from nightjar.calibration import CalibrationSet
-from nightjar.cli import main
+from nightjar.cli.main import main
 from nightjar.errors import BadInput, BadOptions, Broken, Missing, ToolchainMissing
-from nightjar.groups import fuse
-from nightjar.lint import place_of, refused
-from nightjar.recipe import Recipe
-from nightjar.toolchain import toolchain
+from nightjar.graphs.fusion import fuse
+from nightjar.plugins.lint import place_of, refused
+from nightjar.plugins.recipe import Recipe
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.toolchains.environment import toolchain
 from targets import mtk
 from targets.mtk import lint, stand_in
 from targets.mtk.tflite import read
-from targets.mtk.twins import match
+from targets.mtk.tflite_mapping import match
 from tests.conftest import need
 from tests.targets.mtk.conftest import ROOT, prepared
 

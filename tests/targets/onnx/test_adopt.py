@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.whisper.contract import recognise
 from models.whisper.export import export
 from nightjar.errors import BadInput
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
 from targets.onnx.adopt import adopt, describe, renamed
 from targets.onnx.quantize import open_session
 

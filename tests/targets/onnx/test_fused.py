@@ -7,10 +7,11 @@ import onnx
 import pytest
 
 from models.whisper.export import export
-from nightjar.recipe import Recipe
-from targets.onnx import Options, compile
+from nightjar.plugins.recipe import Recipe
+from targets.onnx import compile
+from targets.onnx.attention_fusion import fuse_attention
 from targets.onnx.audit import audit
-from targets.onnx.fused import fuse_attention
+from targets.onnx.options import Options
 from targets.onnx.quantize import load_graph, open_session
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")

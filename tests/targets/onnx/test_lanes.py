@@ -11,11 +11,12 @@ import pytest
 
 from models.whisper import decode, protocols
 from models.whisper.export import export
-from nightjar.audio import load_audio
-from nightjar.data import load_speech
-from nightjar.recipe import Recipe
-from targets.onnx import Options, compile
-from targets.onnx.lanes import count_lanes
+from nightjar.plugins.recipe import Recipe
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import load_speech
+from targets.onnx import compile
+from targets.onnx.batched_decoder import count_lanes
+from targets.onnx.options import Options
 from targets.onnx.runner import open_runner
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from models.whisper import decode
 from models.whisper.calibrate import CalibrationOptions, calibrate, load_hidden
 from models.whisper.export import export
-from nightjar.audio import load_audio
-from nightjar.calibration import CalibrationSet, CalibrationWriter
-from nightjar.data import Clip, load_speech
 from nightjar.errors import BadInput, BadOptions, Broken
-from nightjar.recipe import Recipe
+from nightjar.plugins.recipe import Recipe
+from nightjar.quantization.calibration_set import CalibrationSet, CalibrationWriter
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip, load_speech
 from targets import onnx as target
-from targets.onnx.measure import measure
+from targets.onnx.compare_with_float import measure
 from targets.onnx.quantize import float_by_rule, linear_nodes, load_graph
 from targets.onnx.runner import open_runner
 from tests.conftest import SPEECH, WEIGHTS, need

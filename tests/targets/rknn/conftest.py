@@ -3,7 +3,7 @@
 import pytest
 
 from nightjar.errors import NightjarError
-from nightjar.toolchain import Toolchain, toolchain
+from nightjar.toolchains.environment import Toolchain, toolchain
 from tests.conftest import need
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.inside import enter_bare
+from nightjar.toolchains.worker import enter_bare
 
 enter_bare("targets.rknn.toolchain.simulate")
 

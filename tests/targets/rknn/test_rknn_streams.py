@@ -13,15 +13,15 @@ from models.zipformer.calibrate import CalibrationOptions, calibrate
 from models.zipformer.decode import features
 from models.zipformer.export import export
 from models.zipformer.stream import initial_states, run_chunk
-from nightjar.audio import load_audio
-from nightjar.calibration import CalibrationSet
-from nightjar.data import load_speech
-from nightjar.groups import fuse
-from nightjar.toolchain import Toolchain
+from nightjar.graphs.fusion import fuse
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import load_speech
+from nightjar.toolchains.environment import Toolchain
 from targets import rknn as target
 from targets.onnx.runner import open_runner
 from targets.rknn.build import quantization
-from targets.rknn.names import INT8_ENTRY, read_names
+from targets.rknn.layer_mapping import INT8_ENTRY, read_names
 from targets.rknn.ranges import ENDS, ENTRY
 
 NANO = Path(__file__).resolve().parents[3] / "data" / "zipformer-nano"

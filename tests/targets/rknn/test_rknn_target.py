@@ -18,18 +18,18 @@ from pydantic import ValidationError
 from models.whisper import decode
 from models.whisper.calibrate import CalibrationOptions, calibrate
 from models.whisper.export import export
-from nightjar.audio import load_audio
-from nightjar.calibration import CalibrationSet
-from nightjar.data import Clip
 from nightjar.errors import BadOptions, Broken, NightjarError, ToolchainFailed
-from nightjar.ranges import SILENT, collect_ranges
-from nightjar.ranking import roundable
-from nightjar.recipe import Recipe
-from nightjar.toolchain import Toolchain
+from nightjar.plugins.recipe import Recipe
+from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.ranges import SILENT, collect_ranges
+from nightjar.quantization.sensitivity import roundable
+from nightjar.speech.audio import load_audio
+from nightjar.speech.manifest import Clip
+from nightjar.toolchains.environment import Toolchain
 from targets import rknn as target
 from targets.onnx.runner import open_runner
 from targets.rknn.build import fitting_samples, hybrid, quantization, thinned
-from targets.rknn.names import read_names
+from targets.rknn.layer_mapping import read_names
 from targets.rknn.ranges import ENDS, ENTRY, write_ranges
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
@@ -231,7 +231,7 @@ def test_the_restored_simulator_gives_the_very_outputs_of_a_build(
     found = sdk.call("tests.targets.rknn.simulated", job, tmp_path / "a", 120)
     assert all(found["equal"])
     assert max(found["noise"]) < 1e-5
-    from targets.rknn.names import precision_file
+    from targets.rknn.layer_mapping import precision_file
 
     cfg, names = tmp_path / "kept.cfg", read_names(quantized / "decoder.quantization.cfg")
     precision_file(quantized / "decoder.quantization.cfg", names["masked_attention"], cfg)

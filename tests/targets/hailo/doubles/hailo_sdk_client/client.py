@@ -15,11 +15,11 @@ from injected import fault, strike
 
 from hailo_sdk_client.exposed_definitions import CalibrationDataType, Dims, InferenceContext, States
 from hailo_sdk_client.model_translator.exceptions import MisspellNodeError, ParsingWithRecommendationException
-from nightjar.fakequant import A16_W16, fake_quantize, open_session
-from nightjar.groups import Graph, fuse
-from nightjar.nhwc import from_nhwc, nhwc_shape, to_nhwc
-from nightjar.ranges import collect_ranges
-from nightjar.ranking import roundable
+from nightjar.graphs.fusion import Graph, fuse
+from nightjar.graphs.nhwc import from_nhwc, nhwc_shape, to_nhwc
+from nightjar.quantization.fake_quantize import A16_W16, fake_quantize, open_session
+from nightjar.quantization.ranges import collect_ranges
+from nightjar.quantization.sensitivity import roundable
 
 ARCHS = ("hailo8", "hailo8l", "hailo8r")
 REFUSED = ("Gather", "Tile", "TopK", "Where", "LayerNormalization")

@@ -1,0 +1,38 @@
+"""Features and states as others have calibrated streams with, to be compared with the true ones; host side.
+
+None of them is what the recogniser hears: they are here to be measured (docs/zipformer.md).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from nightjar.device.kaldi_fbank import FIRST, LENGTH, N_FFT, PREEMPHASIS, SHIFT, fbank, mel_filters
+
+Features = Literal["kaldi", "librosa", "waveform-dc"]
+States = Literal["sampled", "zero", "full"]
+
+
+def features_of(kind: Features) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what makes frames (n, 80) of a wave, float32 mono 16 kHz in [-1, 1]."""
+    return {"kaldi": fbank, "librosa": plain, "waveform-dc": waveform_wide}[kind]
+
+
+def plain(wave: np.ndarray) -> np.ndarray:
+    """Compute log-mels as ports do that start from librosa: no mean is taken away and nothing is emphasised."""
+    pad = -FIRST
+    padded = np.pad(wave.astype(np.float32), (pad, LENGTH), mode="reflect" if len(wave) > LENGTH else "edge")
+    count = (len(wave) + SHIFT // 2) // SHIFT
+    frames = np.lib.stride_tricks.sliding_window_view(padded, LENGTH)[: count * SHIFT : SHIFT]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(LENGTH) / LENGTH)
+    spectrum = np.fft.rfft(frames * hann, N_FFT, axis=1)[:, : N_FFT // 2]
+    power = (np.abs(spectrum) ** 2).astype(np.float32)
+    return np.asarray(np.log(np.maximum(power @ mel_filters(), np.finfo(np.float32).eps)), np.float32)
+
+
+def waveform_wide(wave: np.ndarray) -> np.ndarray:
+    """Compute the same with mean and emphasis done once for the whole waveform instead of per frame."""
+    centred = wave - wave.mean(dtype=np.float64).astype(np.float32)
+    before = np.concatenate([centred[:1], centred[:-1]]) if len(wave) else centred
+    return plain((centred - PREEMPHASIS * before).astype(np.float32))

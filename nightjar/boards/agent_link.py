@@ -1,0 +1,211 @@
+"""A connection to the agent on a board (agent.py): frames over a stream that fabric or the system's ssh carries.
+
+A board may be broken or hostile: nothing it sends is believed beyond its limits, and every wait has an end.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import struct
+import subprocess
+import threading
+import time
+from typing import Any, Protocol
+
+from nightjar.device.framing import LOST_S, READY
+from nightjar.errors import BoardMissing, SessionFailed
+from nightjar.paths import ROOT
+from nightjar.text import printable
+
+ANSWER_BYTES = 1 << 24
+GREETING_BYTES = 1 << 16  # what a shell's start-up files print before the agent speaks
+ANSWER_S = 300.0  # hashing some gigabytes on a slow card
+START_S = 30.0
+MODULES = tuple(f"nightjar.device.{name}" for name in ("framing", "health", "file_cache", "agent"))
+
+
+class Stream(Protocol):
+    """Bytes to and from a program on a board."""
+
+    def receive(self, count: int, timeout_s: float) -> bytes | None: ...  # b"" at the end, None when nothing comes
+
+    def send(self, head: bytes, data: bytes = b"") -> None: ...
+
+    def last_words(self) -> str: ...
+
+    def close(self) -> None: ...
+
+
+def program() -> bytes:
+    """Pack the agent's modules into one Python program; it is exec'd, so that nothing lies on the board."""
+    sources = {name: ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8") for name in MODULES}
+    return (
+        "import sys, types\n"
+        "for name in ('nightjar', 'nightjar.device'):\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        f"for name, source in {json.dumps(sources)}.items():\n"
+        "    module = sys.modules[name] = types.ModuleType(name)\n"
+        "    exec(compile(source, name, 'exec'), module.__dict__)\n"
+        "sys.modules['nightjar.device.agent'].main()\n"
+    ).encode()
+
+
+class Link:
+    """Speak with one agent on a board; a thread says every ten seconds that we are here."""
+
+    def __init__(self, alias: str, stream: Stream, packed: bytes, asked: dict[str, Any], python: str) -> None:
+        self.alias, self._stream, self._buffer = alias, stream, bytearray()
+        self._writing, self._closed = threading.Lock(), threading.Event()
+        try:
+            stream.send(packed)
+            self._await_ready(python)
+            self.say(asked)
+        except BaseException:
+            stream.close()
+            raise
+        threading.Thread(target=self._keep_alive, daemon=True).start()
+
+    def __enter__(self) -> "Link":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the agent go; what it runs or holds ends with it."""
+        self._closed.set()
+        self._stream.close()
+
+    def say(self, asked: dict[str, Any]) -> None:
+        """Send one JSON frame."""
+        self.send(b"J", json.dumps(asked).encode())
+
+    def send(self, kind: bytes, payload: bytes = b"") -> None:
+        """Send one frame; raises SessionFailed when the connection is lost."""
+        with self._writing:
+            self._stream.send(struct.pack("!cI", kind, len(payload)), payload)
+
+    def receive(self, timeout_s: float) -> tuple[bytes, bytes] | None:
+        """Return the next frame, None when none is whole in time.
+
+        Raises SessionFailed when the connection is lost or a frame is beyond all limits.
+        """
+        end = time.monotonic() + timeout_s
+        if not self._fill(5, end):
+            return None
+        kind, length = struct.unpack("!cI", bytes(self._buffer[:5]))
+        if kind not in (b"J", b"D", b"O", b"E") or length > ANSWER_BYTES:
+            raise SessionFailed(
+                f"board {self.alias} does not speak as our agent does; look at what runs there as Python"
+            )
+        if not self._fill(5 + length, end):
+            return None
+        payload = bytes(self._buffer[5 : 5 + length])
+        del self._buffer[: 5 + length]
+        return kind, payload
+
+    def answer(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+        """Return the agent's next answer; raises SessionFailed for an error, silence or nonsense."""
+        frame = self.receive(timeout_s)
+        if frame is None:
+            raise SessionFailed(f"board {self.alias} said nothing for {timeout_s:g} s; run the same command again")
+        return self.read(frame)
+
+    def read(self, frame: tuple[bytes, bytes]) -> dict[str, Any]:
+        """Return what a frame says; raises SessionFailed for an error or nonsense."""
+        try:
+            said = json.loads(frame[1]) if frame[0] == b"J" else None
+        except (ValueError, RecursionError):
+            said = None
+        if not isinstance(said, dict):
+            raise SessionFailed(
+                f"board {self.alias} gave no answer that can be read; look at what runs there as Python"
+            )
+        if "error" in said:
+            raise SessionFailed(f"board {self.alias} cannot do it: {printable(str(said['error']))}; see docs/boards.md")
+        return said
+
+    def _fill(self, count: int, end: float) -> bool:
+        while len(self._buffer) < count:
+            if (left := end - time.monotonic()) <= 0:
+                return False
+            data = self._stream.receive(1 << 20, left)
+            if data == b"":
+                raise lost(self.alias)
+            self._buffer += data or b""
+        return True
+
+    def _await_ready(self, python: str) -> None:
+        end = time.monotonic() + START_S
+        while (at := self._buffer.find(READY)) < 0:
+            data = self._stream.receive(4096, end - time.monotonic()) if time.monotonic() < end else None
+            self._buffer += data or b""
+            if not data or len(self._buffer) > GREETING_BYTES:
+                said = self._stream.last_words() or bytes(self._buffer[-200:]).decode("utf-8", "replace")
+                raise BoardMissing(
+                    f"board {self.alias} does not run {python} ({printable(said) or 'no word from it'}): install "
+                    "python3 there, or set python in boards.toml"
+                )
+        del self._buffer[: at + len(READY)]
+
+    def _keep_alive(self) -> None:
+        while not self._closed.wait(LOST_S / 6):
+            with contextlib.suppress(SessionFailed, OSError):
+                self.send(b".")
+
+
+class ProgramStream:
+    """The pipes of a local ssh process."""
+
+    def __init__(self, alias: str, command: list[str]) -> None:
+        self.alias = alias
+        # Its own process group: Ctrl-C in the terminal reaches only us, and we end it in order.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._to, self._from, self._errors = self._process.stdin, self._process.stdout, self._process.stderr
+
+    def receive(self, count: int, timeout_s: float) -> bytes | None:
+        if not select.select([self._from], [], [], timeout_s)[0]:
+            return None
+        return os.read(self._from.fileno(), count)
+
+    def send(self, head: bytes, data: bytes = b"") -> None:
+        left = [memoryview(head), memoryview(data)]  # side by side, for half a megabyte is dear to copy
+        try:
+            while left:
+                gone = os.writev(self._to.fileno(), left)
+                while left and gone >= len(left[0]):
+                    gone -= len(left.pop(0))
+                if left:
+                    left[0] = left[0][gone:]
+        except (OSError, ValueError) as error:
+            raise lost(self.alias) from error
+
+    def last_words(self) -> str:
+        if not select.select([self._errors], [], [], 2)[0]:
+            return ""
+        return os.read(self._errors.fileno(), 4096).decode("utf-8", "replace")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._to, self._from, self._errors):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def lost(alias: str) -> SessionFailed:
+    """Say that a connection is gone."""
+    return SessionFailed(
+        f"the connection to board {alias} was lost; run the same command again, finished clips are kept"
+    )

@@ -1,0 +1,109 @@
+"""artifacts ls, gc, verify: the store."""
+
+import argparse
+import re
+from typing import Any
+
+from nightjar.cli.command import EXIT_CODES, add_group, add_json, write_json
+from nightjar.errors import BadOptions
+
+
+def add(commands: Any) -> None:
+    """Add them to the command line."""
+    artifacts = add_group(commands, "artifacts", "the store: what is in it and why, what may go, what is damaged")
+    listing = artifacts.add_parser("ls", help="what there is, and why it is kept", epilog=EXIT_CODES)
+    listing.add_argument("--each", action="store_true", help="every artifact by its key, with all reasons")
+    collecting = artifacts.add_parser("gc", help="remove what nothing needs", epilog=EXIT_CODES)
+    collecting.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    for parser in (listing, collecting):
+        parser.add_argument(
+            "--keep-nights", type=int, metavar="N", help="nights that keep all they were made from (default: 7)"
+        )
+        parser.add_argument(
+            "--older-than",
+            metavar="AGE",
+            help="what was used since stays in any case: 36h, 10d (default: 2d; of a remote store 30d)",
+        )
+    verifying = artifacts.add_parser("verify", help="read every byte again; deletes nothing", epilog=EXIT_CODES)
+    for parser, command in ((listing, _ls), (collecting, _gc), (verifying, _verify)):
+        parser.add_argument(
+            "--remote", action="store_true", help="what lies at the URL of NIGHTJAR_STORE, and not its cache here"
+        )
+        add_json(parser, command)
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    from nightjar.cli.show_store import show_entries
+
+    store, bucket, place = _places(arguments)
+    entries = _survey(store, bucket, arguments)
+    show_entries(entries, place, arguments.each)
+    write_json(arguments, {"store": place, "artifacts": [entry.model_dump() for entry in entries]})
+    return 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from nightjar.cli.show_store import show_collected
+    from nightjar.store.gc import collect
+    from nightjar.store.remote_gc import collect_remote
+
+    store, bucket, place = _places(arguments)
+    entries = _survey(store, bucket, arguments)
+    if bucket is not None:
+        done = collect_remote(bucket, entries, dry_run=arguments.dry_run)
+    else:
+        done = collect(store, entries, dry_run=arguments.dry_run)
+    show_collected(done, place)
+    write_json(arguments, {"store": place, **done.model_dump()})
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from nightjar.cli.console import Screen
+    from nightjar.cli.show_store import show_damages
+    from nightjar.progress import listening
+    from nightjar.store.gc import verify
+    from nightjar.store.remote_gc import verify_remote
+
+    screen = Screen()
+    store, bucket, place = _places(arguments)
+    with screen, listening(lambda done, total: screen.progress("verify", done, total)):
+        count, damages = verify_remote(bucket) if bucket is not None else verify(store)
+    show_damages(count, damages, place)
+    found = [damage.model_dump() for damage in damages]
+    write_json(arguments, {"store": place, "artifacts": count, "damages": found})
+    return 4 if damages else 0
+
+
+def _places(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
+    """Open the store, and with --remote the bucket that it is shared by; raises BadOptions where there is none."""
+    from nightjar.store.remote import RemoteStore, open_store
+
+    store = open_store()
+    if not arguments.remote:
+        return store, None, str(store.root)
+    if not isinstance(store, RemoteStore):
+        raise BadOptions(f"--remote, and the store is a folder, {store.root}: set NIGHTJAR_STORE to s3://bucket/prefix")
+    return store, store.bucket, store.bucket.url
+
+
+def _survey(store: Any, bucket: Any, arguments: argparse.Namespace) -> list[Any]:
+    from nightjar.nightly.history import History
+    from nightjar.nightly.retention import survey, survey_remote
+
+    limits = _limits(arguments)
+    return survey_remote(bucket, History(), **limits) if bucket is not None else survey(store, History(), **limits)
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read what shall stay; raises BadOptions."""
+    limits: dict[str, Any] = {}
+    if arguments.keep_nights is not None:
+        if arguments.keep_nights < 0:
+            raise BadOptions(f"--keep-nights {arguments.keep_nights} is less than none: give 0 or more")
+        limits["keep_nights"] = arguments.keep_nights
+    if arguments.older_than is not None:
+        if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", arguments.older_than)):
+            raise BadOptions(f"--older-than {arguments.older_than} is no age: give hours or days, such as 36h or 10d")
+        limits["older_than_s"] = float(found[1]) * (3600 if found[2] == "h" else 86400)
+    return limits

@@ -1,0 +1,70 @@
+"""board check, board serve, deploy, rollback: what lies behind ssh."""
+
+import argparse
+from typing import Any
+
+from nightjar.cli.command import EXIT_CODES, add_group, add_json, add_request, show_findings, write_json
+from nightjar.cli.flags import parse_options
+from nightjar.request import DeployRequest
+from nightjar.service.main import add_arguments, replaced
+
+
+def add(commands: Any) -> None:
+    """Add them to the command line."""
+    boards = add_group(commands, "board", "boards behind ssh")
+    look = boards.add_parser("check", help="can it be reached, and is it fit for a run", epilog=EXIT_CODES)
+    look.add_argument("alias", help="an alias of ~/.ssh/config or boards.toml, or env for BOARD_IP, …")
+    look.add_argument("--target", help="the target to look at (default: that of boards.toml, else all)")
+    look.set_defaults(command=_board_check)
+    offer = boards.add_parser(
+        "serve", help="on a board: offer a binary's encoder to hosts, over gRPC", epilog=EXIT_CODES
+    )
+    add_arguments(offer)
+    offer.set_defaults(command=replaced)
+
+    deploy = add_request(commands, "deploy", "a port to a board, canary first", DeployRequest, _deploy)
+    deploy.add_argument("--list", action="store_true", help="list the board's releases, and do nothing")
+    rollback = commands.add_parser("rollback", help="the release before the current one", epilog=EXIT_CODES)
+    rollback.add_argument("--board", required=True, help="ssh alias of the board")
+    rollback.add_argument("--name", default="", help="which deployment; default: the only one there is")
+    rollback.add_argument("--to", default="", metavar="ID", help="an earlier release than the one before")
+    add_json(rollback, _rollback)
+
+
+def _deploy(arguments: argparse.Namespace) -> int:
+    from nightjar.cli.console import Screen, show_deployed, show_releases, show_results
+
+    request = parse_options(arguments, DeployRequest)
+    if arguments.list:
+        from nightjar.deploy.deploy import list_releases
+
+        listed = {name: state.model_dump() for name, state in list_releases(request.board).items()}
+        show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
+        write_json(arguments, listed)
+        return 0
+    screen = Screen()
+    screen.say(f"[bold]deploy[/bold] {request.model} → {request.target}, {request.precision} to {request.board}")
+    from flows.deploy import deploy
+    from flows.start import run_flow
+
+    results, _ = run_flow(deploy, request, screen, refresh=request.refresh)
+    show_results(screen, results["port"])
+    show_deployed(screen, results)
+    write_json(arguments, results)
+    return 1 if results["reason"] else 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from nightjar.cli.console import Screen, show_deployed
+    from nightjar.deploy.deploy import roll_back
+
+    done = roll_back(arguments.board, arguments.name, arguments.to).model_dump(mode="json")
+    show_deployed(Screen(), {**done, "board": arguments.board})
+    write_json(arguments, done)
+    return 0
+
+
+def _board_check(arguments: argparse.Namespace) -> int:
+    from nightjar.cli.board_check import check
+
+    return show_findings(check(arguments.alias, arguments.target))

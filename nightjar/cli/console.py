@@ -1,0 +1,335 @@
+"""What the command line prints: live stage lines, plans, verdicts, listings."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from nightjar.progress import StageOutcome
+
+OURS = ("nightjar", "models", "targets", "tasks")
+COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
+
+
+class Screen:
+    """Show stages as they run: a live line in a terminal, plain lines in a log."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 120  # a log has no width of its own
+        self._live = Live(console=self.console, transient=True, auto_refresh=False)
+        self._stage, self._began, self._said_at = "", 0.0, 0.0
+        self._warnings = _Warnings(self)
+
+    def __enter__(self) -> "Screen":
+        for name in OURS:
+            logging.getLogger(name).addHandler(self._warnings)
+            logging.getLogger(name).propagate = False  # Prefect's console would say it again
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+        for name in OURS:
+            logging.getLogger(name).removeHandler(self._warnings)
+            logging.getLogger(name).propagate = True
+
+    def say(self, text: str) -> None:
+        """Print one line of rich markup."""
+        self.console.print(text)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Say that a stage is at `done` of `total`; a `total` of 0 says that it begins."""
+        now = time.monotonic()
+        if stage != self._stage or not total:
+            self._stage, self._began, self._said_at = stage, now, now
+        count = f" {done}/{total}" if total else ""
+        left = f", {(now - self._began) * (total - done) / done:.0f} s left" if done and done < total else ""
+        if self.console.is_terminal:
+            self._live.update(Text(f"  {stage:<26} …{count}{left}", style="cyan"), refresh=True)
+        elif now - self._said_at > 10:
+            self._said_at = now
+            self.say(f"  {stage:<26} …{count}{left}")
+
+    def outcome(self, outcome: StageOutcome) -> None:
+        """Print what became of a stage."""
+        if outcome.cached:
+            line = f"  {outcome.name:<26} [green]cached[/green]"
+        elif outcome.seconds:
+            line = f"  {outcome.name:<26} {outcome.seconds:6.1f} s   [dim]{outcome.why}[/dim]"
+        else:
+            return
+        self._live.update("", refresh=self.console.is_terminal)
+        self.say(line)
+        self._stage = ""
+
+
+class _Warnings(logging.Handler):
+    """Print what our code warns of between the stage lines."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.say(f"  [yellow]warning[/yellow] {escape(record.getMessage())}")
+
+
+def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:
+    """Print what would run and why."""
+    for outcome in outcomes:
+        if not outcome.cached:
+            screen.say(f"  {outcome.name:<26} [yellow]would run[/yellow]   [dim]{outcome.why}[/dim]")
+    todo = sum(not outcome.cached for outcome in outcomes)
+    screen.say(f"{todo} of {len(outcomes)} stages would run; nothing was run")
+
+
+def show_results(screen: Screen, results: dict[str, Any]) -> None:
+    """Print the verdict table and where the report lies."""
+    from nightjar.scoring.verdict import STAND_IN_NOTE, headline  # numpy, which the run has loaded
+
+    stages = results["stages"]
+    ran = [stage for stage in stages if not stage["cached"]]
+    screen.say(
+        f"  {len(ran)} of {len(stages)} stages ran" if ran else f"  all {len(stages)} stages cached, none was executed"
+    )
+    colour = COLOURS[results["verdict"]]
+    table = Table(title=None, box=None, padding=(0, 2))
+    for column in ("", "WER %", "95 %", "S/D/I", "empty", "looping", "capped", "RTF p50"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for score in results["scores"]:
+        counts, interval = score["counts"], score["interval"]
+        table.add_row(
+            f"{score['subject']} [dim]({score['tier']})[/dim]",
+            f"{score['wer']:.2f}",
+            f"{interval[0]:.2f}–{interval[1]:.2f}",
+            f"{counts['substitutions']}/{counts['deletions']}/{counts['insertions']}",
+            *(str(score[kind]) for kind in ("empty", "looping", "capped")),
+            f"{score['rtf_p50']:.3f}" if score["rtf_p50"] is not None else "–",
+        )
+    screen.console.print(table)
+    for gate in results["gates"]:
+        gate_colour = COLOURS[gate["outcome"]]
+        screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {escape(gate['sentence'])}")
+    for line in _said_of_stream(results.get("stream", {})):
+        screen.say(f"  {escape(line)}")
+    for clip, why in results["aside"].items():
+        screen.console.print(f"  set aside {clip}: {why}", style="yellow", markup=False, highlight=False)
+    for why, clips in results["throttled"].items():
+        text = f"  throttled on {clips} of {results['clips']} clips: {why}; cool the board, --refresh evaluate"
+        screen.console.print(text, style="yellow", markup=False, highlight=False)
+    low, high = results["interval"]
+    if results["tier"] == "stand-in":
+        colour = "yellow"
+        screen.say(f"  [{colour}]stand-in[/{colour}]  {STAND_IN_NOTE}")
+    screen.say(
+        f"[bold {colour}]{headline(results['tier'], results['verdict'])}[/bold {colour}]  "
+        f"Δ WER {results['delta_wer']:+.2f} points [{low:+.2f}, {high:+.2f}], {results['clips']} clips, "
+        f"tier {results['tier']}"
+    )
+    screen.say(f"report: {results['report']}")
+
+
+def _said_of_stream(stream: dict[str, Any]) -> Iterator[str]:
+    times = stream.get("chunk_times", {}).get("binary")
+    if times:
+        late = f"falls behind: {times['late']} of {times['chunks']} chunks are late"
+        taken = f"takes {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms"
+        yield f"a chunk of {times['lasts_ms']:.0f} ms {taken}: {'keeps up with speech' if times['real_time'] else late}"
+
+
+def show_lint(screen: Screen, results: dict[str, Any]) -> None:
+    """Print what a target refuses of the plain export, and what its recipe leaves."""
+    target = results["target"]
+    if not results["linted"]:
+        said = f"what it refuses, its compiler says (`nightjar port --target {target}`)"
+        screen.say(f"target {target} has no lint.py: {said}")
+        return
+    for name, said in (("plain", "the reference export"), ("recipe", f"the recipe of {target}")):
+        findings = results[name]
+        refused = sum(finding["level"] == "refuse" for finding in findings)
+        colour = "red" if refused else "green"
+        warned = f", {len(findings) - refused} warnings" if len(findings) > refused else ""
+        screen.say(f"[bold]{said}[/bold]: [{colour}]{refused or 'nothing'} refused[/{colour}]{warned}")
+        for finding in findings:
+            where = f"{finding['op']} in {finding['place']} ({finding['node'][-80:]})"
+            place = f"{finding['level']:<6} {finding['part']}: {where}"
+            screen.console.print(f"  {place}", style="yellow", markup=False)
+            screen.console.print(f"         why:    {finding['why']}", markup=False)
+            screen.console.print(f"         remedy: {finding['remedy']}", markup=False)
+
+
+def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
+    """Print the texts of a comparison side by side."""
+    table = Table(box=None, padding=(0, 2))
+    for column in ("clip", "by", "seconds", "text"):
+        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    for clip in results["results"]:
+        for index, (by, said) in enumerate(clip["by"].items()):
+            table.add_row(
+                "" if index else clip["id"], by, f"{said['seconds']:.2f}", said["text"] or "[dim](empty)[/dim]"
+            )
+    screen.console.print(table)
+    screen.say(f"{results['equal']} of {results['clips']} clips have the same token ids in all three")
+    screen.say(f"JSONs: {results['out']}")
+
+
+def show_attribution(screen: Screen, results: dict[str, Any]) -> None:
+    """Print the table of encoders and decoders, and the owners of what is lost."""
+    cells = {(cell["encoder"], cell["decoder"]): cell for cell in results["cells"]}
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("encoder ↓  decoder →")
+    for decoder in results["precisions"]:
+        table.add_column(decoder, justify="right")
+    for encoder in results["precisions"]:
+        row = [cells[encoder, decoder] for decoder in results["precisions"]]
+        table.add_row(encoder, *(f"{cell['wer']:.2f} %  {_snr(cell)}{_bad(cell)}" for cell in row))
+    screen.console.print(table)
+    clips = results["cells"][0]["clips"]
+    screen.say(f"WER and SNR of the logits on {clips} clips, tier {results['tier']}; !n: n empty, looping or capped")
+    for precision, sentence in results["owners"].items():
+        screen.console.print(f"{precision:<6} {sentence}", markup=False)
+    screen.say(f"JSON: {results['out']}")
+
+
+def _snr(cell: dict[str, Any]) -> str:
+    return "  exact " if cell["snr_db"] >= 200 else f"{cell['snr_db']:5.1f} dB"
+
+
+def _bad(cell: dict[str, Any]) -> str:
+    return f" !{cell['bad']}" if cell["bad"] else ""
+
+
+def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
+    """Print `file: text`, a line each."""
+    for heard in results["files"]:
+        said = " ".join(heard["text"].split()) or "(empty)"
+        screen.console.print(f"{heard['file']}: {said}", markup=False)
+
+
+def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
+    """Print where a calibration set lies, what is in it and what it lacks."""
+    counts = ", ".join(f"{part} {count}" for part, count in results["samples"].items())
+    skipped = f"; {results['skipped']} clips longer than the window left out" if results["skipped"] else ""
+    screen.say(f"samples: {counts}{skipped}")
+    for line in _said_of_stream(results.get("stream", {})):
+        screen.say(f"  {escape(line)}")
+    for clip, why in results["aside"].items():
+        screen.console.print(f"[yellow]set aside[/yellow] {escape(clip)}: {escape(why)}")
+    for warning in results["warnings"]:
+        screen.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
+    screen.console.print(f"calibration set: {results['calibration']}", markup=False)
+    for listed in results["datasets"]:
+        screen.console.print(f"dataset.txt: {listed}", markup=False)
+    if not results["datasets"]:
+        screen.say("no dataset.txt: it cannot quote white space in the store's path; set NIGHTJAR_STORE to one without")
+
+
+def show_harvest(screen: Screen, index: Any, made: int) -> None:
+    """Print what a dataset holds and what of it is new."""
+    skipped = f"; {len(index.skipped)} clips longer than the window left out" if index.skipped else ""
+    tensors = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in index.tensors.items())
+    screen.say(f"{index.clips} clips in {len(index.shards)} shards, {made} of them new{skipped}; float16: {tensors}")
+
+
+def show_deployed(screen: Screen, results: dict[str, Any]) -> None:
+    """Print what is current on a board now, or why nothing was switched."""
+    if results.get("canary_wer") is not None:
+        screen.say(f"canary: WER {results['canary_wer']:.2f} % on {results['canary_clips']} clips")
+    if results["reason"]:
+        screen.console.print(f"[red]not deployed[/red]: {escape(results['reason'])}")
+        screen.say(
+            f"board {results['board']}: current is {results.get('current') or 'what it was'}, nothing was switched"
+        )
+        return
+    same = results["before"] == results["current"]
+    before = "it was current before" if same else f"before: {results['before'] or 'none'}"
+    screen.say(f"[green]current[/green] on board {results['board']}: {results['name']} {results['current']}; {before}")
+    screen.console.print(f"there: {results['path']}", markup=False)
+
+
+def show_releases(listed: dict[str, dict[str, Any]], board: str) -> None:
+    """List a board's releases, newest first."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    if not listed:
+        console.print(f"nothing is deployed on board {board}", markup=False)
+        return
+    table = Table(box=None, padding=(0, 2))
+    for column in ("name", "release", "", "since", "precision", "verdict", "WER %"):
+        table.add_column(column, no_wrap=column != "name")
+    for name, state in listed.items():
+        for release in state["releases"]:
+            about = release["about"]
+            port = about["port"] if isinstance(about.get("port"), dict) else {}
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(release["time_s"])) if release["time_s"] else ""
+            mark = "current" if release["id"] == state["current"] else "before" if release["whole"] else "not in use"
+            said = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
+            table.add_row(*map(escape, (name, release["id"], mark, since, *said)))
+    console.print(table)
+
+
+def show_targets() -> None:
+    """List the targets with their boards and tiers."""
+    from nightjar.plugins.registry import names, plugin
+    from nightjar.plugins.target import boards_of
+
+    table = Table(box=None, padding=(0, 2))
+    for column in ("target", "boards (tier)", "precisions", "what it is"):
+        table.add_column(column)
+    for name in names("targets"):
+        module = plugin("targets", name).load()
+        boards = ", ".join(f"{board} ({tier})" for board, tier in boards_of(name).items())
+        precision = module.Options.model_json_schema()["properties"]["precision"]
+        precisions = ", ".join(precision.get("enum", [precision.get("const")]))
+        table.add_row(name, boards, precisions, (module.__doc__ or "").strip().splitlines()[0])
+    Console(highlight=False).print(table)
+
+
+def show_models() -> None:
+    """List the model names there are, by family."""
+    from nightjar.plugins.registry import names, plugin
+    from nightjar.plugins.resolve import shipped_models
+
+    table = Table(box=None, padding=(0, 2))
+    for column in ("family", "shipped, with speech", "by name (downloaded once)"):
+        table.add_column(column, overflow="fold")
+    for family in names("models"):
+        module = plugin("models", family).load()
+        shipped = [name for name in shipped_models() if name.startswith(family)]
+        table.add_row(family, ", ".join(shipped), ", ".join(module.NAMES))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("any other checkpoint: --model LABEL --checkpoint PATH")
+
+
+def show_doctor(findings: Sequence[Any]) -> None:
+    """Print what a look at this machine found."""
+    colours = {"ok": "green", "absent": "yellow", "missing": "red"}
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for finding in findings:
+        colour = colours[finding.outcome]
+        table.add_row(f"[{colour}]{finding.outcome}[/{colour}]", escape(finding.name), escape(finding.detail))
+    Console(highlight=False).print(table)
+
+
+def show_rows(rows: Sequence[Any]) -> None:
+    """Print what became of things on a server, one line each."""
+    colours = {"created": "green", "updated": "yellow", "reset": "yellow"}
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for row in rows:
+        colour = colours.get(row.outcome, "default")
+        table.add_row(row.kind, escape(row.name), f"[{colour}]{row.outcome}[/{colour}]", escape(row.detail))
+    Console(highlight=False, soft_wrap=True).print(table)

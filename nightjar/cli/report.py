@@ -1,0 +1,57 @@
+"""report: what the nights came to, the last one here, all of them as a site."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nightjar.cli.command import EXIT_CODES
+
+
+def add(commands: Any) -> None:
+    """Add it to the command line."""
+    report = commands.add_parser(
+        "report", help="the last night in figures; --site: all nights as pages", epilog=EXIT_CODES
+    )
+    report.add_argument("--site", action="store_true", help="write the history as pages that work from a file")
+    report.add_argument("--out", type=Path, metavar="DIR", help="folder for the pages (default: reports/site)")
+    report.set_defaults(command=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from nightjar.cli.console import Screen
+    from nightjar.errors import BadOptions
+    from nightjar.nightly.history import History
+    from nightjar.paths import reports_folder
+    from nightjar.report.site.build import write_site
+    from nightjar.report.site.history_view import read_past
+    from nightjar.store.remote import open_store
+
+    if arguments.out is not None and not arguments.site:
+        raise BadOptions("--out says where --site writes: add --site")
+    history, screen = History(), Screen()
+    past = read_past(history)
+    if past.nights:
+        _show_last(screen, past)
+    else:
+        screen.say(f"no night yet in {history.folder}: `nightjar nightly` makes one")
+    if arguments.site:
+        out = arguments.out or reports_folder() / "site"
+        written = write_site(history, open_store(), out)
+        screen.say(f"{written.pages} pages of {written.nights} nights, {written.made} of them new: {written.first}")
+    return 0
+
+
+def _show_last(screen: Any, past: Any) -> None:
+    """Print the last night as `nightjar nightly` does."""
+    from nightjar.cli.show_nights import show_night
+    from nightjar.nightly.outcomes import sentence
+
+    night = past.nights[-1]
+    cells, findings = past.by_night.get(night.night, ()), past.findings.get(night.night, ())
+    said = {
+        "night": night.model_dump(mode="json"),
+        "cells": [cell.model_dump(mode="json") for cell in cells],
+        "findings": [finding.model_dump(mode="json") for finding in findings],
+        "sentence": sentence(night, cells, findings),
+    }
+    show_night(screen, said)

@@ -1,0 +1,209 @@
+"""Encoder outputs by the thousand: shards of float16 with checksums and an index (docs/files.md), read.
+
+for sample in open_dataset(Path("hidden")):
+    sample.id, sample.tensors["hidden"]  # a memory map, (n_audio_ctx, d) float16
+"""
+
+import hashlib
+import io
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel
+
+from nightjar.errors import StoreBroken
+from nightjar.files import digest, digest_file
+
+INDEX = "dataset.json"
+AGAIN = "run the same `nightjar harvest` again, it makes anew what is missing or altered"
+
+
+class Encoded(NamedTuple):
+    """What an encoder made of one clip: float16 tensors without the batch axis; wave: sha256 of its int16 samples."""
+
+    id: str
+    audio_s: float
+    wave: str
+    tensors: dict[str, np.ndarray]
+
+
+class Entry(BaseModel, frozen=True):
+    """One clip in a shard: its tensors lie at its place in the record, and have these sha256."""
+
+    id: str
+    audio_s: float
+    wave: str
+    tensors: dict[str, str]
+
+
+class ShardRecord(BaseModel, frozen=True):
+    """What a finished shard holds, in order; dataset: sha256 of the index that it is of, before that lists shards."""
+
+    dataset: str
+    clips: list[Entry]
+
+
+class Index(BaseModel, frozen=True):
+    """What a dataset is; `shards` (sha256 of each record) are there when it is finished."""
+
+    format: Literal[1] = 1
+    made_from: dict[str, Any]  # binary, target, tier, board facts, model and recipe, speech
+    tensors: dict[str, tuple[int, ...]]
+    clips: int
+    shard_clips: int
+    skipped: tuple[str, ...] = ()  # longer than the window
+    shards: tuple[str, ...] = ()
+    sha256: str = ""  # of all of the above
+
+    def signed(self, shards: Sequence[str]) -> "Index":
+        """Return the same with its shards and its own checksum."""
+        found = self.model_copy(update={"shards": tuple(shards), "sha256": ""})
+        return found.model_copy(update={"sha256": digest(found.model_dump(mode="json", exclude={"sha256"}))})
+
+    def sizes(self) -> list[int]:
+        """Say how many clips each shard has."""
+        return [min(self.shard_clips, self.clips - start) for start in range(0, self.clips, self.shard_clips)]
+
+
+class ShardFile:
+    """One tensor of a shard: an .npy file `(clips, *shape)` of float16, read and written clip by clip."""
+
+    def __init__(self, folder: Path, number: int, tensor: str, clips: int, shape: tuple[int, ...]) -> None:
+        self.path = shard_file(folder, number, tensor)
+        self._header = npy_header((clips, *shape))
+        self._clip_bytes = 2 * math.prod(shape)
+        self.size = len(self._header) + clips * self._clip_bytes
+        self._fd = -1
+
+    def open(self, flags: int) -> bool:
+        """Open the file, and make it what it must be; tell whether it was."""
+        if self._fd >= 0:
+            return True
+        self._fd = os.open(self.path, flags, 0o644)
+        if os.fstat(self._fd).st_size == self.size and os.pread(self._fd, len(self._header), 0) == self._header:
+            return True
+        if flags & os.O_RDWR:
+            os.ftruncate(self._fd, self.size)
+            os.pwrite(self._fd, self._header, 0)
+        return False
+
+    def write(self, slot: int, tensor: np.ndarray) -> str:
+        data = np.ascontiguousarray(tensor, "<f2").tobytes()
+        assert len(data) == self._clip_bytes, (self.path, tensor.shape)
+        view, at = memoryview(data), len(self._header) + slot * self._clip_bytes
+        while view:
+            written = os.pwrite(self._fd, view, at)
+            view, at = view[written:], at + written
+        return hashlib.sha256(data).hexdigest()
+
+    def sha256(self, slot: int) -> str:
+        return hashlib.sha256(
+            os.pread(self._fd, self._clip_bytes, len(self._header) + slot * self._clip_bytes)
+        ).hexdigest()
+
+    def sync(self) -> None:
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return the bytes that stand before an .npy file's float16 values."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def shard_file(folder: Path, number: int, tensor: str) -> Path:
+    """Return where a tensor of a shard lies."""
+    return folder / f"shard-{number:05d}.{tensor}.npy"
+
+
+def record_file(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.json"
+
+
+class Sample(NamedTuple):
+    """One clip of a dataset; its tensors are read-only memory maps, float16."""
+
+    id: str
+    audio_s: float
+    tensors: dict[str, np.ndarray]
+
+
+class Dataset(Sequence[Sample]):
+    """Read a finished dataset; of its tensors only what is looked at is in memory."""
+
+    def __init__(self, folder: Path, index: Index, records: Sequence[ShardRecord]) -> None:
+        self.folder, self.about = folder, index
+        self._entries = [(entry.id, entry.audio_s) for record in records for entry in record.clips]
+        self._mapped: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+    @property
+    def ids(self) -> list[str]:
+        return [name for name, _ in self._entries]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        name, audio_s = self._entries[at]
+        number, slot = divmod(at % len(self), self.about.shard_clips)
+        if self._mapped[0] != number:  # one shard at a time, or all that was ever read would count as ours
+            paths = {tensor: shard_file(self.folder, number, tensor) for tensor in self.about.tensors}
+            self._mapped = (number, {name: np.load(path, mmap_mode="r") for name, path in paths.items()})
+        return Sample(name, audio_s, {tensor: values[slot] for tensor, values in self._mapped[1].items()})
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[at] for at in range(len(self)))
+
+
+def open_dataset(
+    folder: Path, verify: bool = True, tick: Callable[[int, int], None] = lambda done, of: None
+) -> Dataset:
+    """Open a finished dataset; raises StoreBroken with the clip or file that is missing or altered.
+
+    verify: hash every tensor, at the speed of the disk; without, only the index, records and file sizes are checked.
+    """
+    folder = Path(folder)
+    try:
+        index = Index.model_validate_json((folder / INDEX).read_bytes())
+        if index.signed(index.shards) != index:
+            raise ValueError("its checksum is another")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it was altered"
+        raise StoreBroken(f"{folder / INDEX} cannot be read ({reason}): {AGAIN}") from error
+    if len(index.shards) != len(index.sizes()):
+        raise StoreBroken(f"{folder} is not finished: {AGAIN}")
+    records = []
+    for number, (expected, size) in enumerate(zip(index.shards, index.sizes(), strict=True)):
+        path = record_file(folder, number)
+        if not path.exists() or digest_file(path) != expected:
+            raise StoreBroken(f"{path} is missing or was altered: {AGAIN}")
+        records.append(record := ShardRecord.model_validate_json(path.read_bytes()))
+        for tensor, shape in index.tensors.items():
+            _check_file(ShardFile(folder, number, tensor, size, shape), tensor, record, verify)
+        tick(number + 1, len(index.shards))
+    return Dataset(folder, index, records)
+
+
+def _check_file(file: ShardFile, tensor: str, record: ShardRecord, verify: bool) -> None:
+    try:
+        if not file.open(os.O_RDONLY):
+            raise StoreBroken(f"{file.path} was truncated, or its header altered: {AGAIN}")
+        for slot, entry in enumerate(record.clips if verify else ()):
+            if file.sha256(slot) != entry.tensors[tensor]:
+                raise StoreBroken(f"{file.path}: the tensor of clip {entry.id} was altered: {AGAIN}")
+    except OSError as error:
+        raise StoreBroken(f"{file.path} cannot be read ({error.strerror}): {AGAIN}") from error
+    finally:
+        file.close()

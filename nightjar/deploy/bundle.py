@@ -1,0 +1,133 @@
+"""A bundle: everything that a board needs to transcribe, with a script that does, and what it was made of."""
+
+import base64
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+import nightjar.device.pause_splitter
+import nightjar.device.transcribe  # both go into a bundle, so their code is part of every key that makes one
+from nightjar.errors import BadInput
+from nightjar.files import digest, digest_file
+from nightjar.paths import ROOT
+from nightjar.store.fingerprint import closure
+
+FORMAT = 1
+PYTHON = "3.10"  # the decode loop's syntax, as a session's
+MANIFEST = "manifest.json"
+SCRIPT = "transcribe.py"
+ID_LENGTH = 16
+
+
+class Ported(BaseModel):
+    """What a port says of a binary, as its results have it; figures that change with each run are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    verdict: str
+    tier: str
+    unit: str
+    wer: float
+    wer_float: float
+    wer_stock: float
+    delta_wer: float
+    interval: tuple[float, float]
+    clips: int
+    words: int
+    skipped: int
+    command: str
+    made_from: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any]) -> "Ported":
+        """Take from a port's results what does not depend on when it ran."""
+        kept = ("stage", "key", "sha256", "libraries", "sdk", "board")
+        made = {name: {part: record[part] for part in kept} for name, record in results["made_from"].items()}
+        return cls.model_validate({**results, "made_from": made})
+
+
+class Manifest(BaseModel, frozen=True):
+    """What a bundle is; the fields that `identity` leaves out say where it came from."""
+
+    format: int
+    id: str
+    model: str
+    family: str
+    target: str
+    precision: str
+    language: str
+    window_s: float
+    python: str
+    runtimes: dict[str, str]
+    files: dict[str, tuple[int, str]]
+    port: Ported
+
+
+def write_bundle(
+    out: Path,
+    *,
+    binary: Path,
+    modules: Sequence[str],
+    tokens: Mapping[int, bytes],
+    runtimes: Mapping[str, str],
+    model: str,
+    language: str,
+    port: Ported,
+) -> Manifest:
+    """Write a bundle's files into the empty folder `out`, the manifest last.
+
+    binary: as docs/files.md has it; modules: the decode loop and the runners; runtimes: what the port ran with, by
+    version. The id is of the content: the same binary, code and settings have the same one.
+    """
+    described = json.loads((binary / "model.json").read_text(encoding="utf-8"))
+    built = json.loads((binary / "binary.json").read_text(encoding="utf-8"))
+    parts = built["parts"].values()
+    for name in sorted({"model.json", "binary.json", *(part["file"] for part in parts)}):
+        shutil.copyfile(binary / name, out / name)
+    for path in binary.glob("*_embedding.npy"):
+        shutil.copyfile(path, out / path.name)
+    for name in closure([*modules, nightjar.device.pause_splitter.__name__]).files:
+        for parent in Path(name).parents:
+            if parent.name:
+                (out / "lib" / parent).mkdir(parents=True, exist_ok=True)
+                (out / "lib" / parent / "__init__.py").touch()
+        shutil.copyfile(ROOT / name, out / "lib" / name)
+    (out / SCRIPT).write_bytes(Path(nightjar.device.transcribe.__file__).read_bytes())
+    listed = (base64.b64encode(text) + b" %d\n" % number for number, text in sorted(tokens.items()))
+    (out / "tokens.txt").write_bytes(b"".join(listed))
+    files = {
+        path.relative_to(out).as_posix(): (path.stat().st_size, digest_file(path))
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+    content = {
+        "format": FORMAT,
+        "model": model,
+        "family": described["family"],
+        "target": built["target"],
+        "precision": built["precision"],
+        "language": language,
+        "window_s": described["recipe"]["window_s"],
+        "python": PYTHON,
+        "files": files,
+    }
+    manifest = Manifest(
+        **content,
+        id=digest(content)[:ID_LENGTH],
+        runtimes=dict(runtimes),
+        port=port,
+    )
+    (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a bundle's manifest; raises BadInput for a folder that is none."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder} is no bundle ({type(error).__name__}): run `nightjar deploy` again") from error

@@ -1,0 +1,207 @@
+"""What runs in a night: a config of models × targets × precisions, which makes named cells.
+
+    [checkpoints]                             # labels of files; relative paths are from this file's folder
+    "tiny.en-refit" = "../models/tiny.en-refit.pt"
+
+    [defaults]                                # options of `nightjar port` for all cells
+    test_set = "../speech/test.jsonl"
+
+    [[cells]]                                 # the cross product, with options of its own
+    models = ["whisper-nano", "tiny.en-refit"]
+    targets = ["rknn"]
+    precisions = ["int8", "auto"]
+    board = "rk1"
+
+A cell is called model/target/precision, and /board where one is named; the same every night.
+"""
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nightjar.boards.config import find_board
+from nightjar.errors import BadInput, BadOptions, BoardMissing, NightjarError
+from nightjar.paths import ROOT
+from nightjar.plugins.resolve import model_family, shipped_models
+from nightjar.plugins.target import make_options, target_of
+from nightjar.request import PortRequest
+
+AXES = {"models": "model", "targets": "target", "precisions": "precision"}
+OPTIONS = tuple(name for name in PortRequest.model_fields if name not in {*AXES.values(), "checkpoint"})
+PATHS = ("calibration_set", "test_set")
+LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
+
+
+class NightRequest(BaseModel):
+    """Port every cell of a config, keep what came of it, and say what changed since earlier nights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: Path = Field(
+        Path("deployments/nightly.toml"),
+        description="which cells: models × targets × precisions; a relative path is from the checkout",
+    )
+    hand_out: bool = Field(
+        False,
+        description="give the cells to the work queues of their targets (`nightjar flows deploy`), many at a time; "
+        "otherwise they run here, one after the other",
+    )
+    patience_h: float = Field(12, gt=0, description="hours that cells given to work queues may take, all together")
+    site: bool = Field(False, description="write the pages of all nights (reports/site) anew when it has ended")
+    night: str | None = Field(
+        None,
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$",
+        description="when it was due, UTC, as 2026-11-20T02:00:00Z; it names the night, and a night of this name is "
+        "replaced; default: its scheduled start",
+    )
+
+    def file(self) -> Path:
+        """Say where the config lies."""
+        return ROOT / self.config
+
+
+class BisectRequest(PortRequest):
+    """Run one cell under two checkpoints or two toolchains, and say what differs."""
+
+    FLAGS: ClassVar[tuple[str, ...]] = tuple(
+        name for name in PortRequest.model_fields if name not in ("checkpoint", "refresh")
+    )
+
+    checkpoints: tuple[Path, ...] = Field((), max_length=2, description="as --checkpoint of port; two are compared")
+    toolchains: tuple[Path, ...] = Field((), max_length=2, description="folders of the target's SDK; two are compared")
+
+
+class Asked(BaseModel, frozen=True):
+    """One cell of a config: its name, what is asked for, and the tier that its target's board has."""
+
+    cell: str
+    request: PortRequest
+    tier: str
+
+    @property
+    def counts(self) -> bool:
+        """Tell whether its gates are gates of the night: a stand-in stands for nothing."""
+        return self.tier in ("vendor-simulator", "device", "host")
+
+
+def read_config(path: Path) -> list[Asked]:
+    """Return the cells of a config, in its order; raises BadInput in one line for anything wrong in it."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(
+            f"cannot read the night's config {path} ({error.strerror}): give one with --config, as docs/nightly.md says"
+        ) from error
+    except ValueError as error:  # not UTF-8, not TOML
+        raise _refused(path, "the file", f"is no TOML: {' '.join(str(error).split())[:200]}") from error
+    if unknown := next((key for key in tables if key not in ("checkpoints", "defaults", "cells")), None):
+        raise _refused(path, f"[{unknown}]", "unknown key; have checkpoints, defaults, cells")
+    checkpoints = {label: _checkpoint(path, label, at) for label, at in _table(path, tables, "checkpoints").items()}
+    defaults = _options(path, "[defaults]", _table(path, tables, "defaults"))
+    cells = tables.get("cells", [])
+    if not isinstance(cells, list) or not cells or not all(isinstance(each, dict) for each in cells):
+        raise _refused(path, "[[cells]]", "asks for no cell: give models, targets and precisions")
+    found: dict[str, Asked] = {}
+    for number, table in enumerate(cells, 1):
+        for asked in _expanded(path, f"[[cells]] {number}", table, checkpoints, defaults):
+            if asked.cell in found:
+                raise _refused(path, f"[[cells]] {number}", f"cell {asked.cell} is there twice")
+            found[asked.cell] = asked
+    if unused := sorted(checkpoints.keys() - {asked.request.model for asked in found.values()}):
+        raise _refused(path, f"[checkpoints] {unused[0]}", "no cell asks for it")
+    return list(found.values())
+
+
+def cell_name(request: PortRequest) -> str:
+    """Name the cell that a request is."""
+    return "/".join(filter(None, (request.model, request.target, request.precision, request.board)))
+
+
+def _expanded(
+    path: Path, entry: str, table: Mapping[str, Any], checkpoints: Mapping[str, Path], defaults: Mapping[str, Any]
+) -> Iterator[Asked]:
+    options = {**defaults, **_options(path, entry, {k: v for k, v in table.items() if k not in AXES})}
+    axes = {axis: _names(path, entry, table, axis) for axis in AXES}
+    for model, target, precision in itertools.product(*axes.values()):
+        at = f"{entry}, {model}/{target}/{precision}"
+        said = {"model": model, "checkpoint": checkpoints.get(model), "target": target, "precision": precision}
+        try:
+            request = PortRequest(**said, **options)
+            yield Asked(cell=cell_name(request), request=request, tier=_checked(request))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise _refused(path, at, f"{where} = {str(first['input'])[:100]}: {first['msg']}") from error
+        except NightjarError as error:
+            raise _refused(path, at, str(error)) from error
+
+
+def _checked(request: PortRequest) -> str:
+    """Refuse names that are none, without looking for files, toolchains or boards; return the tier of its board."""
+    if request.checkpoint is None:  # a checkpoint's file may be put there during the day
+        model_family(request)
+    lacking = [name for name in PATHS if getattr(request, name) is None]
+    if lacking and request.model not in shipped_models():
+        raise BadOptions(
+            f"{request.model} ships no speech: give {lacking[0]} a NeMo manifest, LibriSpeech tree or folder"
+        )
+    target = target_of(request.target, request.board)
+    make_options(target, request.precision, request.float_nodes, request.target_options)
+    tiers: Mapping[str, str] = target.load().TIERS
+    alias = request.board or target.load().DEFAULT_BOARD
+    if alias in tiers:
+        return tiers[alias]
+    for each in alias.split(","):
+        if each == "env":  # what BOARD_IP says where the cell runs
+            continue
+        entry = find_board(each).entry
+        if "local" not in tiers or entry.target not in (None, request.target):
+            raise BoardMissing(f"target {request.target} has no board {each!r}; have {', '.join(tiers)}: pass --board")
+    return tiers["local"]
+
+
+def _table(path: Path, tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = tables.get(name, {})
+    if not isinstance(table, dict):
+        raise _refused(path, f"[{name}]", "is no table")
+    return table
+
+
+def _checkpoint(path: Path, label: str, at: Any) -> Path:
+    if not LABEL.fullmatch(label):
+        raise _refused(path, f"[checkpoints] {label[:100]!r}", "a label has letters, digits and . _ -")
+    if not isinstance(at, str) or not at:
+        raise _refused(path, f"[checkpoints] {label}", "is no path")
+    return (path.resolve().parent / Path(at).expanduser()).resolve()
+
+
+def _names(path: Path, entry: str, table: Mapping[str, Any], axis: str) -> list[str]:
+    names = table.get(axis)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise _refused(path, entry, f"{axis} is to be a list of names, such as {axis} = [{_example(axis)}]")
+    return names
+
+
+def _example(axis: str) -> str:
+    return {"models": '"whisper-nano"', "targets": '"rknn"', "precisions": '"int8", "auto"'}[axis]
+
+
+def _options(path: Path, entry: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    for key in table:
+        if key not in OPTIONS:
+            axes = "" if entry == "[defaults]" else f"{', '.join(AXES)}, "
+            raise _refused(path, entry, f"unknown key {key[:100]!r}; have {axes}{', '.join(OPTIONS)}")
+    folder = path.resolve().parent
+    return {
+        key: folder / Path(value).expanduser() if key in PATHS and isinstance(value, str) else value
+        for key, value in table.items()
+    }
+
+
+def _refused(path: Path, entry: str, reason: str) -> BadInput:
+    return BadInput(f"{path}, {entry}: {reason}; docs/nightly.md says what a night's config may hold")

@@ -1,0 +1,151 @@
+"""Which artifacts the history needs: what gc must keep, and why."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nightjar.nightly.history import History
+from nightjar.nightly.regression import best_night
+from nightjar.paths import reports_folder
+from nightjar.store.artifact import Store
+from nightjar.store.bucket import Bucket
+from nightjar.store.gc import Entry, Known, Ref, known_artifact
+from nightjar.store.remote_gc import read_record, records
+from nightjar.store.usage import in_use
+from nightjar.text import DAY_S, age
+
+KEEP_NIGHTS = 7
+OLDER_THAN_S = 2 * DAY_S  # a night that failed half-way is asked for again the next day
+REMOTE_OLDER_THAN_S = 30 * DAY_S  # since it was written: a bucket does not say when it was used last
+
+
+def survey(
+    store: Store,
+    history: History,
+    *,
+    keep_nights: int = KEEP_NIGHTS,
+    older_than_s: float = OLDER_THAN_S,
+    reports: Path | None = None,
+) -> list[Entry]:
+    """List every artifact of a store with the reasons to keep it, none where nothing needs it; changes nothing.
+
+    Raises StoreBroken when the history cannot be read: what it needs is not known then.
+    """
+    return explain(
+        {ref: known_artifact(store, ref) for ref in store.refs()},
+        in_use(store),
+        history,
+        keep_nights,
+        older_than_s,
+        reports,
+    )
+
+
+def explain(
+    known: Mapping[Ref, Known],
+    used: Iterable[Ref],
+    history: History,
+    keep_nights: int,
+    older_than_s: float,
+    reports: Path | None,
+) -> list[Entry]:
+    """Find the reasons to keep artifacts, wherever they lie; used: those of live runs."""
+    by_content = _by_content(known)
+    reasons: dict[Ref, list[str]] = {ref: [] for ref in known}
+
+    def keep(refs: Iterable[Ref], why: str) -> None:
+        for ref in refs:
+            if ref in reasons and why not in reasons[ref]:
+                reasons[ref].append(why)
+
+    keep(used, "a run uses it")
+    cells = history.cells().to_dict("records")
+    keep([ref for cell in cells for ref in _scored(cell)], "a score in the history")
+    last = set(history.nights()["night"].tolist()[-keep_nights:] if keep_nights else ())
+    of_last = [ref for cell in cells if cell["night"] in last for ref in _scored(cell)]
+    keep(_lineage(of_last, known, by_content), f"made the last {keep_nights} nights")
+    keep(_lineage(_best(history, cells, last), known, by_content), "made a cell's best night")
+    for name, refs in _reported(reports or reports_folder(), known):
+        keep(_lineage(refs, known, by_content), f"made reports/{name}")
+    since = time.time() - older_than_s
+    recent = [ref for ref, each in known.items() if each.used_s > since]
+    keep(recent, f"used in the last {age(older_than_s)}")
+    return [
+        Entry(stage=ref[0], key=ref[1], bytes=each.bytes, made_s=each.made_s, used_s=each.used_s, why=tuple(why))
+        for (ref, each), why in zip(known.items(), reasons.values(), strict=True)
+    ]
+
+
+def _by_content(known: Mapping[Ref, Known]) -> dict[str, list[Ref]]:
+    """Index artifacts by content: of each stage the one that was used last."""
+    found: dict[str, dict[str, Ref]] = {}
+    for ref, each in sorted(known.items(), key=lambda item: item[1].used_s):
+        if each.record is not None:
+            found.setdefault(each.record.sha256, {})[ref[0]] = ref
+    return {sha256: list(refs.values()) for sha256, refs in found.items()}
+
+
+def _lineage(refs: Iterable[Ref], known: Mapping[Ref, Known], by_content: dict[str, list[Ref]]) -> set[Ref]:
+    """Return artifacts with everything in the store that they were made from."""
+    todo, seen = list(refs), set[Ref]()
+    while todo:
+        ref = todo.pop()
+        each = known.get(ref)
+        if ref in seen or each is None:
+            continue
+        seen.add(ref)
+        parts = each.record.parts if each.record is not None else {}
+        for part, content in parts.items():
+            if part.startswith("input "):
+                todo += by_content.get(content, ())
+    return seen
+
+
+def _scored(cell: dict[Any, Any]) -> list[Ref]:
+    return [(stage, str(cell[stage])) for stage in ("judge", "report") if cell[stage]]
+
+
+def _best(history: History, cells: list[dict[Any, Any]], last: set[str]) -> list[Ref]:
+    """Return the scores of each cell's best night, and of the nights that the last ones were held against as best."""
+    chosen = list[Ref]()
+    for rows in history.rows_before("9999").values():
+        speech = next((row.speech for row in reversed(rows) if row.speech), "")
+        if (best := best_night(rows, speech)) is not None:
+            chosen += _scored(best.model_dump())
+    findings = history.findings().to_dict("records")
+    named = {(f["other"], f["cell"]) for f in findings if f["against"] == "best" and f["night"] in last}
+    return chosen + [ref for cell in cells if (cell["night"], cell["cell"]) in named for ref in _scored(cell)]
+
+
+def _reported(reports: Path, known: Mapping[Ref, Known]) -> Iterator[tuple[str, list[Ref]]]:
+    """Yield each report that lies in reports/ and what it says it was made from, with its own artifact."""
+    for path in sorted(reports.glob("*/results.json")):
+        try:
+            made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+            refs = [(each["stage"], each["key"]) for each in made_from.values()]
+            rests_on = {f"input {name}": made_from[name]["sha256"] for name in ("binary", "verdict")}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # somebody else's file
+            continue
+        own = [
+            ref
+            for ref, each in known.items()
+            if ref[0] == "report" and each.record is not None and rests_on.items() <= each.record.parts.items()
+        ]
+        yield path.parent.name, refs + own
+
+
+def survey_remote(
+    bucket: Bucket, history: History, *, keep_nights: int = KEEP_NIGHTS, older_than_s: float = REMOTE_OLDER_THAN_S
+) -> list[Entry]:
+    """List every artifact of a bucket with the reasons to keep it; changes nothing.
+
+    Raises StoreBroken when the bucket or the history cannot be read.
+    """
+    known: dict[Ref, Known] = {}
+    for seen, ref in records(bucket):
+        record = read_record(bucket, seen.name, ref)
+        size = sum(count for count, _ in record.files.values()) if record is not None else 0
+        known[ref] = Known(record, size, seen.written_s, seen.written_s)
+    return explain(known, (), history, keep_nights, older_than_s, None)

@@ -1,0 +1,63 @@
+"""Find models and targets by their folders: a folder is a plug-in, there is no registry to edit."""
+
+import importlib
+from types import ModuleType
+from typing import Literal
+
+from pydantic import BaseModel
+
+from nightjar.errors import UnknownName
+from nightjar.paths import ROOT
+from nightjar.store.fingerprint import module_file
+from nightjar.toolchains.environment import toolchain
+
+Kind = Literal["models", "targets"]
+
+
+class Plugin(BaseModel, frozen=True):
+    """Name one module of a model's or target's folder; its import closure enters the key of a stage that takes it."""
+
+    module: str
+
+    @property
+    def name(self) -> str:
+        """The module without its kind: `rknn`, `mtk.stand_in`, `whisper.decode`."""
+        return self.module.partition(".")[2]
+
+    def load(self) -> ModuleType:
+        """Import the module."""
+        return importlib.import_module(self.module)
+
+    def tools(self) -> tuple[str, ...]:
+        """List the modules that run inside a target's SDK, which no import reaches."""
+        inside = ROOT.joinpath(*self.module.split("."), "toolchain")
+        return tuple(f"{self.module}.toolchain.{path.stem}" for path in sorted(inside.glob("*.py")))
+
+    def sdk(self) -> dict[str, str]:
+        """Return what is installed beside a target's SDK, nothing for a target without one.
+
+        Raises ToolchainMissing where it is not installed.
+        """
+        return toolchain(self.name).versions() if self.tools() else {}
+
+
+def names(kind: Kind) -> list[str]:
+    """List the folders of a kind, sorted."""
+    folder = ROOT / kind
+    return sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+
+
+def plugin(kind: Kind, name: str, module: str = "") -> Plugin:
+    """Return one module of the folder called `name`.
+
+    Raises UnknownName when there is no such folder or it has no such module.
+    """
+    known = names(kind)
+    if name not in known:
+        raise UnknownName(f"no {kind[:-1]} {name!r}; have {', '.join(known)}: see `nightjar {kind}`")
+    path = ".".join(filter(None, (kind, name, module)))
+    if module_file(path) is None:
+        raise UnknownName(
+            f"{kind[:-1]} {name!r} has no {module}.py: add {kind}/{name}/{module}.py, see docs/design.md, The tree"
+        )
+    return Plugin(module=path)

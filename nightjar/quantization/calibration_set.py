@@ -1,0 +1,326 @@
+"""A calibration set: real inputs of every part, each array stored once.
+
+`calibration.json` says, per part, what the inputs are and which files make each sample (docs/files.md).
+A sample may take the first rows of a longer array, so that a decoder's KV cache lies on disk once per clip and
+not once per step.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from nightjar.errors import BadInput
+from nightjar.graphs.tensor_spec import Input
+
+Tensors = dict[str, np.ndarray]
+
+INDEX = "calibration.json"
+AGAIN = "run the same command with --refresh calibrate"
+
+
+class Ref(BaseModel, frozen=True):
+    """A stored array, whole or its first `rows` of axis 1, zero-padded to the input's shape."""
+
+    file: str
+    rows: int | None = Field(default=None, ge=0)
+
+    @field_validator("file")
+    @classmethod
+    def _stays_in_the_folder(cls, file: str) -> str:
+        if file in ("", ".", "..") or "/" in file or "\\" in file:
+            raise ValueError(f"{file!r} is not a plain file name inside the calibration folder")
+        return file
+
+
+class Part(BaseModel):
+    """The inputs of a part in graph order, and its samples."""
+
+    inputs: list[Input]
+    samples: list[dict[str, Ref]] = []
+
+
+class Index(BaseModel):
+    """The content of calibration.json."""
+
+    seed: int
+    warnings: list[str] = []
+    parts: dict[str, Part]
+    streams: list[str] = []  # files of whole streams' features, for what shows only step after step
+    coverage: dict[str, Any] = {}
+
+
+class Spread:
+    """Collect minimum, maximum and approximate percentiles of a stream of arrays in constant memory.
+
+    The histogram spans [-reach, reach] and doubles its reach by merging neighbouring bins, so a late outlier
+    costs resolution and no second pass. It sees about `VIEW` elements of an array, evenly spread; min and max see all.
+    """
+
+    BINS = 8192
+    VIEW = 200_000
+
+    def __init__(self) -> None:
+        self.low = np.inf
+        self.high = -np.inf
+        self._reach = 0.0
+        self._counts = np.zeros(self.BINS, np.int64)
+
+    def add(self, array: np.ndarray) -> None:
+        """Take an array of any shape and real dtype into account; NaN and infinity raise BadInput."""
+        if not array.size:
+            return
+        low, high = float(array.min()), float(array.max())
+        if not np.isfinite([low, high]).all():
+            raise BadInput(
+                "calibration values contain NaN or infinity; ranges need finite values: check the"
+                f" float graphs and the clip, then {AGAIN}"
+            )
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._widen(max(-low, high))
+        # An odd step walks through all channels instead of seeing the same ones in every row.
+        flat = array.reshape(-1)[:: max(1, array.size // self.VIEW) | 1].astype(np.float64)
+        bins = ((flat / self._reach + 1) * (self.BINS / 2)).astype(np.int64)
+        np.clip(bins, 0, self.BINS - 1, out=bins)
+        self._counts += np.bincount(bins, minlength=self.BINS)
+
+    def percentile(self, percent: float) -> float:
+        """Return the value below which `percent` of the elements lie, within one bin and [min, max]."""
+        if not self._counts.any():
+            return 0.0
+        cumulative = np.cumsum(self._counts)
+        index = int(np.searchsorted(cumulative, percent / 100 * cumulative[-1]))
+        # The outer edge: a clipped range must not lose the bin it stops in.
+        edge = index if percent < 50 else index + 1
+        value = (edge * 2 / self.BINS - 1) * self._reach
+        return float(min(max(value, self.low), self.high))
+
+    def summary(self) -> dict[str, float]:
+        """Return min, max, p0.1 and p99.9, rounded to 6 significant digits."""
+        if not self._counts.any():
+            return {}
+        values = {
+            "min": self.low,
+            "max": self.high,
+            "p0.1": self.percentile(0.1),
+            "p99.9": self.percentile(99.9),
+        }
+        return {name: float(f"{value:.6g}") for name, value in values.items()}
+
+    def _widen(self, magnitude: float) -> None:
+        # Powers of two only, so that bins of any two reaches nest and the order of arrays does not matter.
+        if self._reach == 0.0:
+            self._reach = 2.0**-20
+        while magnitude > self._reach:
+            half = self.BINS // 2
+            merged = self._counts.reshape(half, 2).sum(axis=1)
+            self._counts = np.zeros_like(self._counts)
+            self._counts[half // 2 : half // 2 + half] = merged
+            self._reach *= 2
+
+
+class CalibrationWriter:
+    """Write a calibration folder array by array; nothing is kept but names and ranges.
+
+    `close` writes calibration.json last, so a folder without it is unfinished and is never opened.
+    """
+
+    def __init__(self, folder: Path, parts: Mapping[str, Sequence[Input]], seed: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._index = Index(seed=seed, parts={p: Part(inputs=list(i)) for p, i in parts.items()})
+        self._spreads = {p: {i.name: Spread() for i in inputs} for p, inputs in parts.items()}
+        self._stored: set[str] = set()
+
+    def store(self, part: str, name: str, file: str, array: np.ndarray, rows: bool = False) -> Ref:
+        """Store an array of `part`'s input `name` under `file` and return the ref to it.
+
+        `rows=True` allows fewer rows on axis 1 than the input has. A wrong shape, an unknown input or a second
+        array of the same name raises BadInput.
+        """
+        spec = next((i for i in self._index.parts[part].inputs if i.name == name), None)
+        if spec is None:
+            have = ", ".join(i.name for i in self._index.parts[part].inputs)
+            raise BadInput(f"part '{part}' has no input '{name}'; it has {have}; give it one of these")
+        if file in self._stored:
+            raise BadInput(f"'{file}' is stored already; give each array a name of its own")
+        array = np.ascontiguousarray(array, dtype=spec.dtype)
+        _check_shape(array, spec, f"part '{part}', file '{file}'", rows)
+        self._spreads[part][name].add(array)
+        np.save(self._folder / file, array, allow_pickle=False)
+        self._stored.add(file)
+        return Ref(file=file)
+
+    def add(self, part: str, sample: Mapping[str, Ref]) -> None:
+        """Append one sample to a part; it must name every input of the part, and only stored files."""
+        entry = self._index.parts[part]
+        _check_names(sample, entry, f"sample {len(entry.samples)} of part '{part}'")
+        unknown = [ref.file for ref in sample.values() if ref.file not in self._stored]
+        if unknown:
+            raise BadInput(f"part '{part}' refers to {unknown[0]!r}, which was not stored; store it first")
+        entry.samples.append({i.name: sample[i.name] for i in entry.inputs})
+
+    def add_stream(self, features: np.ndarray) -> None:
+        """Keep the features of a whole stream, one behind the other: (chunks, …) float32."""
+        file = f"stream_{len(self._index.streams):06d}.npy"
+        np.save(self._folder / file, np.ascontiguousarray(features, np.float32), allow_pickle=False)
+        self._index.streams.append(file)
+
+    def count(self, part: str) -> int:
+        """Return the number of samples added to a part so far."""
+        return len(self._index.parts[part].samples)
+
+    def close(self, coverage: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
+        """Write calibration.json with the coverage given, and `ranges` per part and input added to it."""
+        ranges = {
+            part: {name: spread.summary() for name, spread in spreads.items()}
+            for part, spreads in self._spreads.items()
+        }
+        self._index.coverage = {**coverage, "ranges": ranges}
+        self._index.warnings = list(warnings)
+        text = self._index.model_dump_json(indent=1, exclude_none=True)
+        (self._folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+class CalibrationSet:
+    """Read a calibration folder, one sample in memory at a time."""
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        self.folder = folder
+        self.index = index
+
+    @classmethod
+    def open(cls, folder: Path) -> "CalibrationSet":
+        """Open a folder; BadInput where calibration.json is missing or malformed."""
+        path = folder / INDEX
+        try:
+            index = Index.model_validate_json(path.read_bytes())
+        except FileNotFoundError as exc:
+            raise BadInput(f"no {INDEX} in {folder}: not a calibration set, or one cut short; {AGAIN}") from exc
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise BadInput(f"{path} is malformed, {place}: {first['msg']}; {AGAIN}") from exc
+        return cls(folder, index)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of the parts it has samples for."""
+        return tuple(self.index.parts)
+
+    def inputs(self, part: str) -> tuple[Input, ...]:
+        """Return a part's inputs in graph order."""
+        return tuple(self._part(part).inputs)
+
+    def count(self, part: str) -> int:
+        """Return the number of samples of a part."""
+        return len(self._part(part).samples)
+
+    def samples(self, part: str, most: int | None = None) -> Iterator[Tensors]:
+        """Yield a part's samples, every input by name in graph order, in its full shape and dtype.
+
+        most: no more than so many, the first among them, evenly from all: a decoder's lie in order of their clips.
+        A missing input, file or row, or a wrong shape, raises BadInput. Arrays are read-only where samples share them.
+        """
+        entry = self._part(part)
+        step = max(1.0, len(entry.samples) / most) if most else 1.0
+        chosen = {int(number * step) for number in range(most or len(entry.samples))}
+        held: dict[str, tuple[str, np.ndarray]] = {}
+        for number, sample in enumerate(entry.samples):
+            if number not in chosen:
+                continue
+            where = f"sample {number} of part '{part}' in {self.folder}"
+            _check_names(sample, entry, where)
+            tensors: Tensors = {}
+            for spec in entry.inputs:
+                ref = sample[spec.name]
+                if held.get(spec.name, ("",))[0] != ref.file:
+                    held[spec.name] = (ref.file, self._load(ref.file, where))
+                tensors[spec.name] = _materialise(held[spec.name][1], ref, spec, where)
+            yield tensors
+
+    def streams(self) -> list[np.ndarray]:
+        """Return the features of the whole streams that are kept, (chunks, …) each; none where the model has none."""
+        return [self._load(file, f"stream of {self.folder}") for file in self.index.streams]
+
+    def write_dataset(self, part: str, folder: Path | None = None) -> Path:
+        """Write dataset.txt, the list that vendor toolkits read, and return its path.
+
+        One sample per line, absolute paths in graph order with one space between them; rows of a longer array are
+        written out beside the list. Without `folder` it goes to `dataset/<part>/` of the set: a view of it where it
+        lies now, no part of its content. A path with white space raises BadInput: the format (rknn-toolkit2, `dataset`)
+        has no quoting.
+        """
+        store = self.folder.resolve()
+        out = (folder or store / "dataset" / part).resolve()
+        for path in (store, out):
+            if any(character.isspace() for character in str(path)):
+                raise BadInput(
+                    f"'{path}' has white space in it, and dataset.txt cannot quote a path;"
+                    " put the artifact store or the dataset folder somewhere without"
+                )
+        out.mkdir(parents=True, exist_ok=True)
+        entry = self._part(part)
+        lines = []
+        for number, sample in enumerate(entry.samples):
+            where = f"sample {number} of part '{part}' in {self.folder}"
+            _check_names(sample, entry, where)
+            paths = []
+            for spec in entry.inputs:
+                ref, path = sample[spec.name], store / sample[spec.name].file
+                if ref.rows is not None:
+                    path = out / f"{spec.name}_{number:06d}.npy"
+                    np.save(path, _materialise(self._load(ref.file, where), ref, spec, where), allow_pickle=False)
+                elif not path.is_file():
+                    raise BadInput(f"{where}: '{ref.file}' is missing; {AGAIN}")
+                paths.append(str(path))
+            lines.append(" ".join(paths) + "\n")
+        (out / "dataset.txt").write_text("".join(lines), encoding="utf-8")
+        return out / "dataset.txt"
+
+    def _part(self, part: str) -> Part:
+        if part not in self.index.parts:
+            raise BadInput(
+                f"{self.folder} has no samples for part '{part}'; it has {', '.join(self.parts)},"
+                f" and is of another recipe than the graphs: {AGAIN}"
+            )
+        return self.index.parts[part]
+
+    def _load(self, file: str, where: str) -> np.ndarray:
+        try:
+            array: np.ndarray = np.load(self.folder / file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as exc:
+            raise BadInput(f"{where}: cannot read '{file}' ({exc}); {AGAIN}") from exc
+        array.flags.writeable = False
+        return array
+
+
+def _materialise(array: np.ndarray, ref: Ref, spec: Input, where: str) -> np.ndarray:
+    where = f"{where}, file '{ref.file}'"
+    if array.dtype != np.dtype(spec.dtype):
+        raise BadInput(f"{where}: dtype {array.dtype}, but input '{spec.name}' is {spec.dtype}; {AGAIN}")
+    _check_shape(array, spec, where, ref.rows is not None)
+    if ref.rows is None:
+        return array
+    if ref.rows > array.shape[1]:
+        raise BadInput(f"{where}: {ref.rows} rows wanted, {array.shape[1]} stored; {AGAIN}")
+    full = np.zeros(spec.shape, array.dtype)
+    full[:, : ref.rows] = array[:, : ref.rows]
+    return full
+
+
+def _check_shape(array: np.ndarray, spec: Input, where: str, rows: bool) -> None:
+    wanted = list(spec.shape)
+    if rows and array.ndim == len(wanted) > 1:
+        wanted[1] = min(wanted[1], array.shape[1])
+    if list(array.shape) != wanted:
+        raise BadInput(f"{where}: shape {array.shape}, but input '{spec.name}' is {spec.shape}; {AGAIN}")
+
+
+def _check_names(sample: Mapping[str, Ref], part: Part, where: str) -> None:
+    wanted = {i.name for i in part.inputs}
+    if set(sample) != wanted:
+        missing, extra = sorted(wanted - set(sample)), sorted(set(sample) - wanted)
+        raise BadInput(f"{where}: missing inputs {missing}, unknown inputs {extra}; {AGAIN}")

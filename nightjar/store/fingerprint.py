@@ -1,0 +1,118 @@
+"""Which of this repository's files, and which libraries, make a result: the code part of a stage's key."""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from nightjar.paths import ROOT
+from nightjar.store.file_memo import Memo
+
+PACKAGES = ("nightjar", "models", "targets", "tasks", "flows")
+
+# The orchestration decides when a stage runs, and ssh how bytes travel, checked at both ends; never what is made.
+ORCHESTRATION = frozenset(
+    {"tasks.stage", "tasks.concurrency", "tasks.dask", "prefect", "nightjar.boards.ssh", "nightjar.boards.config"}
+)
+
+
+class Closure(NamedTuple):
+    """Files of this repository by sha256, and libraries by version."""
+
+    files: dict[str, str]
+    libraries: dict[str, str]
+
+
+def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
+    """Follow the imports of `modules` through this repository.
+
+    Function-level imports count, `if TYPE_CHECKING` does not; the packages on the way to a module count, as Python runs
+    them, except a target's on the way to its runner. A library counts with its version when this repository's code
+    imports it directly.
+    """
+    todo, seen, leaves = list(modules), set[str](), set[str]()
+    files: dict[str, str] = {}
+    libraries: dict[str, str] = {}
+    while todo:
+        module = todo.pop()
+        if module in seen or module in ORCHESTRATION:
+            continue
+        seen.add(module)
+        top, _, _ = module.partition(".")
+        if top not in PACKAGES:
+            foreign = top not in sys.stdlib_module_names and top not in ORCHESTRATION
+            if foreign and (found := version(top)):
+                libraries[top] = found
+            continue
+        parent = module.rpartition(".")[0]
+        if parent in leaves:  # a name in a module, no module
+            continue
+        # A target's package compiles; its runner runs on boards that have nothing of it, so it is no way to the runner.
+        if parent and not parent.startswith("targets."):
+            todo.append(parent)
+        if (path := module_file(module, root)) is not None:
+            sha256, imported = _scan(path, module, path.stat().st_mtime_ns)
+            files[path.relative_to(root).as_posix()] = sha256
+            if path.name != "__init__.py":
+                leaves.add(module)
+            todo.extend(reversed(imported))  # a module before what is imported from it
+    _scans.save()
+    return Closure(dict(sorted(files.items())), dict(sorted(libraries.items())))
+
+
+def module_file(module: str, root: Path = ROOT) -> Path | None:
+    """Return the .py file of a module of this repository, None for a folder without one or a name that is no module."""
+    stem = root.joinpath(*module.split("."))
+    for path in (stem / "__init__.py", stem.with_suffix(".py")):
+        if path.is_file():
+            return path
+    return None
+
+
+@functools.cache
+def _scan(path: Path, module: str, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
+    sha256, imported = _scans.get(path, module if path.name == "__init__.py" else module.rpartition(".")[0])
+    return sha256, tuple(imported)
+
+
+def _read(path: Path, package: str) -> tuple[str, tuple[str, ...]]:
+    source = path.read_bytes()
+    return hashlib.sha256(source).hexdigest(), tuple(_imports(ast.parse(source), package))
+
+
+_scans = Memo("scans", _read)
+
+
+def _imports(tree: ast.AST, package: str) -> Iterable[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            prefix = ".".join([*parents, node.module or ""]).strip(".") if node.level else node.module or ""
+            yield prefix
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)  # may be a module, may be a name
+        elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):  # no expression imports
+            yield from _imports(node, package)
+
+
+@functools.cache
+def version(top: str) -> str:
+    """Return the installed version of the distribution that provides a top-level module, empty when none does."""
+    for name in (top, {"whisper": "openai-whisper", "yaml": "PyYAML"}.get(top)):
+        if name:
+            try:
+                return importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    if importlib.util.find_spec(top) is None:  # an SDK of another environment; asking for all distributions is slow
+        return ""
+    distributions = importlib.metadata.packages_distributions().get(top, [])
+    return importlib.metadata.version(distributions[0]) if distributions else ""

@@ -1,0 +1,109 @@
+"""What runs use of a store: each says it in a file of its own, under a lock that ends with it, and gc asks there first.
+
+A run notes a key before it looks it up. Noting holds the store's gate shared, and gc holds it alone from its look at
+these files to the removal of a record. So either gc sees the note and keeps the artifact, or the run finds no record
+and makes it again; never is something taken away from a run that has found it.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from nightjar.errors import StoreBroken
+from nightjar.files import storing
+from nightjar.locks import is_still, locked, try_lock
+from nightjar.store.artifact import Store
+
+log = logging.getLogger(__name__)
+
+RUNNING = ".running"
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Usage:
+    """What one run took from a store or made there; known to gc until it is closed, or its process ends."""
+
+    def __init__(self, store: Store, outer: "Usage | None" = None) -> None:
+        """outer: of a longer run that this is part of, such as a night's; it is told too, and holds until it ends."""
+        self._store, self._handle, self._noted, self._outer = store, -1, set[tuple[str, str]](), outer
+        self._noting = threading.Lock()
+        self._path = Path()
+
+    def note(self, stage: str, key: str) -> None:
+        """Keep gc from a key, which need not be there yet; to be called before it is looked up.
+
+        Raises StoreBroken when the disk is full. A store that this process cannot write is used without a note.
+        """
+        if self._outer is not None:
+            self._outer.note(stage, key)
+        with self._noting, _writing():
+            if (stage, key) not in self._noted:
+                with gate(self._store):
+                    self._open()
+                    line = f"\n{stage}/{key}\n".encode()  # the first newline ends what a full disk cut short before
+                    if os.write(self._handle, line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                self._noted.add((stage, key))
+        with contextlib.suppress(OSError):
+            os.utime(self._store.memo(stage, key))
+
+    def close(self) -> None:
+        """Let gc have what no score needs."""
+        with self._noting:
+            if self._handle >= 0:
+                self._path.unlink(missing_ok=True)
+                os.close(self._handle)
+            self._handle, self._noted = -1, set()
+
+    def _open(self) -> None:
+        """Make our file, under the gate: nobody takes it for a dead run's before it is locked."""
+        if self._handle < 0:
+            folder = self._store.root / RUNNING
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path = folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            try_lock(self._handle)
+
+
+@contextlib.contextmanager
+def gate(store: Store, alone: bool = False) -> Iterator[None]:
+    """Hold the store's gate, shared by those who note what they use, or alone to remove what nobody does."""
+    with locked(store.root / ".gate", shared=not alone):
+        yield
+
+
+def in_use(store: Store, clear: bool = False) -> set[tuple[str, str]]:
+    """Return stage and key of everything that a live run noted; clear: remove what dead ones left, under the gate."""
+    found = set[tuple[str, str]]()
+    for path in (store.root / RUNNING).glob("*"):
+        try:
+            handle = os.open(path, os.O_RDWR)
+        except FileNotFoundError:  # that run has ended
+            continue
+        try:
+            if not try_lock(handle):
+                with contextlib.suppress(FileNotFoundError):
+                    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+                    found |= {(stage, key) for stage, _, key in (line.partition("/") for line in lines if line)}
+            elif clear and is_still(handle, path):
+                path.unlink()
+        finally:
+            os.close(handle)
+    return found
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        with storing():
+            yield
+    except StoreBroken as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in UNWRITABLE:
+            raise
+        log.debug("gc is not told what this run uses: %s", error)

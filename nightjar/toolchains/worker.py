@@ -1,0 +1,73 @@
+"""Run one module inside a vendor's environment: JSON in, JSON out; standard library only.
+
+    python -P -m nightjar.toolchains.worker MODULE JOB.json RESULT.json [MEMORY_BYTES]
+
+The module's `main(job) -> result` does the work. What it raises becomes `{"error": kind, "message": line}`; the
+traceback goes to stderr, for the log.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def main(module: str, job_file: str, result_file: str, memory_bytes: str = "0") -> int:
+    """Run a module on a job and write its result or its error; return the exit status."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    if int(memory_bytes):
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
+    warnings.simplefilter("ignore")  # of the SDK's own code: nobody here can act on them
+    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    result: dict[str, Any]
+    try:
+        enter_bare(module)
+        result = {"result": importlib.import_module(module).main(job)}
+    except Exception as exc:  # whatever an SDK raises
+        traceback.print_exc()
+        lines = str(exc).strip().splitlines()
+        result = {"error": _kind(exc), "message": lines[-1][:500] if lines else type(exc).__name__}
+    Path(result_file).write_text(json.dumps(result), encoding="utf-8")
+    return 1 if "error" in result else 0
+
+
+def enter_bare(module: str) -> None:
+    """Enter the packages on the way to a target's module as bare folders.
+
+    A target's package declares its options with pydantic, which a vendor's environment lacks.
+    """
+    names = module.split(".")[:-1]
+    for end in range(2, len(names) + 1):
+        name = ".".join(names[:end])
+        if names[0] == "targets" and name not in sys.modules:
+            bare = types.ModuleType(name)
+            bare.__path__ = [str(Path(__file__).resolve().parents[2].joinpath(*names[:end]))]
+            sys.modules[name] = bare
+
+
+def _kind(exc: Exception) -> str:
+    """Name the class an error is of, the most general that the caller tells apart."""
+    for kind in (MemoryError, ImportError):
+        if isinstance(exc, kind):
+            return kind.__name__
+    return type(exc).__name__
+
+
+def _follow_parent() -> None:
+    """End with the process that called: its end closes this pipe, even when it was killed."""
+    while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when Python ends
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""The model script (.alls) of a part, made from the kinds of its layers and from what a precision search says of them.
+
+The commands are those of Hailo's public scripts (hailocs/hailo-whisper, hailo_model_zoo). Numbers of layers differ with
+the graph and the DFC's version, so none is written down here.
+"""
+
+from collections.abc import Collection, Sequence
+
+from targets.hailo.layers import Layer
+from targets.hailo.options import Options
+
+
+def optimization_script(
+    layers: Sequence[Layer], wide: Collection[Layer], samples: int, options: Options, *, keep_dead: bool = False
+) -> str:
+    """Write the commands of `ClientRunner.optimize`.
+
+    wide: layers in a16_w16; samples: of the calibration set; keep_dead: leave layers that nothing reads where they are.
+    """
+    kinds = {layer.kind for layer in layers}
+    level, bits = options.optimization_level, options.compression_level
+    lines = [
+        f"model_optimization_flavor(optimization_level={level}, compression_level={bits})",
+        f"model_optimization_config(calibration, batch_size={options.calibration_batch}, calibset_size={samples})",
+        _checker(options),
+    ]
+    if "ew_add" in kinds:
+        lines.append("pre_quantization_optimization(ew_add_fusing, policy=disabled)")
+    if "matmul" in kinds:
+        lines += [
+            "pre_quantization_optimization(matmul_correction, layers={matmul*}, correction_type=zp_comp_block)",
+            "pre_quantization_optimization(matmul_equalization, layers={matmul*}, matmul_bias=enabled)",
+        ]
+    if "layer_normalization" in kinds and options.layer_norm_decomposition:
+        mode = "bit_decomposition_mode=uniform_precision, equalization=disabled"
+        lines.append(f"pre_quantization_optimization(layer_norm_decomposition, {mode})")
+    if keep_dead:
+        lines.append("pre_quantization_optimization(dead_layers_removal, policy=disabled)")
+    if options.finetune_epochs:
+        rate = f"epochs={options.finetune_epochs}, learning_rate={options.finetune_learning_rate:.10f}".rstrip("0")
+        size = f"dataset_size={samples}, {rate}, batch_size={options.calibration_batch}"
+        lines.append(f"post_quantization_optimization(finetune, policy=enabled, {size})")
+    lines += [f"quantization_param({layer.own}, precision_mode=a16_w16)" for layer in wide]
+    if options.compiler_effort == "max":
+        lines.append("performance_param(compiler_optimization_level=max, optimize_for_batch=1)")
+    return "\n".join(lines) + "\n"
+
+
+def allocation_script(max_utilization: float) -> str:
+    """Write the command that makes the compiler fill the chip less: what was too tight may find a place."""
+    return f"resources_param(max_utilization={max_utilization:g})\n"
+
+
+def _checker(options: Options) -> str:
+    if options.noise_analysis == "off":
+        return "model_optimization_config(checker_cfg, policy=disabled)"
+    advanced = ", analyze_mode=advanced" if options.noise_analysis == "advanced" else ""
+    return f"model_optimization_config(checker_cfg, policy=enabled, batch_size=1{advanced})"
