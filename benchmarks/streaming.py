@@ -102,7 +102,7 @@ def _bytes_of(folder: Path) -> int:
 
 
 def speed(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
-    """Compare bare onnxruntime over the same chunks with calibration as a whole: features, sampling, search, storing."""
+    """Compare bare onnxruntime over the same chunks with all of calibration: features, sampling, search, storing."""
     from models.zipformer.decode import features
     from models.zipformer.stream import initial_states
     from nightjar.audio import load_audio
