@@ -1,9 +1,9 @@
-"""A hundred seeded faults in harvests of 200 clips, in place of the ten that `make test` throws; about 15 minutes.
+"""Inject a hundred seeded faults into harvests of 200 clips, about 15 minutes; `make test` injects ten.
 
     .venv/bin/python benchmarks/board_faults.py [FAULTS] [PER_HARVEST]
 
-Prints a table per kind of fault. Each harvest must finish by the same command, with every result there once, nothing
-computed again that was finished, and no scratch left; exits with 1 at the first that does not.
+Prints a table by kind of fault. Each harvest must finish by the same command, with every result exactly once, no
+finished clip computed again and no scratch left. Exits with 1 at the first that does not.
 """
 
 import random
@@ -33,7 +33,7 @@ def main(count: int, together: int) -> int:
         try:
             left: list[str] = []
             while (done := thrown.total()) < count and not failed:
-                # Kinds in turn, so that each is thrown as often, and none twice in a harvest.
+                # Kinds in turn: each occurs equally often, and none twice in a harvest.
                 left = left or chance.sample(FAULTS, len(FAULTS))
                 struck = [left.pop() for _ in range(min(together, len(left), count - done))]
                 try:
@@ -50,7 +50,7 @@ def main(count: int, together: int) -> int:
         finally:
             bench.close()
             loop.stop()
-    print("\n| fault | thrown | commands more, of harvests it was in | clips begun twice in them |\n|---|---|---|---|")
+    print("\n| fault | injected | extra commands of its harvests | clips started twice in them |\n|---|---|---|---|")
     for fault in FAULTS:
         print(f"| {fault} | {thrown[fault]} | {commands[fault]} | {again[fault]} |")
     print(f"\n{sum(thrown.values())} faults, {failed} harvests failed, {time.monotonic() - began:.0f} s, seed {SEED}")

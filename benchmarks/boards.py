@@ -1,11 +1,11 @@
-"""Boards over loopback as ratios, each against a named alternative in the same run.
+"""Speed of boards over loopback as ratios, each against a named alternative in the same run.
 
     .venv/bin/python benchmarks/boards.py [transfer] [again] [share] [--mb N] [--repeats N]
 
 transfer: put and get of one file of noise, sha256 at both ends, against OpenSSH's `sftp` on the same bytes, with its
-own default cipher and with ours (aes128-gcm); both without their login. again: bytes that a second harvest of the same
-clips moves, against the first. share: a harvest by two boards, against one, where the runner sleeps on each clip.
-Run it on an otherwise idle machine. Exits with 1 if a ratio misses its bound.
+default cipher and with Nightjar's (aes128-gcm); both without the login. again: bytes that a second harvest of the same
+clips moves, against the first. share: a harvest by two boards against one; the runner sleeps on each clip.
+Run it on an idle machine. Exits with 1 if a ratio misses its bound.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from nightjar.sessions import run as job
 from tests.faults import Bench
 from tests.loopback import Loopback
 
-SLEEP_S = 0.25  # what a small encoder takes on an NPU
+SLEEP_S = 0.25  # time of a small encoder on an NPU
 CIPHERS = {"its default cipher": (), "aes128-gcm": ("-o", "Ciphers=aes128-gcm@openssh.com")}
 
 
 def transfer(folder: Path, loop: Loopback, size_mb: int, repeats: int) -> list[tuple[str, float, bool]]:
-    """Move noise both ways; ratios of speeds, ours to sftp's."""
+    """Move noise both ways; return ratios of speeds, SshBoard's to sftp's."""
     ratios: dict[str, list[float]] = {}
     big, there, back = folder / "big", folder / "there", folder / "back"
 
@@ -71,7 +71,7 @@ def transfer(folder: Path, loop: Loopback, size_mb: int, repeats: int) -> list[t
 
 
 def harvest(bench: Bench, aliases: list[str], earlier: list[Path]) -> tuple[float, int]:
-    """Harvest everything anew; return seconds and bytes moved."""
+    """Harvest all clips again; return seconds and bytes moved."""
     bench.fresh()
     bench.plan(sleep=SLEEP_S)
     boards = [SshBoard(find_board(alias)) for alias in aliases]
@@ -86,7 +86,7 @@ def harvest(bench: Bench, aliases: list[str], earlier: list[Path]) -> tuple[floa
 
 
 def second_board(bench: Bench) -> None:
-    """Name one more board behind the same sshd: its own scratch folder and lock."""
+    """Add one more board behind the same sshd, with its own scratch folder and lock."""
     config = bench.folder / "config2"
     config.write_text((bench.folder / "config").read_text().replace("Host loop", "Host other"))
     table = bench.boards.read_text().replace("[loop]", "[other]").replace('/lock"', '/lock2"')
@@ -110,7 +110,7 @@ def main() -> int:
             os.environ["NIGHTJAR_BOARDS"] = str(loop.boards(folder / "plain.toml"))
             if "transfer" in asked.what:
                 for what, ratio, _ in transfer(folder, loop, asked.mb, asked.repeats):
-                    bound = "aes128-gcm" not in what  # sftp as people run it; the other row says what a cipher is worth
+                    bound = "aes128-gcm" not in what  # sftp by default; the other row shows the effect of the cipher
                     rows.append((what, ratio, ratio >= 0.8 or not bound, ">= 0.8" if bound else "none"))
             bench = Bench(folder, 200, loop)
             second_board(bench)

@@ -1,11 +1,11 @@
-"""Does it matter which encoder the decoder's calibration data comes from? An A/B on real weights, in the simulator.
+"""Compare encoders as the source of the decoder's calibration data: real weights, in the simulator.
 
     .venv/bin/python benchmarks/calibration_sources.py [--clips 60] [--search-delta-wer P] [--json F]
 
-The same int8 decoder and cross three times, calibrated from what was harvested from the mixed-precision encoder that
-feeds them (`--precision auto`), from the float16 binary, and from the float graphs on the host; each is heard behind
-that same encoder, and beside them the float16 decoder. Stages are taken from the artifact store (NIGHTJAR_STORE) as in
-a port, so an interrupted run goes on. Exits with 2 where weights, speech or toolkit are absent.
+The same int8 decoder and cross are calibrated from three harvests: of the mixed-precision encoder that feeds them
+(`--precision auto`), of the float16 binary, and of the float graphs on the host. Each decodes behind that same encoder,
+as does the float16 decoder. Stages come from the artifact store (NIGHTJAR_STORE) as in a port, so an interrupted run
+continues. Exits with 2 if weights, speech or toolkit are absent.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from tasks.stage import Run, current_run, default_store, joining, running  # noq
 
 
 def compare(request: PortRequest) -> list[dict[str, Any]]:
-    """Calibrate from each source, build, hear, and describe what is lost against the float graphs."""
+    """Calibrate from each source, build and evaluate; a row has the loss against the float graphs."""
     made = prepared(request, speech_sources)
     usual = calibrated(request, made)
     feeding, _ = built(request, made, usual)

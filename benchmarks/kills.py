@@ -1,4 +1,4 @@
-"""A hundred seeded SIGKILLs of host, session or both, in place of the ten that `make test` does; about 15 minutes."""
+"""Send a hundred seeded SIGKILLs to host, session or both, about 15 minutes; `make test` sends ten."""
 
 import os
 import subprocess

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/long_form.py [--files N] [--window S] [--show]
 
-Each file is LibriSpeech evaluation clips of one speaker in a seeded order, 0.3 to 0.8 s of the clips' own noise floor
-between them. Exits with 1 if chunking loses more than a point of corpus WER to whisper.transcribe, with 2 if the speech
-or the checkpoint is absent: they are looked for in NIGHTJAR_DATA and NIGHTJAR_MODELS, else in ../shared.
+Each file has LibriSpeech evaluation clips of one speaker in a seeded order, with 0.3 to 0.8 s of the clips' noise floor
+between them. Speech and checkpoint come from NIGHTJAR_DATA and NIGHTJAR_MODELS, else from ../shared. Exits with 1 if
+chunking loses more than a point of corpus WER to whisper.transcribe, with 2 if speech or checkpoint is absent.
 """
 
 import argparse
@@ -46,7 +46,7 @@ MOST_POINTS = 1.0
 
 
 def write_files(clips: Sequence[Clip], count: int, folder: Path) -> Path:
-    """Write `count` files of at most FILE_S, speaker after speaker, and their manifest; return the manifest."""
+    """Write `count` files of at most FILE_S, one speaker each in turn, and their manifest; return the manifest."""
     speakers = sorted({clip.speaker or "" for clip in clips})
     lines = []
     for number in range(count):
@@ -64,7 +64,7 @@ def write_files(clips: Sequence[Clip], count: int, folder: Path) -> Path:
 
 
 def join(clips: Sequence[Clip], rng: np.random.Generator) -> tuple[NDArray[np.int16], list[str]]:
-    """Join what fits into FILE_S, pauses between, and return the wave and the texts."""
+    """Join the clips that fit into FILE_S, with pauses between them; return the wave and the texts."""
     parts: list[NDArray[np.int16]] = []
     texts = []
     room_s = FILE_S
@@ -73,7 +73,7 @@ def join(clips: Sequence[Clip], rng: np.random.Generator) -> tuple[NDArray[np.in
         if clip.duration_s + pause_s > room_s:
             continue
         wave = load_audio(clip.audio)
-        # not zeros: no recording is that quiet between two sentences, and a cutter would find them too easily
+        # not zeros: no recording is that quiet between sentences, and zeros are too easy to find
         floor = np.percentile(wave[: len(wave) // 320 * 320].reshape(-1, 320).std(axis=1), 5)
         pause = np.round(rng.standard_normal(round(pause_s * 16000)) * floor).astype(np.int16)
         parts += [wave, pause]
@@ -83,7 +83,7 @@ def join(clips: Sequence[Clip], rng: np.random.Generator) -> tuple[NDArray[np.in
 
 
 def transcribe(speech: Path, store: Store, window_s: float) -> dict[str, Score]:
-    """Run the float graphs with chunks and stock's own long form, through the stages a port runs."""
+    """Run the float graphs with `chunk` and stock's long form, by the stages of a port."""
     target, options = plugin("targets", "onnx"), EvaluateOptions(long="chunk")
     decode, board = plugin("models", "whisper", "decode"), board_of(target, "local")
     checkpoint = Source(path=CHECKPOINT, sha256=digest_file(CHECKPOINT))

@@ -1,13 +1,12 @@
-"""Thirty nights in fast motion, in place of the five that `make test` runs; root, for a disk that is full.
+"""Run thirty nights without waiting; `make test` runs five. Needs root, to fill a disk.
 
     .venv/bin/python benchmarks/nights.py [NIGHTS] [SEED]
 
-whisper-nano on this machine (float and int8), on a board behind ssh, and, where its toolchain is installed, in
-Rockchip's simulator. Seeded changes: harmless checkpoints, another toolchain (the same packages under another version
-number: what is seen is that the bump is named and nothing else is claimed), a dead board on night 7, a full disk on
-night 12, a bad checkpoint on night 20. Every night must be one row, every cell one row of it, every regression found on
-its night, none invented, and the store must be as large after three quiet nights as after any other three. Exits with
-1 where that is not so.
+whisper-nano runs on this machine (float and int8), on a board behind ssh, and in Rockchip's simulator if its toolchain
+is installed. Seeded changes: harmless checkpoints, another toolchain (the same packages with another version number: it
+tests that only the version change is named), a dead board on night 7, a full disk on night 12, a bad checkpoint on
+night 20. Each night must be one row and each cell one row of it. Every regression must be found on its night, and none
+invented. The store must have the same size after any three quiet nights. Exits with 1 otherwise.
 """
 
 import contextlib
@@ -55,7 +54,7 @@ limit = 3
 
 
 def bumped(found: Toolchain, folder: Path, package: str, version: str) -> Path:
-    """Make an environment of the same packages, one of them under another version number."""
+    """Make an environment of the same packages, one of them with another version number."""
     site = next(found.folder.glob("lib/python*/site-packages"))
     copy = folder / site.relative_to(found.folder)
     copy.mkdir(parents=True)
@@ -70,7 +69,7 @@ def bumped(found: Toolchain, folder: Path, package: str, version: str) -> Path:
 
 
 def fill(folder: Path) -> Path:
-    """Leave no byte of a disk."""
+    """Fill a disk to the last byte; return the file that does."""
     path = folder / "in the way"
     with contextlib.suppress(OSError), path.open("wb") as file:
         while True:
@@ -83,12 +82,12 @@ def fill(folder: Path) -> Path:
 
 
 def size(store: Path) -> int:
-    """Add up what a store takes."""
+    """Return the bytes of a store."""
     return sum(path.lstat().st_size for path in store.rglob("*") if path.is_file())
 
 
 def run(count: int, seed: int, folder: Path, store: Path, loop: Loopback, sdk: Toolchain | None) -> list[str]:
-    """Run the nights; return what was wrong."""
+    """Run the nights; return the errors."""
     chance, wrong, sizes = random.Random(seed), [], []
     nights = Nights(folder, write_config(folder, CELLS + (SIMULATED if sdk else "")))
     quiet = [*range(3, 7), *range(14, 20), *range(23, count + 1)]
@@ -123,14 +122,14 @@ def run(count: int, seed: int, folder: Path, store: Path, loop: Loopback, sdk: T
             found = [f"{each['kind']} {each['cell']}: {each['causes']}" for each in said["findings"]]
             print(
                 f"night {number:2d}: {said['night']['outcome']} {took:5.1f} s, {sizes[-1] / 1e6:6.1f} MB after "
-                f"{gone.freed_bytes / 1e6:.1f} MB went; {'; '.join(found) or 'no finding'}",
+                f"{gone.freed_bytes / 1e6:.1f} MB were freed; {'; '.join(found) or 'no finding'}",
                 flush=True,
             )
     return wrong + grown(sizes, bumps | {NEW_TOOLCHAIN, FULL_DISK + 1, BAD_CHECKPOINT}) + kept(count)
 
 
 def check(number: int, code: int, said: dict[str, Any], bumps: set[int], simulated: bool) -> list[str]:
-    """Hold a night against what was done to it."""
+    """Compare the findings of a night with the changes made to it; return the errors."""
     cells = {cell["cell"] for cell in said["cells"]}
     expected: set[tuple[str, str, str]] = set()
     if number == DEAD_BOARD:
@@ -144,20 +143,20 @@ def check(number: int, code: int, said: dict[str, Any], bumps: set[int], simulat
     wrong = [f"not found: {each}" for each in expected - found] + [f"invented: {each}" for each in beside]
     changed = bumps | {DEAD_BOARD, DEAD_BOARD + 1, FULL_DISK, FULL_DISK + 1, BAD_CHECKPOINT, BAD_CHECKPOINT + 1}
     if number not in changed | ({NEW_TOOLCHAIN} if simulated else set()) and said["findings"]:
-        wrong.append(f"nothing changed, and it says {said['findings'][0]['sentence']}")
+        wrong.append(f"finding without a change: {said['findings'][0]['sentence']}")
     if (
         number == NEW_TOOLCHAIN
         and simulated
         and not any("2.5.0 → 2.5.1" in each["causes"] for each in said["findings"])
     ):
-        wrong.append("the toolchain is not named")
+        wrong.append("the toolchain change is not named")
     if (number in (DEAD_BOARD, FULL_DISK)) > (code == 1):
         wrong.append(f"exit code {code}")
     return wrong
 
 
 def grown(sizes: Sequence[int], changed: set[int]) -> list[str]:
-    """Compare the store after three nights without a change: it then holds the best nights' and the last one's."""
+    """Compare store sizes after three nights without a change: only the best and the last artifacts remain then."""
     still = {number for number in range(4, len(sizes) + 1) if changed.isdisjoint(range(number - 2, number + 1))}
     flat = [sizes[number - 1] / 1e6 for number in sorted(still) if number > FULL_DISK + 1]
     print(f"the store after three quiet nights, MB: {', '.join(f'{each:.1f}' for each in flat)}")
@@ -165,7 +164,7 @@ def grown(sizes: Sequence[int], changed: set[int]) -> list[str]:
 
 
 def kept(count: int) -> list[str]:
-    """Look whether the history is whole."""
+    """Check that the history has every night and every cell."""
     history = History()
     cells = history.cells()
     per_night = cells.groupby("night")["cell"].nunique()
@@ -177,7 +176,7 @@ def main(count: int, seed: int) -> int:
     try:
         sdk: Toolchain | None = toolchain("rknn")
     except NightjarError as error:
-        print(f"without the simulator: {error}")
+        print(f"running without the simulator: {error}")
         sdk = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -200,7 +199,7 @@ def main(count: int, seed: int) -> int:
             subprocess.run(["umount", str(disk)], check=True)
     for what in wrong:
         print(f"WRONG {what}")
-    print(f"{count} nights, {len(wrong)} wrong, {time.monotonic() - began:.0f} s, seed {seed}")
+    print(f"{count} nights, {len(wrong)} errors, {time.monotonic() - began:.0f} s, seed {seed}")
     return 1 if wrong else 0
 
 

@@ -1,9 +1,9 @@
-"""Export and build for the RK3588 against the vendor's calls alone, and against rknn_model_zoo's way of working.
+"""Time export and build for the RK3588 against the vendor's calls alone and against rknn_model_zoo's scripts.
 
     .venv/bin/python benchmarks/rknn.py [--repeats N] [--json F]
 
-The same graphs (protocol window, 20 s, float16) three times in each round: by the stages; by torch.onnx.export here and
-one process with the toolkit's calls alone; by an export script and a convert script per part, each a process.
+Each round makes the same graphs (protocol window, 20 s, float16) three times: by the stages; by torch.onnx.export and
+one process with only the toolkit's calls; by an export script and a convert script per part, each in its own process.
 Needs `nightjar toolchain install rknn`, and real weights as benchmarks/speed.py does. Exits with 1 if a ratio misses
 its bound, with 2 if weights or toolkit are absent.
 """
@@ -55,7 +55,7 @@ for name in sys.argv[1:]:
 
 
 def stages(folder: Path) -> None:
-    """Do as the port does."""
+    """Export and build as a port does."""
     from models.whisper.export import export
     from targets.rknn import compile
     from targets.rknn.options import Options
@@ -65,13 +65,13 @@ def stages(folder: Path) -> None:
 
 
 def vendor_calls(sdk: Toolchain, folder: Path) -> None:
-    """Call torch.onnx.export, and the toolkit for both parts in one process."""
+    """Call torch.onnx.export, then the toolkit for both parts in one process."""
     _run(sys.executable, EXPORT.format(recipe=RECIPE), [str(ROOT), str(WEIGHTS)], folder)
     _run(str(sdk.python), CONVERT, list(PARTS), folder)
 
 
 def zoo(sdk: Toolchain, folder: Path) -> None:
-    """Work as rknn_model_zoo says: an export script, then convert.py for each part."""
+    """Run an export script, then a convert script for each part, as rknn_model_zoo does."""
     _run(sys.executable, EXPORT.format(recipe=RECIPE), [str(ROOT), str(WEIGHTS)], folder)
     for part in PARTS:
         _run(str(sdk.python), CONVERT, [part], folder)

@@ -1,9 +1,9 @@
-"""What Prefect costs and keeps: a warm cell against the plain function, and a hundred cells scheduled at once.
+"""Overhead and reliability of Prefect: a cached cell against the plain function, and a hundred cells scheduled at once.
 
     .venv/bin/python benchmarks/scheduling.py [warm] [sqlite] [postgresql] [--cells N] [--limit N] [--json F]
 
-A cell is a port of whisper-nano to onnx in float, on a few clips, whose stages are all in the store but the last two:
-each of the hundred has a budget of its own, so that its verdict and page are made once, and the store can say so too.
+A cell is a port of whisper-nano to onnx in float on a few clips. All its stages are in the store but the last two: each
+of the hundred has its own budget, so its verdict and page are made once, and the store shows it.
 Exits with 1 if a bound is missed or a cell is lost or executed twice.
 """
 
@@ -48,7 +48,7 @@ SERVE = (
 
 
 def environment(store: Path, **more: str) -> dict[str, str]:
-    """Return what our processes run with."""
+    """Return the environment of the processes."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
     return {**clean, "NIGHTJAR_STORE": str(store), "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", **more}
 
@@ -69,7 +69,7 @@ def called(store: Path, how: str = "function", **more: str) -> tuple[float, floa
 
 
 def warm(folder: Path, store: Path, repeats: int) -> list[dict[str, Any]]:
-    """Run a cell that is all cached through a served flow, no worker between, and call the plain function, in turn."""
+    """Run a fully cached cell as a served flow without a worker and as the plain function, in turn."""
     called(store)
     rows = []
     with prefect_server(folder / "served", None) as url:
@@ -98,18 +98,18 @@ def warm(folder: Path, store: Path, repeats: int) -> list[dict[str, Any]]:
         finally:
             os.killpg(serving.pid, signal.SIGINT)
             serving.wait(timeout=60)
-    return rows[1:]  # the first has the caches of the system against it
+    return rows[1:]  # the first run fills the system's caches
 
 
 def instant(text: str) -> float:
-    """Read a time of the API, in seconds."""
+    """Return a time of the API in seconds."""
     from datetime import datetime
 
     return datetime.fromisoformat(text).timestamp()
 
 
 def settled(runs: Runs, run_id: str, within_s: float = 120) -> list[Any]:
-    """Return a run's task runs once all have ended: the server makes its list of events, some time after."""
+    """Return a run's task runs once all have ended: the server builds that list from events, with a delay."""
     end = time.monotonic() + within_s
     while True:
         tasks = list(runs.tasks(run_id))
@@ -120,7 +120,7 @@ def settled(runs: Runs, run_id: str, within_s: float = 120) -> list[Any]:
 
 
 def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: int) -> dict[str, Any]:
-    """Schedule cells at once on one worker; count what became of each."""
+    """Schedule cells at once on one worker; count their outcomes."""
     with prefect_server(folder, database) as url:
         runs = Runs(url)
         subprocess.run(
@@ -165,7 +165,7 @@ def at_once(folder: Path, store: Path, database: str | None, cells: int, limit: 
 
 
 def main() -> int:
-    """Run what is asked for and print a table."""
+    """Run the requested benchmarks and print their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="warm, sqlite, postgresql (default: all)")
     parser.add_argument("--cells", type=int, default=100)
@@ -178,7 +178,7 @@ def main() -> int:
     well = True
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        folder.chmod(0o755)  # PostgreSQL's own user passes through
+        folder.chmod(0o755)  # PostgreSQL's user must reach it
         if "warm" in what:
             rows = warm(folder, folder / "artifacts", arguments.repeats)
             found["warm"] = {name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]}
@@ -191,13 +191,13 @@ def main() -> int:
             if database not in what:
                 continue
             if database == "postgresql" and BINARIES is None:
-                print("postgresql is not installed: apt install postgresql")
+                print("postgresql is not installed: run `apt install postgresql`")
                 return 2
             store = folder / f"store-{database}"
             called(store)
             with postgres(folder / "postgres") if database == "postgresql" else nullcontext(None) as address:
                 counts = at_once(folder / database, store, address, arguments.cells, arguments.limit)
-            counts["verdicts in the store"] = len(list(store.glob("judge/*/record.json"))) - 1  # the plain call's
+            counts["verdicts in the store"] = len(list(store.glob("judge/*/record.json"))) - 1  # but the plain call's
             found[database] = counts
             print(database, counts)
             well &= all(

@@ -1,7 +1,7 @@
-"""The board service beside sessions by ssh, and 50,000 clips through it: `.venv/bin/python benchmarks/service.py`.
+"""The board service against sessions by ssh, and 50,000 clips through it: `.venv/bin/python benchmarks/service.py`.
 
 Both harvest the same clips with the same cheap encoder (a convolution and a projection, 5 s window, hidden 250 × 32 in
-float16, 16 kB) on this machine, ssh through a real sshd on loopback; each takes turns, and the ratio of the medians
+float16, 16 kB) on this machine; ssh goes through a real sshd on loopback. They take turns, and the ratio of the medians
 counts. The long run samples the resident memory of both processes while the dataset grows.
 """
 
@@ -28,7 +28,7 @@ from tests.served import Server, boards, rss, small_binary  # noqa: E402
 
 
 def speech(folder: Path, count: int, seconds: float) -> Path:
-    """Write clips of noise: a thousand of them differ, the others are links to these."""
+    """Write clips of noise: a thousand different ones, the others are links to these."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -41,7 +41,7 @@ def speech(folder: Path, count: int, seconds: float) -> Path:
 
 
 def ratio(work: Path, clips: int, turns: int) -> None:
-    """Harvest the same clips by ssh and by the service, in turns."""
+    """Harvest the same clips by ssh and by the service in turn; print clips per second and their ratio."""
     binary, spoken = small_binary(work / "small" / "binary"), speech(work / "some", clips, 2.0)
     (work / "sshd").mkdir()
     sshd = Loopback(work / "sshd")
@@ -76,7 +76,7 @@ def ratio(work: Path, clips: int, turns: int) -> None:
 
 
 def long_run(work: Path, clips: int) -> None:
-    """Harvest many clips through the service by the command line, and watch both processes."""
+    """Harvest many clips through the service by the command line; print the memory of both processes."""
     binary = small_binary(work / "long" / "binary", n_frames=100, rows=50, width=32)
     spoken = speech(work / "many", clips, 0.5)
     out = work / "dataset"
@@ -101,12 +101,12 @@ def long_run(work: Path, clips: int) -> None:
     dataset = open_dataset(out)
     print(
         f"{len(dataset)} clips of 0.5 s, hidden 50 × 32 (3.2 kB), {clips / (ended - first):.0f} clips/s, "
-        f"{first - began:.0f} s to read the list before"
+        f"{first - began:.0f} s before that to read the list"
     )
 
 
 def kept(out: Path) -> int:
-    """Count the clips of a dataset on its way."""
+    """Count the clips of an unfinished dataset."""
     per_shard = 8 * 2**20 // 3200
     lines = sum(path.read_bytes().count(b"\n") for path in out.glob("*.jsonl"))
     return len(list(out.glob("shard-*.json"))) * per_shard + lines
@@ -114,9 +114,9 @@ def kept(out: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=int, default=1500, help="of the comparison")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--many", type=int, default=50_000, help="of the long run")
+    parser.add_argument("--clips", type=int, default=1500, help="clips of the comparison")
+    parser.add_argument("--turns", type=int, default=3, help="turns of the comparison; 0: none")
+    parser.add_argument("--many", type=int, default=50_000, help="clips of the long run; 0: none")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.turns:

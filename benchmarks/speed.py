@@ -1,9 +1,9 @@
-"""Speed as ratios, each against a named alternative in the same run: hearing, building, an idle run, memory.
+"""Speed as ratios, each against a named alternative in the same run: decoding, building, an idle run, memory.
 
     .venv/bin/python benchmarks/speed.py [hearing] [building] [rerun] [memory] [--clips N] [--repeats N] [--json F]
 
-Real weights and speech are looked for in NIGHTJAR_MODELS and NIGHTJAR_DATA, else in ../shared. Run it on an otherwise
-idle machine. Exits with 1 if a ratio misses its bound, with 2 if weights or speech are absent.
+Real weights and speech come from NIGHTJAR_MODELS and NIGHTJAR_DATA, else from ../shared. Run it on an idle machine.
+Exits with 1 if a ratio misses its bound, with 2 if weights or speech are absent.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Figures = dict[str, float | str]
 
 
 def hearing(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
-    """Hear clips with the float graphs in a session, with openai-whisper, and make the session's graph calls bare."""
+    """Time a session on the float graphs, openai-whisper, and the session's graph calls alone, on the same clips."""
     from models.whisper.stock import load_stock
     from models.whisper.tokens import text
     from nightjar.boards.board import LocalBoard
@@ -79,7 +79,7 @@ def hearing(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, 
 
 
 def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
-    """Note the calls that hearing makes, and return what makes the same ones in the same order and nothing else."""
+    """Record the graph calls of a decode; return a function that makes only these, in the same order."""
     import onnxruntime
 
     from models.whisper import decode
@@ -124,7 +124,7 @@ def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
 
 
 def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
-    """Export and build int8 as the stages do, and make the same torch.onnx and onnxruntime calls and nothing else."""
+    """Export and build int8 as the stages do, against the same torch.onnx and onnxruntime calls alone."""
     import torch
 
     from models.whisper.checkpoint import load_checkpoint
@@ -143,7 +143,7 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
         compile(out / "graphs", calibration, Options(precision="int8"), out / "binary")
 
     def bare(out: Path) -> float:
-        """Return the seconds of the calls themselves: what is between them is ours to prepare."""
+        """Return the seconds of the calls alone; the work between them prepares their inputs."""
         out.mkdir()
         total_s, checkpoint = timed(lambda: load_checkpoint(WEIGHTS))
         samples = CalibrationSet.open(calibration)
@@ -162,7 +162,7 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
             kept = float_by_rule(graph)
             probed = sorted({node.input[0] for node in linear_nodes(graph) if node.name not in kept} - inputs)
             total_s += export_s
-            if not probed:  # `cross` reads its input alone, whose range needs no run
+            if not probed:  # `cross` reads only its input, whose range needs no run
                 continue
             known = {value.name: value for value in graph.graph.value_info}
             del graph.graph.output[:]
@@ -188,11 +188,11 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
 
 
 def rerun(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
-    """Time `nightjar port` with nothing to do, a Prefect server running, and Python that imports prefect beside it."""
+    """Time `nightjar port` with nothing to do against a running Prefect server, and a Python that imports prefect."""
     from tests.prefect_server import prefect_server
 
     environment = os.environ | {"NIGHTJAR_STORE": str(folder / "store"), "PREFECT_HOME": str(folder / "prefect")}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every run compiles this repository again
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise every run compiles this repository again
     command = [sys.executable, "-m", "nightjar.cli.main", "port", "--limit", "8", "--calibration-samples", "20"]
     with prefect_server(folder / "prefect") as url:
         environment["PREFECT_API_URL"] = url
@@ -209,7 +209,7 @@ def rerun(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bo
 
 
 def memory(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
-    """Compare the peak memory of calibrating on 50 and on 200 clips, each in a process of its own."""
+    """Compare the peak memory of calibration on 50 and on 200 clips, each in its own process."""
     peaks = {}
     build_float(folder)
     for count in (50, 200):
@@ -286,7 +286,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    if sys.argv[1:2] == ["--calibrate"]:  # in a process of its own: only its peak is wanted
+    if sys.argv[1:2] == ["--calibrate"]:  # in its own process, so that its peak memory is the result
         calibrated(Path(sys.argv[2]), int(sys.argv[3]))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         sys.exit(0)

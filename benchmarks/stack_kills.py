@@ -1,9 +1,9 @@
-"""Nights in which server, database and worker are killed in turn and together, each with a seed of its own.
+"""Kill server, database and worker during nights, in turn and together, each night with its own seed.
 
-    python benchmarks/stack_kills.py [ROUNDS]     # 20 in place of the one that `make test` does, some two minutes each
+    python benchmarks/stack_kills.py [ROUNDS]     # 20 by default, about two minutes each; `make test` does one
 
-The seed of a round decides who dies first and after how many finished stages; it names the test that pytest prints.
-Nights of odd seeds hand their cells out to the work queues.
+The seed of a round decides which process dies first and after how many finished stages; pytest prints it in the test's
+name. Nights of odd seeds dispatch their cells to the work queues.
 """
 
 import os

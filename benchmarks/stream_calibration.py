@@ -1,9 +1,9 @@
-"""Does it matter what a stream is calibrated on? zipformer-nano in the simulator, every strategy on the same clips.
+"""Compare ways to calibrate a stream: zipformer-nano in the simulator, every strategy on the same clips.
 
     .venv/bin/python benchmarks/stream_calibration.py [--precision int8] [--limit N] [--drift S] [--json F]
 
-Each strategy is a port of its own: the calibration set's size and seconds, the encoder's SNR and how it grows over one
-long stream, WER with its interval. Stages are taken from the artifact store, so an interrupted run goes on.
+Each strategy is one port. A row has the calibration set's size and seconds, the encoder's SNR at both ends of one long
+stream, and WER with its interval. Stages come from the artifact store, so an interrupted run continues.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERY = "samples=1000000"  # of a full set all steps count
+EVERY = "samples=1000000"  # more than any set has: all steps of a full set are used
 STRATEGIES: dict[str, list[str]] = {
     "sampled, kaldi": [],
     "full, kaldi": ["--calibration-states", "full", "--target-options", EVERY],
@@ -27,20 +27,20 @@ STRATEGIES: dict[str, list[str]] = {
 
 
 def ported(asked: list[str], arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Port once; return the results as the command line writes them."""
+    """Port once; return the results that the command line writes."""
     out = scratch / "results.json"
     command = [sys.executable, "-m", "nightjar.cli.main", "port", "--model", "zipformer-nano", "--target", "rknn"]
     command += ["--board", "simulator", "--precision", arguments.precision, "--drift", str(arguments.drift)]
     command += ["--limit", str(arguments.limit)] * (arguments.limit is not None)
     ended = subprocess.run([*command, *asked, "--json", str(out)], cwd=ROOT, check=False)
     if ended.returncode not in (0, 1):
-        raise SystemExit(f"port ended with {ended.returncode}: {' '.join(asked)}")
+        raise SystemExit(f"port failed with exit code {ended.returncode}: {' '.join(asked)}")
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return found
 
 
 def described(results: dict[str, Any]) -> dict[str, Any]:
-    """Pick what is compared."""
+    """Pick the compared figures from the results."""
     made = results["made_from"]["calibration"]
     store = Path(os.environ.get("NIGHTJAR_STORE") or ROOT / "artifacts")
     folder = store / "calibrate" / made["key"]
@@ -77,7 +77,7 @@ def main() -> int:
         for name, asked in STRATEGIES.items():
             print(f"== {name}", flush=True)
             rows[name] = described(ported(asked, arguments, Path(scratch)))
-    print("| calibrated on | set | s | SNR, first to last quarter | tokens as float's | WER | Δ WER |")
+    print("| calibrated on | set | s | SNR, first to last quarter | tokens in float's row | WER | Δ WER |")
     print("|---|---|---|---|---|---|---|")
     for name, row in rows.items():
         (low, high), (less, more) = row["interval"], row["delta_interval"]

@@ -1,9 +1,9 @@
-"""Calibration of a stream: memory and disk of 2,000 clips / of 100, bare onnxruntime / it, a full set / its estimate.
+"""Cost of calibrating a stream, as ratios: memory and disk, speed against bare onnxruntime, size against its estimate.
 
     .venv/bin/python benchmarks/streaming.py [memory] [speed] [full] [--clips N] [--repeats N] [--json F]
 
-With the shipped zipformer-nano and its speech, again and again where more clips are asked for. Run it on an otherwise
-idle machine. Exits with 1 if a ratio misses its bound.
+It uses the shipped zipformer-nano and its speech, repeated until there are enough clips. Run it on an idle machine.
+Exits with 1 if a ratio misses its bound.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def exported(folder: Path) -> Path:
 
 
 def clips_of(count: int) -> list[Any]:
-    """Return so many clips: the shipped calibration list under ever new ids."""
+    """Return `count` clips: the shipped calibration list, repeated under new ids."""
     from nightjar.speech.manifest import load_speech
 
     speech = load_speech(NANO / "calibration.jsonl")
@@ -58,7 +58,7 @@ def calibrated(graphs: Path, clips: list[Any], out: Path, **asked: Any) -> None:
 
 
 def memory(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
-    """Peak memory of a process, and the most that ever lay on disk, for 100 and for 2,000 clips."""
+    """Compare peak memory and peak disk use of 2,000 clips and of 100, each in its own process."""
     graphs, found = exported(folder), {}
     for count in (100, arguments.clips):
         out = folder / f"set{count}"
@@ -71,7 +71,7 @@ def memory(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, b
             time.sleep(0.2)
         process.join()
         if process.exitcode:
-            raise SystemExit(f"calibration on {count} clips ended with {process.exitcode}")
+            raise SystemExit(f"calibration on {count} clips failed with exit code {process.exitcode}")
         found[count] = (reading.recv(), max(most, _bytes_of(out)))
         print(
             f"  {count} clips: {found[count][0] / 2**20:.0f} MiB of memory, {found[count][1] / 2**20:.1f} MiB on disk"
@@ -96,13 +96,13 @@ def _bytes_of(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size
-        except FileNotFoundError:  # dropped meanwhile
+        except FileNotFoundError:  # deleted meanwhile
             continue
     return total
 
 
 def speed(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
-    """Bare onnxruntime over the same chunks / calibration: features, drawing, searching and storing included."""
+    """Compare bare onnxruntime over the same chunks with all of calibration: features, sampling, search, storing."""
     from models.zipformer.decode import features
     from models.zipformer.stream import initial_states
     from nightjar.speech.audio import load_audio
@@ -135,7 +135,7 @@ def speed(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bo
 
 
 def full(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures, bool]]:
-    """What a `full` set of a small corpus takes on disk / what was estimated before."""
+    """Compare the size of a `full` set of a small corpus with its estimate."""
     from models.zipformer.calibrate import estimate_bytes
 
     graphs, clips, out = exported(folder), clips_of(10), folder / "full"
@@ -160,10 +160,10 @@ PARTS = {"memory": memory, "speed": speed, "full": full}
 
 
 def main() -> int:
-    """Measure what is asked for; return 1 where a bound is missed."""
+    """Measure the requested ratios; return 1 if a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
-    parser.add_argument("--clips", type=int, default=2_000, help="the larger corpus")
+    parser.add_argument("--clips", type=int, default=2_000, help="clips of the larger corpus")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -1,14 +1,14 @@
-"""Do the layers matter that a ranking keeps out of int8? Its plans against random ones of the same share.
+"""Compare a ranking's plans with random plans of the same int8 share.
 
     .venv/bin/python benchmarks/transfer.py --target hailo [--clips 72] [--rungs 1 8] [--seeds 0]
         [--target-options attention_16bit=yes] [--json F]
 
-On the stand-in, real weights: for each rung of the ladder of `port --precision auto`, the encoder's plan, and one with
-random layers of the same int8 share of products where half of the groups without products (sums, norms, GELUs) are
-kept, alone and with all that the first rung given keeps; beside them every residual sum kept, and nothing. All are
-built from the same rewritten graphs and ranges, what is not of the encoder is as the rung has it, and all hear the same
-evaluation clips. Stages are taken from the artifact store (NIGHTJAR_STORE) as in a port. Exits with 2 where weights,
-speech or toolchain are absent.
+It uses the stand-in and real weights. For each rung of the ladder of `port --precision auto` it takes the encoder's
+plan and random plans of the same int8 share of products. A random plan keeps half of the groups without products
+(sums, norms, GELUs) out of int8; a second one also keeps all that the first given rung keeps. Two more plans keep every
+residual sum, and nothing. All are built from the same rewritten graphs and ranges and decode the same evaluation clips;
+other parts than the encoder are as in the rung. Stages come from the artifact store (NIGHTJAR_STORE) as in a port.
+Exits with 2 if weights, speech or toolchain are absent.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from tasks.stage import Run, current_run, default_store, joining, running  # noq
 
 
 def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
-    """Build and hear every plan; a row says what it keeps and what is lost against the float graphs."""
+    """Build and evaluate every plan; a row has what it keeps out of int8 and its loss against the float graphs."""
     made = prepared(request, speech_sources)
     calibration = calibrated(request, made)
     ranking = rank(graphs=made.graphs, calibration=calibration, settings=Settings())
@@ -90,13 +90,13 @@ def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Pa
 def plans(
     ladder: list[Any], groups: list[Group], rungs: list[int], seeds: list[int]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield named plans; only what the encoder keeps differs between those of one rung."""
+    """Yield named plans; those of one rung differ only in what the encoder keeps out of int8."""
     total = sum(group.macs for group in groups)
     bare = [group.tensor for group in groups if not group.macs]
     first = ladder[rungs[0]].model_dump(by_alias=True)
-    yield "nothing kept", first | {"float": first["float"] | {"encoder": []}}
+    yield "all int8", first | {"float": first["float"] | {"encoder": []}}
     sums = [group.tensor for group in groups if group.kind == "add"]
-    yield "residual sums kept", first | {"float": first["float"] | {"encoder": sums}}
+    yield "residual sums outside int8", first | {"float": first["float"] | {"encoder": sums}}
     for number in rungs:
         ranked = ladder[number].model_dump(by_alias=True)
         yield f"rung {number}", ranked
@@ -111,12 +111,12 @@ def plans(
             yield f"random {seed} for rung {number}", ranked | {"float": ranked["float"] | {"encoder": sorted(kept)}}
             if number != rungs[0]:
                 kept = sorted({*kept, *first["float"]["encoder"]})
-                name = f"random {seed} for rung {number}, with what rung {rungs[0]} keeps"
+                name = f"random {seed} for rung {number} plus rung {rungs[0]}"
                 yield name, ranked | {"float": ranked["float"] | {"encoder": kept}}
 
 
 def lost(expected: Any, obtained: Any, request: PortRequest) -> dict[str, Any]:
-    """Say what a binary loses against the float graphs on the same clips."""
+    """Return the loss of a binary against the float graphs on the same clips."""
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
     floats, ours = (
@@ -141,10 +141,10 @@ def lost(expected: Any, obtained: Any, request: PortRequest) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", default="hailo")
-    parser.add_argument("--target-options", nargs="+", default=[])
+    parser.add_argument("--target", default="hailo", help="target with a stand-in (default: hailo)")
+    parser.add_argument("--target-options", nargs="+", default=[], help="as for port")
     parser.add_argument("--clips", type=int, default=72, help="evaluation clips")
-    parser.add_argument("--rungs", type=int, nargs="+", default=[1, 8], help="of the ladder, 0 being the most int8")
+    parser.add_argument("--rungs", type=int, nargs="+", default=[1, 8], help="rungs of the ladder; 0 has the most int8")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="random plans for each rung")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""An example: an NPU that keeps its weights in float16, played by onnxruntime on this machine."""
+"""Example target: onnxruntime on this machine acts as an NPU with float16 weights."""
 
 import json
 import shutil
@@ -16,18 +16,18 @@ RUNTIMES = ("onnxruntime",)
 
 
 class Options(BaseModel, frozen=True):
-    """How graphs become this NPU's files."""
+    """Options of a build for this NPU."""
 
     precision: Literal["fp"] = Field("fp", description="float16 weights, float32 activations")
 
 
 def recipe(model: str) -> Recipe:
-    """Return what this target wants of an export: token look-ups stay on the CPU, as most NPUs want it."""
+    """Return the recipe of an export: token look-ups stay on the CPU, as most NPUs need it."""
     return Recipe(host_embedding=True)
 
 
 def compile(graphs: Path, calibration: Path | None, options: Options, out: Path) -> None:
-    """Write every part with its weights rounded to float16, and describe them (docs/files.md, binary)."""
+    """Write each part with weights rounded to float16, and binary.json (docs/files.md, binary)."""
     import numpy as np
     import onnx
     from onnx import numpy_helper

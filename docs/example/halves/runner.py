@@ -1,4 +1,4 @@
-"""Run this NPU's files: the one module that travels to a board. Another NPU's calls its own runtime here."""
+"""Run this NPU's files: the only module that goes to a board. A real NPU's calls the vendor's runtime here."""
 
 from targets.onnx.runner import open_runner
 
