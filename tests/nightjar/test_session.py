@@ -168,7 +168,8 @@ def test_what_holds_the_processor_back_is_in_the_lines_and_in_the_score(
     (fan / "type").write_text("pwm-fan\n")
 
     # In a process of its own, as onnxruntime's one pool of threads is a process's for good.
-    told = f"import nightjar.device.health\nnightjar.device.health.SYS = __import__('pathlib').Path({str(tmp_path / 'sys')!r})\n"
+    told = "import nightjar.device.health\n"
+    told += f"nightjar.device.health.SYS = __import__('pathlib').Path({str(tmp_path / 'sys')!r})\n"
     told += f"from nightjar.device.session import main\nmain({str(tmp_path / 'job')!r})"
 
     def throttled() -> dict[str, int]:
