@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.errors import BadInput
-from nightjar.plugins.program_output import Printed
+from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.speech.manifest import load_speech
 from nightjar.store.fingerprint import module_file
@@ -56,7 +56,7 @@ def read_printed(
     return {"clips": str(len(lines))}
 
 
-def heard_line(name: str, said: Printed, duration_s: float) -> dict[str, Any]:
+def heard_line(name: str, said: ProgramOutput, duration_s: float) -> dict[str, Any]:
     """Make a line of hypotheses of what a program printed."""
     seconds = {} if said.seconds is None else {"total": said.seconds}
     line = {"id": name, "text": said.text, "tokens": [], "steps": 0, "capped": False, "agree": None}

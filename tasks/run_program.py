@@ -7,7 +7,7 @@ from typing import Any
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadInput, SessionFailed
 from nightjar.files import digest_file
-from nightjar.plugins.program_output import Printed
+from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin
 from nightjar.sessions.board_program import Program, Said
 from nightjar.sessions.board_program import run_program as run_on_board
@@ -91,11 +91,11 @@ def run_program(
     return {"clips": str(len(heard)), "aside": str(len(aside)), "tier": board.tier}
 
 
-def _read(said: Said, program: Program, reader: Plugin) -> Printed | str:
+def _read(said: Said, program: Program, reader: Plugin) -> ProgramOutput | str:
     """Return what a program printed of a clip, or why that does not count."""
     if trouble := said.trouble(program.timeout_s):
         return trouble
-    printed: Printed | None = reader.load().parse(said.text())
+    printed: ProgramOutput | None = reader.load().parse(said.text())
     if printed is None:
         return f"it printed no text that can be read; {reader.load().WANTED} is wanted"
     if len(printed.text) > TEXT_CHARACTERS:

@@ -17,7 +17,7 @@ from nightjar.dataset.dumps import write_dumps
 from nightjar.dataset.reader import Encoded, Index, open_dataset
 from nightjar.dataset.writer import Writer
 from nightjar.errors import BadOptions, BoardMissing
-from nightjar.plugins.board_choice import board_of, preflight
+from nightjar.plugins.board_choice import board_of, check_preflight
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.progress import tick
 from nightjar.request import HarvestRequest
@@ -79,7 +79,7 @@ def _harvested(request: HarvestRequest, asked: Asked) -> Harvested:
                     f"board {reach.alias} serves another binary ({served.binary[:12]}) than {asked.binary} "
                     f"({asked.content[:12]}): start its service with this one"
                 )
-            preflight(asked.target, reach.alias, served.facts)
+            check_preflight(asked.target, reach.alias, served.facts)
             with _writer(request, asked, module.TIERS["local"], served.facts.model_dump()) as writer:
                 todo = [clip for clip in asked.clips if clip.id not in writer.done]
                 return _kept(writer, asked, board.encode((clip.id, load_audio(clip.audio)) for clip in todo))
