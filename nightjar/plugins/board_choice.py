@@ -6,7 +6,7 @@ import logging
 from types import ModuleType
 
 from nightjar.boards.board import BoardFacts, LocalBoard
-from nightjar.boards.config import OWN, Reach, boards_file, find_board
+from nightjar.boards.config import RESERVED, BoardAddress, boards_file, find_board
 from nightjar.boards.ref import BoardRef
 from nightjar.device.adb import devices
 from nightjar.errors import BadOptions, BoardMissing, ToolchainMissing
@@ -134,10 +134,10 @@ def _by_adb(target: Plugin, alias: str, serial: str) -> BoardRef:
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, adb=serial, runner=way)
 
 
-def _reached(target: Plugin, alias: str) -> Reach:
+def _reached(target: Plugin, alias: str) -> BoardAddress:
     """Find a board; raises BoardMissing for one that is not this target's."""
     module = target.load()
-    if "local" not in module.TIERS or alias in OWN:
+    if "local" not in module.TIERS or alias in RESERVED:
         raise BoardMissing(f"target {module.NAME} has no board {alias!r}; have {', '.join(module.TIERS)}: pass --board")
     reach = find_board(alias)
     if reach.entry.target not in (None, module.NAME):
@@ -148,7 +148,7 @@ def _reached(target: Plugin, alias: str) -> Reach:
     return reach
 
 
-def _visited(target: Plugin, alias: str, runtimes: tuple[str, ...]) -> tuple[Reach, BoardFacts]:
+def _visited(target: Plugin, alias: str, runtimes: tuple[str, ...]) -> tuple[BoardAddress, BoardFacts]:
     """Ask a board behind ssh what it is; raises BoardMissing for one that is not this target's."""
     reach = _reached(target, alias)
     from nightjar.boards.ssh import SshBoard  # fabric, only when a board is used
