@@ -31,11 +31,11 @@ from flows.precision_search import CLIPS, _enough, _ladder, parameters  # noqa: 
 from nightjar.cli.console import Screen  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
 from nightjar.files import digest_file  # noqa: E402
-from nightjar.graphs.fusion import Group  # noqa: E402
+from nightjar.graphs.fusion import Group, quantizable_groups  # noqa: E402
 from nightjar.plugins.board_choice import board_of  # noqa: E402
 from nightjar.plugins.resolve import speech_sources  # noqa: E402
 from nightjar.plugins.target import make_options  # noqa: E402
-from nightjar.quantization.sensitivity import Settings, roundable  # noqa: E402
+from nightjar.quantization.sensitivity import RankingSettings  # noqa: E402
 from nightjar.request import PortRequest  # noqa: E402
 from nightjar.scoring.score import errors_and_words, score  # noqa: E402
 from nightjar.scoring.wer import paired_bootstrap  # noqa: E402
@@ -53,14 +53,14 @@ def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Pa
     """Build and evaluate every plan; a row has what it keeps out of int8 and its loss against the float graphs."""
     made = prepared(request, speech_sources)
     calibration = calibrated(request, made)
-    ranking = rank(graphs=made.graphs, calibration=calibration, settings=Settings())
+    ranking = rank(graphs=made.graphs, calibration=calibration, settings=RankingSettings())
     graphs = rewrite(graphs=made.graphs, ranking=ranking)
     quantized = parameters(request, graphs, calibration)
     speech = {"speech": made.calibration_speech, "label": "rungs float"}
     enough = _enough(made.calibration_speech)
     options = EvaluateOptions(language=request.language, limit=enough, watch=True, agree_clips=CLIPS[1])
     ladder, _ = _ladder(ranking, hear_here(made.family, made.host, binary=made.reference, options=options, **speech))
-    groups = roundable(onnx.load(current_run().store.path(graphs) / "encoder.onnx"))
+    groups = quantizable_groups(onnx.load(current_run().store.path(graphs) / "encoder.onnx"))
     options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
     asked: dict[str, Any] = {"speech": made.test_speech, "options": options}
     expected = hear_here(made.family, made.host, binary=made.reference, label="float", **asked)

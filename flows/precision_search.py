@@ -13,15 +13,15 @@ from flows.evaluation import hear, hear_here
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.target import make_options, target_of
-from nightjar.quantization.mixed_precision import Budget, Measured, Rung, ladder, search
-from nightjar.quantization.sensitivity import Settings, read_ranking
+from nightjar.quantization.mixed_precision import Budget, Measurement, Rung, ladder, search
+from nightjar.quantization.sensitivity import RankingSettings, read_ranking
 from nightjar.request import PortRequest
 from nightjar.speech.manifest import load_speech
 from nightjar.store.artifact import Artifact, Source
 from tasks.build import build
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.measure import measure, read_measured
-from tasks.plan import Tried, frontier, plan
+from tasks.measure import measure, read_measurement
+from tasks.plan import SearchRecord, frontier, plan
 from tasks.quantize import quantize
 from tasks.rank import rank
 from tasks.rewrite import rewrite
@@ -46,7 +46,7 @@ def searched(
     target = target_of(request.target, request.board)
     known = plugin("models", family).load()
     follow = plugin("models", family, "chain") if known.STREAMS else None
-    ranking = rank(graphs=graphs, calibration=calibration, settings=Settings(), follow=follow)
+    ranking = rank(graphs=graphs, calibration=calibration, settings=RankingSettings(), follow=follow)
     rewritten = rewrite(graphs=graphs, ranking=ranking)
     quantized = parameters(request, rewritten, calibration)
     board = board_of(target, request.board)
@@ -57,13 +57,13 @@ def searched(
         return Searched(rewritten, {"plan": Pending("search"), **quantized}, Pending("search"))
     plans, calls = _ladder(ranking, expected)
     by_key = {rung.key(): number for number, rung in enumerate(plans)}
-    tried: dict[str, Measured] = {}
+    tried: dict[str, Measurement] = {}
 
     def planned(rung: Rung) -> Any:
         number = by_key[rung.key()]
         return plan(ranking=ranking, calls=calls, rung=number, label=f"rung {number}")
 
-    def measured(rung: Rung) -> Measured:
+    def measured(rung: Rung) -> Measurement:
         name = f"rung {by_key[rung.key()]}"
         binary = build(
             graphs=rewritten,
@@ -78,14 +78,14 @@ def searched(
         found = measure(expected=expected, obtained=obtained, language=request.language, label=name)
         if isinstance(found, Pending):
             raise _Unknown
-        return read_measured(current_run().store.path(found))
+        return read_measurement(current_run().store.path(found))
 
     try:
         budget = Budget(delta_wer=request.search_delta_wer, kl_per_percent=known.NATS_PER_PERCENT)
         found, _ = search(plans, measured, budget, tried)
     except _Unknown:  # a plan cannot see beyond what is measured
         return Searched(rewritten, {"plan": Pending("search"), **quantized}, Pending("search"))
-    so_far = Tried(calls=calls, measured={by_key[key]: result for key, result in tried.items()})
+    so_far = SearchRecord(calls=calls, measured={by_key[key]: result for key, result in tried.items()})
     made = frontier(ranking=ranking, tried=so_far, found=by_key[found.key()])
     return Searched(rewritten, {"plan": planned(found), **quantized}, made)
 

@@ -34,7 +34,7 @@ def model_family(request: PortRequest) -> str:
     """
     families = {name: plugin("models", name).load() for name in names("models")}
     family = _family(request, families)
-    for option, why in families[family].WITHOUT.items():
+    for option, why in families[family].UNSUPPORTED_OPTIONS.items():
         if getattr(request, option) is not None:
             raise BadOptions(f"{request.model} is a {family}: {why}: leave out --{option.replace('_', '-')}")
     return family
