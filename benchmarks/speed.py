@@ -101,7 +101,7 @@ def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
             features = decode.features(load_audio(clip.audio).astype(np.float32) / 32768, model)
             yield decode.Job(clip.id, decode.encode(Noting(), features, model))
 
-    list(decode.hear(Noting(), jobs(), model, lanes=parts["decoder"].get("lanes", 1)))
+    list(decode.decode_jobs(Noting(), jobs(), model, lanes=parts["decoder"].get("lanes", 1)))
     runner.close()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 
 from flows.port import Prepared, built, calibrated, prepared
-from nightjar.files import storing, write_atomic
+from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
@@ -100,7 +100,7 @@ def _write(
     }
     path = reports_folder() / f"attribute-{request.model}-{request.target}.json".lower()
     results["out"] = shown(path)
-    with storing():
+    with storage_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(results, indent=1) + "\n")
     return results

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from pydantic import BaseModel
 
-from nightjar.files import storing, write_atomic
+from nightjar.files import storage_errors, write_atomic
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family
@@ -101,7 +101,7 @@ def _write(request: CompareRequest, by_clip: dict[str, dict[str, Any]]) -> dict[
         },
         "out": request.out.as_posix(),
     }
-    with storing():
+    with storage_errors():
         for result in results:
             write_atomic(request.out / f"{result['id']}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         write_atomic(request.out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

@@ -9,15 +9,14 @@ from prefect import flow
 
 from flows.port import port
 from nightjar.boards.config import find_board
-from nightjar.deploy.bundle import Ported
-from nightjar.deploy.deploy import deploy as put_on_board
-from nightjar.deploy.deploy import draw_canary
+from nightjar.deploy.bundle import PortSummary
+from nightjar.deploy.rollout import draw_canary, roll_out
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import model_family, speech_source
 from nightjar.plugins.target import session_of, target_of
 from nightjar.request import DeployRequest, PortRequest
-from nightjar.speech.manifest import load_speech, slug
+from nightjar.speech.manifest import file_safe_id, load_speech
 from nightjar.store.artifact import Artifact
 from tasks.bundle import bundle
 from tasks.judge import read_scores
@@ -31,7 +30,7 @@ def deploy(request: DeployRequest) -> dict[str, Any]:
         find_board(request.board)  # a name that is none is refused before the port, not after it
         asked = PortRequest(**request.model_dump(include=set(PortRequest.model_fields)))
         ported = port.fn(asked)
-        name = request.name or slug(request.model)[:64]
+        name = request.name or file_safe_id(request.model)[:64]
         results: dict[str, Any] = {"port": ported, "name": name, "board": request.board}
         if ported["verdict"] == "FAIL" and not request.force:
             failed = next(gate["sentence"] for gate in ported["gates"] if gate["outcome"] == "FAIL")
@@ -45,7 +44,7 @@ def deploy(request: DeployRequest) -> dict[str, Any]:
             board=board,
             model=request.model,
             language=request.language,
-            port=Ported.of(ported),
+            port=PortSummary.of(ported),
         )
         scores = read_scores(run.store.path(_artifact(ported["made_from"]["verdict"])))
         canary = draw_canary(
@@ -55,7 +54,7 @@ def deploy(request: DeployRequest) -> dict[str, Any]:
             request.language,
             request.max_canary_wer,
         )
-        done = put_on_board(request.board, name, run.store.path(packed), canary, request.keep)
+        done = roll_out(request.board, name, run.store.path(packed), canary, request.keep)
         return {**results, **done.model_dump(mode="json")}
 
 

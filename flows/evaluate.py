@@ -22,7 +22,7 @@ from tasks.adopt import adopt, adopting, given_files, recognise
 from tasks.build import build
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions
-from tasks.read_printed import Outputs, read_printed, reader
+from tasks.read_printed import PrintedFiles, read_printed, reader
 from tasks.run_program import named_files, run_program
 from tasks.stage import joining
 
@@ -67,7 +67,7 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
                 options=EvaluateOptions(language=request.language, limit=request.limit, long=request.long),
             )
         elif printed is not None:
-            outputs = Outputs(paths=files.paths, sha256=files.sha256)
+            outputs = PrintedFiles(paths=files.paths, sha256=files.sha256)
             binary = read_printed(outputs=outputs, speech=speech, graphs=graphs, reader=printed, target=request.target)
         else:
             binary = adopt(files=files, graphs=graphs, target=taking, contract=part["contract"])

@@ -17,7 +17,7 @@ from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export
 from tasks.import_dumps import dumps_source, import_dumps, ordered_source
-from tasks.run_program import dump_program, read_aside
+from tasks.run_program import dump_program, read_excluded_dumps
 from tasks.stage import joining
 
 
@@ -76,7 +76,7 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
             "model": request.model,
             "target": request.target,
             "dumps": (request.bin_dir or run.store.path(dumps)).as_posix(),
-            "aside": {} if program is None else read_aside(run.store.path(dumps)),
+            "aside": {} if program is None else read_excluded_dumps(run.store.path(dumps)),
             "skipped": int(hidden.meta["skipped"]),
             **describe(run.store.path(calibration)),
         }

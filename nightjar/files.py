@@ -32,7 +32,7 @@ def mtime_ns(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def storing() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """Turn a full or unwritable disk into StoreBroken."""
     try:
         yield

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from nightjar.boards.ref import BoardRef
-from nightjar.deploy.bundle import Ported, write_bundle
+from nightjar.deploy.bundle import PortSummary, write_bundle
 from nightjar.plugins.registry import Plugin
 from tasks.stage import stage
 
@@ -18,7 +18,7 @@ def bundle(
     board: BoardRef,
     model: str,
     language: str,
-    port: Ported,
+    port: PortSummary,
     out: Path,
 ) -> dict[str, str]:
     """Write a bundle: parts, tables, tokens, code, transcribe.py and the manifest with what the port says of it."""

@@ -20,8 +20,8 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from nightjar.boards.board import Board
-from nightjar.boards.config import OWN, find_board
-from nightjar.boards.lock import busy
+from nightjar.boards.config import RESERVED, find_board
+from nightjar.boards.lock import board_busy
 from nightjar.errors import NightjarError
 from nightjar.plugins.registry import Plugin
 from nightjar.text import printable
@@ -41,12 +41,12 @@ def holding(board: Board, over: Callable[[], bool]) -> Iterator[None]:
     """
     limit_s, began = current_run().board_wait_s, time.monotonic()
     with contextlib.ExitStack() as held:
-        if board.alias not in OWN:
+        if board.alias not in RESERVED:
             _take_board(held, board.alias, limit_s, over)
-        for target in board.runners if board.alias in OWN else ():
+        for target in board.runners if board.alias in RESERVED else ():
             _take(held, f"toolchain:{target}", lambda: "another run")
         left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - began))
-        held.enter_context(board.held(left_s, over))
+        held.enter_context(board.locked(left_s, over))
         yield
 
 
@@ -68,7 +68,7 @@ def _take_board(held: contextlib.ExitStack, alias: str, limit_s: float | None, o
         return by[0]
 
     if not _take(held, f"board:{alias}", told, lambda: over() or time.monotonic() > end):
-        raise busy(alias, by[0], limit_s)
+        raise board_busy(alias, by[0], limit_s)
 
 
 def _take(
@@ -118,5 +118,5 @@ def _holder(alias: str) -> str:
     from nightjar.boards.ssh import SshBoard  # fabric, only when a board is used
 
     with contextlib.suppress(NightjarError):
-        return printable(SshBoard(find_board(alias)).visit(()).holder) or "another Prefect run"
+        return printable(SshBoard(find_board(alias)).status(()).holder) or "another Prefect run"
     return "another Prefect run"

@@ -27,10 +27,10 @@ from prefect.futures import as_completed
 from nightjar.boards.board import BoardFacts, LocalBoard
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BoardMissing, Missing, SessionFailed, StoreBroken
-from nightjar.files import digest, storing
+from nightjar.files import digest, storage_errors
 from nightjar.progress import tick
-from nightjar.sessions.journal import Ledger
-from nightjar.sessions.run import keep_or_clear, run_session, session_modules, zipapp
+from nightjar.sessions.journal import Journal
+from nightjar.sessions.run import open_job_folder, pack_session, run_session, session_modules
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip
 from nightjar.store.artifact import Store
@@ -94,10 +94,10 @@ def run_clips(
         )
     sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
     code = _code(board, binary, encoder)
-    with storing():
-        keep_or_clear(work, digest([code, board.identity(), sorted(sources)]))
+    with storage_errors():
+        open_job_folder(work, digest([code, board.identity(), sorted(sources)]))
         (work / "harvest").mkdir(exist_ok=True)
-    ledger = Ledger(work)
+    ledger = Journal(work)
     left = [name for name in sources if name not in ledger.lines]
     with _cluster(address) as (submit, workers):
         share = min(MOST, max(LEAST, -(-len(left) // (ROUNDS * workers))))
@@ -210,14 +210,14 @@ def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterato
             ) from error
 
 
-def _keep(done: Done, work: Path, ledger: Ledger, aside: dict[str, dict[str, Any]]) -> None:
+def _keep(done: Done, work: Path, ledger: Journal, aside: dict[str, dict[str, Any]]) -> None:
     """Write a shard's files and then its lines down, so that a kill of this process loses no finished shard."""
     for line in done.lines:
         if "error" in line:
             aside[line["id"]] = line
             continue
         own = {name: data for name, data in done.files.items() if name.startswith(f"{line['id']}.")}
-        with storing():
+        with storage_errors():
             for name, data in own.items():
                 (work / "harvest" / name).write_bytes(data)
         ledger.add(line, {f"harvest/{name}": hashlib.sha256(data).hexdigest() for name, data in own.items()})
@@ -254,7 +254,7 @@ def _code(board: BoardRef, binary: Path, encoder: Path | None) -> str:
     if encoder is not None:
         parts["encoder"] = json.loads((encoder / "binary.json").read_text(encoding="utf-8"))["parts"]["encoder"]
     runners = board.connect().runners
-    return hashlib.sha256(zipapp(session_modules(model, parts, runners))).hexdigest()
+    return hashlib.sha256(pack_session(session_modules(model, parts, runners))).hexdigest()
 
 
 def _wave(source: np.ndarray | Path) -> np.ndarray:

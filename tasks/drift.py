@@ -10,7 +10,7 @@ from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadManifest, SessionFailed
 from nightjar.plugins.registry import Plugin
 from nightjar.scoring.drift import Drift, agreement, compare_streams
-from nightjar.sessions.run import parted
+from nightjar.sessions.run import split_excluded
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import load_speech, shuffled
 from tasks.dask import run_clips
@@ -52,7 +52,7 @@ def drift(
     wave = stream_of(speech, options.seconds)
     lines = {}
     for subject, folder, where in (("float", reference, host), ("binary", binary, board)):
-        heard, aside = parted(
+        heard, aside = split_excluded(
             run_clips(
                 where,
                 folder,

@@ -14,7 +14,7 @@ from nightjar.errors import SessionFailed
 from nightjar.plugins.registry import Plugin
 from nightjar.scoring.normalize import normalise
 from nightjar.scoring.streaming import word_chunks
-from nightjar.sessions.run import parted
+from nightjar.sessions.run import split_excluded
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, load_speech, split_by_window
 from tasks.dask import run_clips
@@ -68,7 +68,7 @@ def evaluate(
         watch=watch,
         encoder=encoder,
     )
-    lines, aside = parted(heard)
+    lines, aside = split_excluded(heard)
     text = words.load().text
     for line in lines:
         line["text"] = text(line["tokens"], model)

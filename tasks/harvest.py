@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nightjar.boards.ref import BoardRef
 from nightjar.plugins.registry import Plugin
-from nightjar.sessions.run import parted
+from nightjar.sessions.run import split_excluded
 from nightjar.speech.manifest import load_speech, shuffled, split_by_window
 from tasks.dask import run_clips
 from tasks.hypotheses import told
@@ -28,7 +28,7 @@ def harvest(
     model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
     kept, skipped = split_by_window(load_speech(speech), model["recipe"]["window_s"])
     clips = shuffled(kept, seed)[:samples]
-    lines, aside = parted(
+    lines, aside = split_excluded(
         run_clips(
             board,
             binary,

@@ -10,7 +10,7 @@ import numpy as np
 from nightjar.errors import BadInput
 from nightjar.files import digest, digest_file
 from nightjar.progress import tick
-from nightjar.speech.manifest import line_order, load_speech, shuffled, split_by_window
+from nightjar.speech.manifest import ids_in_line_order, load_speech, shuffled, split_by_window
 from nightjar.store.artifact import Source
 from tasks.stage import stage
 
@@ -31,7 +31,7 @@ def dumps_source(folder: Path) -> Source:
 
 def ordered_source(speech: Source) -> Source:
     """Let the order of a manifest's lines, which numbers dumps, be part of what names the speech."""
-    return speech.model_copy(update={"sha256": digest([speech.sha256, line_order(speech.path)])})
+    return speech.model_copy(update={"sha256": digest([speech.sha256, ids_in_line_order(speech.path)])})
 
 
 def dump_files(folder: Path) -> list[Path]:
@@ -57,8 +57,8 @@ def import_dumps(*, dumps: Path, graphs: Path, speech: Path, samples: int, seed:
         kept = [clip for clip in kept if clip.id in collected["dumped"]]
         clip_of = {f"enc_{clip.id}.bin": clip.id for clip in kept}
     else:
-        clip_of = match_clips([path.name for path in files], [clip.id for clip in clips], line_order(speech))
-    _refuse_missing({clip.id for clip in kept} - set(clip_of.values()), clip_of, line_order(speech), len(kept))
+        clip_of = match_clips([path.name for path in files], [clip.id for clip in clips], ids_in_line_order(speech))
+    _refuse_missing({clip.id for clip in kept} - set(clip_of.values()), clip_of, ids_in_line_order(speech), len(kept))
     check_sizes(files, shape, model["recipe"]["window_s"])
     drawn = [clip.id for clip in shuffled(kept, seed)[:samples]]
     for number, path in enumerate(files, 1):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
 
-from nightjar.files import storing, write_atomic
+from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
 from nightjar.report.page import complete
 from nightjar.request import PortRequest
@@ -37,7 +37,7 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
     results["command"] = command_line(request)
     results["report"] = shown(folder / "report.html")
     results["report_key"] = page.key
-    with storing():
+    with storage_errors():
         folder.mkdir(parents=True, exist_ok=True)
         page_text = (made / "report.html").read_text(encoding="utf-8")
         write_atomic(folder / "report.html", complete(page_text, results))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.errors import BadInput
-from nightjar.plugins.program_output import Printed
+from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.speech.manifest import load_speech
 from nightjar.store.fingerprint import module_file
@@ -17,7 +17,7 @@ from tasks.stage import stage
 SUFFIXES = (".txt", ".log")
 
 
-class Outputs(GivenFiles, frozen=True):
+class PrintedFiles(GivenFiles, frozen=True):
     """Name a program's outputs, whose names say which clip each is of."""
 
     def identity(self) -> dict[str, str]:
@@ -33,7 +33,7 @@ def reader(target: str, files: GivenFiles) -> Plugin | None:
 
 @stage
 def read_printed(
-    *, outputs: Outputs, speech: Path, graphs: Path, reader: Plugin, target: str, out: Path
+    *, outputs: PrintedFiles, speech: Path, graphs: Path, reader: Plugin, target: str, out: Path
 ) -> dict[str, str]:
     """Write hypotheses of outputs, each named by its clip's id, and a binary.json that says where they come from."""
     clips = {clip.id: clip for clip in load_speech(speech)}
@@ -49,14 +49,14 @@ def read_printed(
             raise BadInput(
                 f"{path} holds no text: give {reader.load().WANTED}, one file per clip, to `nightjar evaluate`"
             )
-        lines.append(heard_line(path.stem, said, clips[path.stem].duration_s))
+        lines.append(hypothesis_line(path.stem, said, clips[path.stem].duration_s))
     heard = [clips[line["id"]] for line in lines]
     write_hypotheses(out, lines, heard, [clip for clip in clips.values() if clip not in heard])
     describe_program(graphs, target, out)
     return {"clips": str(len(lines))}
 
 
-def heard_line(name: str, said: Printed, duration_s: float) -> dict[str, Any]:
+def hypothesis_line(name: str, said: ProgramOutput, duration_s: float) -> dict[str, Any]:
     """Make a line of hypotheses of what a program printed."""
     seconds = {} if said.seconds is None else {"total": said.seconds}
     line = {"id": name, "text": said.text, "tokens": [], "steps": 0, "capped": False, "agree": None}

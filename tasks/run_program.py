@@ -7,9 +7,9 @@ from typing import Any
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadInput, SessionFailed
 from nightjar.files import digest_file
-from nightjar.plugins.program_output import Printed
+from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin
-from nightjar.sessions.board_program import Program, Said
+from nightjar.sessions.board_program import BoardProgram, ProgramResult
 from nightjar.sessions.board_program import run_program as run_on_board
 from nightjar.speech.manifest import Clip, load_speech, shuffled, split_by_window
 from nightjar.text import printable
@@ -17,7 +17,7 @@ from tasks.adopt import GivenFiles
 from tasks.evaluate import silent_probes
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses
 from tasks.import_dumps import COLLECTED, check_sizes
-from tasks.read_printed import describe_program, heard_line
+from tasks.read_printed import describe_program, hypothesis_line
 from tasks.stage import stage
 
 TEXT_CHARACTERS = 10_000  # twenty times what a window of speech can hold
@@ -42,7 +42,7 @@ def named_files(paths: tuple[Path, ...]) -> NamedFiles:
 @stage
 def run_program(
     *,
-    program: Program,
+    program: BoardProgram,
     files: NamedFiles,
     speech: Path,
     graphs: Path,
@@ -58,7 +58,7 @@ def run_program(
     clips, skipped = select_clips(load_speech(speech), window_s, options)
     probes = silent_probes(window_s)
     connected = board.connect()
-    with connected.held():
+    with connected.locked():
         said = run_on_board(
             connected,
             program,
@@ -75,7 +75,7 @@ def run_program(
         if isinstance(read, str):
             aside[name] = read
         else:
-            lines[name] = heard_line(name, read, durations.get(name, 5.0))
+            lines[name] = hypothesis_line(name, read, durations.get(name, 5.0))
     heard = [clip for clip in clips if clip.id in lines]
     if not heard:
         name, why = next(iter(aside.items()))
@@ -91,11 +91,11 @@ def run_program(
     return {"clips": str(len(heard)), "aside": str(len(aside)), "tier": board.tier}
 
 
-def _read(said: Said, program: Program, reader: Plugin) -> Printed | str:
+def _read(said: ProgramResult, program: BoardProgram, reader: Plugin) -> ProgramOutput | str:
     """Return what a program printed of a clip, or why that does not count."""
     if trouble := said.trouble(program.timeout_s):
         return trouble
-    printed: Printed | None = reader.load().parse(said.text())
+    printed: ProgramOutput | None = reader.load().parse(said.text())
     if printed is None:
         return f"it printed no text that can be read; {reader.load().WANTED} is wanted"
     if len(printed.text) > TEXT_CHARACTERS:
@@ -106,7 +106,7 @@ def _read(said: Said, program: Program, reader: Plugin) -> Printed | str:
 @stage
 def dump_program(
     *,
-    program: Program,
+    program: BoardProgram,
     speech: Path,
     graphs: Path,
     board: BoardRef,
@@ -127,7 +127,7 @@ def dump_program(
     kept, _ = split_by_window(load_speech(speech), window_s)
     drawn = shuffled(kept, seed)[:samples]
     connected = board.connect()
-    with connected.held():
+    with connected.locked():
         sources: dict[str, Any] = {clip.id: clip.audio for clip in drawn}
         said = run_on_board(connected, program, sources, work, language=language, dump_bytes=8 * expected)
     aside = {clip.id: why for clip in drawn if (why := _no_dump(said[clip.id], program, expected))}
@@ -144,13 +144,13 @@ def dump_program(
     return {"clips": str(len(dumped)), "aside": str(len(aside)), "tier": board.tier}
 
 
-def read_aside(folder: Path) -> dict[str, str]:
+def read_excluded_dumps(folder: Path) -> dict[str, str]:
     """Read why clips have no dump among those collected."""
     found: dict[str, str] = json.loads((folder / COLLECTED).read_text(encoding="utf-8"))["aside"]
     return found
 
 
-def _no_dump(said: Said, program: Program, expected: int) -> str:
+def _no_dump(said: ProgramResult, program: BoardProgram, expected: int) -> str:
     if trouble := said.trouble(program.timeout_s, silent=True):
         return trouble
     if len(said.dumps) != 1:

@@ -26,7 +26,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel
 
 from nightjar.errors import NightjarError
-from nightjar.files import digest, storing
+from nightjar.files import digest, storage_errors
 from nightjar.plugins.registry import Plugin
 from nightjar.progress import listening
 from nightjar.store.artifact import Artifact, Record, Source, Store
@@ -248,16 +248,16 @@ def _execute(
 ) -> Record:
     work = run.store.work(name, key)
     out = work / "out"
-    with storing():
+    with storage_errors():
         shutil.rmtree(out, ignore_errors=True)  # half-written by a run that was killed
         out.mkdir(parents=True)
     own: dict[str, Path] = {"out": out}
     if "work" in inspect.signature(body).parameters:
         own["work"] = work / "kept"
-        with storing():
+        with storage_errors():
             own["work"].mkdir(exist_ok=True)
     start = time.perf_counter()
-    with storing(), toolchain_log(label, out):
+    with storage_errors(), toolchain_log(label, out):
         meta = body(**{key: _as_path(run.store, value) for key, value in arguments.items()}, **own)
     record = run.store.publish(name, key, out, parts, meta or {}, time.perf_counter() - start)
     shutil.rmtree(work, ignore_errors=True)

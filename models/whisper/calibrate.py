@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-from models.whisper.decode import Job, decode, features, hear
+from models.whisper.decode import Job, decode, decode_jobs, features
 from models.whisper.protocols import MASKED, Runner, Tensors
 from nightjar.errors import BadInput
 from nightjar.graphs.tensor_spec import Input
@@ -101,7 +101,7 @@ def calibrate(
             yield Job(clip.id, encoded)
 
     results: dict[str, tuple[int, bool]] = {}
-    for name, heard in hear(runner, jobs(), model, options.language, tables, lanes):
+    for name, heard in decode_jobs(runner, jobs(), model, options.language, tables, lanes):
         results[name] = (heard["steps"], heard["capped"])
         tick(len(results), 2 * len(order))
     results = {clip.id: results[clip.id] for clip in order}

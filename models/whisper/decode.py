@@ -77,7 +77,7 @@ class Job(NamedTuple):
     watch: list[list[int]] | None = None
 
 
-def hear(
+def decode_jobs(
     runner: Runner,
     jobs: Iterable[Job],
     model: Model,

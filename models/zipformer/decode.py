@@ -62,7 +62,7 @@ class Job(NamedTuple):
     watch: list[list[int]] | None = None
 
 
-def hear(
+def decode_jobs(
     runner: Runner,
     jobs: Iterable[Job],
     model: Model,
@@ -132,8 +132,8 @@ def _agreement(
 def decode(
     runner: Runner, encoded: Tensors, model: Model, language: str = "en", tables: Tensors | None = None
 ) -> dict[str, Any]:
-    """Search one clip; returns what `hear` yields of it."""
-    return next(heard for _, heard in hear(runner, [Job("", encoded)], model))
+    """Search one clip; returns what `decode_jobs` yields of it."""
+    return next(heard for _, heard in decode_jobs(runner, [Job("", encoded)], model))
 
 
 class _Watched:

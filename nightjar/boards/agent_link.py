@@ -33,12 +33,12 @@ class Stream(Protocol):
 
     def send(self, head: bytes, data: bytes = b"") -> None: ...
 
-    def last_words(self) -> str: ...
+    def stderr_text(self) -> str: ...
 
     def close(self) -> None: ...
 
 
-def program() -> bytes:
+def pack_agent() -> bytes:
     """Pack the agent's modules into one Python program; it is exec'd, so that nothing lies on the board."""
     sources = {name: ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8") for name in MODULES}
     return (
@@ -52,7 +52,7 @@ def program() -> bytes:
     ).encode()
 
 
-class Link:
+class AgentLink:
     """Speak with one agent on a board; a thread says every ten seconds that we are here."""
 
     def __init__(self, alias: str, stream: Stream, packed: bytes, asked: dict[str, Any], python: str) -> None:
@@ -67,7 +67,7 @@ class Link:
             raise
         threading.Thread(target=self._keep_alive, daemon=True).start()
 
-    def __enter__(self) -> "Link":
+    def __enter__(self) -> "AgentLink":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -133,7 +133,7 @@ class Link:
                 return False
             data = self._stream.receive(1 << 20, left)
             if data == b"":
-                raise lost(self.alias)
+                raise connection_lost(self.alias)
             self._buffer += data or b""
         return True
 
@@ -143,7 +143,7 @@ class Link:
             data = self._stream.receive(4096, end - time.monotonic()) if time.monotonic() < end else None
             self._buffer += data or b""
             if not data or len(self._buffer) > GREETING_BYTES:
-                said = self._stream.last_words() or bytes(self._buffer[-200:]).decode("utf-8", "replace")
+                said = self._stream.stderr_text() or bytes(self._buffer[-200:]).decode("utf-8", "replace")
                 raise BoardMissing(
                     f"board {self.alias} does not run {python} ({printable(said) or 'no word from it'}): install "
                     "python3 there, or set python in boards.toml"
@@ -156,7 +156,7 @@ class Link:
                 self.send(b".")
 
 
-class ProgramStream:
+class ProcessStream:
     """The pipes of a local ssh process."""
 
     def __init__(self, alias: str, command: list[str]) -> None:
@@ -189,9 +189,9 @@ class ProgramStream:
                 if left:
                     left[0] = left[0][gone:]
         except (OSError, ValueError) as error:
-            raise lost(self.alias) from error
+            raise connection_lost(self.alias) from error
 
-    def last_words(self) -> str:
+    def stderr_text(self) -> str:
         if not select.select([self._errors], [], [], 2)[0]:
             return ""
         return os.read(self._errors.fileno(), 4096).decode("utf-8", "replace")
@@ -204,7 +204,7 @@ class ProgramStream:
                 pipe.close()
 
 
-def lost(alias: str) -> SessionFailed:
+def connection_lost(alias: str) -> SessionFailed:
     """Say that a connection is gone."""
     return SessionFailed(
         f"the connection to board {alias} was lost; run the same command again, finished clips are kept"

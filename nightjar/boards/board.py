@@ -41,7 +41,7 @@ class Board(Protocol):
     """Run commands on a board and move files; every method raises SessionFailed when the board is lost.
 
     runners: the module that runs a target's parts there, where it is not its runner.py; workers: sessions side by side;
-    spool_bytes: what may wait there to be fetched, 0 where nothing is fetched; patience_s: how long a board that was
+    spool_bytes: what may wait there to be fetched, 0 where nothing is fetched; reconnect_s: how long a board that was
     lost may take to come back. A session holds the board, places its job's folder, drops what is fetched, and leaves.
     """
 
@@ -50,11 +50,13 @@ class Board(Protocol):
     runners: Mapping[str, str]
     workers: int
     spool_bytes: int
-    patience_s: float
+    reconnect_s: float
 
     def run(self, command: list[str], timeout_s: float) -> Output: ...
 
-    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]: ...
+    def stream(
+        self, command: list[str], silence_s: float, log: Callable[[str], None]
+    ) -> Generator[str, None, None]: ...
 
     def put(self, local: Path, remote: Path) -> None: ...
 
@@ -66,17 +68,17 @@ class Board(Protocol):
 
     def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts: ...
 
-    def held(
+    def locked(
         self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False
     ) -> AbstractContextManager[None]: ...
 
-    def place(self, folder: Path, identity: str) -> Path: ...
+    def job_folder(self, folder: Path, identity: str) -> Path: ...
 
-    def drop(self, paths: Sequence[Path]) -> None: ...
+    def delete(self, paths: Sequence[Path]) -> None: ...
 
     def close(self) -> None: ...
 
-    def leave(self, job: Path) -> None: ...
+    def remove_job(self, job: Path) -> None: ...
 
 
 class LocalBoard:
@@ -84,7 +86,7 @@ class LocalBoard:
 
     alias = "local"
     spool_bytes = 0
-    patience_s = 0.0
+    reconnect_s = 0.0
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class LocalBoard:
             ) from error
         return Output(done.returncode, done.stdout, done.stderr)
 
-    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
+    def stream(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
         """Yield a command's output lines as they come.
 
         Raises RunnerFailed with the command's last word when it fails, or when it says nothing for `silence_s`.
@@ -166,20 +168,20 @@ class LocalBoard:
             last = next((text for text in reversed(said) if text.strip()), f"exit status {status}")
             raise RunnerFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
 
-    def held(
+    def locked(
         self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False
     ) -> AbstractContextManager[None]:
         """Hold the board: this machine is everybody's."""
         return contextlib.nullcontext()
 
-    def place(self, folder: Path, identity: str) -> Path:
+    def job_folder(self, folder: Path, identity: str) -> Path:
         """Say where a job lies: in the host's own folder."""
         return folder
 
-    def leave(self, job: Path) -> None:
+    def remove_job(self, job: Path) -> None:
         """Keep a finished job's folder, it is the host's."""
 
-    def drop(self, paths: Sequence[Path]) -> None:
+    def delete(self, paths: Sequence[Path]) -> None:
         """Keep files, they are the host's."""
 
     def close(self) -> None:

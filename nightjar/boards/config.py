@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nightjar.errors import BadOptions, BoardMissing
 
-OWN = ("local", "simulator", "stand-in")  # no ssh alias may be called so
+RESERVED = ("local", "simulator", "stand-in")  # no ssh alias may be called so
 ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,200}")  # a leading - would be an option of ssh
 FILE_BYTES = 1 << 20
 
@@ -86,7 +86,7 @@ class BoardEntry(BaseModel):
         return path
 
 
-class Reach(NamedTuple):
+class BoardAddress(NamedTuple):
     """How to reach a board: its name, what boards.toml says of it, and the arguments of ssh that lead there."""
 
     alias: str
@@ -94,7 +94,7 @@ class Reach(NamedTuple):
     ssh: tuple[str, ...]  # options, then the destination
 
 
-class Resolved(NamedTuple):
+class SshSettings(NamedTuple):
     """What ssh makes of an alias (`ssh -G`)."""
 
     host: str
@@ -105,17 +105,17 @@ class Resolved(NamedTuple):
     proxy: str  # a command, empty for none
 
 
-def find_board(alias: str) -> Reach:
+def find_board(alias: str) -> BoardAddress:
     """Find a board by its alias; raises BoardMissing for a name that is none, BadOptions for a wrong boards.toml."""
-    if alias in OWN or not ALIAS.fullmatch(alias):
+    if alias in RESERVED or not ALIAS.fullmatch(alias):
         raise BoardMissing(
             f"no board can be called {alias!r}: give an alias of ~/.ssh/config, letters, digits and . _ - @ :"
         )
     entry = read_boards().get(alias, BoardEntry())
     if alias == "env":
-        return Reach(alias, entry, _from_environment())
+        return BoardAddress(alias, entry, _from_environment())
     config = ("-F", str(_config_file(entry.ssh_config))) if entry.ssh_config else ()
-    return Reach(alias, entry, (*config, alias))
+    return BoardAddress(alias, entry, (*config, alias))
 
 
 def boards_file() -> Path:
@@ -137,9 +137,9 @@ def read_boards() -> Mapping[str, BoardEntry]:
         raise BadOptions(f"cannot read the boards in {path} ({reason}): see docs/boards.md for how it looks") from error
     boards = {}
     for alias, table in tables.items():
-        if alias in OWN or not ALIAS.fullmatch(alias):
+        if alias in RESERVED or not ALIAS.fullmatch(alias):
             raise BadOptions(
-                f"{path} has a board called {alias[:100]!r}: call it as ~/.ssh/config does, and not {', '.join(OWN)}"
+                f"{path} has a board called {alias[:100]!r}: use an ssh alias, but not {', '.join(RESERVED)}"
             )
         try:
             boards[alias] = BoardEntry.model_validate(table)
@@ -177,7 +177,7 @@ def _from_environment() -> tuple[str, ...]:
     return (*options, host)
 
 
-def resolved(reach: Reach) -> Resolved:
+def ssh_settings(reach: BoardAddress) -> SshSettings:
     """Ask ssh what it makes of an alias: Include, Match and all; raises BoardMissing where ssh cannot say."""
     *options, destination = reach.ssh
     try:
@@ -206,9 +206,9 @@ def resolved(reach: Reach) -> Resolved:
         first, *hops = reversed(jump.split(","))  # the last hop reaches the board, those before it are its own way
         config = options[: options.index("-F") + 2] if "-F" in options else []
         way = ["-J", ",".join(reversed(hops))] if hops else []
-        proxy = shlex.join(["ssh", *config, *STRICT, *way, "-W", "%h:%p", "--", first])
+        proxy = shlex.join(["ssh", *config, *STRICT_OPTIONS, *way, "-W", "%h:%p", "--", first])
     files = " ".join([*said.get("userknownhostsfile", []), *said.get("globalknownhostsfile", [])]).split()
-    return Resolved(
+    return SshSettings(
         host=last["hostname"],
         port=int(last["port"]),
         user=last["user"],
@@ -219,7 +219,7 @@ def resolved(reach: Reach) -> Resolved:
 
 
 # Nothing is asked for, nobody's key is taken on trust, and no key is written down.
-STRICT = tuple(
+STRICT_OPTIONS = tuple(
     word
     for option in (
         *("BatchMode=yes", "StrictHostKeyChecking=yes", "UpdateHostKeys=no", "ConnectTimeout=10", "LogLevel=ERROR"),

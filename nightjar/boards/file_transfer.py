@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nightjar.boards.agent_link import ANSWER_S, Link
+from nightjar.boards.agent_link import ANSWER_S, AgentLink
 from nightjar.errors import SessionFailed
-from nightjar.files import digest_file, storing
+from nightjar.files import digest_file, storage_errors
 
 CHUNK = 1 << 19  # bytes
 AHEAD = 32  # files sent before the answer to the first is awaited
@@ -30,7 +30,7 @@ class _Given(BaseModel, strict=True):
     offset: int
 
 
-def put_files(link: Link, pairs: Sequence[tuple[Path, str]]) -> int:
+def put_files(link: AgentLink, pairs: Sequence[tuple[Path, str]]) -> int:
     """Send files (local path, path on the board) that the board does not have; return how many bytes went."""
     entries = [{"path": remote, "sha256": digest_file(local), "size": local.stat().st_size} for local, remote in pairs]
     if not entries:
@@ -63,7 +63,7 @@ def put_files(link: Link, pairs: Sequence[tuple[Path, str]]) -> int:
     return moved
 
 
-def _send(link: Link, local: Path, entry: dict[str, Any], offered: _Offered) -> int:
+def _send(link: AgentLink, local: Path, entry: dict[str, Any], offered: _Offered) -> int:
     with local.open("rb") as file:
         size = int(entry["size"])
         offset = offered.offset if 0 < offered.offset <= size else 0
@@ -88,16 +88,16 @@ def _hashed(file: Any, count: int) -> Any:
     return hashed
 
 
-def get_files(link: Link, pairs: Sequence[tuple[str, Path]], limit_bytes: int = LIMIT_BYTES) -> int:
+def get_files(link: AgentLink, pairs: Sequence[tuple[str, Path]], limit_bytes: int = LIMIT_BYTES) -> int:
     """Fetch files (path on the board, local path), none longer than the limit; return how many bytes came."""
     moved = 0
     for remote, local in pairs:
-        with storing():
+        with storage_errors():
             moved += _fetch(link, remote, local, limit_bytes)
     return moved
 
 
-def _fetch(link: Link, remote: str, local: Path, limit_bytes: int) -> int:
+def _fetch(link: AgentLink, remote: str, local: Path, limit_bytes: int) -> int:
     local.parent.mkdir(parents=True, exist_ok=True)
     part = local.with_name(f"{local.name}.part")
     have = part.stat().st_size if part.is_file() else 0
@@ -127,12 +127,12 @@ def _fetch(link: Link, remote: str, local: Path, limit_bytes: int) -> int:
     return given.size - given.offset
 
 
-def _read(link: Link, kind: type[Answer], said: Any) -> Answer:
+def _read(link: AgentLink, kind: type[Answer], said: Any) -> Answer:
     try:
         return kind.model_validate(said)
     except ValidationError as error:
         raise _nonsense(link) from error
 
 
-def _nonsense(link: Link) -> SessionFailed:
+def _nonsense(link: AgentLink) -> SessionFailed:
     return SessionFailed(f"board {link.alias} answered what no agent of ours says; look at what runs there as Python")

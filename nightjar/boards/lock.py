@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 
-from nightjar.boards.agent_link import Link
+from nightjar.boards.agent_link import AgentLink
 from nightjar.errors import BoardBusy
 from nightjar.text import printable
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def wait_for_lock(
-    link: Link,
+    link: AgentLink,
     tell: Callable[[str], None] = log.warning,
     limit_s: float | None = None,
     over: Callable[[], bool] = lambda: False,
@@ -26,7 +26,7 @@ def wait_for_lock(
     while not held:
         if (frame := link.receive(1.0)) is None:
             if over() or time.monotonic() > end:
-                raise busy(link.alias, by, limit_s)
+                raise board_busy(link.alias, by, limit_s)
             continue
         said = link.read(frame)
         held = said.get("held") is True
@@ -35,7 +35,7 @@ def wait_for_lock(
             tell(f"board {link.alias} is held by {by}; waiting")
 
 
-def busy(alias: str, by: str, limit_s: float | None) -> BoardBusy:
+def board_busy(alias: str, by: str, limit_s: float | None) -> BoardBusy:
     """Say who holds a board that we waited for in vain."""
     return BoardBusy(
         f"board {alias} is still held by {by} after {limit_s or 0:g} s: run the same command later, or give a longer "

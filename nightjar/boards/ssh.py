@@ -16,12 +16,12 @@ import fabric
 import paramiko
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from nightjar.boards.agent_link import Link, ProgramStream, lost, program
+from nightjar.boards.agent_link import AgentLink, ProcessStream, connection_lost, pack_agent
 from nightjar.boards.board import BoardFacts, Output
-from nightjar.boards.config import STRICT, Reach, resolved
+from nightjar.boards.config import STRICT_OPTIONS, BoardAddress, ssh_settings
 from nightjar.boards.file_transfer import LIMIT_BYTES, get_files, put_files
 from nightjar.boards.lock import wait_for_lock
-from nightjar.boards.ssh_connection import CONNECT_S, ChannelStream, connected
+from nightjar.boards.ssh_connection import CONNECT_S, ChannelStream, connect
 from nightjar.errors import RunnerFailed, SessionFailed
 from nightjar.process import holder
 from nightjar.text import printable
@@ -44,7 +44,7 @@ class Health(BaseModel, strict=True):
     time_s: float
 
 
-class Visit(BaseModel):
+class BoardStatus(BaseModel):
     """What a board says of itself, and who holds it."""
 
     facts: BoardFacts
@@ -67,15 +67,15 @@ class SshBoard:
 
     runners: Mapping[str, str] = {}
     workers = 1
-    patience_s = 120.0  # a reboot
+    reconnect_s = 120.0  # a reboot
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: BoardAddress) -> None:
         self.spool_bytes = int(reach.entry.spool_gib * 2**30)
         self.alias, self.entry, self.python = reach.alias, reach.entry, reach.entry.python
         self.moved_bytes = 0  # by put and get
         self._reach = reach
         self._connection: fabric.Connection | None = None
-        self._files: Link | None = None
+        self._files: AgentLink | None = None
         self._scratch = ""
 
     def __enter__(self) -> "SshBoard":
@@ -95,23 +95,23 @@ class SshBoard:
         self._files = self._connection = None
 
     @contextlib.contextmanager
-    def held(self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def locked(self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Hold the board for one session; waits for whoever has it, at most `limit_s`; raises BoardBusy."""
         with self, self._agent(serve="lease", lock=self.entry.lock, holder=holder()) as link:
             wait_for_lock(link, limit_s=limit_s, over=over)
             yield
 
-    def place(self, folder: Path, identity: str) -> Path:
+    def job_folder(self, folder: Path, identity: str) -> Path:
         """Say where on the board a job lies, so that the next attempt finds what this one did."""
         return Path(self._scratch_folder()) / "jobs" / identity[:32]
 
-    def leave(self, job: Path) -> None:
+    def remove_job(self, job: Path) -> None:
         """Delete a finished job; what it was made of stays in the board's cache."""
         with self._bulk() as link:
             link.say({"do": "remove", "path": str(job)})
             link.answer()
 
-    def drop(self, paths: Sequence[Path]) -> None:
+    def delete(self, paths: Sequence[Path]) -> None:
         """Delete files that were fetched, or are not needed any more."""
         with self._bulk() as link:
             link.say({"do": "drop", "paths": [str(path) for path in paths]})
@@ -134,11 +134,11 @@ class SshBoard:
             status = _status(link, frame)
         return Output(status, *(bytes(text).decode("utf-8", "replace") for text in said.values()))
 
-    def lines(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
+    def stream(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
         """Yield a command's output lines as they come.
 
         Raises RunnerFailed with the command's last word when it fails or says nothing for `silence_s`, SessionFailed
-        when the connection is lost, and when a line or all of them are longer than any session's.
+        when the connection is connection_lost, and when a line or all of them are longer than any session's.
         """
         said, errors, last, total = bytearray(), bytearray(), "", {b"O": 0, b"E": 0}
         with self._agent(serve="command", command=command) as link:
@@ -197,15 +197,15 @@ class SshBoard:
 
     def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts:
         """Describe the board."""
-        return self.visit(runtimes, probe).facts
+        return self.status(runtimes, probe).facts
 
-    def visit(self, runtimes: tuple[str, ...], probe: str = "") -> Visit:
+    def status(self, runtimes: tuple[str, ...], probe: str = "") -> BoardStatus:
         """Ask the board what it is, how it does and who holds it; nothing is uploaded."""
         wanted = {"runtimes": sorted({"numpy", *runtimes}), "probe": probe}
         with self, self._agent(serve="facts", scratch=self.entry.scratch, lock=self.entry.lock, **wanted) as link:
             said = link.answer(FACTS_S)
         try:
-            return Visit.model_validate(said)
+            return BoardStatus.model_validate(said)
         except ValidationError as error:
             raise SessionFailed(
                 f"board {self.alias} says of itself what cannot be: {error.errors()[0]['msg']}; look at what runs there"
@@ -215,30 +215,30 @@ class SshBoard:
         with self._bulk():
             return self._scratch
 
-    def _agent(self, **asked: Any) -> Link:
-        packed = program()
+    def _agent(self, **asked: Any) -> AgentLink:
+        packed = pack_agent()
         if self._connection is None:
-            self._connection = connected(self._reach)
+            self._connection = connect(self._reach)
         try:
             channel = self._connection.transport.open_session(timeout=CONNECT_S)
             channel.exec_command(self._command(packed))
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise lost(self.alias) from error
-        return Link(self.alias, ChannelStream(self.alias, channel), packed, asked, self.python)
+            raise connection_lost(self.alias) from error
+        return AgentLink(self.alias, ChannelStream(self.alias, channel), packed, asked, self.python)
 
     @contextlib.contextmanager
-    def _bulk(self) -> Iterator[Link]:
+    def _bulk(self) -> Iterator[AgentLink]:
         """Give the way for files, opened once: the system's ssh, as fast as its sftp, which paramiko is not."""
         if self._files is None:
             if self._connection is None:  # its messages say what is wrong, ssh's are for a person to read
-                self._connection = connected(self._reach)
+                self._connection = connect(self._reach)
             *options, destination = self._reach.ssh
-            packed, way = program(), resolved(self._reach)
+            packed, way = pack_agent(), ssh_settings(self._reach)
             # The same way as fabric's, so that a jump host's key is checked as strictly.
             proxy = ["-o", f"ProxyCommand={way.proxy.replace('%', '%%')}", "-o", "ProxyJump=none"] if way.proxy else []
-            command = ["ssh", *options, *STRICT, *proxy, "--", destination, self._command(packed)]
+            command = ["ssh", *options, *STRICT_OPTIONS, *proxy, "--", destination, self._command(packed)]
             asked = {"serve": "files", "scratch": self.entry.scratch, "cache_bytes": int(self.entry.cache_gib * 2**30)}
-            self._files = Link(self.alias, ProgramStream(self.alias, command), packed, asked, self.python)
+            self._files = AgentLink(self.alias, ProcessStream(self.alias, command), packed, asked, self.python)
             self._scratch = str(self._files.answer().get("scratch"))
         try:
             yield self._files
@@ -264,12 +264,12 @@ def _taken(buffer: bytearray, limit: int) -> Iterator[str]:
         yield line.decode("utf-8", "replace")
 
 
-def _status(link: Link, frame: tuple[bytes, bytes]) -> int:
+def _status(link: AgentLink, frame: tuple[bytes, bytes]) -> int:
     status = link.read(frame).get("status")
     return status if isinstance(status, int) else 1
 
 
-def _end(link: Link) -> None:
+def _end(link: AgentLink) -> None:
     """End what runs on the board, and see it end, so that nobody finds it running after us."""
     with contextlib.suppress(SessionFailed):
         link.send(b"K")

@@ -12,8 +12,8 @@ from pathlib import Path
 import paramiko
 from fabric import Config, Connection
 
-from nightjar.boards.agent_link import lost
-from nightjar.boards.config import Reach, Resolved, resolved
+from nightjar.boards.agent_link import connection_lost
+from nightjar.boards.config import BoardAddress, SshSettings, ssh_settings
 from nightjar.errors import BoardMissing, SessionFailed
 from nightjar.text import printable
 
@@ -45,9 +45,9 @@ class ChannelStream:
                     continue
                 raise SessionFailed(f"board {self.alias} takes nothing; run the same command again") from None
             except OSError as error:
-                raise lost(self.alias) from error
+                raise connection_lost(self.alias) from error
 
-    def last_words(self) -> str:
+    def stderr_text(self) -> str:
         self._channel.settimeout(2)
         with contextlib.suppress(TimeoutError):
             said: bytes = self._channel.recv_stderr(4096)
@@ -58,11 +58,11 @@ class ChannelStream:
         self._channel.close()
 
 
-class Tunnel(socket.socket):
+class ProxySocket(socket.socket):
     """A socket whose other end is a ProxyCommand; closed, the command ends."""
 
     @classmethod
-    def through(cls, command: str) -> "Tunnel":
+    def through(cls, command: str) -> "ProxySocket":
         ours, theirs = socket.socketpair()
         tunnel = cls(fileno=ours.detach())
         with theirs:
@@ -85,7 +85,7 @@ class Tunnel(socket.socket):
         assert self.process.stderr is not None
         self.process.stderr.close()
 
-    def last_words(self) -> str:
+    def stderr_text(self) -> str:
         """Return what the command complained of."""
         assert self.process.stderr is not None
         if not select.select([self.process.stderr], [], [], 1)[0]:
@@ -93,10 +93,10 @@ class Tunnel(socket.socket):
         return os.read(self.process.stderr.fileno(), 4096).decode("utf-8", "replace")
 
 
-def connected(reach: Reach) -> Connection:
+def connect(reach: BoardAddress) -> Connection:
     """Connect; raises BoardMissing in one line that says what mends it."""
-    way = resolved(reach)
-    tunnel = Tunnel.through(way.proxy) if way.proxy else None
+    way = ssh_settings(reach)
+    tunnel = ProxySocket.through(way.proxy) if way.proxy else None
     connection = Connection(
         way.host,
         user=way.user,
@@ -121,14 +121,14 @@ def connected(reach: Reach) -> Connection:
         connection.client.close()
         words = ""
         if tunnel is not None:
-            words = tunnel.last_words()
+            words = tunnel.stderr_text()
             tunnel.close()
         raise _refused(reach.alias, way, error, words) from error
     connection.transport.set_keepalive(15)
     return connection
 
 
-def _refused(alias: str, way: Resolved, error: Exception, words: str) -> BoardMissing:
+def _refused(alias: str, way: SshSettings, error: Exception, words: str) -> BoardMissing:
     name = way.host if way.port == 22 else f"[{way.host}]:{way.port}"
     file = way.known_hosts[0] if way.known_hosts else "~/.ssh/known_hosts"
     scan = f"`ssh-keyscan -p {way.port} {shlex.quote(way.host)} >> {shlex.quote(file)}`"

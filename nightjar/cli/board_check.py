@@ -4,10 +4,10 @@ import time
 from typing import Literal
 
 from nightjar.boards.board import BoardFacts
-from nightjar.boards.config import Reach, find_board, resolved
-from nightjar.boards.ssh import Health, SshBoard, Visit
+from nightjar.boards.config import BoardAddress, find_board, ssh_settings
+from nightjar.boards.ssh import BoardStatus, Health, SshBoard
 from nightjar.cli.doctor import Finding
-from nightjar.plugins.board_choice import PYTHON, absent_of, board_of, findings_of
+from nightjar.plugins.board_choice import PYTHON, board_of, missing_runtimes, preflight_findings
 from nightjar.plugins.registry import Plugin, names, plugin
 from nightjar.plugins.target import probe_of
 from nightjar.store.fingerprint import module_file
@@ -29,17 +29,17 @@ def check(alias: str, target: str | None) -> list[Finding]:
     runtimes = tuple(runtime for each in chosen for runtime in each.load().RUNTIMES)
     with SshBoard(reach) as board:
         before = time.time()
-        visit = board.visit(runtimes, "")
+        status = board.status(runtimes, "")
         after = time.time()
         probed = {each.load().NAME: board.facts(each.load().RUNTIMES, probe_of(each)) for each in chosen}
-    way = resolved(reach)
+    way = ssh_settings(reach)
     findings = [Finding("reached", "ok", f"{way.user}@{way.host} port {way.port}, in {after - before:.1f} s")]
-    findings += _python(reach, visit)
+    findings += _python(reach, status)
     for each in chosen:
         findings += _target(each, probed[each.load().NAME], missing="missing" if wanted else "absent")
-    findings += _health(visit.health, before, after)
-    if visit.holder:
-        findings.append(Finding("lock", "absent", f"held by {printable(visit.holder)}: a run waits for it"))
+    findings += _health(status.health, before, after)
+    if status.holder:
+        findings.append(Finding("lock", "absent", f"held by {printable(status.holder)}: a run waits for it"))
     else:
         findings.append(Finding("lock", "ok", "free"))
     return findings
@@ -57,8 +57,8 @@ def _by_adb(alias: str, wanted: str | None) -> list[Finding]:
     ]
 
 
-def _python(reach: Reach, visit: Visit) -> list[Finding]:
-    facts = visit.facts
+def _python(reach: BoardAddress, status: BoardStatus) -> list[Finding]:
+    facts = status.facts
     old = tuple(map(int, facts.python.split(".")[:2])) < PYTHON
     numpy = facts.runtimes.get("numpy", "absent")
     return [
@@ -75,12 +75,12 @@ def _python(reach: Reach, visit: Visit) -> list[Finding]:
 def _target(target: Plugin, facts: BoardFacts, missing: Literal["missing", "absent"]) -> list[Finding]:
     module = target.load()
     name = f"target {module.NAME}"
-    absent = [each for each in absent_of(module, facts) if each != "numpy"]
+    absent = [each for each in missing_runtimes(module, facts) if each != "numpy"]
     if absent and missing == "absent":
         return [Finding(name, "absent", f"no {', '.join(absent)} on the board")]
     versions = ", ".join(f"{each} {version}" for each, version in facts.runtimes.items() if each != "numpy")
     found = [Finding(name, "missing" if absent else "ok", versions)]
-    for level, message in findings_of(target, facts):
+    for level, message in preflight_findings(target, facts):
         found.append(Finding(name, "missing" if level == "refuse" else "absent", message))
     return found
 

@@ -36,9 +36,9 @@ def _deploy(arguments: argparse.Namespace) -> int:
 
     request = parse_options(arguments, DeployRequest)
     if arguments.list:
-        from nightjar.deploy.deploy import list_releases
+        from nightjar.deploy.rollout import list_deployments
 
-        listed = {name: state.model_dump() for name, state in list_releases(request.board).items()}
+        listed = {name: state.model_dump() for name, state in list_deployments(request.board).items()}
         show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
         write_json(arguments, listed)
         return 0
@@ -56,7 +56,7 @@ def _deploy(arguments: argparse.Namespace) -> int:
 
 def _rollback(arguments: argparse.Namespace) -> int:
     from nightjar.cli.console import Screen, show_deployed
-    from nightjar.deploy.deploy import roll_back
+    from nightjar.deploy.rollout import roll_back
 
     done = roll_back(arguments.board, arguments.name, arguments.to).model_dump(mode="json")
     show_deployed(Screen(), {**done, "board": arguments.board})

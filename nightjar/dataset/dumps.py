@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nightjar.dataset.reader import Dataset
-from nightjar.files import storing
+from nightjar.files import storage_errors
 from nightjar.progress import tick
 
 
@@ -20,7 +20,7 @@ def write_dumps(dataset: Dataset, order: Sequence[str], folder: Path) -> int:
     tensor, shape = next(iter(dataset.about.tensors.items()))
     called = {name: f"{number:06d}" for number, name in enumerate(order)}
     size = 4 * shape[0] * shape[1]
-    with storing():
+    with storage_errors():
         folder.mkdir(parents=True, exist_ok=True)
         for done, sample in enumerate(dataset, 1):
             path = folder / f"enc_{called.get(sample.id, sample.id)}.bin"

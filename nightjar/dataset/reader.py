@@ -22,7 +22,7 @@ INDEX = "dataset.json"
 AGAIN = "run the same `nightjar harvest` again, it makes anew what is missing or altered"
 
 
-class Encoded(NamedTuple):
+class EncodedClip(NamedTuple):
     """What an encoder made of one clip: float16 tensors without the batch axis; wave: sha256 of its int16 samples."""
 
     id: str
@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
     tensors: dict[str, np.ndarray]
 
 
-class Entry(BaseModel, frozen=True):
+class ShardEntry(BaseModel, frozen=True):
     """One clip in a shard: its tensors lie at its place in the record, and have these sha256."""
 
     id: str
@@ -44,7 +44,7 @@ class ShardRecord(BaseModel, frozen=True):
     """What a finished shard holds, in order; dataset: sha256 of the index that it is of, before that lists shards."""
 
     dataset: str
-    clips: list[Entry]
+    clips: list[ShardEntry]
 
 
 class Index(BaseModel, frozen=True):

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nightjar.dataset.reader import INDEX, Encoded, Entry, Index, ShardFile, ShardRecord, record_file
+from nightjar.dataset.reader import INDEX, EncodedClip, Index, ShardEntry, ShardFile, ShardRecord, record_file
 from nightjar.errors import BadOptions
-from nightjar.files import digest_file, storing, write_atomic
+from nightjar.files import digest_file, storage_errors, write_atomic
 from nightjar.locks import locked
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Writer:
         self._open: dict[int, _OpenShard] = {}
 
     def __enter__(self) -> "Writer":
-        with contextlib.ExitStack() as held, storing():
+        with contextlib.ExitStack() as held, storage_errors():
             waiting = f"another harvest writes to {self.folder}; waiting"
             held.enter_context(locked(self.folder / ".lock", on_wait=lambda: log.warning(waiting)))
             self._go_on()
@@ -65,10 +65,10 @@ class Writer:
             shard.close()
         self._lock.close()
 
-    def add(self, encoded: Encoded) -> None:
+    def add(self, encoded: EncodedClip) -> None:
         """Keep one clip; when this returns, no kill of ours loses it."""
         number = self._place[encoded.id]
-        with storing():
+        with storage_errors():
             if (shard := self._open.get(number)) is None:
                 shard = self._open[number] = self._shard(number)
             shard.add(encoded)
@@ -80,7 +80,7 @@ class Writer:
         """Write the index of a dataset that has all its clips."""
         missing = [name for name in self.ids if name not in self.done]
         assert not missing, missing[:3]
-        with storing():
+        with storage_errors():
             shards = [digest_file(record_file(self.folder, number)) for number in range(len(self._sizes))]
             index = self._index.signed(shards)
             write_atomic(self.folder / INDEX, index.model_dump_json(indent=1))
@@ -112,7 +112,7 @@ class _OpenShard:
     """Hold one shard's files while clips come, in any order; on opening, verify what an earlier run left."""
 
     def __init__(self, folder: Path, number: int, names: Sequence[str], index: Index) -> None:
-        self.names, self.kept = {name: slot for slot, name in enumerate(names)}, dict[str, Entry]()
+        self.names, self.kept = {name: slot for slot, name in enumerate(names)}, dict[str, ShardEntry]()
         self._folder, self._number = folder, number
         self._journal_path = folder / f"shard-{number:05d}.jsonl"
         self._journal: Any = None
@@ -139,7 +139,7 @@ class _OpenShard:
         if len(self.kept) == len(names):
             self.finish()  # killed just before
 
-    def _left(self) -> tuple[list[Entry], bool]:
+    def _left(self) -> tuple[list[ShardEntry], bool]:
         """Return what record or journal says is there, and whether it was a record."""
         record = record_file(self._folder, self._number)
         try:
@@ -150,18 +150,18 @@ class _OpenShard:
             head, *lines = data[: data.rfind(b"\n") + 1].splitlines() or [b""]
             if head.decode("ascii", "replace") != self._of:  # the index was damaged, and this is of another dataset
                 return [], False
-            return [Entry.model_validate_json(line) for line in lines], False
+            return [ShardEntry.model_validate_json(line) for line in lines], False
         except ValidationError:
             log.warning("shard %d of %s has a damaged record; made anew", self._number, self._folder)
             return [], False
 
-    def _good(self, entry: Entry) -> bool:
+    def _good(self, entry: ShardEntry) -> bool:
         slot = self.names.get(entry.id)
         return slot is not None and all(
             file.sha256(slot) == entry.tensors.get(tensor) for tensor, file in self._files.items()
         )
 
-    def add(self, encoded: Encoded) -> None:
+    def add(self, encoded: EncodedClip) -> None:
         """Write a clip's tensors, then its line of the journal."""
         if self._journal is None:
             for file in self._files.values():
@@ -170,7 +170,7 @@ class _OpenShard:
             self._journal = self._journal_path.open("ab", buffering=0)
         slot = self.names[encoded.id]
         sums = {tensor: file.write(slot, encoded.tensors[tensor]) for tensor, file in self._files.items()}
-        entry = Entry(id=encoded.id, audio_s=encoded.audio_s, wave=encoded.wave, tensors=sums)
+        entry = ShardEntry(id=encoded.id, audio_s=encoded.audio_s, wave=encoded.wave, tensors=sums)
         self._journal.write(f"{entry.model_dump_json()}\n".encode())
         self.kept[encoded.id] = entry
 

@@ -23,7 +23,7 @@ SCRIPT = "transcribe.py"
 ID_LENGTH = 16
 
 
-class Ported(BaseModel):
+class PortSummary(BaseModel):
     """What a port says of a binary, as its results have it; figures that change with each run are left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -43,7 +43,7 @@ class Ported(BaseModel):
     made_from: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, results: Mapping[str, Any]) -> "Ported":
+    def of(cls, results: Mapping[str, Any]) -> "PortSummary":
         """Take from a port's results what does not depend on when it ran."""
         kept = ("stage", "key", "sha256", "libraries", "sdk", "board")
         made = {name: {part: record[part] for part in kept} for name, record in results["made_from"].items()}
@@ -64,7 +64,7 @@ class Manifest(BaseModel, frozen=True):
     python: str
     runtimes: dict[str, str]
     files: dict[str, tuple[int, str]]
-    port: Ported
+    port: PortSummary
 
 
 def write_bundle(
@@ -76,7 +76,7 @@ def write_bundle(
     runtimes: Mapping[str, str],
     model: str,
     language: str,
-    port: Ported,
+    port: PortSummary,
 ) -> Manifest:
     """Write a bundle's files into the empty folder `out`, the manifest last.
 

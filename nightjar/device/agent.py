@@ -16,14 +16,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from nightjar.device.file_cache import Files
+from nightjar.device.file_cache import FileCache
 from nightjar.device.framing import CHUNK, LOST_S, READY, Stop, answer, heard, request, say
 from nightjar.device.health import facts, health
 
 
 def serve_files(asked: dict[str, Any]) -> None:
     """Answer about files until the host is gone."""
-    files = Files(Path(asked["scratch"]).expanduser(), asked["cache_bytes"])
+    files = FileCache(Path(asked["scratch"]).expanduser(), asked["cache_bytes"])
     answer(scratch=str(files.scratch))
     while True:
         asked = request()

@@ -20,7 +20,7 @@ from nightjar.device.framing import CHUNK, alive, answer, heard, say
 STALE_S = 7 * 24 * 3600  # a job nobody came back to
 
 
-class Files:
+class FileCache:
     """Take and give files inside the scratch folder; contents are kept once, by sha256, least recently used goes."""
 
     def __init__(self, scratch: Path, cache_bytes: int) -> None:

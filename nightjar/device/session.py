@@ -46,7 +46,7 @@ LOOK_S = 2.0  # between looks at what holds the processor back: a dozen small fi
 ROOM_BYTES = 4 << 20  # beside what is harvested: result lines, the runtime's own files
 
 
-class Heard(NamedTuple):
+class ClipFeatures(NamedTuple):
     """What the encoder takes of a clip, and what making it took."""
 
     audio_s: float
@@ -54,7 +54,7 @@ class Heard(NamedTuple):
     features_s: float
 
 
-class Parts:
+class PartRunners:
     """Map each part to the runner it was compiled for, and time the calls per part in seconds."""
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class Parts:
 
 
 def run_clips(
-    parts: Parts, folder: Path, job: dict[str, Any], clips: list[dict[str, Any]], say: Say
+    parts: PartRunners, folder: Path, job: dict[str, Any], clips: list[dict[str, Any]], say: Say
 ) -> Iterator[dict[str, Any]]:
     """Run clips and yield the line of each as it ends; harvested tensors are on disk before the line is."""
     family = importlib.import_module(f"models.{job['model']['family']}.decode")
@@ -106,7 +106,7 @@ def run_clips(
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
     lanes = job["parts"]["decoder"].get("lanes", 1)
     settings = {"tables": tables, "lanes": lanes, "clock": parts.seconds}
-    for name, heard in family.hear(parts, jobs(), job["model"], job["language"], **settings):
+    for name, heard in family.decode_jobs(parts, jobs(), job["model"], job["language"], **settings):
         line = begun.pop(name)
         seconds, spent = line["seconds"], heard.pop("seconds")
         seconds |= {**spent, "total": seconds["total"] + spent["total"]}
@@ -115,14 +115,14 @@ def run_clips(
 
 def _features_ahead(
     family: Any, clips: list[dict[str, Any]], folder: Path, job: dict[str, Any]
-) -> Iterator[tuple[dict[str, Any], "Future[Heard]"]]:
+) -> Iterator[tuple[dict[str, Any], "Future[ClipFeatures]"]]:
     """Yield each clip with its features; the next one's are made while the runtime works on this one."""
 
-    def make(clip: dict[str, Any]) -> Heard:
+    def make(clip: dict[str, Any]) -> ClipFeatures:
         wave = np.load(folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
         start = time.perf_counter()
         features = family.features(wave, job["model"])
-        return Heard(round(len(wave) / 16000, 4), features, time.perf_counter() - start)
+        return ClipFeatures(round(len(wave) / 16000, 4), features, time.perf_counter() - start)
 
     with ThreadPoolExecutor(1) as maker:
         coming = [maker.submit(make, clip) for clip in clips[:1]]
@@ -133,7 +133,13 @@ def _features_ahead(
 
 
 def encode_clip(
-    parts: Parts, family: Any, clip: dict[str, Any], heard: "Future[Heard]", folder: Path, job: dict[str, Any], say: Say
+    parts: PartRunners,
+    family: Any,
+    clip: dict[str, Any],
+    heard: "Future[ClipFeatures]",
+    folder: Path,
+    job: dict[str, Any],
+    say: Say,
 ) -> tuple[dict[str, Any], Tensors]:
     """Run one clip's encoder, keep what is harvested, and return the beginning of its line."""
     say({"begin": clip["id"]})
@@ -252,7 +258,7 @@ def _worked(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]], say:
     """Yield the lines of clips, from `workers` processes where one runtime keeps one core busy."""
     workers = min(job["workers"], len(clips))
     if workers == 1:
-        parts = Parts(folder, job)
+        parts = PartRunners(folder, job)
         yield from run_clips(parts, folder, job, clips, say)
         parts.close()
         return
@@ -291,7 +297,7 @@ def _fork(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> tup
     try:
         with os.fdopen(writing, "w", encoding="utf-8") as out:
             try:
-                parts = Parts(folder, job)
+                parts = PartRunners(folder, job)
 
                 def say(line: dict[str, Any]) -> None:
                     print(json.dumps(line), file=out, flush=True)

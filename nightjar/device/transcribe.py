@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent  # not `current`: a switch while we run does not mix two releases
 
 
-class Parts:
+class PartRunners:
     """Map each part to the runner that it was compiled for."""
 
     def __init__(self, parts: dict[str, dict[str, Any]]) -> None:
@@ -47,7 +47,7 @@ class Recogniser:
         self.decode = importlib.import_module(f"models.{self.model['family']}.decode")
         self.cut = importlib.import_module("nightjar.device.pause_splitter").cut
         self.tables = {path.stem: np.load(path, mmap_mode="r") for path in HERE.glob("*_embedding.npy")}
-        self.parts = Parts(_read_json("binary.json")["parts"])
+        self.parts = PartRunners(_read_json("binary.json")["parts"])
         rows = [line.split() for line in (HERE / "tokens.txt").read_bytes().splitlines()]
         self.tokens = {int(number): base64.b64decode(text) for text, number in rows}
 

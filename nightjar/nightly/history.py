@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, Field
 
 from nightjar.errors import StoreBroken
-from nightjar.files import storing, write_atomic
+from nightjar.files import storage_errors, write_atomic
 from nightjar.locks import locked
 from nightjar.paths import ROOT
 
@@ -154,7 +154,7 @@ class History:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with storing(), locked(self.folder / ".lock"):
+        with storage_errors(), locked(self.folder / ".lock"):
             yield
 
 

@@ -32,7 +32,8 @@ from nightjar.store.fingerprint import module_file
 log = logging.getLogger(__name__)
 
 STAND_IN = "stand-in"  # the board, and the tier of all that it gives
-INSIDE = ("vendor-simulator", STAND_IN)  # tiers that run in the toolchain's environment, where the target has one
+# Tiers that run in the environment of the toolchain, where the target has one.
+TOOLCHAIN_TIERS = ("vendor-simulator", STAND_IN)
 
 
 def target_of(name: str, board: str | None) -> Plugin:

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from nightjar.boards.board import BoardFacts
-from nightjar.boards.config import Reach, beside
-from nightjar.dataset.reader import Encoded
+from nightjar.boards.config import BoardAddress, beside
+from nightjar.dataset.reader import EncodedClip
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from nightjar.service import service_pb2 as pb
 from nightjar.service.protocol import (
@@ -26,22 +26,22 @@ from nightjar.service.protocol import (
     SLACK_BYTES,
     TOKEN_KEY,
     is_loopback,
-    parted,
     read_file,
     read_secret,
     read_token,
+    split_address,
 )
 from nightjar.text import printable
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0  # for what needs no runner
-PATIENCE_S = 60.0  # with a board that went away in the middle: it may be starting again
+RECONNECT_S = 60.0  # with a board that went away in the middle: it may be starting again
 GRACE_S = 30.0  # beyond a clip's deadline, for the board to say itself that it passed
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED)
 
 
-class Served(NamedTuple):
+class ServiceDescription(NamedTuple):
     """What a board service says of itself."""
 
     binary: str  # sha256 of the folder's content
@@ -53,7 +53,9 @@ class Served(NamedTuple):
 class ServiceBoard:
     """Use a board by its service; nothing is connected before it is needed."""
 
-    def __init__(self, reach: Reach, shapes: Mapping[str, tuple[int, ...]], runtimes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, reach: BoardAddress, shapes: Mapping[str, tuple[int, ...]], runtimes: tuple[str, ...] = ()
+    ) -> None:
         """shapes: of each tensor that a result has, without the batch axis; raises BadOptions."""
         self.alias, self.address = reach.alias, str(reach.entry.service)
         self._shapes, self._runtimes = dict(shapes), runtimes
@@ -73,7 +75,7 @@ class ServiceBoard:
     ) -> None:
         self._channel.close()
 
-    def describe(self) -> Served:
+    def describe(self) -> ServiceDescription:
         """Ask what is served; raises BoardMissing."""
         ask = self._channel.unary_unary(
             f"/{SERVICE}/Describe", pb.Question.SerializeToString, pb.Description.FromString
@@ -89,14 +91,14 @@ class ServiceBoard:
                 f"what answers for board {self.alias} at {self.address} is no board service: correct its service in "
                 "boards.toml"
             ) from error
-        return Served(said.binary, facts, max(1, min(said.in_flight, 1000)), said.wave_bytes)
+        return ServiceDescription(said.binary, facts, max(1, min(said.in_flight, 1000)), said.wave_bytes)
 
     def encode(
         self,
         clips: Iterable[tuple[str, np.ndarray]],
         deadline_s: float = DEADLINE_S,
-        patience_s: float = PATIENCE_S,
-    ) -> Iterator[Encoded]:
+        reconnect_s: float = RECONNECT_S,
+    ) -> Iterator[EncodedClip]:
         """Yield what the encoder makes of clips (id, int16 wave), as they end, each once.
 
         A board that goes away is waited for, and the clips that it still owed are sent again. Raises SessionFailed when
@@ -113,7 +115,7 @@ class ServiceBoard:
                 return
             except grpc.RpcError as error:
                 held = error.code() == grpc.StatusCode.ABORTED
-                if error.code() not in AGAIN or (not held and time.monotonic() - heard > patience_s):
+                if error.code() not in AGAIN or (not held and time.monotonic() - heard > reconnect_s):
                     raise self._failed(error, deadline_s) from error
                 if not told:
                     why = f"is held by {printable(error.details() or 'somebody')}" if held else "went away"
@@ -122,7 +124,7 @@ class ServiceBoard:
             time.sleep(0.5)
             self._check_still(served)
 
-    def _check_still(self, served: Served) -> None:
+    def _check_still(self, served: ServiceDescription) -> None:
         try:
             now = self.describe()
         except BoardMissing as error:
@@ -135,7 +137,7 @@ class ServiceBoard:
 
     def _stream(
         self, source: Iterator[tuple[str, np.ndarray]], owed: dict[str, pb.Clip], limit: int, deadline_s: float
-    ) -> Iterator[Encoded]:
+    ) -> Iterator[EncodedClip]:
         """Run one stream to its end; what it owes when it breaks stays in `owed`."""
         outbox: queue.SimpleQueue[pb.Clip | None] = queue.SimpleQueue()
         for clip in owed.values():
@@ -180,7 +182,7 @@ class ServiceBoard:
             outbox.put(clip)
         return True
 
-    def _checked(self, result: pb.Result, owed: Mapping[str, pb.Clip]) -> Encoded:
+    def _checked(self, result: pb.Result, owed: Mapping[str, pb.Clip]) -> EncodedClip:
         """Read a result; a board may say anything."""
         if result.id not in owed:
             raise SessionFailed(
@@ -202,7 +204,7 @@ class ServiceBoard:
                 f"board {self.alias} gave {', '.join(tensors) or 'nothing'} for {result.id} and not "
                 f"{', '.join(self._shapes)}; serve what build wrote"
             )
-        return Encoded(result.id, result.audio_s, owed[result.id].sha256.hex(), tensors)
+        return EncodedClip(result.id, result.audio_s, owed[result.id].sha256.hex(), tensors)
 
     def _missing(self, error: grpc.RpcError) -> BoardMissing:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
@@ -283,14 +285,14 @@ class _Watch:
                 self._call.cancel()
 
 
-def _credentials(reach: Reach) -> tuple[tuple[tuple[str, str], ...], Any]:
+def _credentials(reach: BoardAddress) -> tuple[tuple[tuple[str, str], ...], Any]:
     """Return the metadata and channel credentials for a board's service, None for no TLS; raises BadOptions."""
     entry = reach.entry
     ca, cert, key, token = (
         beside(path) if path else None
         for path in (entry.service_ca, entry.service_cert, entry.service_key, entry.service_token)
     )
-    host, _ = parted(str(entry.service))
+    host, _ = split_address(str(entry.service))
     if ca is None and not is_loopback(host):
         raise BadOptions(
             f"the service of board {reach.alias} is on another machine, {entry.service}: give its certificate or "

@@ -10,7 +10,7 @@ from nightjar.paths import ROOT
 PROTO = Path(__file__).with_name("service.proto")
 
 
-def regenerated() -> dict[Path, str]:
+def generate_code() -> dict[Path, str]:
     """Return what protoc writes now, without the lines that tie it to protoc's own day.
 
     These refuse any older runtime, and boards have what their vendor pins; the descriptor itself is plain proto3, which
@@ -35,5 +35,5 @@ def regenerated() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for made_path, source_text in regenerated().items():
+    for made_path, source_text in generate_code().items():
         made_path.write_text(source_text, encoding="utf-8")

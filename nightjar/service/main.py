@@ -19,13 +19,13 @@ from pathlib import Path
 from nightjar.errors import BadOptions, NightjarError
 from nightjar.service.protocol import (
     DEADLINE_S,
-    Door,
+    Endpoint,
     grpc_module,
     is_loopback,
-    parted,
     read_file,
     read_secret,
     read_token,
+    split_address,
 )
 
 
@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def door_of(asked: argparse.Namespace) -> Door:
+def parse_endpoint(asked: argparse.Namespace) -> Endpoint:
     """Check where to listen and who may come in; raises BadOptions for what would let everybody in."""
-    host, port = parted(asked.listen)
+    host, port = split_address(asked.listen)
     if (asked.tls_cert is None) != (asked.tls_key is None):
         raise BadOptions("--tls-cert and --tls-key go together: give both, or neither and listen on localhost")
     if asked.tls_cert is None and not is_loopback(host):
@@ -79,7 +79,7 @@ def door_of(asked: argparse.Namespace) -> Door:
                 f"({type(error).__name__}): give both of one pair"
             ) from error
     host = {"localhost": "127.0.0.1"}.get(host, host)  # which localhost may also be, is nobody's guess
-    return Door(
+    return Endpoint(
         address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         tls=tls,
         client_ca=read_file(asked.client_ca, "authority") if asked.client_ca else None,
@@ -91,12 +91,12 @@ def serve(asked: argparse.Namespace) -> int:
     """Serve until interrupted; the first line on stdout says where."""
     if asked.workers < 1 or asked.in_flight < asked.workers or not asked.deadline > 0:
         raise BadOptions("at least one of --workers, as many --in-flight, and a --deadline above 0 are wanted")
-    door = door_of(asked)
+    door = parse_endpoint(asked)
     grpc_module()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported, as nightjar/device/session.py says
-    from nightjar.service.server import Encoders, started  # grpc, numpy and the runtime, only to serve
+    from nightjar.service.server import EncoderPool, started  # grpc, numpy and the runtime, only to serve
 
-    encoders = Encoders(asked.binary, asked.workers)
+    encoders = EncoderPool(asked.binary, asked.workers)
     server, port = started(encoders, door, asked.in_flight, asked.deadline, str(asked.lock))
     way = f"{door.address.rpartition(':')[0]}:{port}"
     secured = "TLS" if door.tls else "no TLS, this machine alone"

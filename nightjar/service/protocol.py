@@ -38,7 +38,7 @@ def grpc_module() -> Any:
     return grpc
 
 
-def parted(address: str) -> tuple[str, int]:
+def split_address(address: str) -> tuple[str, int]:
     """Part `HOST:PORT`, `[::1]:PORT` for IPv6; raises BadOptions."""
     host, _, port = address.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
@@ -82,7 +82,7 @@ def read_file(path: Path, what: str) -> bytes:
         raise BadOptions(f"cannot read the {what} {path} ({error.strerror}): give the path of a file") from error
 
 
-def content_of(folder: Path) -> str:
+def binary_digest(folder: Path) -> str:
     """Return the sha256 of a binary folder: names and bytes of its files, and neither its place nor its record."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -95,7 +95,7 @@ def content_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-class Door(NamedTuple):
+class Endpoint(NamedTuple):
     """Where the service listens and who may come in."""
 
     address: str  # as grpc writes it

@@ -27,10 +27,10 @@ import numpy as np
 
 from nightjar.device.agent import holder_of, lock_file
 from nightjar.device.health import facts
-from nightjar.device.session import Parts
+from nightjar.device.session import PartRunners
 from nightjar.errors import BadOptions, Broken, SessionFailed
 from nightjar.service import service_pb2 as pb
-from nightjar.service.protocol import KEEPALIVE, SERVICE, SLACK_BYTES, TOKEN_KEY, Door, content_of
+from nightjar.service.protocol import KEEPALIVE, SERVICE, SLACK_BYTES, TOKEN_KEY, Endpoint, binary_digest
 
 PERMITTED = [("grpc.http2.min_ping_interval_without_data_ms", 5_000), ("grpc.http2.max_ping_strikes", 0)]
 
@@ -48,7 +48,7 @@ class Ended(NamedTuple):
     clips: int
 
 
-class Flight:
+class ClipStream:
     """Hold what is between the arrival of clips and the sending of their results, in one stream."""
 
     def __init__(self, limit: int) -> None:
@@ -69,7 +69,7 @@ class Flight:
         return next((name for name, due in list(self.due.items()) if due < now), "")
 
 
-class Encoders:
+class EncoderPool:
     """Hold one loaded encoder per worker; a worker is a thread that takes clips of whichever stream."""
 
     def __init__(self, folder: Path, workers: int) -> None:
@@ -82,22 +82,22 @@ class Encoders:
                 raise ValueError("its encoder hears a stream chunk by chunk, and a service hears whole windows")
             self.outputs = {name: shapes[name] for name in self.model["harvest"]}
             self.wave_bytes = int(self.model["recipe"]["window_s"] * 16000) * 2
-            self.binary = content_of(folder)
+            self.binary = binary_digest(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadOptions(
-                f"{folder} is no binary to serve ({line_of(error)}): give a folder that build wrote"
+                f"{folder} is no binary to serve ({one_line(error)}): give a folder that build wrote"
             ) from error
         preflight = Path(__file__).parents[2] / "targets" / target / "preflight.py"
         self._probe = preflight.read_text(encoding="utf-8") if preflight.is_file() else ""
         self.result_bytes = sum(2 * int(np.prod(shape)) for shape in self.outputs.values())
         try:
             self._family = importlib.import_module(f"models.{self.model['family']}.decode")
-            opened = [Parts(folder, {"parts": {"encoder": entry}, "runners": {}}) for _ in range(workers)]
+            opened = [PartRunners(folder, {"parts": {"encoder": entry}, "runners": {}}) for _ in range(workers)]
         except Exception as error:  # a vendor's runtime raises whatever it likes
             raise SessionFailed(
-                f"the encoder in {folder} does not load ({line_of(error)}): look at the file and its runtime"
+                f"the encoder in {folder} does not load ({one_line(error)}): look at the file and its runtime"
             ) from error
-        self._todo: queue.SimpleQueue[tuple[pb.Clip, Flight]] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[tuple[pb.Clip, ClipStream]] = queue.SimpleQueue()
         for parts in opened:
             # A daemon, for a hung runtime must not keep the process.
             threading.Thread(target=self._work, args=(parts,), daemon=True).start()
@@ -106,7 +106,7 @@ class Encoders:
         """Say what this board is, in the words of a session by ssh."""
         return facts(sorted({"numpy", *runtimes}), self._probe)
 
-    def take(self, clip: pb.Clip, flight: Flight) -> None:
+    def take(self, clip: pb.Clip, flight: ClipStream) -> None:
         """Put a clip in line."""
         self._todo.put((clip, flight))
 
@@ -122,7 +122,7 @@ class Encoders:
             return f"clip {clip.id}: its wave changed on the way"
         return ""
 
-    def _work(self, parts: Parts) -> None:
+    def _work(self, parts: PartRunners) -> None:
         while True:
             clip, flight = self._todo.get()
             if flight.over:
@@ -131,12 +131,12 @@ class Encoders:
                 said: pb.Result | Refusal = self._encoded(parts, clip)
             except Exception as error:
                 traceback.print_exc()  # for whoever looks at the board; the host gets a line
-                said = Refusal(grpc.StatusCode.INTERNAL, f"clip {clip.id}: {line_of(error)}")
+                said = Refusal(grpc.StatusCode.INTERNAL, f"clip {clip.id}: {one_line(error)}")
             flight.due.pop(clip.id, None)
             flight.done.put(said)
             del clip, flight, said  # while it waits for the next
 
-    def _encoded(self, parts: Parts, clip: pb.Clip) -> pb.Result:
+    def _encoded(self, parts: PartRunners, clip: pb.Clip) -> pb.Result:
         # What nightjar/device/session.py does for a harvest, without the disk.
         wave = np.frombuffer(clip.wave, "<i2").astype(np.float32) / 32768.0
         encoded = self._family.encode(parts, self._family.features(wave, self.model), self.model)
@@ -153,7 +153,7 @@ class Encoders:
 class Service:
     """Answer hosts."""
 
-    def __init__(self, encoders: Encoders, token: str | None, in_flight: int, deadline_s: float, lock: str) -> None:
+    def __init__(self, encoders: EncoderPool, token: str | None, in_flight: int, deadline_s: float, lock: str) -> None:
         self.encoders, self._token, self._lock = encoders, token, lock
         self.in_flight, self.deadline_s = in_flight, deadline_s
 
@@ -171,7 +171,7 @@ class Service:
         """Yield the result of each clip as it ends."""
         self._admit(context)
         self._hold(context)
-        flight = Flight(self.in_flight)
+        flight = ClipStream(self.in_flight)
         if not context.add_callback(flight.end):
             return
         threading.Thread(target=self._read, args=(clips, flight), daemon=True).start()
@@ -198,7 +198,7 @@ class Service:
             sent += 1
             flight.slots.release()  # only now has the transport taken the result
 
-    def _read(self, clips: Iterator[pb.Clip], flight: Flight) -> None:
+    def _read(self, clips: Iterator[pb.Clip], flight: ClipStream) -> None:
         count = 0
         with contextlib.suppress(Exception):  # the host is gone, and the stream with it
             while True:
@@ -238,7 +238,9 @@ class Service:
             os.close(lock)
 
 
-def started(encoders: Encoders, door: Door, in_flight: int, deadline_s: float, lock: str) -> tuple[grpc.Server, int]:
+def started(
+    encoders: EncoderPool, door: Endpoint, in_flight: int, deadline_s: float, lock: str
+) -> tuple[grpc.Server, int]:
     """Start to serve; return the server and its port. Raises Broken where the address is taken."""
     service = Service(encoders, door.token, in_flight, deadline_s, lock)
     options = [
@@ -272,6 +274,6 @@ def started(encoders: Encoders, door: Door, in_flight: int, deadline_s: float, l
     return server, port
 
 
-def line_of(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Say in one line what an exception says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

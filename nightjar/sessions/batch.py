@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightjar.boards.board import Board
 from nightjar.errors import SessionFailed
-from nightjar.files import digest_file, storing, write_atomic
+from nightjar.files import digest_file, storage_errors, write_atomic
 from nightjar.sessions.scheduler import Work
 from nightjar.speech.audio import load_audio
 from nightjar.text import printable
@@ -58,17 +58,17 @@ class Batches:
 
     def run(self, board: Board, names: Sequence[str], begun: set[str]) -> None:
         """Run clips on a board that is held; see crew.Batches."""
-        there = board.place(self.folder, self.identity)
+        there = board.job_folder(self.folder, self.identity)
         given = self._prepared(board, names)
         if board.alias not in self._placed:
             given |= self.files
         self._placed.discard(board.alias)
-        with storing():
+        with storage_errors():
             board.put_all([(path, there / name) for name, path in sorted(given.items())])
         command = [board.python, str(there / "session.pyz"), str(there)]
         ended, done = False, set[str]()
         with contextlib.closing(
-            board.lines(command, self.silence_s, lambda text: log.debug("session: %s", text))
+            board.stream(command, self.silence_s, lambda text: log.debug("session: %s", text))
         ) as said:
             for line in _parsed(said):
                 if "begin" in line:
@@ -95,7 +95,7 @@ class Batches:
 
     def leave(self, board: Board) -> None:
         """Let a board that is held forget the job."""
-        board.leave(board.place(self.folder, self.identity))
+        board.remove_job(board.job_folder(self.folder, self.identity))
         with self._noting:
             self._taken.pop(board.alias, None)
             write_atomic(self.folder / "taken.json", json.dumps(self._taken))
@@ -104,7 +104,7 @@ class Batches:
         """Write what a batch needs on the host; return it by its name in the job's folder."""
         job = {**self.job, "clips": [self.clips[name] for name in names], "spool_bytes": board.spool_bytes}
         own = f"job.{board.alias}.json" if board.spool_bytes else "job.json"
-        with storing():
+        with storage_errors():
             with self._noting:
                 self._taken[board.alias] = names
                 write_atomic(self.folder / "taken.json", json.dumps(self._taken))
@@ -131,20 +131,20 @@ class Batches:
         kept = {f"harvest/{name}.{tensor}.npy": sha256 for tensor, sha256 in hashes.items()}
         own = [there / file for file in (*kept, f"clips/{name}.npy")]
         if name not in self.work.ledger.lines:
-            with storing():
+            with storage_errors():
                 for file in kept:
                     self._seed(self.folder / file)
                 board.get_all([(there / file, self.folder / file) for file in kept], self.limit_bytes)
                 if any(digest_file(self.folder / file) != sha256 for file, sha256 in kept.items()):
                     for file in kept:
                         (self.folder / file).unlink()
-                    board.drop(own[:-1])
+                    board.delete(own[:-1])
                     why = f"its tensors were altered on board {board.alias} after they were written"
                     self.work.failed(board.alias, [name], why)
                     return
             self.work.ledger.add(line, kept)
         if kept:
-            board.drop(own)
+            board.delete(own)
         self.work.finished(board.alias, name)
 
     def _seed(self, local: Path) -> None:

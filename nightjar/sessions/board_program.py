@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import nightjar.device.program_runner  # travels to the board, so its code is part of every key that runs a program
 from nightjar.boards.board import Board
-from nightjar.boards.config import OWN, boards_file, find_board
+from nightjar.boards.config import RESERVED, boards_file, find_board
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed
-from nightjar.files import digest, storing, write_atomic
+from nightjar.files import digest, storage_errors, write_atomic
 from nightjar.progress import tick
 from nightjar.speech.audio import load_audio
 from nightjar.text import printable
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 DECLARED = "declared"
 PLACEHOLDERS = ("clip", "language", "binary")
-CLIPWISE = Path(nightjar.device.program_runner.__file__)
+RUNNER_SOURCE = Path(nightjar.device.program_runner.__file__)
 ALL, ALL_CLIPS = "all", "{clips}"
 GIVE_UP = 5  # clips in a row from the first: a program that cannot do any of them
 TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\-_]|[\x00\x08\x0e-\x1a]")
 
 
-class Program(BaseModel, frozen=True):
+class BoardProgram(BaseModel, frozen=True):
     """Name a program of a board: what is run, where, and what it is; all of it enters a key."""
 
     command: tuple[str, ...]  # with {clip}, {language} and {binary}
@@ -45,7 +45,7 @@ class Program(BaseModel, frozen=True):
     files: dict[str, str] = {}  # words of the command that are files on the board, by sha256
 
 
-class Said(BaseModel):
+class ProgramResult(BaseModel):
     """What a clip's run came to; a board may say anything."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
@@ -101,19 +101,19 @@ def check_command(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
-def declared(text: str, board: str | None, cwd: str, timeout_s: float, dumps: str = "") -> Program:
+def resolve_program(text: str, board: str | None, cwd: str, timeout_s: float, dumps: str = "") -> BoardProgram:
     """Return the program that a command line names, or the board's own in boards.toml; raises BadOptions."""
     if text != DECLARED:
         if cwd and not cwd.startswith(("/", "~/")):
             raise BadOptions(f"--program-cwd {cwd!r} is a folder on the board: give an absolute path or ~/…")
-        return Program(command=parse_command(text), cwd=cwd, timeout_s=timeout_s, dumps=dumps)
-    entry = find_board(board).entry.program if board is not None and board not in OWN else None
+        return BoardProgram(command=parse_command(text), cwd=cwd, timeout_s=timeout_s, dumps=dumps)
+    entry = find_board(board).entry.program if board is not None and board not in RESERVED else None
     if entry is None:
         raise BadOptions(
             f"--program {DECLARED} is what {boards_file()} declares for the --board, and there is nothing: add "
             f"[{board or 'ALIAS'}.program], see docs/boards.md, or give the command line"
         )
-    return Program(
+    return BoardProgram(
         command=check_command(tuple(entry.command)),
         cwd=entry.cwd,
         dumps=dumps and (entry.dumps or dumps),
@@ -121,12 +121,12 @@ def declared(text: str, board: str | None, cwd: str, timeout_s: float, dumps: st
     )
 
 
-def found_on(board: Board, program: Program, alias: str) -> Program:
+def identify_program(board: Board, program: BoardProgram, alias: str) -> BoardProgram:
     """Ask the board what the program is, by content; raises BoardMissing where it is not there."""
     words = [word for word in program.command if "{" not in word] or list(program.command[:1])
     if "{" in program.command[0]:  # it is one of the files that are sent
         return program
-    asked = [board.python, "-c", CLIPWISE.read_text(encoding="utf-8"), "describe", json.dumps(words), program.cwd]
+    asked = [board.python, "-c", RUNNER_SOURCE.read_text(encoding="utf-8"), "describe", json.dumps(words), program.cwd]
     done = board.run(asked, 300)
     try:
         files = json.loads(done.stdout)
@@ -146,14 +146,14 @@ def found_on(board: Board, program: Program, alias: str) -> Program:
 
 def run_program(
     board: Board,
-    program: Program,
+    program: BoardProgram,
     clips: Mapping[str, Path | np.ndarray],
     folder: Path,
     *,
     language: str,
     binary: Mapping[str, Path] = {},
     dump_bytes: int = 0,
-) -> dict[str, Said]:
+) -> dict[str, ProgramResult]:
     """Run a program on clips (files, or int16 waves at 16 kHz) and return what became of each, by clip, in order.
 
     The board is held by the caller. `folder` is the job's scratch folder: finished clips of an earlier, killed run are
@@ -165,11 +165,11 @@ def run_program(
     together = ALL_CLIPS in program.command
     described = {"program": program.model_dump(mode="json"), "language": language, "clips": list(clips)}
     identity = digest(
-        [described, sorted(binary), CLIPWISE.read_text(encoding="utf-8"), time.time_ns() if together else 0]
+        [described, sorted(binary), RUNNER_SOURCE.read_text(encoding="utf-8"), time.time_ns() if together else 0]
     )
-    there = board.place(folder, identity)
-    given: list[tuple[Path, Path]] = [(CLIPWISE, there / "clipwise.py")]
-    with storing():
+    there = board.job_folder(folder, identity)
+    given: list[tuple[Path, Path]] = [(RUNNER_SOURCE, there / "clipwise.py")]
+    with storage_errors():
         for name, source in clips.items():
             _write_wav(folder / "clips" / f"{name}.wav", source)
             given.append((folder / "clips" / f"{name}.wav", there / "clips" / f"{name}.wav"))
@@ -187,14 +187,14 @@ def run_program(
         given.append((folder / "job.json", there / "job.json"))
         given += [(path, there / "binary" / name) for name, path in binary.items()]
         board.put_all(given)
-    said: dict[str, Said] = {}
+    said: dict[str, ProgramResult] = {}
 
-    def fails(one: Said) -> str:
+    def fails(one: ProgramResult) -> str:
         return one.trouble(program.timeout_s, silent=bool(dump_bytes))
 
     command = [board.python, str(there / "clipwise.py"), str(there)]
     silence_s = program.timeout_s + 60
-    with contextlib.closing(board.lines(command, silence_s, lambda text: log.debug("clipwise: %s", text))) as lines:
+    with contextlib.closing(board.stream(command, silence_s, lambda text: log.debug("clipwise: %s", text))) as lines:
         for text in lines:
             one = _read(text, commands)
             said[one.id] = one
@@ -212,10 +212,10 @@ def run_program(
         raise SessionFailed(f"the board's own program was not run on {missing[0]}; run the same command again")
     if dump_bytes:
         wanted = [name for name, each in said.items() if len(each.dumps) == 1 and each.dumps[0][1] <= dump_bytes]
-        with storing():
+        with storage_errors():
             shutil.rmtree(folder / "fetched", ignore_errors=True)
             board.get_all([(there / "dumps" / f"{n}.bin", folder / "fetched" / f"{n}.bin") for n in wanted], dump_bytes)
-    board.leave(there)
+    board.remove_job(there)
     return {name: said[name] for name in commands}
 
 
@@ -238,9 +238,9 @@ def _write_wav(path: Path, source: Path | np.ndarray) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def _read(text: str, clips: Mapping[str, Any]) -> Said:
+def _read(text: str, clips: Mapping[str, Any]) -> ProgramResult:
     try:
-        one = Said.model_validate_json(text)
+        one = ProgramResult.model_validate_json(text)
     except ValidationError as error:
         raise SessionFailed(
             f"what runs the board's own program wrote a line that is none ({error.errors()[0]['msg']}); "

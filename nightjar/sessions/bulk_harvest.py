@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nightjar.boards.board import Board
-from nightjar.boards.config import Reach, find_board
+from nightjar.boards.config import BoardAddress, find_board
 from nightjar.dataset.dumps import write_dumps
-from nightjar.dataset.reader import Encoded, Index, open_dataset
+from nightjar.dataset.reader import EncodedClip, Index, open_dataset
 from nightjar.dataset.writer import Writer
 from nightjar.errors import BadOptions, BoardMissing
-from nightjar.plugins.board_choice import board_of, preflight
+from nightjar.plugins.board_choice import board_of, check_preflight
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.progress import tick
 from nightjar.request import HarvestRequest
-from nightjar.service.protocol import content_of, grpc_module
+from nightjar.service.protocol import binary_digest, grpc_module
 from nightjar.sessions.run import run_session
 from nightjar.speech.audio import load_audio
-from nightjar.speech.manifest import Clip, line_order, load_speech, shuffled, speech_digest, split_by_window
+from nightjar.speech.manifest import Clip, ids_in_line_order, load_speech, shuffled, speech_digest, split_by_window
 
 log = logging.getLogger(__name__)
 
 
-class Harvested(NamedTuple):
+class HarvestResult(NamedTuple):
     """What a harvest came to: clips in the dataset, those of this run, those longer than the window; dumps written."""
 
     dataset: Index
@@ -37,7 +37,7 @@ class Harvested(NamedTuple):
     dumps: int = 0
 
 
-class Asked(NamedTuple):
+class HarvestInput(NamedTuple):
     """A harvest whose input has been read: the folder, what it is, the clips."""
 
     binary: Path
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
         return {name: tuple(outputs[name][1:]) for name in self.model["harvest"]}
 
 
-def harvest_speech(request: HarvestRequest) -> Harvested:
+def harvest_speech(request: HarvestRequest) -> HarvestResult:
     """Harvest what the dataset in `out` does not have yet; then write the dumps that are asked for.
 
     Raises BadOptions for a folder that is no binary or holds another dataset, BoardMissing for a board that is not
@@ -63,10 +63,10 @@ def harvest_speech(request: HarvestRequest) -> Harvested:
     if request.dumps is None:
         return harvested
     dataset = open_dataset(request.out, verify=False)
-    return harvested._replace(dumps=write_dumps(dataset, line_order(request.speech), request.dumps))
+    return harvested._replace(dumps=write_dumps(dataset, ids_in_line_order(request.speech), request.dumps))
 
 
-def _harvested(request: HarvestRequest, asked: Asked) -> Harvested:
+def _harvested(request: HarvestRequest, asked: HarvestInput) -> HarvestResult:
     if (reach := _service(request.board, asked.target)) is not None:
         grpc_module()
         from nightjar.service.client import ServiceBoard  # grpc, only where a service is used
@@ -79,7 +79,7 @@ def _harvested(request: HarvestRequest, asked: Asked) -> Harvested:
                     f"board {reach.alias} serves another binary ({served.binary[:12]}) than {asked.binary} "
                     f"({asked.content[:12]}): start its service with this one"
                 )
-            preflight(asked.target, reach.alias, served.facts)
+            check_preflight(asked.target, reach.alias, served.facts)
             with _writer(request, asked, module.TIERS["local"], served.facts.model_dump()) as writer:
                 todo = [clip for clip in asked.clips if clip.id not in writer.done]
                 return _kept(writer, asked, board.encode((clip.id, load_audio(clip.audio)) for clip in todo))
@@ -89,11 +89,11 @@ def _harvested(request: HarvestRequest, asked: Asked) -> Harvested:
         return _kept(writer, asked, _by_sessions(ref.connect(), asked, todo, request))
 
 
-def _asked(request: HarvestRequest) -> Asked:
+def _asked(request: HarvestRequest) -> HarvestInput:
     try:
         model = json.loads((request.binary / "model.json").read_text(encoding="utf-8"))
         target = json.loads((request.binary / "binary.json").read_text(encoding="utf-8"))["target"]
-        window_s, content = model["recipe"]["window_s"], content_of(request.binary)
+        window_s, content = model["recipe"]["window_s"], binary_digest(request.binary)
         if not model["harvest"]:
             raise ValueError("no tensor of it is harvested")
         if "chunk" in model:
@@ -110,10 +110,10 @@ def _asked(request: HarvestRequest) -> Asked:
     if not kept:
         raise BadOptions(f"{request.speech} has no clip of at most {window_s:g} s, this binary's window: give others")
     clips = sorted(shuffled(kept, 0)[: request.limit], key=lambda clip: clip.id)
-    return Asked(request.binary, content, model, plugin("targets", target), clips, skipped)
+    return HarvestInput(request.binary, content, model, plugin("targets", target), clips, skipped)
 
 
-def _service(alias: str | None, target: Plugin) -> Reach | None:
+def _service(alias: str | None, target: Plugin) -> BoardAddress | None:
     """Find a board that is reached by its service."""
     if alias is None or alias in target.load().TIERS:
         return None
@@ -121,7 +121,7 @@ def _service(alias: str | None, target: Plugin) -> Reach | None:
     return reach if reach.entry.service else None
 
 
-def _writer(request: HarvestRequest, asked: Asked, tier: str, facts: dict[str, Any]) -> Writer:
+def _writer(request: HarvestRequest, asked: HarvestInput, tier: str, facts: dict[str, Any]) -> Writer:
     shapes = asked.shapes()
     clip_bytes = sum(2 * math.prod(shape) for shape in shapes.values())
     return Writer(
@@ -144,15 +144,17 @@ def _writer(request: HarvestRequest, asked: Asked, tier: str, facts: dict[str, A
     )
 
 
-def _kept(writer: Writer, asked: Asked, results: Iterator[Encoded]) -> Harvested:
+def _kept(writer: Writer, asked: HarvestInput, results: Iterator[EncodedClip]) -> HarvestResult:
     before = len(writer.done)
     for encoded in results:
         writer.add(encoded)
         tick(len(writer.done), len(asked.clips))
-    return Harvested(writer.finish(), len(writer.done) - before)
+    return HarvestResult(writer.finish(), len(writer.done) - before)
 
 
-def _by_sessions(board: Board, asked: Asked, clips: Sequence[Clip], request: HarvestRequest) -> Iterator[Encoded]:
+def _by_sessions(
+    board: Board, asked: HarvestInput, clips: Sequence[Clip], request: HarvestRequest
+) -> Iterator[EncodedClip]:
     """Harvest by sessions of at most a shard's bytes, so that the disk holds little twice."""
     names, folder = list(asked.shapes()), request.out / ".session"
     at_once = max(1, request.shard_mib * 2**20 // sum(2 * math.prod(shape) for shape in asked.shapes().values()))
@@ -161,7 +163,7 @@ def _by_sessions(board: Board, asked: Asked, clips: Sequence[Clip], request: Har
         for line in run_session(board, asked.binary, some, folder, decode=False, harvest=names):
             wave = np.load(folder / "clips" / f"{line['id']}.npy")
             tensors = {name: np.load(folder / "harvest" / f"{line['id']}.{name}.npy") for name in names}
-            yield Encoded(line["id"], line["audio_s"], _sha256(wave), tensors)
+            yield EncodedClip(line["id"], line["audio_s"], _sha256(wave), tensors)
         shutil.rmtree(folder)
 
 

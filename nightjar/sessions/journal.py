@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nightjar.files import digest_file, storing
+from nightjar.files import digest_file, storage_errors
 
 Line = dict[str, Any]
 
 
-class Ledger:
+class Journal:
     """Keep the lines of finished clips, with the sha256 of their files; a kill at any moment loses none of them."""
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class Ledger:
 
     def add(self, line: Line, files: Mapping[str, str]) -> None:
         """Write down a finished clip: its line, and its files (path in the folder, sha256), which are here already."""
-        with self._writing, storing():
+        with self._writing, storage_errors():
             for name in files:
                 _sync(self.folder / name)
             with self._path.open("a", encoding="utf-8") as file:
@@ -43,7 +43,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
-        with storing():
+        with storage_errors():
             path.write_bytes(whole)
     found = []
     for text in whole.split(b"\n")[:-1]:

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-import nightjar.device.session  # travels in the zipapp, so its code is part of every key that runs one
+import nightjar.device.session  # travels in the pack_session, so its code is part of every key that runs one
 from nightjar.boards.board import Board
 from nightjar.errors import SessionFailed
-from nightjar.files import digest_file, storing, write_atomic
+from nightjar.files import digest_file, storage_errors, write_atomic
 from nightjar.paths import ROOT
 from nightjar.sessions.batch import Batches
-from nightjar.sessions.journal import Ledger
-from nightjar.sessions.scheduler import Hold, Work, work_off
+from nightjar.sessions.journal import Journal
+from nightjar.sessions.scheduler import Hold, Work, run_on_boards
 from nightjar.speech.manifest import Clip
 from nightjar.store.artifact import VIEWS
 from nightjar.store.fingerprint import closure
@@ -28,7 +28,7 @@ from nightjar.store.fingerprint import closure
 SILENCE_S = 300.0  # a clip that takes longer than this is a hung runtime
 
 
-def zipapp(modules: Sequence[str]) -> bytes:
+def pack_session(modules: Sequence[str]) -> bytes:
     """Pack the session and the modules it runs into one file, byte for byte the same for the same code."""
     members = {"__main__.py": b"import sys\nfrom nightjar.device.session import main\nsys.exit(main(sys.argv[1]))\n"}
     members |= {
@@ -67,7 +67,7 @@ def run_session(
     watch: dict[str, list[list[int]]] | None = None,
     encoder: Path | None = None,
     earlier: Sequence[Path] = (),
-    hold: Hold = lambda board, over: board.held(over=over),
+    hold: Hold = lambda board, over: board.locked(over=over),
 ) -> list[dict[str, Any]]:
     """Run clips, then `waves` (int16 by id), through a binary and return the session's lines in that order.
 
@@ -106,11 +106,11 @@ def run_session(
         "runners": dict(first.runners),
         "workers": first.workers,
     }
-    app = zipapp(session_modules(model, parts, first.runners))
-    with storing():
-        identity = keep_or_clear(folder, _identity([job, given], app, files, sources))
+    app = pack_session(session_modules(model, parts, first.runners))
+    with storage_errors():
+        identity = open_job_folder(folder, _identity([job, given], app, files, sources))
         (folder / "session.pyz").write_bytes(app)
-    ledger = Ledger(folder)
+    ledger = Journal(folder)
     work = Work(sources, ledger, len(shared))
     batches = Batches(
         work=work,
@@ -123,13 +123,13 @@ def run_session(
         silence_s=SILENCE_S,
         earlier=earlier,
     )
-    work_off(shared, work, batches, hold)
+    run_on_boards(shared, work, batches, hold)
     if missing := [name for name in sources if name not in ledger.lines and name not in work.aside]:
         raise SessionFailed(f"the session gave no result for {missing[0]}; run the same command again")
     return [ledger.lines.get(name) or {"id": name, "error": work.aside[name]} for name in sources]
 
 
-def parted(lines: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def split_excluded(lines: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Part what run_session returns into the lines of finished clips, and why by clip for those set aside."""
     return [line for line in lines if "error" not in line], {
         line["id"]: line["error"] for line in lines if "error" in line
@@ -168,7 +168,7 @@ def _identity(job: Any, app: bytes, files: Mapping[str, Path], sources: Mapping[
     return hashlib.sha256(said + app + sys.version.encode()).hexdigest()
 
 
-def keep_or_clear(folder: Path, identity: str) -> str:
+def open_job_folder(folder: Path, identity: str) -> str:
     """Go on in a scratch folder only if it is of this very job and code."""
     stamp = folder / "identity"
     if folder.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != identity):

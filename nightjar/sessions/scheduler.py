@@ -13,7 +13,7 @@ from typing import Protocol
 from nightjar.boards.board import Board
 from nightjar.errors import BoardBusy, BoardMissing, NightjarError, RunnerFailed, SessionFailed
 from nightjar.progress import tick
-from nightjar.sessions.journal import Ledger
+from nightjar.sessions.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Batches(Protocol):
 class Work:
     """Say which clips are left, which board has which, and which are set aside and why."""
 
-    def __init__(self, names: Iterable[str], ledger: Ledger, boards: int) -> None:
+    def __init__(self, names: Iterable[str], ledger: Journal, boards: int) -> None:
         self.names, self.ledger, self.boards = list(names), ledger, boards
         self.aside: dict[str, str] = {}
         self._change = threading.Condition()
@@ -160,7 +160,7 @@ class Work:
         return not self._left and not self._alone and all(map(self._is_done, self.names))
 
 
-def work_off(boards: Sequence[Board], work: Work, batches: Batches, hold: Hold) -> None:
+def run_on_boards(boards: Sequence[Board], work: Work, batches: Batches, hold: Hold) -> None:
     """Work clips off on boards side by side; a board that is lost and does not come back leaves its clips to the rest.
 
     Raises what the last board was lost by; anything that is not a board's own fault ends all at once.
@@ -204,7 +204,7 @@ def _serve(board: Board, work: Work, batches: Batches, hold: Hold) -> None:
             stuck = isinstance(error, RunnerFailed | BoardBusy) or (
                 isinstance(error, SessionFailed) and finished == done
             )
-            if stuck or not reached or time.monotonic() - lost_at >= board.patience_s:
+            if stuck or not reached or time.monotonic() - lost_at >= board.reconnect_s:
                 raise
             if isinstance(error, SessionFailed):
                 done = finished

@@ -62,7 +62,7 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
     elif path.is_file() and path.suffix.lower() in (".jsonl", ".json"):
         rows = _manifest(path)
     elif path.is_file() and not transcribed:
-        rows = [_Row(str(path), path.name, "", None, slug(path.stem))]
+        rows = [_Row(str(path), path.name, "", None, file_safe_id(path.stem))]
     elif path.is_file():
         raise BadManifest(f"{path}: not a speech list; give {KINDS}")
     else:
@@ -120,7 +120,7 @@ def check_disjoint(calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> N
         )
 
 
-def line_order(path: Path) -> list[str]:
+def ids_in_line_order(path: Path) -> list[str]:
     """List a manifest's clip ids in the order of its lines; empty for trees and folders, which have no order."""
     return [row.id for row in _manifest(path)] if path.is_file() else []
 
@@ -160,7 +160,7 @@ def _manifest(path: Path) -> list[_Row]:
         stem = Path(entry.audio_filepath).with_suffix("").as_posix()
         name = stem if entry.id is None else str(entry.id)
         speaker = None if entry.speaker is None else str(entry.speaker)
-        rows.append(_Row(where, entry.audio_filepath, entry.text, speaker, slug(name)))
+        rows.append(_Row(where, entry.audio_filepath, entry.text, speaker, file_safe_id(name)))
     if not rows:
         raise BadManifest(f"{path}: the manifest is empty; write one {LINE} per line")
     return rows
@@ -179,7 +179,7 @@ def _librispeech(root: Path, transcripts: Sequence[Path]) -> list[_Row]:
                 raise BadManifest(f"{where}: {name} has no text; write 'ID WHAT IS SAID'")
             suffix = unlisted.pop(transcript.parent / name, Path("missing.flac")).suffix
             audio = transcript.parent.relative_to(root) / f"{name}{suffix}"
-            rows.append(_Row(where, audio.as_posix(), text, name.split("-")[0], slug(name)))
+            rows.append(_Row(where, audio.as_posix(), text, name.split("-")[0], file_safe_id(name)))
     for audio in unlisted.values():
         raise BadManifest(f"{audio}: in no .trans.txt beside it; add '{audio.stem} WHAT IS SAID'")
     if not rows:
@@ -198,7 +198,7 @@ def _folder(root: Path, transcribed: bool) -> list[_Row]:
             raise BadManifest(f"{audio}: no {text.name} to score it by; write it, {advice}")
         speaker = relative.parts[0] if len(relative.parts) > 1 else None
         spoken = " ".join(_read(text).split()) if text.is_file() else ""
-        name = slug(relative.with_suffix("").as_posix())
+        name = file_safe_id(relative.with_suffix("").as_posix())
         rows.append(_Row(str(audio), relative.as_posix(), spoken, speaker, name))
     if not rows:
         raise BadManifest(f"{root}: no {', '.join(SUFFIXES)} file in it; give {KINDS}")
@@ -230,7 +230,7 @@ def _clip(root: Path, row: _Row) -> Clip:
     return Clip(id=row.id, audio=audio, text=row.text, duration_s=length_s, speaker=row.speaker)
 
 
-def slug(name: str) -> str:
+def file_safe_id(name: str) -> str:
     """Turn a name into an id that is a safe file name on any board: `[A-Za-z0-9._-]`, 100 at most.
 
     A name that loses more than its slashes keeps a hash, or two Chinese names would become one.

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nightjar.files import digest, digest_file, mtime_ns, storing, write_atomic
+from nightjar.files import digest, digest_file, mtime_ns, storage_errors, write_atomic
 from nightjar.locks import acquire, locked
 
 RECORD = "record.json"
@@ -145,7 +145,7 @@ class Store:
     def lock(self, stage: str, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Hold the only right to make a key; the lock dies with its process."""
         with contextlib.ExitStack() as held:
-            with storing():
+            with storage_errors():
                 held.enter_context(locked(self._lock_file(stage, key), on_wait=on_wait))
             yield
 
@@ -169,7 +169,7 @@ class Store:
 
         Raises StoreBroken when the disk is full or cannot be written; the store then still holds its old state.
         """
-        with storing():
+        with storage_errors():
             files = {}
             for path in content_files(out):
                 with path.open("rb") as file:
@@ -191,7 +191,7 @@ class Store:
 
     def place(self, out: Path, record: Record) -> None:
         """Move a whole folder to its place and write its record last; the key's lock is the caller's."""
-        with storing():
+        with storage_errors():
             folder = self.root / record.stage / record.key
             folder.parent.mkdir(parents=True, exist_ok=True)
             if folder.exists():  # damaged: the record goes first, so that no reader takes the rest for whole

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from nightjar.errors import BadOptions, Missing, NightjarError, StoreBroken
-from nightjar.files import storing
+from nightjar.files import storage_errors
 
 WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl"})  # a file appears there when all of it is there
 EXTRAS = {"s3": "nightjar[remote]", "s3a": "nightjar[remote]"}
@@ -167,7 +167,7 @@ class Bucket:
             raise
         except Exception as error:  # every protocol has errors of its own, and they share no class
             if isinstance(error, OSError) and error.errno in DISK:
-                with storing():
+                with storage_errors():
                     raise
             reason = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
             raise StoreBroken(

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from nightjar.errors import StoreBroken
-from nightjar.files import digest, digest_file, storing, write_atomic
+from nightjar.files import digest, digest_file, storage_errors, write_atomic
 from nightjar.paths import remote_url, store_folder
 from nightjar.process import holder
 from nightjar.store.artifact import Record, Store, content_files
@@ -120,7 +120,7 @@ class RemoteStore(Store):
         """
         folder = self.work(record.stage, record.key) / "fetched"
         log.info("%s: fetching %d files, %d bytes", record.stage, len(record.files), sum(s for s, _ in _files(record)))
-        with storing():
+        with storage_errors():
             for name in record.files:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class RemoteStore(Store):
                 self._damaged.add(sha256)
                 return "is missing"
             if digest_file(half) == sha256:
-                with storing(), half.open("rb+") as file:
+                with storage_errors(), half.open("rb+") as file:
                     os.fsync(file.fileno())
                 half.rename(path)
                 return ""

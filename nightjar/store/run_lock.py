@@ -16,7 +16,7 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from nightjar.files import storing
+from nightjar.files import storage_errors
 from nightjar.locks import locked, try_lock
 from nightjar.paths import store_folder
 
@@ -37,11 +37,11 @@ def attending(run: str, number: Callable[[], int], folder: Path | None = None) -
     """
     path = _file(run, folder)
     with contextlib.ExitStack() as held:
-        with storing():
+        with storage_errors():
             lock = held.enter_context(locked(path))
         held.callback(path.unlink, missing_ok=True)
         attempt = Attempt(host=socket.gethostname(), pid=os.getpid(), number=number())
-        with storing():
+        with storage_errors():
             os.ftruncate(lock, 0)
             os.write(lock, attempt.model_dump_json().encode())
         yield

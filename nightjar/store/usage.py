@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nightjar.errors import StoreBroken
-from nightjar.files import storing
+from nightjar.files import storage_errors
 from nightjar.locks import is_still, locked, try_lock
 from nightjar.store.artifact import Store
 
@@ -101,7 +101,7 @@ def in_use(store: Store, clear: bool = False) -> set[tuple[str, str]]:
 @contextlib.contextmanager
 def _writing() -> Iterator[None]:
     try:
-        with storing():
+        with storage_errors():
             yield
     except StoreBroken as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in UNWRITABLE:

@@ -63,9 +63,9 @@ def equal(subject: Subject, toys: Toys, tmp: Path, heard: list[dict[str, Any]]) 
     from nightjar.sessions import run as job
 
     files = {f"targets/{subject.name}/runner.py": (subject.folder / "runner.py").read_bytes()}
-    packed = job.zipapp
+    packed = job.pack_session
 
-    def zipapp(modules: Any) -> bytes:
+    def pack_session(modules: Any) -> bytes:
         import io
         import zipfile
 
@@ -77,11 +77,11 @@ def equal(subject: Subject, toys: Toys, tmp: Path, heard: list[dict[str, Any]]) 
                 archive.writestr(name, data)
         return app.getvalue()
 
-    job.zipapp = zipapp
+    job.pack_session = pack_session
     try:
         found = toys.hear(LocalBoard(), tmp / "one", tmp / "work", heard)
     finally:
-        job.zipapp = packed
+        job.pack_session = packed
     rules.equality(found, heard)
 
 

@@ -68,7 +68,7 @@ def test_a_board_has_a_slot_and_who_waits_is_told_and_nothing_keeps_a_secret(
 
     code = (
         "import sys, time\nfrom nightjar.boards.config import find_board\nfrom nightjar.boards.ssh import SshBoard\n"
-        "with SshBoard(find_board('loop')).held():\n    print('held', flush=True)\n    time.sleep(300)\n"
+        "with SshBoard(find_board('loop')).locked():\n    print('held', flush=True)\n    time.sleep(300)\n"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -18,7 +18,7 @@ from nightjar.boards.config import find_board
 from nightjar.boards.ssh import SshBoard
 from nightjar.cli.main import main
 from nightjar.errors import SessionFailed
-from nightjar.sessions.board_program import Program, run_program
+from nightjar.sessions.board_program import BoardProgram, run_program
 from nightjar.speech.manifest import load_speech
 from tests.flows.conftest import ROOT, shipped_speech, write_speech
 from tests.loopback import Loopback
@@ -216,7 +216,7 @@ def test_words_are_words_and_no_shell_sees_them(board: SshBoard, loop: Loopback,
     demo = executable(tmp_path / "says", f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\n")
     speech = load_speech(write_speech(tmp_path / "speech", {"$(touch x) 'a' {language}": "red"}))
     hostile = ["$(touch x)", "a b", "'", "{clip}{clip}", "*", "é\\"]
-    program = Program(command=(str(demo), *hostile, "{language}"))
+    program = BoardProgram(command=(str(demo), *hostile, "{language}"))
     (said,) = run_program(
         board, program, {clip.id: clip.audio for clip in speech}, tmp_path / "job", language="{clip}"
     ).values()
@@ -235,7 +235,7 @@ def test_a_program_that_can_do_nothing_is_not_asked_for_a_thousand_clips(board: 
     with pytest.raises(
         SessionFailed, match=r"nothing with any of 5 clips, first c00: it ended with status 3: no licence"
     ):
-        run_program(board, Program(command=(str(demo), "{clip}")), clips, tmp_path / "job", language="en")
+        run_program(board, BoardProgram(command=(str(demo), "{clip}")), clips, tmp_path / "job", language="en")
     assert len(counted.read_text()) < 10
 
 
@@ -290,14 +290,14 @@ def test_a_host_that_is_killed_leaves_no_program_running_and_goes_on_behind_what
     source = f'#!/bin/sh\necho $$ >> "{pids}"\necho said\n{first} || sleep 600\n'
     demo = executable(tmp_path / "slow", source)
     speech = load_speech(write_speech(tmp_path / "speech", {"a": "red", "b": "red"}))
-    program = Program(command=(str(demo), "{clip}"))
+    program = BoardProgram(command=(str(demo), "{clip}"))
     arguments = f"Path({str(tmp_path / 'job')!r}), language='en'"
     code = (
         "from pathlib import Path\nfrom nightjar.boards.config import find_board\n"
         "from nightjar.sessions.board_program import *\n"
         "from nightjar.boards.ssh import SshBoard\nboard = SshBoard(find_board('loop'))\n"
         f"clips = {{name: Path(path) for name, path in {[(c.id, str(c.audio)) for c in speech]!r}}}\n"
-        f"run_program(board, Program(command=({str(demo)!r}, '{{clip}}')), clips, {arguments})\n"
+        f"run_program(board, BoardProgram(command=({str(demo)!r}, '{{clip}}')), clips, {arguments})\n"
     )
     host = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     end = time.monotonic() + 60

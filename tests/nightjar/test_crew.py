@@ -16,7 +16,7 @@ from nightjar.boards.board import BoardFacts, LocalBoard
 from nightjar.boards.config import find_board
 from nightjar.boards.ref import BoardRef
 from nightjar.boards.ssh import SshBoard
-from nightjar.device.file_cache import STALE_S, Files
+from nightjar.device.file_cache import STALE_S, FileCache
 from nightjar.errors import BadOptions, BoardBusy, NightjarError, RunnerFailed, SessionFailed
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
@@ -75,7 +75,7 @@ def test_two_boards_share_the_clips_and_neither_does_anothers(bench: Bench) -> N
 
 def test_a_board_that_dies_gives_its_clips_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.plan(sleep=0.05)
-    monkeypatch.setattr(SshBoard, "patience_s", 0.5)
+    monkeypatch.setattr(SshBoard, "reconnect_s", 0.5)
     fetch = SshBoard.get_all
     count = 0
 
@@ -93,7 +93,7 @@ def test_a_board_that_dies_gives_its_clips_back(bench: Bench, monkeypatch: pytes
 
 
 def test_all_boards_dead_is_one_line_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SshBoard, "patience_s", 0.5)
+    monkeypatch.setattr(SshBoard, "reconnect_s", 0.5)
     fetch = SshBoard.get_all
 
     def dying(self: SshBoard, *given: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_result_altered_on_the_board_is_not_taken(bench: Bench, monkeypatch: p
 
 
 def test_a_clip_of_the_same_name_is_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SshBoard, "leave", lambda self, folder: None)
+    monkeypatch.setattr(SshBoard, "remove_job", lambda self, folder: None)
     harvest(bench, "loop")
     bench.fresh()
     name = next(iter(bench.expected))
@@ -195,7 +195,7 @@ def test_a_clip_of_the_same_name_is_another(bench: Bench, monkeypatch: pytest.Mo
 
 
 def test_a_clock_that_jumped_deletes_no_unfinished_job(tmp_path: Path) -> None:
-    files = Files(tmp_path, 1 << 30)
+    files = FileCache(tmp_path, 1 << 30)
     for name, age in (("ours", 0), ("old", time.time() - STALE_S - 60), ("young", time.time())):
         (tmp_path / "jobs" / name).mkdir(parents=True)
         os.utime(tmp_path / "jobs" / name, (age, age))
@@ -240,12 +240,12 @@ def test_boards_of_two_kinds_are_refused_in_one_line(bench: Bench, monkeypatch: 
 
 
 def test_waiting_for_a_board_has_an_end(bench: Bench) -> None:
-    with SshBoard(find_board("other")).held():
+    with SshBoard(find_board("other")).locked():
         began = time.monotonic()
         waiting = SshBoard(find_board("other"))
         with (
             pytest.raises(BoardBusy, match=r"still held by .*, process \d+, since .* after 1 s") as busy,
-            waiting.held(1),
+            waiting.locked(1),
         ):
             pass
         assert 1 <= time.monotonic() - began < 10
@@ -256,7 +256,7 @@ def test_a_local_session_that_says_nonsense_is_tried_once(bench: Bench) -> None:
     tries = []
 
     class Hostile(LocalBoard):
-        def lines(self, command: list[str], silence_s: float, log: Any) -> Any:
+        def stream(self, command: list[str], silence_s: float, log: Any) -> Any:
             tries.append(command)
             yield '{"id": 3}'
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nightjar.errors import BadAudio, BadManifest, NightjarError, SpeakersOverlap
 from nightjar.speech.audio import load_audio
-from nightjar.speech.manifest import Clip, check_disjoint, load_speech, slug, speech_digest, split_by_window
+from nightjar.speech.manifest import Clip, check_disjoint, file_safe_id, load_speech, speech_digest, split_by_window
 from tests.conftest import need
 
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[3] / "shared" / "data")) / "librispeech"
@@ -181,10 +181,10 @@ def test_a_bad_line_is_named(
 
 
 def test_ids_are_safe_file_names() -> None:
-    assert slug("1089-134686-0000") == "1089-134686-0000"
-    assert slug("ann/1") == "ann_1"
+    assert file_safe_id("1089-134686-0000") == "1089-134686-0000"
+    assert file_safe_id("ann/1") == "ann_1"
     names = ["..", "a b", "a\tb", "中文", "日本", "x" * 300, "-rf", "c:\\d", ".hidden", "é", ""]
-    slugs = [slug(name) for name in names]
+    slugs = [file_safe_id(name) for name in names]
     assert len(set(slugs)) == len(names)
     for made in slugs:
         assert made.isascii()

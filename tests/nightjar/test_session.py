@@ -24,7 +24,7 @@ from nightjar.boards.ssh import SshBoard
 from nightjar.errors import SessionFailed
 from nightjar.plugins.recipe import Recipe
 from nightjar.scoring.score import score
-from nightjar.sessions.run import run_session, session_modules, zipapp
+from nightjar.sessions.run import pack_session, run_session, session_modules
 from nightjar.speech.manifest import Clip, load_speech
 from targets.onnx import compile
 from targets.onnx.options import Options
@@ -59,8 +59,8 @@ def run(binary: Path, clips: list[Clip], folder: Path, **settings: Any) -> list[
 def test_the_zipapp_is_the_same_bytes_and_holds_only_what_the_board_has(binary: Path) -> None:
     described = [json.loads((binary / name).read_text()) for name in ("model.json", "binary.json")]
     modules = session_modules(described[0], described[1]["parts"])
-    packed = zipapp(modules)
-    assert packed == zipapp(modules)
+    packed = pack_session(modules)
+    assert packed == pack_session(modules)
     sources = {
         name: zipfile.ZipFile(BytesIO(packed)).read(name).decode()
         for name in zipfile.ZipFile(BytesIO(packed)).namelist()
@@ -247,7 +247,7 @@ def test_a_silent_command_is_ended_in_time() -> None:
     started = time.monotonic()
     with pytest.raises(SessionFailed, match="said nothing for 1 s"):
         list(
-            LocalBoard().lines(
+            LocalBoard().stream(
                 [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 1.0, print
             )
         )
@@ -259,7 +259,7 @@ def test_leaving_the_lines_ends_the_command(tmp_path: Path) -> None:
     code = (
         "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); print('on', flush=True); time.sleep(60)"
     )
-    lines = LocalBoard().lines([sys.executable, "-c", code, str(pid_file)], 30.0, print)
+    lines = LocalBoard().stream([sys.executable, "-c", code, str(pid_file)], 30.0, print)
     assert next(lines) == "on"
     lines.close()
     with pytest.raises(ProcessLookupError):
@@ -312,7 +312,7 @@ def test_a_line_that_no_session_writes_is_refused(
     binary: Path, clips: list[Clip], tmp_path: Path, line: str, said: str
 ) -> None:
     class Hostile(LocalBoard):
-        def lines(self, command: list[str], silence_s: float, log: Any) -> Any:
+        def stream(self, command: list[str], silence_s: float, log: Any) -> Any:
             yield line
 
     with pytest.raises(SessionFailed, match=said) as failed:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.boards.agent_link import program
-from nightjar.boards.config import STRICT, find_board, read_boards, resolved
+from nightjar.boards.agent_link import pack_agent
+from nightjar.boards.config import STRICT_OPTIONS, find_board, read_boards, ssh_settings
 from nightjar.boards.lock import wait_for_lock
 from nightjar.boards.ssh import SshBoard
 from nightjar.device.framing import READY
@@ -70,11 +70,11 @@ def test_host_keys_are_checked_and_never_written(
     config = loop.configure(tmp_path / "config", known=hosts)
     monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", config=config)))
     with pytest.raises(BoardMissing, match=said) as refused:
-        SshBoard(find_board("loop")).visit(())
+        SshBoard(find_board("loop")).status(())
     one_line(refused.value)
     # the other way in, by itself
     with pytest.MonkeyPatch.context() as patch, SshBoard(find_board("loop")) as board:
-        patch.setattr("nightjar.boards.ssh.connected", lambda reach: None)
+        patch.setattr("nightjar.boards.ssh.connect", lambda reach: None)
         with pytest.raises(BoardMissing, match="Host key verification failed"):
             board.put(loop.folder / "log", Path("jobs/log"))
     assert (hosts.read_bytes() if hosts.exists() else None) == before
@@ -90,10 +90,10 @@ def test_who_is_not_there_or_lets_nobody_in_is_told_apart(
     ):
         monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", config=config)))
         with pytest.raises(BoardMissing, match=said) as refused:
-            SshBoard(find_board("loop")).visit(())
+            SshBoard(find_board("loop")).status(())
         one_line(refused.value)
     with pytest.raises(BoardMissing, match=r"no board 'no-such-board\.invalid'"):
-        SshBoard(find_board("no-such-board.invalid")).visit(())
+        SshBoard(find_board("no-such-board.invalid")).status(())
 
 
 def test_a_board_of_the_environment(loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_a_board_of_the_environment(loop: Loopback, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("BOARD_IP", "127.0.0.1")
     monkeypatch.setenv("BOARD_USER", "somebody")
     monkeypatch.setenv("BOARD_SSH_KEY", str(loop.folder / "user"))
-    way = resolved(find_board("env"))
+    way = ssh_settings(find_board("env"))
     assert (way.host, way.user, way.keys) == ("127.0.0.1", "somebody", (str(loop.folder / "user"),))
     monkeypatch.setenv("BOARD_IP", "-oProxyCommand=touch x")
     with pytest.raises(BadOptions, match="no name or address"):
@@ -116,11 +116,11 @@ def test_jump_hosts_are_taken_by_both_ways(loop: Loopback, tmp_path: Path, monke
     monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", config=config)))
     (tmp_path / "file").write_text("over two hops")
     with SshBoard(find_board("loop")) as board:
-        assert "-W" in resolved(find_board("loop")).proxy
+        assert "-W" in ssh_settings(find_board("loop")).proxy
         assert board.run(["echo", "here"], 20).stdout == "here\n"
         board.put(tmp_path / "file", Path("jobs/file"))
     assert (loop.scratch / "jobs/file").read_text() == "over two hops"
-    assert "StrictHostKeyChecking=yes" in STRICT
+    assert "StrictHostKeyChecking=yes" in STRICT_OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_wrong_boards_toml_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_lines_come_as_they_are_written(board: SshBoard) -> None:
     code = "import time; print('one', flush=True); time.sleep(1.5); print('two')"
-    seen = {line: time.monotonic() for line in board.lines([sys.executable, "-c", code], 20, print)}
+    seen = {line: time.monotonic() for line in board.stream([sys.executable, "-c", code], 20, print)}
     assert list(seen) == ["one", "two"]
     assert seen["two"] - seen["one"] > 1
 
@@ -162,7 +162,7 @@ def test_a_hung_session_is_ended_with_all_its_processes(board: SshBoard, tmp_pat
     code = "echo $$ > $0; sleep 300 & echo $! >> $0; echo on; wait"
     started = time.monotonic()
     with pytest.raises(SessionFailed, match="said nothing for 1 s"):
-        list(board.lines(["sh", "-c", code, str(tmp_path / "pids")], 1.0, print))
+        list(board.stream(["sh", "-c", code, str(tmp_path / "pids")], 1.0, print))
     assert time.monotonic() - started < 20
     assert all(gone(int(pid), 2) for pid in (tmp_path / "pids").read_text().split())
 
@@ -170,7 +170,7 @@ def test_a_hung_session_is_ended_with_all_its_processes(board: SshBoard, tmp_pat
 def test_a_failed_session_says_its_last_word(board: SshBoard) -> None:
     heard: list[str] = []
     with pytest.raises(SessionFailed, match="ended early: no NPU here; ") as failed:
-        list(board.lines(["sh", "-c", "echo first >&2; echo no NPU here >&2; exit 3"], 20, heard.append))
+        list(board.stream(["sh", "-c", "echo first >&2; echo no NPU here >&2; exit 3"], 20, heard.append))
     one_line(failed.value)
     assert heard == ["first", "no NPU here"]
 
@@ -179,7 +179,7 @@ def test_a_killed_host_leaves_nothing_running_on_the_board(loop: Loopback, tmp_p
     code = (
         "import sys\nfrom nightjar.boards.config import find_board\nfrom nightjar.boards.ssh import SshBoard\n"
         "with SshBoard(find_board('loop')) as board:\n"
-        "    list(board.lines(['sh', '-c', 'sleep 300 & echo $$ $! > $0; wait', sys.argv[1]], 300, print))\n"
+        "    list(board.stream(['sh', '-c', 'sleep 300 & echo $$ $! > $0; wait', sys.argv[1]], 300, print))\n"
     )
     host = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "pids")], env={**os.environ, "PYTHONPATH": str(SOURCES)}
@@ -194,10 +194,10 @@ def test_a_killed_host_leaves_nothing_running_on_the_board(loop: Loopback, tmp_p
 def test_a_host_that_falls_silent_is_taken_for_dead(
     board: SshBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hasty = program().replace(b"LOST_S = 60", b"LOST_S = 2")  # our next sign of life is due in ten seconds
-    monkeypatch.setattr("nightjar.boards.ssh.program", lambda: hasty)
+    hasty = pack_agent().replace(b"LOST_S = 60", b"LOST_S = 2")  # our next sign of life is due in ten seconds
+    monkeypatch.setattr("nightjar.boards.ssh.pack_agent", lambda: hasty)
     with pytest.raises(SessionFailed, match="connection to board loop was lost"):
-        list(board.lines(["sh", "-c", "sleep 300 & echo $$ $! > $0; wait", str(tmp_path / "pids")], 30, print))
+        list(board.stream(["sh", "-c", "sleep 300 & echo $$ $! > $0; wait", str(tmp_path / "pids")], 30, print))
     assert all(gone(int(pid)) for pid in written(tmp_path / "pids").split())
 
 
@@ -206,7 +206,7 @@ def test_endless_output_is_cut_off(board: SshBoard, monkeypatch: pytest.MonkeyPa
     for name, limit in (("OUTPUT", 1_000_000), ("WORDS", 1_000_000), ("LINE", 700_000)):
         monkeypatch.setattr(f"nightjar.boards.ssh.{name}_BYTES", limit)
     with pytest.raises(SessionFailed, match="prints without end"):
-        for _ in board.lines(["sh", "-c", code], 20, lambda text: None):
+        for _ in board.stream(["sh", "-c", code], 20, lambda text: None):
             pass
     with pytest.raises(SessionFailed, match="prints without end"):
         board.run(["sh", "-c", code], 20)
@@ -249,7 +249,7 @@ def test_a_board_without_python_is_told(
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", python=python)))
     with pytest.raises(BoardMissing, match=f"does not run {python}") as refused:
-        SshBoard(find_board("loop")).visit(())
+        SshBoard(find_board("loop")).status(())
     one_line(refused.value)
 
 
@@ -259,13 +259,14 @@ def test_a_board_without_python_is_told(
 def test_who_waits_is_told_who_holds_the_board_and_gets_it_when_he_dies(loop: Loopback, tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom nightjar.boards.config import find_board\nfrom nightjar.boards.ssh import SshBoard\n"
-        "with SshBoard(find_board('loop')).held():\n    open(sys.argv[1], 'w').write('held\\n')\n    time.sleep(300)\n"
+        "with SshBoard(find_board('loop')).locked():\n    open(sys.argv[1], 'w').write('held\\n')\n"
+        "    time.sleep(300)\n"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "held")], env={**os.environ, "PYTHONPATH": str(SOURCES)}
     )
     written(tmp_path / "held")
-    assert f"process {holder.pid}, since 20" in SshBoard(find_board("loop")).visit(()).holder
+    assert f"process {holder.pid}, since 20" in SshBoard(find_board("loop")).status(()).holder
     told: list[str] = []
     with SshBoard(find_board("loop")) as board, board._agent(serve="lease", lock=board.entry.lock, holder="us") as link:
         waiting = threading.Thread(target=wait_for_lock, args=(link, told.append), daemon=True)
@@ -279,4 +280,4 @@ def test_who_waits_is_told_who_holds_the_board_and_gets_it_when_he_dies(loop: Lo
     (line,) = told
     assert line.startswith("board loop is held by ")
     assert f"process {holder.pid}, since 20" in line
-    assert SshBoard(find_board("loop")).visit(()).holder == ""
+    assert SshBoard(find_board("loop")).status(()).holder == ""

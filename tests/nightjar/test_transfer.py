@@ -147,6 +147,6 @@ def test_nothing_climbs_out_of_the_scratch_folder(board: SshBoard, loop: Loopbac
     with pytest.raises(SessionFailed, match="is outside of"):
         board.put(big, Path(path))
     with pytest.raises(SessionFailed, match="is outside of"):
-        board.leave(Path(path)) if path != "jobs/." else board.leave(Path())
+        board.remove_job(Path(path)) if path != "jobs/." else board.remove_job(Path())
     assert not Path("/tmp/climbed-nightjar").exists()
     assert not (loop.scratch.parent / "climbed").exists()

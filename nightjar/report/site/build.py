@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nightjar.errors import BadOptions
-from nightjar.files import digest, storing
+from nightjar.files import digest, storage_errors
 from nightjar.nightly.history import Cell, History
 from nightjar.report.site.cell_page import one_cell
 from nightjar.report.site.charts import SHOWN
@@ -48,7 +48,7 @@ def write_site(history: History, store: Store, out: Path) -> Written:
     """
     _require_ours(out)
     past = read_past(history)
-    with storing():
+    with storage_errors():
         site = _Site(out, digest(closure(("nightjar.report.site.build",)).files))
         if not past.nights:
             site.write(INDEX, empty_page(str(history.folder)))

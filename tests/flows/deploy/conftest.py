@@ -9,8 +9,8 @@ import pytest
 
 from models.whisper.vocabulary import token_bytes
 from nightjar.cli.main import main
-from nightjar.deploy.bundle import Ported, read_manifest, write_bundle
-from nightjar.deploy.deploy import Canary
+from nightjar.deploy.bundle import PortSummary, read_manifest, write_bundle
+from nightjar.deploy.rollout import Canary
 from nightjar.speech.manifest import load_speech
 from tests.flows.conftest import shipped_speech, write_speech
 from tests.flows.deploy.placed import Deploy, asked
@@ -76,7 +76,7 @@ def toys(random_checkpoint: Path, store: Path, tmp_path_factory: pytest.TempPath
             runtimes={},
             model="toy",
             language="en",
-            port=Ported.model_validate({**figures, **counts, "made_from": {}}),
+            port=PortSummary.model_validate({**figures, **counts, "made_from": {}}),
         )
         texts = {Path(file["file"]).stem: file["text"] for file in json.loads(written.read_text())["files"]}
         made.append((out, texts))

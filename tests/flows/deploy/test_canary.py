@@ -15,7 +15,7 @@ import pytest
 
 from nightjar.boards.ssh import SshBoard
 from nightjar.deploy.bundle import read_manifest
-from nightjar.deploy.deploy import Canary, deploy, list_releases, roll_back
+from nightjar.deploy.rollout import Canary, list_deployments, roll_back, roll_out
 from nightjar.errors import SessionFailed
 from tests.flows.conftest import ROOT
 from tests.flows.deploy.placed import NAME, current, lying_runtime, place, releases
@@ -26,10 +26,10 @@ def started(bundle: Path, canary: Canary) -> subprocess.Popen[bytes]:
     """Deploy in a process of its own."""
     source = (
         "import sys\nfrom pathlib import Path\nfrom nightjar.speech.manifest import load_speech\n"
-        "from nightjar.deploy.deploy import Canary, deploy\n"
+        "from nightjar.deploy.rollout import Canary, roll_out\n"
         f"canary = Canary(load_speech(Path({str(canary.clips[0].audio.parent / 'speech.jsonl')!r})), "
         f"{dict(canary.expected)!r}, 'en', 100.0)\n"
-        f"deploy('loop', {NAME!r}, Path({str(bundle)!r}), canary, keep=3)\n"
+        f"roll_out('loop', {NAME!r}, Path({str(bundle)!r}), canary, keep=3)\n"
     )
     return subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
@@ -47,10 +47,10 @@ def test_a_runtime_that_computes_something_else_fails_the_canary(
 ) -> None:
     (fp, int8), canary = toys
     exact = canary._replace(limit=0.0)
-    first = deploy("loop", NAME, fp, exact, keep=3)
+    first = roll_out("loop", NAME, fp, exact, keep=3)
     assert (first.reason, first.canary_wer) == ("", 0)
     monkeypatch.setenv("NIGHTJAR_BOARDS", str(lying_runtime(loop, tmp_path, "return [-o for o in own(self, *a, **k)]")))
-    failed = deploy("loop", NAME, int8, exact, keep=3)
+    failed = roll_out("loop", NAME, int8, exact, keep=3)
     assert failed.reason.startswith("canary WER ")
     assert failed.canary_wer is not None
     assert failed.canary_wer > 5
@@ -58,11 +58,11 @@ def test_a_runtime_that_computes_something_else_fails_the_canary(
     assert releases(loop) == {first.id}
     crashing = lying_runtime(loop, tmp_path, "raise RuntimeError('RKNN_ERR_DEVICE_UNAVAILABLE')")
     monkeypatch.setenv("NIGHTJAR_BOARDS", str(crashing))
-    failed = deploy("loop", NAME, int8, canary, keep=3)
+    failed = roll_out("loop", NAME, int8, canary, keep=3)
     assert "RKNN_ERR_DEVICE_UNAVAILABLE" in failed.reason
     assert current(loop) == first.id
     assert releases(loop) == {first.id}
-    again = deploy("loop", NAME, fp, canary, keep=3)
+    again = roll_out("loop", NAME, fp, canary, keep=3)
     assert again.reason
     assert current(loop) == first.id, "the current one stays, even where it is itself what failed"
     assert releases(loop) == {first.id}
@@ -72,7 +72,7 @@ def test_a_byte_that_changes_on_the_board_before_the_switch_is_noticed(
     loop: Loopback, toys: tuple[list[Path], Canary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (fp, int8), canary = toys
-    first = deploy("loop", NAME, fp, canary, keep=3)
+    first = roll_out("loop", NAME, fp, canary, keep=3)
     own = SshBoard.put_all
 
     def damaging(self: SshBoard, pairs: Any) -> None:
@@ -88,10 +88,10 @@ def test_a_byte_that_changes_on_the_board_before_the_switch_is_noticed(
         with pytest.raises(
             SessionFailed, match=r"came damaged to board loop \(tokens.txt is not what was sent\), nothing"
         ):
-            deploy("loop", NAME, int8, canary, keep=3)
+            roll_out("loop", NAME, int8, canary, keep=3)
     assert current(loop) == first.id
     assert releases(loop) == {first.id}
-    second = deploy("loop", NAME, int8, canary, keep=3)
+    second = roll_out("loop", NAME, int8, canary, keep=3)
     assert second.current == second.id == current(loop), "the same command sends what is damaged"
 
 
@@ -107,10 +107,10 @@ def test_a_full_disk_switches_nothing(loop: Loopback, toys: tuple[list[Path], Ca
     if mounted.returncode:
         pytest.skip("this machine does not mount a tmpfs")
     try:
-        first = deploy("loop", NAME, fp, canary, keep=3)
+        first = roll_out("loop", NAME, fp, canary, keep=3)
         (loop.scratch / "filler").write_bytes(b"x" * (size // 4))
         with pytest.raises(SessionFailed, match=r"MiB free on the board|No space left") as raised:
-            deploy("loop", NAME, int8, canary, keep=3)
+            roll_out("loop", NAME, int8, canary, keep=3)
         assert "\n" not in str(raised.value)
         assert current(loop) == first.id
         assert releases(loop) == {first.id}
@@ -123,19 +123,19 @@ def test_a_kill_before_or_after_the_switch_leaves_one_release_current(
     loop: Loopback, toys: tuple[list[Path], Canary]
 ) -> None:
     (fp, int8), canary = toys
-    first, second = deploy("loop", NAME, fp, canary, keep=3).id, read_manifest(int8).id
+    first, second = roll_out("loop", NAME, fp, canary, keep=3).id, read_manifest(int8).id
     uploading = started(int8, canary)
     wait_until(lambda: (place(loop) / "releases" / second).exists(), uploading)
     uploading.send_signal(signal.SIGKILL)
     uploading.wait()
     assert current(loop) == first
-    assert list_releases("loop")[NAME].current == first
+    assert list_deployments("loop")[NAME].current == first
     switching = started(int8, canary)
     wait_until(lambda: current(loop) == second, switching)
     switching.send_signal(signal.SIGKILL)
     switching.wait()
     assert current(loop) == second
-    assert list_releases("loop")[NAME].history == [first, second]
+    assert list_deployments("loop")[NAME].history == [first, second]
     assert roll_back("loop", NAME).current == first == current(loop)
 
 
@@ -144,7 +144,7 @@ def test_two_at_once_take_turns(loop: Loopback, toys: tuple[list[Path], Canary])
     done: dict[Path, str] = {}
 
     def one(bundle: Path) -> None:
-        done[bundle] = deploy("loop", NAME, bundle, canary, keep=3).id
+        done[bundle] = roll_out("loop", NAME, bundle, canary, keep=3).id
 
     threads = [threading.Thread(target=one, args=[bundle]) for bundle in bundles]
     for thread in threads:

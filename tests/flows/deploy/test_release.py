@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nightjar.cli.main import main
-from nightjar.deploy.deploy import Canary, deploy, roll_back
+from nightjar.deploy.rollout import Canary, roll_back, roll_out
 from nightjar.errors import BadInput
 from nightjar.sessions.board_program import _write_wav
 from nightjar.speech.manifest import load_speech
@@ -46,7 +46,7 @@ def test_the_example_needs_numpy_and_the_runtime_and_explains_what_it_cannot_rea
     loop: Loopback, toys: tuple[list[Path], Canary], tmp_path: Path
 ) -> None:
     (fp, _), canary = toys
-    path = deploy("loop", NAME, fp, canary, keep=3).path
+    path = roll_out("loop", NAME, fp, canary, keep=3).path
     _write_wav(tmp_path / "clip.wav", canary.clips[0].audio)
     traced = (
         "import runpy, sys\nsys.argv = sys.argv[1:]\n"
@@ -85,7 +85,7 @@ def test_the_next_one_list_and_back(
         assert manifest["port"][name] == first["port"][name]
     assert manifest["port"]["made_from"]["binary"]["sha256"] == first["port"]["made_from"]["binary"]["sha256"]
     (_, int8), canary = toys
-    second = deploy("loop", NAME, int8, canary, keep=3)
+    second = roll_out("loop", NAME, int8, canary, keep=3)
     assert (second.before, second.current) == (first["id"], current(loop))
     capsys.readouterr()
     assert main(["deploy", "--list", "--board", "loop"]) == 0
@@ -107,8 +107,8 @@ def test_the_next_one_list_and_back(
 
 def test_one_release_is_kept_where_one_is_asked_for(loop: Loopback, toys: tuple[list[Path], Canary]) -> None:
     (fp, int8), canary = toys
-    deploy("loop", NAME, fp, canary, keep=3)
-    second = deploy("loop", NAME, int8, canary, keep=1)
+    roll_out("loop", NAME, fp, canary, keep=3)
+    second = roll_out("loop", NAME, int8, canary, keep=1)
     assert releases(loop) == {second.id} == {current(loop)}
     with pytest.raises(BadInput, match="no release before"):
         roll_back("loop", NAME)
@@ -154,7 +154,7 @@ def test_long_audio_is_heard_as_the_session_hears_it_in_pieces(
     import numpy as np
 
     (fp, _), canary = toys
-    done = deploy("loop", NAME, fp, canary, keep=3)
+    done = roll_out("loop", NAME, fp, canary, keep=3)
     rng = np.random.default_rng(0)
     words = [part for _ in range(9) for part in (rng.standard_normal(32000) * 500, np.zeros(8000))]
     _write_wav(tmp_path / "long.wav", np.concatenate(words).astype(np.int16))

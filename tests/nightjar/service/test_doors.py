@@ -12,7 +12,7 @@ import pytest
 from nightjar.boards.config import find_board
 from nightjar.errors import BadOptions, BoardMissing, NightjarError, SessionFailed
 from nightjar.service.client import ServiceBoard
-from nightjar.service.generate import regenerated
+from nightjar.service.generate import generate_code
 from nightjar.sessions.bulk_harvest import harvest_speech
 from nightjar.store.fingerprint import closure
 from tests.loopback import Loopback
@@ -23,7 +23,7 @@ from tests.served import ROOT, Server, boards, ran, with_runner
 
 
 def test_regenerating_gives_the_code_in_the_tree() -> None:
-    made = regenerated()
+    made = generate_code()
     assert {path.name for path in made} == {"service_pb2.py", "service_pb2.pyi"}
     for path, source in made.items():
         assert path.read_text() == source, f"`make proto` changes {path}"

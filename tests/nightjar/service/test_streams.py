@@ -239,7 +239,7 @@ def test_who_holds_the_board_is_waited_for(
         threading.Timer(0.8, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
         with ServiceBoard(find_board("svc"), SHAPES) as board:
             began = time.monotonic()
-            assert len(list(board.encode(waves(3), patience_s=0.1))) == 3
+            assert len(list(board.encode(waves(3), reconnect_s=0.1))) == 3
             assert time.monotonic() - began > 0.7
     assert [record.message for record in caplog.records] == ["board svc is held by ada@lab, process 4711; waiting"]
 

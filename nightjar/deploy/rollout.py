@@ -18,7 +18,7 @@ from nightjar.errors import BadInput, NightjarError, SessionFailed
 from nightjar.scoring.normalize import normalise
 from nightjar.scoring.score import ClipScore
 from nightjar.scoring.wer import compare, corpus
-from nightjar.sessions.board_program import ALL, Program, Said, run_program
+from nightjar.sessions.board_program import ALL, BoardProgram, ProgramResult, run_program
 from nightjar.speech.manifest import Clip, shuffled
 from nightjar.text import printable
 
@@ -61,7 +61,7 @@ class Canary(NamedTuple):
     limit: float  # percent WER against what is expected
 
 
-class Deployed(BaseModel, frozen=True):
+class DeployResult(BaseModel, frozen=True):
     """What came of a deploy or rollback; `reason` says why nothing was switched, empty where it was."""
 
     name: str
@@ -87,14 +87,14 @@ def draw_canary(clips: Sequence[Clip], scored: Sequence[ClipScore], count: int, 
     return Canary(drawn, expected, language, limit)
 
 
-def deploy(alias: str, name: str, bundle: Path, canary: Canary, keep: int) -> Deployed:
+def roll_out(alias: str, name: str, bundle: Path, canary: Canary, keep: int) -> DeployResult:
     """Upload a bundle, check and try it on the board, and make it current; else delete it and say why.
 
     Raises SessionFailed when the board is lost or its disk is full; what was current stays current in any case.
     """
     manifest = read_manifest(bundle)
     board = SshBoard(find_board(alias))
-    with board.held():
+    with board.locked():
         before = _state(board, _ask(board, name, "begin", id=manifest.id))
         folder = Path(DEPLOYED) / name / "releases" / manifest.id
         try:
@@ -106,7 +106,7 @@ def deploy(alias: str, name: str, bundle: Path, canary: Canary, keep: int) -> De
                     "switched; run the same command again, it sends what is damaged"
                 )
             said = _try(board, f"{before.root}/releases/{manifest.id}", canary)
-            heard, wer, reason = judge_canary(said, canary)
+            heard, wer, reason = check_canary(said, canary)
         except NightjarError:
             with contextlib.suppress(NightjarError):
                 _ask(board, name, "drop", id=manifest.id)
@@ -118,13 +118,13 @@ def deploy(alias: str, name: str, bundle: Path, canary: Canary, keep: int) -> De
             after = _state(board, _ask(board, name, "switch", id=manifest.id, keep=keep))
         path = f"{after.root}/current/{SCRIPT}"
         here = {"name": name, "id": manifest.id, "before": before.current, "current": after.current, "path": path}
-        return Deployed.model_validate({**here, **tried, "reason": reason})
+        return DeployResult.model_validate({**here, **tried, "reason": reason})
 
 
-def roll_back(alias: str, name: str, to: str = "") -> Deployed:
+def roll_back(alias: str, name: str, to: str = "") -> DeployResult:
     """Make the release before the current one current again, or the one asked for; raises BadInput for none."""
     board = SshBoard(find_board(alias))
-    with board.held():
+    with board.locked():
         there = _deployments(board)
         if not name and len(there) != 1:
             raise BadInput(
@@ -135,16 +135,16 @@ def roll_back(alias: str, name: str, to: str = "") -> Deployed:
         before = there[name].current if name in there else ""
         after = _state(board, _ask(board, name, "back", id=to))
     path = f"{after.root}/current/{SCRIPT}"
-    return Deployed(name=name, id=after.current, before=before, current=after.current, path=path)
+    return DeployResult(name=name, id=after.current, before=before, current=after.current, path=path)
 
 
-def list_releases(alias: str) -> dict[str, State]:
+def list_deployments(alias: str) -> dict[str, State]:
     """Return what is deployed on a board, by name."""
     with SshBoard(find_board(alias)) as board:
         return _deployments(board)
 
 
-def judge_canary(said: Said, canary: Canary) -> tuple[dict[str, str], float | None, str]:
+def check_canary(said: ProgramResult, canary: Canary) -> tuple[dict[str, str], float | None, str]:
     """Return what was heard by clip, its WER in percent, and why the canary failed, empty where it did not."""
     heard: dict[str, str] = {}
     for line in said.stdout.splitlines():  # past whatever a runtime prints
@@ -170,10 +170,10 @@ def judge_canary(said: Said, canary: Canary) -> tuple[dict[str, str], float | No
     )
 
 
-def _try(board: SshBoard, release: str, canary: Canary) -> Said:
+def _try(board: SshBoard, release: str, canary: Canary) -> ProgramResult:
     """Let a release's own script hear the canary's clips, all in one run."""
     command = (board.python, f"{release}/{SCRIPT}", "--json", "--language", "{language}", "{clips}")
-    program = Program(command=command, timeout_s=CLIP_S * len(canary.clips))
+    program = BoardProgram(command=command, timeout_s=CLIP_S * len(canary.clips))
     with tempfile.TemporaryDirectory() as folder:
         clips = {clip.id: clip.audio for clip in canary.clips}
         return run_program(board, program, clips, Path(folder), language=canary.language)[ALL]
