@@ -15,7 +15,7 @@ from nightjar.nightly.evidence import Evidence, read_evidence
 from nightjar.nightly.outcomes import Ended, cell_row
 from nightjar.nightly.regression import changed_clips, paired
 from nightjar.request import PortRequest
-from nightjar.toolchains.environment import chosen, installed_versions
+from nightjar.toolchains.environment import installed_versions, override_toolchain
 from tasks.publish import command_line
 from tasks.stage import Outcome, apart
 
@@ -62,7 +62,7 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
         return a, b
     folders = []
     for folder in request.toolchains:
-        with chosen(request.target, folder) as found:
+        with override_toolchain(request.target, folder) as found:
             folders.append(found.folder)
     if installed_versions(folders[0]) == installed_versions(folders[1]):
         raise BadOptions(
@@ -76,7 +76,7 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
 
 def _run(side: Side) -> tuple[Evidence, list[Outcome]]:
     request = side.request
-    chosen_or_usual = chosen(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
+    chosen_or_usual = override_toolchain(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
     with chosen_or_usual, apart(request.refresh, request.board_wait) as run:
         first = len(run.outcomes)
         served = FlowRunContext.get() is not None
