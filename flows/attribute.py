@@ -20,7 +20,7 @@ from tasks.evaluate import evaluate
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.judge import clips_of
 from tasks.measure import divergence, logit_snr_db
-from tasks.stage import current_run, joining
+from tasks.stage import current_or_new_run, current_run
 
 
 @flow(name="attribute", flow_run_name="attribute-{request.model}-{request.target}")
@@ -29,7 +29,7 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
 
     The cross-attention part goes with the decoder. `float` are the graphs as they are, run by the reference target.
     """
-    with joining(request.refresh, request.board_wait):
+    with current_or_new_run(request.refresh, request.board_wait):
         made = prepared(request, speech_sources)
         calibration = calibrated(request, made)
         binaries = {"float": made.reference, "fp": made.floating}
