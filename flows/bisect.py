@@ -16,7 +16,7 @@ from nightjar.nightly.outcomes import CellResult, cell_row
 from nightjar.nightly.regression import changed_clips, paired
 from nightjar.progress import StageOutcome
 from nightjar.request import PortRequest
-from nightjar.toolchains.environment import chosen, installed_versions
+from nightjar.toolchains.environment import installed_versions, override_toolchain
 from tasks.publish import command_line
 from tasks.stage import separate_run
 
@@ -63,7 +63,7 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
         return a, b
     folders = []
     for folder in request.toolchains:
-        with chosen(request.target, folder) as found:
+        with override_toolchain(request.target, folder) as found:
             folders.append(found.folder)
     if installed_versions(folders[0]) == installed_versions(folders[1]):
         raise BadOptions(
@@ -77,8 +77,8 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
 
 def _run(side: Side) -> tuple[Evidence, list[StageOutcome]]:
     request = side.request
-    chosen_or_usual = chosen(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
-    with chosen_or_usual, separate_run(request.refresh, request.board_wait) as run:
+    environment = override_toolchain(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
+    with environment, separate_run(request.refresh, request.board_wait) as run:
         first = len(run.outcomes)
         served = FlowRunContext.get() is not None
         results: dict[str, Any] = port(request) if served else port.fn(request)

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from nightjar.errors import StoreBroken
 from nightjar.files import digest, digest_file, storage_errors, write_atomic
 from nightjar.paths import remote_url, store_folder
-from nightjar.process import holder
+from nightjar.process import lock_owner
 from nightjar.store.artifact import Record, Store, content_files
 from nightjar.store.bucket import Bucket
 
@@ -202,7 +202,7 @@ class Lease:
     """
 
     def __init__(self, bucket: Bucket, name: str) -> None:
-        self.bucket, self.name, self.by = bucket, name, holder()
+        self.bucket, self.name, self.by = bucket, name, lock_owner()
         self._over = threading.Event()
 
     @contextlib.contextmanager
