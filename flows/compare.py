@@ -19,7 +19,7 @@ from tasks.build import build
 from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 from tasks.stock import stock
 
 
@@ -37,7 +37,7 @@ class CompareRequest(BaseModel, frozen=True):
 @flow(name="compare")
 def compare(request: CompareRequest) -> dict[str, Any]:
     """Transcribe the clips three times; write a JSON per clip (text, token ids, seconds) and `summary.json`."""
-    with joining(()) as run:
+    with current_or_new_run(()) as run:
         named = PortRequest(model=request.model, checkpoint=request.checkpoint)
         family = model_family(named)
         checkpoint = checkpoint_source(named, family)

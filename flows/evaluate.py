@@ -18,13 +18,13 @@ from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source
 from nightjar.plugins.target import make_options, target_of
 from nightjar.request import EvaluateRequest
-from tasks.adopt import adopt, adopting, given_files, recognise
+from tasks.adopt import adopt, adopt_plugin, input_files, recognise
 from tasks.build import build
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions
 from tasks.read_printed import PrintedFiles, read_printed, reader
 from tasks.run_program import named_files, run_program
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 PRECISION = "as given"  # a file does not say how it was made
 
@@ -32,20 +32,20 @@ PRECISION = "as given"  # a file does not say how it was made
 @flow(name="evaluate", flow_run_name="evaluate-{request.model}-{request.target}")
 def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
     """Export the recipe that the files are of, adopt them, evaluate, judge, report."""
-    with joining(request.refresh, request.board_wait):
+    with current_or_new_run(request.refresh, request.board_wait):
         family = model_family(request)
         target = target_of(request.target, request.board)
         part = {name: plugin("models", family, name) for name in ("contract", "export")}
         program, tier = program_of(request, target), "device"
         if program is None and not request.files:
             raise BadOptions("nothing to evaluate: give the files of the parts, or the board's own --program")
-        files = given_files(request.files)
+        files = input_files(request.files)
         recipe = target.load().recipe(family)
         printed = reader(request.target, files)
         if program is not None:
             printed, tier = plugin("targets", request.target, "printed"), program.board.tier
         elif printed is None:
-            taking = adopting(request.target)
+            taking = adopt_plugin(request.target)
             given = recognise(files, taking, part["contract"])
             recipe = recipe.model_copy(update=given.recipe)
             board_of(target, request.board)  # what is missing is said before anything runs

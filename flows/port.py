@@ -25,7 +25,7 @@ from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.export import export
 from tasks.harvest import harvest
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 class Prepared(NamedTuple):
@@ -45,7 +45,7 @@ class Prepared(NamedTuple):
 @flow(name="port", flow_run_name="port-{request.model}-{request.target}-{request.precision}")
 def port(request: PortRequest) -> dict[str, Any]:
     """Export, harvest, calibrate, build, evaluate, judge, report; every step is taken from the store if it can be."""
-    with joining(request.refresh, request.board_wait):
+    with current_or_new_run(request.refresh, request.board_wait):
         made = prepared(request, speech_sources)
         calibration = calibrated(request, made) if request.precision != "fp" else None
         binary, frontier = built(request, made, calibration)

@@ -14,13 +14,13 @@ from nightjar.request import TranscribeRequest
 from nightjar.speech.manifest import load_speech, speech_digest
 from nightjar.store.artifact import Source
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 @flow(name="transcribe", flow_run_name="transcribe-{request.model}-{request.target}-{request.precision}")
 def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     """Export, calibrate where the precision wants it, build, and let the binary hear every file, each cached."""
-    with joining(request.refresh, request.board_wait) as run:
+    with current_or_new_run(request.refresh, request.board_wait) as run:
         audio = {path: _audio_source(path) for path in request.files}
         made = prepared(request, _calibration_speech)
         board = board_of(made.target, request.board)
@@ -42,7 +42,10 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
             "language": request.language,
             "window_s": float(made.graphs.meta["window_s"]),
             "files": heard,
-            "stages": [outcome.model_dump(include={"name", "seconds", "cached", "why"}) for outcome in run.outcomes],
+            "stages": [
+                {"name": each.name, "seconds": each.seconds, "cached": each.cached, "why": each.why}
+                for each in run.outcomes
+            ],
         }
 
 

@@ -10,20 +10,21 @@ from prefect.context import FlowRunContext
 
 from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
-from nightjar.report.page import complete
+from nightjar.progress import StageOutcome
+from nightjar.report.page import add_run
 from nightjar.request import PortRequest
 from nightjar.scoring.verdict import headline
 from nightjar.store.artifact import Artifact
 from tasks.announce import announce_verdict, results_artifact
 from tasks.markdown import night_markdown, verdict_markdown
-from tasks.prefect_ui import put_up, slug
-from tasks.stage import Outcome, current_run
+from tasks.prefect_ui import artifact_key, create_artifacts
+from tasks.stage import current_run
 
 if TYPE_CHECKING:
     from nightjar.nightly.history import Cell, Finding, Night
 
 
-def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> dict[str, Any]:
+def publish(request: PortRequest, page: Artifact, outcomes: list[StageOutcome]) -> dict[str, Any]:
     """Copy the report to where reports go, with what became of the stages in this run, and show both in the UI."""
     made = current_run().store.path(page)
     results: dict[str, Any] = json.loads((made / "results.json").read_text(encoding="utf-8"))
@@ -31,7 +32,7 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
         {"name": outcome.name, "seconds": outcome.seconds, "cached": outcome.cached, "why": outcome.why}
         for outcome in outcomes
     ]
-    name = slug(f"{request.model}-{request.target}-{request.precision}")
+    name = artifact_key(f"{request.model}-{request.target}-{request.precision}")
     folder = reports_folder() / name
     results["request"] = request.model_dump(mode="json", exclude=_unasked(request))
     results["command"] = command_line(request)
@@ -40,9 +41,9 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
     with storage_errors():
         folder.mkdir(parents=True, exist_ok=True)
         page_text = (made / "report.html").read_text(encoding="utf-8")
-        write_atomic(folder / "report.html", complete(page_text, results))
+        write_atomic(folder / "report.html", add_run(page_text, results))
         write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    put_up([*_artifacts(name, results), results_artifact(results)])
+    create_artifacts([*_artifacts(name, results), results_artifact(results)])
     if FlowRunContext.get() is not None:
         announce_verdict(results)
     return results
@@ -52,7 +53,7 @@ def publish_night(night: "Night", cells: Sequence["Cell"], findings: Sequence["F
     """Show a night with its flow run, if there is one on a server: its verdict, what changed, every cell."""
     described = f"{night.outcome}: the night of {night.night}"
     text = night_markdown(night, cells, findings)
-    put_up([ArtifactCreate(type="markdown", key="night", description=described, data=text)])
+    create_artifacts([ArtifactCreate(type="markdown", key="night", description=described, data=text)])
 
 
 def command_line(request: PortRequest) -> str:

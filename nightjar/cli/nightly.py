@@ -32,11 +32,11 @@ def _nightly(arguments: argparse.Namespace) -> int:
         request = request.model_copy(update={"config": request.config.resolve()})
     screen = Screen()
     screen.say(f"[bold]nightly[/bold] {request.file()}")
-    from flows.nightly import nightly, planned
+    from flows.nightly import nightly, plan_night
     from flows.start import run_flow
 
     if arguments.plan:
-        show_planned_night(screen, planned(request))
+        show_planned_night(screen, plan_night(request))
         return 0
     results, _ = run_flow(nightly, request, screen)
     show_night(screen, results)
