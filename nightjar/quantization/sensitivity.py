@@ -1,6 +1,6 @@
 """Which groups of a graph int8 hurts, and how much: measured one by one on the host, in nats at the end of the chain.
 
-A group's loss is the kl_divergence of the last part's output when this group alone is int8. Losses of single groups add up
+A group's loss is the divergence of the last part's output when this group alone is int8. Losses of single groups add up
 well (docs/decisions/005-precision-search.md), so one pass over the groups is enough to plan any budget. A part's SNR is
 recorded beside it and decides nothing: in Whisper it mostly measures silence.
 """
@@ -94,7 +94,7 @@ def rank(
 ) -> Ranking:
     """Measure every group of every part (onnx.ModelProto by name) in int8, alone.
 
-    follow: makes what part_function the parts over the samples, of sessions by part, the set, and how many clips and steps.
+    follow: makes what runs the parts over the samples, of sessions by part, the set, and how many clips and steps.
     Deterministic for one machine. tiny.en with 6 clips of 6 steps took 4 minutes on two busy cores.
     """
     settings = settings or RankingSettings()
