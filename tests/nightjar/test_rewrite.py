@@ -8,7 +8,7 @@ import pytest
 
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import fuse
-from nightjar.quantization.fake_quantize import open_session
+from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.graph_rewrites import apply_rewrites, outlier_neurons, propose_rewrites, rewrite_graphs
 from tests.nightjar import planted
 
