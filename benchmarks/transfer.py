@@ -43,7 +43,7 @@ from nightjar.store.artifact import Source  # noqa: E402
 from nightjar.store.remote import open_store  # noqa: E402
 from tasks.build import build  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
-from tasks.judge import clips_of  # noqa: E402
+from tasks.judge import clips_from_lines  # noqa: E402
 from tasks.measure import divergence  # noqa: E402
 from tasks.rank import rank  # noqa: E402
 from tasks.rewrite import rewrite  # noqa: E402
@@ -121,7 +121,8 @@ def lost(expected: Any, obtained: Any, request: PortRequest) -> dict[str, Any]:
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
     floats, ours = (
-        score(each, "host", clips_of(wanted), lines, request.language) for each, lines in (("f", wanted), ("b", got))
+        score(each, "host", clips_from_lines(wanted), lines, request.language)
+        for each, lines in (("f", wanted), ("b", got))
     )
     (errors, words), (before, _) = errors_and_words(ours.clips), errors_and_words(floats.clips)
     low, high = paired_bootstrap(errors, before, words)[:2]

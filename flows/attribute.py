@@ -13,12 +13,12 @@ from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import speech_sources
 from nightjar.plugins.target import session_of
 from nightjar.request import AttributeRequest
-from nightjar.scoring.attribution import Cell, owner
+from nightjar.scoring.attribution import PartPair, attribute_loss
 from nightjar.scoring.score import score
 from nightjar.store.artifact import Artifact
 from tasks.evaluate import evaluate
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.judge import clips_of
+from tasks.judge import clips_from_lines
 from tasks.measure import divergence, logit_snr_db
 from tasks.stage import current_or_new_run, current_run
 
@@ -56,7 +56,7 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
             return found
 
         expected = heard("float", "float", None)
-        cells: dict[tuple[str, str], Cell] = {}
+        cells: dict[tuple[str, str], PartPair] = {}
         for encoder in precisions:
             for decoder in precisions:
                 same = encoder == decoder == "float"
@@ -70,13 +70,13 @@ def _float_runner(made: Prepared) -> Any:
     return plugin("targets", made.host.load().NAME, "runner")
 
 
-def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact, same: bool) -> Cell:
+def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact, same: bool) -> PartPair:
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
-    scored = score("binary", "host", clips_of(got), got, request.language)
+    scored = score("binary", "host", clips_from_lines(got), got, request.language)
     kl = 0.0 if same else divergence(wanted, got)[0]
     bad = sum(clip.empty or clip.looping or clip.capped for clip in scored.clips)
-    return Cell(
+    return PartPair(
         wer=round(scored.wer, 3),
         interval=(round(scored.interval[0], 3), round(scored.interval[1], 3)),
         snr_db=200.0 if same else round(logit_snr_db(wanted, got), 2),
@@ -87,9 +87,9 @@ def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact, sam
 
 
 def _write(
-    request: AttributeRequest, tier: str, precisions: tuple[str, ...], cells: dict[tuple[str, str], Cell]
+    request: AttributeRequest, tier: str, precisions: tuple[str, ...], cells: dict[tuple[str, str], PartPair]
 ) -> dict[str, Any]:
-    verdicts = {p: owner(p, cells, request.max_delta_wer) for p in precisions if p != "float"}
+    verdicts = {p: attribute_loss(p, cells, request.max_delta_wer) for p in precisions if p != "float"}
     results: dict[str, Any] = {
         "model": request.model,
         "target": request.target,

@@ -17,7 +17,7 @@ from nightjar.files import digest
 from nightjar.paths import ROOT
 from nightjar.plugins.registry import names, plugin
 from nightjar.request import PortRequest
-from nightjar.toolchains.environment import with_toolchain
+from nightjar.toolchains.environment import toolchain_targets
 
 FILE = ROOT / "deployments" / "prefect.yaml"
 HERE = "{{ $PWD }}"  # what `prefect deploy` puts the current folder for
@@ -179,7 +179,7 @@ def target_entry(target: str, definitions: Mapping[str, Any]) -> dict[str, Any]:
     said = (module.__doc__ or "").strip().partition("\n")[0]
     default = PortRequest.model_fields["precision"].default
     choice = {} if default in precisions(target) else {"precision": precisions(target)[0]}
-    queue = target if target in with_toolchain() else "host"
+    queue = target if target in toolchain_targets() else "host"
     return {
         **definitions.get("port", {}),
         "name": target,

@@ -19,7 +19,7 @@ from flows.deployments import Deployment, DeploymentFile, fingerprint
 from flows.server import prefect_client
 from nightjar.boards.config import read_boards
 from nightjar.errors import BadOptions
-from nightjar.toolchains.environment import with_toolchain
+from nightjar.toolchains.environment import toolchain_targets
 
 
 class Row(NamedTuple):
@@ -78,7 +78,7 @@ def _pool(client: SyncPrefectClient, book: DeploymentFile, reset: bool) -> Itera
 
 def _limits(client: SyncPrefectClient, book: DeploymentFile, reset: bool) -> Iterator[Row]:
     limits = book.nightjar.limits
-    wanted = {f"toolchain:{target}": limits.toolchain for target in with_toolchain()}
+    wanted = {f"toolchain:{target}": limits.toolchain for target in toolchain_targets()}
     wanted |= {f"board:{alias}": limits.board for alias in sorted(read_boards())}
     for name, limit in wanted.items():
         try:

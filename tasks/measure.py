@@ -12,7 +12,7 @@ from nightjar.quantization.mixed_precision import Measured
 from nightjar.scoring.score import errors_and_words, score
 from nightjar.scoring.wer import paired_bootstrap
 from tasks.hypotheses import read_hypotheses
-from tasks.judge import clips_of
+from tasks.judge import clips_from_lines
 from tasks.stage import stage
 
 
@@ -20,7 +20,7 @@ from tasks.stage import stage
 def measure(*, expected: Path, obtained: Path, language: str, out: Path) -> dict[str, str]:
     """Write `measured.json`: divergence and agreement on the float text's prefix, and what free decoding loses."""
     wanted, got = read_hypotheses(expected), read_hypotheses(obtained)
-    clips = clips_of(wanted)
+    clips = clips_from_lines(wanted)
     scores = [score(name, "host", clips, lines, language) for name, lines in (("float", wanted), ("binary", got))]
     bad = [{clip.id for clip in each.clips if clip.empty or clip.looping or clip.capped} for each in scores]
     kl, steps = divergence(wanted, got)

@@ -11,7 +11,7 @@ from prefect.context import FlowRunContext
 from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
 from nightjar.progress import StageOutcome
-from nightjar.report.page import complete
+from nightjar.report.page import add_run
 from nightjar.request import PortRequest
 from nightjar.scoring.verdict import headline
 from nightjar.store.artifact import Artifact
@@ -41,7 +41,7 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[StageOutcome]) 
     with storage_errors():
         folder.mkdir(parents=True, exist_ok=True)
         page_text = (made / "report.html").read_text(encoding="utf-8")
-        write_atomic(folder / "report.html", complete(page_text, results))
+        write_atomic(folder / "report.html", add_run(page_text, results))
         write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     create_artifacts([*_artifacts(name, results), results_artifact(results)])
     if FlowRunContext.get() is not None:

@@ -37,7 +37,7 @@ from nightjar.errors import BadInput, BadOptions
 from nightjar.graphs.tensor_spec import Input
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationWriter, Ref
-from nightjar.scoring.streaming import STRATA, stratum_of
+from nightjar.scoring.streaming import STRATA, stratum_index
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, shuffled
 
@@ -157,7 +157,7 @@ def _hear(
         except StreamError as exc:
             raise BadInput(f"clip '{clip.id}', {exc}: look at the clip and at the float graphs") from exc
         rows.append(encoded)
-        seen[stratum_of(number)] += 1
+        seen[stratum_index(number)] += 1
     if mine := [(name, number) for name, number in mine if name in steps]:
         _add_rows(runner, model, _harvested(hidden, clip.id, rows), mine, steps)
     return seen

@@ -23,7 +23,7 @@ from pathlib import Path
 from nightjar.errors import StoreBroken
 from nightjar.files import digest, digest_file, storage_errors, write_atomic
 from nightjar.paths import remote_url, store_folder
-from nightjar.process import holder
+from nightjar.process import lock_owner
 from nightjar.store.artifact import Record, Store, content_files, parse_record
 from nightjar.store.bucket import Bucket
 
@@ -195,7 +195,7 @@ def lease(bucket: Bucket, name: str, on_wait: Callable[[], None]) -> Iterator[No
     The holder rewrites the file regularly, and waiting runs watch it by their own clocks: clocks are not compared. If
     two runs take over a dead run's lease at the same moment, both make the key, which is wasteful but harmless.
     """
-    by, over = holder(), threading.Event()
+    by, over = lock_owner(), threading.Event()
     _take_lease(bucket, name, by, on_wait)
     renewing = threading.Thread(target=_renew_lease, args=(bucket, name, by, over), daemon=True)
     renewing.start()

@@ -1,7 +1,7 @@
 """Which process executes a deployed run: a lock per run, which the kernel releases when the process ends.
 
-A killed worker leaves its runs `Running` on the server forever. The lock distinguishes such an orphan from a run that is
-only silent, at once and without a clock. Where the lock file cannot be seen (another machine, another store), only
+A killed worker leaves its runs `Running` on the server forever. The lock distinguishes such an orphan from a run that
+is only silent, at once and without a clock. Where the lock file cannot be seen (another machine, another store), only
 Prefect's heartbeat is left.
 """
 
