@@ -30,13 +30,14 @@ from nightjar.plugins.target import make_options, session_of  # noqa: E402
 from nightjar.request import PortRequest  # noqa: E402
 from nightjar.scoring.score import errors_and_words, score  # noqa: E402
 from nightjar.scoring.wer import paired_bootstrap  # noqa: E402
+from nightjar.store.remote import open_store  # noqa: E402
 from nightjar.toolchains.environment import toolchain  # noqa: E402
 from tasks.build import build  # noqa: E402
 from tasks.harvest import harvest  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
 from tasks.judge import clips_of  # noqa: E402
 from tasks.measure import divergence, logit_snr_db  # noqa: E402
-from tasks.stage import Run, current_run, default_store, joining, running  # noqa: E402
+from tasks.stage import Run, current_or_new_run, current_run, running  # noqa: E402
 
 
 def compare(request: PortRequest) -> list[dict[str, Any]]:
@@ -144,8 +145,8 @@ def main() -> int:
         search_delta_wer=arguments.search_delta_wer,
     )
     screen = Screen()
-    run = Run(default_store(), frozenset(), False, show=screen.progress, tell=screen.outcome)
-    with running(run), screen, joining(()):
+    run = Run(open_store(), frozenset(), False, on_progress=screen.progress, on_outcome=screen.outcome)
+    with running(run), screen, current_or_new_run(()):
         rows = compare(request)
     for row in rows:
         print("  ".join(f"{value}" for value in row.values()))

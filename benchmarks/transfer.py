@@ -40,13 +40,14 @@ from nightjar.request import PortRequest  # noqa: E402
 from nightjar.scoring.score import errors_and_words, score  # noqa: E402
 from nightjar.scoring.wer import paired_bootstrap  # noqa: E402
 from nightjar.store.artifact import Source  # noqa: E402
+from nightjar.store.remote import open_store  # noqa: E402
 from tasks.build import build  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
 from tasks.judge import clips_of  # noqa: E402
 from tasks.measure import divergence  # noqa: E402
 from tasks.rank import rank  # noqa: E402
 from tasks.rewrite import rewrite  # noqa: E402
-from tasks.stage import Run, current_run, default_store, joining, running  # noqa: E402
+from tasks.stage import Run, current_or_new_run, current_run, running  # noqa: E402
 
 
 def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
@@ -160,10 +161,10 @@ def main() -> int:
         test_set=SPEECH / "evaluation.jsonl",
         limit=arguments.clips,
     )
-    screen, store = Screen(), default_store()
-    run = Run(store, frozenset(), False, show=screen.progress, tell=screen.outcome)
+    screen, store = Screen(), open_store()
+    run = Run(store, frozenset(), False, on_progress=screen.progress, on_outcome=screen.outcome)
     try:
-        with running(run), screen, joining(()):
+        with running(run), screen, current_or_new_run(()):
             rows = compare(request, arguments.rungs, arguments.seeds, store.root / ".plans")
     except NightjarError as error:
         print(error, file=sys.stderr)

@@ -21,7 +21,7 @@ from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.judge import clips_of
 from tasks.measure import divergence, logit_snr_db
 from tasks.publish import board_suffix
-from tasks.stage import current_run, joining
+from tasks.stage import current_or_new_run, current_run
 
 
 @flow(name="attribute", flow_run_name="attribute-{request.model}-{request.target}")
@@ -30,7 +30,7 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
 
     The cross-attention part goes with the decoder. `float` are the graphs as they are, on this machine.
     """
-    with joining(request.refresh, request.board_wait):
+    with current_or_new_run(request.refresh, request.board_wait):
         port = as_port(request)
         prepared = prepare(port, speech_sources)
         calibration = make_calibration(port, prepared)

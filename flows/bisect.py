@@ -14,10 +14,11 @@ from nightjar.nightly.config import Asked, BisectRequest, cell_name
 from nightjar.nightly.evidence import Evidence, read_evidence
 from nightjar.nightly.outcomes import Ended, cell_row
 from nightjar.nightly.regression import changed_clips, paired
+from nightjar.progress import StageOutcome
 from nightjar.request import PortRequest
-from nightjar.toolchains.environment import chosen, installed_versions
+from nightjar.toolchains.environment import installed_versions, override_toolchain
 from tasks.publish import command_line
-from tasks.stage import Outcome, apart
+from tasks.stage import separate_run
 
 
 class Side(NamedTuple):
@@ -62,7 +63,7 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
         return a, b
     folders = []
     for folder in request.toolchain:
-        with chosen(request.target, folder) as found:
+        with override_toolchain(request.target, folder) as found:
             folders.append(found.folder)
     if installed_versions(folders[0]) == installed_versions(folders[1]):
         raise BadOptions(
@@ -74,10 +75,10 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
     return a, b
 
 
-def _run(side: Side) -> tuple[Evidence, list[Outcome]]:
+def _run(side: Side) -> tuple[Evidence, list[StageOutcome]]:
     request = side.request
-    chosen_or_usual = chosen(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
-    with chosen_or_usual, apart(request.refresh, request.board_wait) as run:
+    environment = override_toolchain(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
+    with environment, separate_run(request.refresh, request.board_wait) as run:
         first = len(run.outcomes)
         served = FlowRunContext.get() is not None
         results: dict[str, Any] = port(request) if served else port.fn(request)
@@ -86,7 +87,7 @@ def _run(side: Side) -> tuple[Evidence, list[Outcome]]:
         return read_evidence(run.store, cell_row("", ended)), run.outcomes[first:]
 
 
-def _stages(before: list[Outcome], after: list[Outcome]) -> list[dict[str, Any]]:
+def _stages(before: list[StageOutcome], after: list[StageOutcome]) -> list[dict[str, Any]]:
     """Say of every stage whether both sides share its artifact."""
     keys = [{outcome.name: outcome.key for outcome in side} for side in (before, after)]
     return [

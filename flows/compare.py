@@ -18,14 +18,14 @@ from tasks.build import build
 from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 from tasks.stock import stock
 
 
 @flow(name="compare")
 def compare(request: CompareRequest) -> dict[str, Any]:
     """Transcribe the clips three times; write a JSON per clip (text, token ids, seconds) and `summary.json`."""
-    with joining(()) as run:
+    with current_or_new_run(()) as run:
         family = model_family(request)
         checkpoint = checkpoint_source(request, family)
         modules = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "stock")}

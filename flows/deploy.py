@@ -19,13 +19,13 @@ from nightjar.speech.manifest import file_safe_id, load_speech
 from nightjar.store.artifact import Artifact
 from tasks.bundle import bundle
 from tasks.judge import read_scores
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 @flow(name="deploy", flow_run_name="deploy-{request.model}-{request.target}-{request.board}")
 def deploy(request: DeployRequest) -> dict[str, Any]:
     """Port, bundle, and put the bundle on the board; a port that fails is not put there without --force."""
-    with joining(request.refresh) as run:
+    with current_or_new_run(request.refresh) as run:
         find_board(request.board)  # a name that is none is refused before the port, not after it
         prepared, ported = run_port(as_port(request))
         name = request.name or file_safe_id(request.model)[:64]

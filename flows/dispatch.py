@@ -31,12 +31,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 
 from flows.port_form import filled
-from flows.server import patiently
+from flows.server import retry_on_outage
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
 from nightjar.nightly.config import Asked
 from nightjar.nightly.outcomes import Ended, Failure, failure_of, failure_said
 from nightjar.request import PortRequest
-from nightjar.store.run_lock import forget
+from nightjar.store.run_lock import remove_lock
 from tasks.announce import RESULTS
 from tasks.publish import command_line
 from tasks.stage import current_run
@@ -55,7 +55,7 @@ class Child(NamedTuple):
     run_id: UUID
 
 
-def hand_out(asked: Sequence[Asked], night: str, patience_s: float) -> list[Ended]:
+def dispatch_cells(asked: Sequence[Asked], night: str, patience_s: float) -> list[Ended]:
     """Give every cell to its target's queue, wait for all of them, and read what came of each, in their order.
 
     Raises ServerMissing without a Prefect server: there are no queues then.
@@ -69,11 +69,11 @@ def hand_out(asked: Sequence[Asked], night: str, patience_s: float) -> list[Ende
         for each in asked:
             try:
                 key = f"{night}-{each.cell}"
-                children.append(Child(each, patiently(partial(_started, client, each, key))))
+                children.append(Child(each, retry_on_outage(partial(_started, client, each, key))))
             except NightjarError as error:
                 ended[each.cell] = _ended(each, 0.0, failure_of(error))
         for child, run in _finished(client, children, patience_s):
-            done = patiently(partial(_read, client, child.asked, run))
+            done = retry_on_outage(partial(_read, client, child.asked, run))
             ended[done.asked.cell] = done
             _note(done.results or {})
             what = done.failure.outcome if done.failure is not None else (done.results or {}).get("verdict")
@@ -130,7 +130,7 @@ def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:
 def _revive(client: SyncPrefectClient, run: FlowRun) -> None:
     """Let a worker take up a run again, the same one: its finished stages are in the store."""
     log.warning("%s ended as %s: setting it going again", run.name, run.state_name)
-    forget(str(run.id))
+    remove_lock(str(run.id))
     client.set_flow_run_state(run.id, AwaitingRetry(message="asked for again by the night"))
 
 
@@ -143,7 +143,7 @@ def _finished(
     end = time.monotonic() + patience_s
     while waiting:
         late = time.monotonic() > end
-        runs = {run.id: run for run in patiently(partial(_runs, client, list(waiting)))}
+        runs = {run.id: run for run in retry_on_outage(partial(_runs, client, list(waiting)))}
         for run_id in list(waiting):
             run = runs.get(run_id)
             if run is None or late or (run.state is not None and run.state.is_final()):

@@ -18,12 +18,12 @@ from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source
 from nightjar.plugins.target import target_of
 from nightjar.request import EvaluateRequest
-from tasks.adopt import adopt, adopting, given_files, recognise
+from tasks.adopt import adopt, adopt_plugin, input_files, recognise
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions
 from tasks.read_printed import PrintedFiles, read_printed, reader
 from tasks.run_program import named_files, run_program
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 PRECISION = "as given"  # a file does not say how it was made
 
@@ -31,20 +31,20 @@ PRECISION = "as given"  # a file does not say how it was made
 @flow(name="evaluate", flow_run_name="evaluate-{request.model}-{request.target}")
 def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
     """Export the recipe that the files have, adopt them, evaluate, judge, report."""
-    with joining(request.refresh, request.board_wait):
+    with current_or_new_run(request.refresh, request.board_wait):
         family = model_family(request)
         target = target_of(request.target, request.board)
         contract = plugin("models", family, "contract")
         program = program_of(request, target)
         if program is None and not request.files:
             raise BadOptions("nothing to evaluate: give the files of the parts, or the board's own --program")
-        files = given_files(request.files)
+        files = input_files(request.files)
         recipe = target.load().recipe(family)
         board, adopter, printed = None, None, reader(request.target, files)
         if program is not None:
             board, printed = program.board, plugin("targets", request.target, "printed")
         elif printed is None:
-            adopter = adopting(request.target)
+            adopter = adopt_plugin(request.target)
             recipe = recipe.model_copy(update=recognise(files, adopter, contract).recipe)
             board = board_of(target, request.board)
         if request.positional is not None:

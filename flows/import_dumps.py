@@ -18,13 +18,13 @@ from nightjar.request import ImportRequest
 from tasks.export import export
 from tasks.import_dumps import dumps_source, import_dumps, ordered_source
 from tasks.run_program import dump_program, read_excluded_dumps
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 @flow(name="import-dumps", flow_run_name="import-dumps-{request.model}-{request.target}")
 def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
     """Export, check and take in the dumps, calibrate; return where the set lies and what is in it."""
-    with joining(request.refresh, request.board_wait) as run:
+    with current_or_new_run(request.refresh, request.board_wait) as run:
         family = model_family(request)
         if not plugin("models", family, "calibrate").load().HARVESTED_ONLY:
             raise BadOptions(

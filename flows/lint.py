@@ -18,13 +18,13 @@ from nightjar.request import LintRequest
 from nightjar.toolchains.environment import toolchain
 from tasks.export import export
 from tasks.lint import lint
-from tasks.stage import current_run, joining
+from tasks.stage import current_or_new_run, current_run
 
 
 @flow(name="lint", flow_run_name="lint-{request.model}-{request.target}")
 def lint_model(request: LintRequest) -> dict[str, Any]:
     """Export a model by the recipes of the reference and of the target, and run the target's lint on both."""
-    with joining(request.refresh):
+    with current_or_new_run(request.refresh):
         target, linter = plugin("targets", request.target), linter_of(request.target)
         results: dict[str, Any] = {"target": request.target, "model": request.model, "plain": [], "recipe": []}
         if linter is None:

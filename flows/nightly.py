@@ -15,9 +15,9 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
-from flows.dispatch import hand_out
+from flows.dispatch import dispatch_cells
 from flows.port import port
-from flows.server import patiently
+from flows.server import retry_on_outage
 from nightjar.errors import NightjarError
 from nightjar.nightly.config import Asked, NightRequest, read_config
 from nightjar.nightly.evidence import Evidence, read_evidence
@@ -25,18 +25,20 @@ from nightjar.nightly.history import Cell, Finding, History, Night
 from nightjar.nightly.outcomes import Ended, Failure, cell_row, failure_of, night_row, sentence
 from nightjar.nightly.regression import best_night, findings
 from nightjar.paths import reports_folder
+from nightjar.progress import StageOutcome
 from nightjar.report.site.build import write_site
 from nightjar.store.artifact import Store
+from nightjar.store.remote import open_store
 from tasks.announce import announce_night
 from tasks.publish import command_line, publish_night
-from tasks.stage import Outcome, Run, apart, default_store, joining, running
+from tasks.stage import Run, current_or_new_run, running, separate_run
 
 log = logging.getLogger("nightjar.nightly")
 
 STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def due() -> str:
+def night_name() -> str:
     """Name the night: when the flow run was due in UTC, which a retry does not change; now where there is no run."""
     context = FlowRunContext.get()
     planned = context.flow_run.expected_start_time if context is not None and context.flow_run is not None else None
@@ -46,20 +48,20 @@ def due() -> str:
 def _run_name() -> str:
     context = FlowRunContext.get()
     request = (context.parameters or {}).get("request") if context is not None else None
-    return f"night-{getattr(request, 'night', None) or due()}"
+    return f"night-{getattr(request, 'night', None) or night_name()}"
 
 
 @flow(name="nightly", flow_run_name=_run_name, persist_result=False)
 def nightly(request: NightRequest) -> Any:
     """Run every cell, keep the night in the history, and say what failed and what changed since earlier nights."""
     asked = read_config(request.file())
-    night, started = request.night or due(), datetime.now(UTC).strftime(STAMP)
-    with joining(()) as run:
+    night, started = request.night or night_name(), datetime.now(UTC).strftime(STAMP)
+    with current_or_new_run(()) as run:
         if request.hand_out:
-            ended = hand_out(asked, night, request.patience_h * 3600)
+            ended = dispatch_cells(asked, night, request.patience_h * 3600)
         else:
             ended = [_run_here(each, run) for each in asked]
-        row, cells, found = concluded(night, started, ended, run.store, History())
+        row, cells, found = record_night(night, started, ended, run.store, History())
         if request.site:
             _write_site(run.store)
     said = sentence(row, cells, found)
@@ -71,13 +73,13 @@ def nightly(request: NightRequest) -> Any:
     }
     if FlowRunContext.get() is None:
         return results
-    patiently(lambda: publish_night(row, cells, found))
+    retry_on_outage(lambda: publish_night(row, cells, found))
     announce_night(row, said, found)
     ending: State[Any] = (Failed if row.outcome == "FAIL" else Completed)(message=said, data=results)
     return ending
 
 
-def concluded(
+def record_night(
     night: str, started: str, ended: Sequence[Ended], store: Store, history: History
 ) -> tuple[Night, list[Cell], list[Finding]]:
     """Hold what ended against earlier nights and write it all into the history; a night of this name is replaced.
@@ -100,11 +102,11 @@ def concluded(
     return row, cells, found
 
 
-def planned(request: NightRequest) -> list[tuple[str, list[Outcome] | Failure]]:
+def plan_night(request: NightRequest) -> list[tuple[str, list[StageOutcome] | Failure]]:
     """Say of every cell what would run and why, or why it cannot; nothing is run."""
-    said: list[tuple[str, list[Outcome] | Failure]] = []
+    said: list[tuple[str, list[StageOutcome] | Failure]] = []
     for asked in read_config(request.file()):
-        run = Run(default_store(), frozenset(asked.request.refresh), plan=True)
+        run = Run(open_store(), frozenset(asked.request.refresh), plan=True)
         try:
             with running(run):
                 port.fn(asked.request)
@@ -146,7 +148,7 @@ def _run_here(asked: Asked, run: Run) -> Ended:
         log.warning("%s is %s: %s", asked.cell, failure.outcome, failure.message)
     seconds = time.monotonic() - began
     why = failure.outcome if failure is not None else str((results or {})["verdict"])
-    run.tell(Outcome(name=asked.cell, seconds=max(seconds, 0.01), cached=False, why=why))
+    run.on_outcome(StageOutcome(name=asked.cell, seconds=max(seconds, 0.01), cached=False, why=why))
     log.info("%s: %s after %.0f s", asked.cell, why, seconds)
     return Ended(asked=asked, seconds=seconds, command=command_line(asked.request), results=results, failure=failure)
 
@@ -155,9 +157,9 @@ def _ported(asked: Asked) -> dict[str, Any]:
     """Run the flow `port`; where the Prefect server went away meanwhile, wait for it and take what is in the store."""
 
     def once() -> dict[str, Any]:
-        with apart(asked.request.refresh, asked.request.board_wait):
+        with separate_run(asked.request.refresh, asked.request.board_wait):
             served = FlowRunContext.get() is not None
             results: dict[str, Any] = port(asked.request) if served else port.fn(asked.request)
             return results
 
-    return patiently(once)
+    return retry_on_outage(once)

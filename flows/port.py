@@ -20,7 +20,7 @@ from nightjar.request import ImportRequest, PortRequest
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.harvest import harvest
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 @flow(name="port", flow_run_name="port-{request.model}-{request.target}-{request.precision}")
@@ -31,7 +31,7 @@ def port(request: PortRequest) -> dict[str, Any]:
 
 def run_port(request: PortRequest) -> tuple[Prepared, dict[str, Any]]:
     """Run a port; return what it resolved the request to, and its results."""
-    with joining(request.refresh, request.board_wait):
+    with current_or_new_run(request.refresh, request.board_wait):
         prepared = prepare(request, speech_sources)
         calibration = make_calibration(request, prepared) if request.precision != "fp" else None
         binary, frontier = build_binary(request, prepared, calibration)

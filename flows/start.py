@@ -8,11 +8,12 @@ from prefect.client.schemas.objects import State
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_URL
 
-from flows.server import server_answers
+from flows.server import server_problem
 from nightjar.errors import ServerMissing
 from nightjar.progress import Screen
 from nightjar.store.artifact import Store
-from tasks.stage import Run, default_store, running
+from nightjar.store.remote import open_store
+from tasks.stage import Run, running
 
 
 def run_flow(flow: Flow[..., Any], request: Any, screen: Screen, plan: bool = False) -> tuple[dict[str, Any], Run]:
@@ -24,11 +25,11 @@ def run_flow(flow: Flow[..., Any], request: Any, screen: Screen, plan: bool = Fa
     """
     url = PREFECT_API_URL.value()
     served = bool(url) and not plan
-    if served and (reason := server_answers(url)):
+    if served and (reason := server_problem(url)):
         raise ServerMissing(f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL")
-    store: Store = default_store()
+    store: Store = open_store()
     refresh, wait_s = (getattr(request, name, None) for name in ("refresh", "board_wait"))
-    run = Run(store, frozenset(refresh or ()), plan, wait_s, show=screen.progress, tell=screen.outcome)
+    run = Run(store, frozenset(refresh or ()), plan, wait_s, on_progress=screen.progress, on_outcome=screen.outcome)
     gc.freeze()  # imported objects stay for good: no collection has to visit them
     gc.set_threshold(100_000, 20, 20)
     gc.enable()

@@ -14,13 +14,13 @@ from nightjar.request import PortRequest, TranscribeRequest, as_port
 from nightjar.speech.manifest import load_speech, speech_digest
 from nightjar.store.artifact import Source
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 @flow(name="transcribe", flow_run_name="transcribe-{request.model}-{request.target}-{request.precision}")
 def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     """Export, calibrate where the precision needs it, build, and transcribe every file; each step is cached."""
-    with joining(request.refresh, request.board_wait) as run:
+    with current_or_new_run(request.refresh, request.board_wait) as run:
         audio = {path: _audio_source(path) for path in request.files}
         port = as_port(request)
         prepared = prepare(port, _calibration_speech)
@@ -40,7 +40,10 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
             "language": request.language,
             "window_s": float(prepared.graphs.meta["window_s"]),
             "files": transcripts,
-            "stages": [outcome.model_dump(include={"name", "seconds", "cached", "why"}) for outcome in run.outcomes],
+            "stages": [
+                {"name": each.name, "seconds": each.seconds, "cached": each.cached, "why": each.why}
+                for each in run.outcomes
+            ],
         }
 
 

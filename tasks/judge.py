@@ -10,7 +10,7 @@ from nightjar.scoring.score import Score, Tier, hear_silence, score
 from nightjar.scoring.verdict import Budgets
 from nightjar.scoring.verdict import judge as judge_scores
 from nightjar.speech.manifest import Clip
-from tasks.hypotheses import read_aside, read_hypotheses
+from tasks.hypotheses import read_excluded, read_hypotheses
 from tasks.stage import stage
 
 
@@ -43,11 +43,11 @@ def judge(
     # A board's own program, read from what it printed, heard no probes.
     silence = hear_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
     # Who sets clips aside is asked about it; a session that set none says nothing of it.
-    failed = read_aside(obtained) if (obtained / "aside.json").exists() else None
+    failed = read_excluded(obtained) if (obtained / "aside.json").exists() else None
     streamed = read_drift(drift) if drift is not None else None
     verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, failed, streamed)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
-    aside = {name: why for folder in (expected, obtained) for name, why in read_aside(folder).items()}
+    aside = {name: why for folder in (expected, obtained) for name, why in read_excluded(folder).items()}
     content: dict[str, Any] = {
         "verdict": verdict.model_dump(mode="json"),
         "budgets": budgets.model_dump(mode="json"),

@@ -13,7 +13,7 @@ from nightjar.sessions.board_program import BoardProgram, ProgramResult
 from nightjar.sessions.board_program import run_program as run_on_board
 from nightjar.speech.manifest import Clip, load_speech, shuffled, split_by_window
 from nightjar.text import printable
-from tasks.adopt import GivenFiles
+from tasks.adopt import InputFiles
 from tasks.evaluate import silent_probes
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses
 from tasks.import_dumps import COLLECTED, check_sizes
@@ -23,7 +23,7 @@ from tasks.stage import stage
 TEXT_CHARACTERS = 10_000  # twenty times what a window of speech can hold
 
 
-class NamedFiles(GivenFiles, frozen=True):
+class NamedFiles(InputFiles, frozen=True):
     """Name files that a program gets, which knows them by their names."""
 
     def identity(self) -> dict[str, str]:

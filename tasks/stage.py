@@ -28,24 +28,14 @@ from pydantic import BaseModel
 from nightjar.errors import NightjarError
 from nightjar.files import digest, storage_errors
 from nightjar.plugins.registry import Plugin
-from nightjar.progress import listening
+from nightjar.progress import StageOutcome, listening
 from nightjar.store.artifact import Artifact, Record, Source, Store
 from nightjar.store.fingerprint import closure
 from nightjar.store.remote import open_store
 from nightjar.store.usage import Usage
-from tasks.prefect_ui import progress_shown, toolchain_log
+from tasks.prefect_ui import progress_artifact, toolchain_log
 
 log = logging.getLogger("nightjar.stage")
-
-
-class Outcome(BaseModel, frozen=True):
-    """Say what became of one stage in this run; `key` is empty when it depends on a stage that is yet to run."""
-
-    name: str
-    seconds: float
-    cached: bool
-    why: str
-    key: str = ""
 
 
 class Pending(NamedTuple):
@@ -63,12 +53,13 @@ class Run:
         refresh: frozenset[str] = frozenset(),
         plan: bool = False,
         board_wait_s: float | None = None,
-        show: Callable[[str, int, int], None] = lambda stage, done, total: None,
-        tell: Callable[[Outcome], None] = lambda outcome: None,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        on_outcome: Callable[[StageOutcome], None] = lambda outcome: None,
     ) -> None:
-        self.store, self.refresh, self.plan, self.show, self.tell = store, refresh, plan, show, tell
+        self.store, self.refresh, self.plan = store, refresh, plan
+        self.on_progress, self.on_outcome = on_progress, on_outcome
         self.board_wait_s = board_wait_s  # for a board that somebody else holds; None: as long as it takes
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[StageOutcome] = []
         self.usage = Usage(store)
 
 
@@ -87,33 +78,28 @@ def running(run: Run) -> Iterator[Run]:
 
 
 @contextlib.contextmanager
-def joining(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+def current_or_new_run(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
     """Let the stages called inside belong to the caller's run, or to a new one on the default store."""
     if (run := _run.get(None)) is not None:
         yield run
         return
-    run = Run(default_store(), frozenset(refresh), board_wait_s=board_wait_s, show=_LoggedProgress())
+    run = Run(open_store(), frozenset(refresh), board_wait_s=board_wait_s, on_progress=_LoggedProgress())
     with running(run):
         yield run
 
 
 @contextlib.contextmanager
-def apart(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+def separate_run(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
     """Let the stages called inside belong to a run of their own, shown and told where the caller's run is, if any."""
     outer = _run.get(None)
     if outer is None:
-        with joining(refresh, board_wait_s) as run:
+        with current_or_new_run(refresh, board_wait_s) as run:
             yield run
         return
-    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.show, outer.tell)
+    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.on_progress, outer.on_outcome)
     own.usage = Usage(outer.store, outer.usage)  # what a night's cells made stays until the night is in the history
     with running(own):
         yield own
-
-
-def default_store() -> Store:
-    """Open the store of this checkout, or the folder or URL that NIGHTJAR_STORE names."""
-    return open_store()
 
 
 class _LoggedProgress:
@@ -159,7 +145,7 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
     name = body.__name__
     signature = inspect.signature(body)
 
-    def resolve(label: str, arguments: dict[str, Any]) -> tuple[Outcome, Artifact | Pending]:
+    def resolve(label: str, arguments: dict[str, Any]) -> tuple[StageOutcome, Artifact | Pending]:
         outcome, artifact = _resolve(name, label, body, arguments)
         if view is not None and isinstance(artifact, Artifact) and not current_run().plan:
             view(current_run().store.path(artifact))
@@ -195,35 +181,40 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
 
 def _resolve(
     name: str, label: str, body: Callable[..., Any], arguments: dict[str, Any]
-) -> tuple[Outcome, Artifact | Pending]:
+) -> tuple[StageOutcome, Artifact | Pending]:
     run = current_run()
     waits_for = sorted({value.stage for value in arguments.values() if isinstance(value, Pending)})
     if waits_for:
         why = f"depends on {', '.join(waits_for)}"
-        return _finish(run, Outcome(name=label, seconds=0, cached=False, why=why), label)
+        return _finish(run, StageOutcome(name=label, seconds=0, cached=False, why=why), label)
     parts = key_parts(name, body, arguments)
     key = digest(parts)[:24]
-    run.show(label, 0, 0)
+    run.on_progress(label, 0, 0)
     if not run.plan or run.store.root.exists():  # a plan makes nothing
         run.usage.note(name, key)
     record, why = _look_up(run, name, key, parts)
     if record is not None:
-        return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
+        return _finish(run, StageOutcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
     if run.plan:
-        return _finish(run, Outcome(name=label, seconds=0, cached=False, why=why, key=key), label)
+        return _finish(run, StageOutcome(name=label, seconds=0, cached=False, why=why, key=key), label)
     with run.store.lock(name, key, on_wait=lambda: log.warning("%s: another run is making it; waiting", name)):
         record, _ = _look_up(run, name, key, parts, held=True)  # the run we waited for may have made it
         if record is not None:
-            return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
+            return _finish(run, StageOutcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
         log.info("%s: running, %s", label, why)
-        with progress_shown(label, lambda done, total: run.show(label, done, total)) as heard, listening(heard):
+        with (
+            progress_artifact(label, lambda done, total: run.on_progress(label, done, total)) as heard,
+            listening(heard),
+        ):
             record = _execute(run, label, name, key, parts, body, arguments)
-    return _finish(run, Outcome(name=label, seconds=record.seconds, cached=False, why=why, key=key), record.artifact)
+    return _finish(
+        run, StageOutcome(name=label, seconds=record.seconds, cached=False, why=why, key=key), record.artifact
+    )
 
 
-def _finish(run: Run, outcome: Outcome, result: Artifact | str) -> tuple[Outcome, Artifact | Pending]:
+def _finish(run: Run, outcome: StageOutcome, result: Artifact | str) -> tuple[StageOutcome, Artifact | Pending]:
     run.outcomes.append(outcome)
-    run.tell(outcome)
+    run.on_outcome(outcome)
     return outcome, Pending(result) if isinstance(result, str) else result
 
 

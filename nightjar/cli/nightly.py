@@ -44,7 +44,7 @@ def _nightly(arguments: argparse.Namespace) -> int:
     request = parse_options(arguments, NightRequest)
     screen = Screen()
     screen.say(f"[bold]nightly[/bold] {request.file()}")
-    from flows.nightly import planned
+    from flows.nightly import plan_night
 
-    show_planned_night(screen, planned(request))
+    show_planned_night(screen, plan_night(request))
     return 0

@@ -13,7 +13,7 @@ from nightjar.errors import BadOptions, BoardMissing, ToolchainMissing
 from nightjar.plugins.registry import Plugin
 from nightjar.plugins.target import TOOLCHAIN_TIERS, probe_of
 from nightjar.store.fingerprint import module_file
-from nightjar.toolchains.environment import pinned, requirements_of, toolchain
+from nightjar.toolchains.environment import pinned_versions, requirements_file, toolchain
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def preflight_findings(target: Plugin, facts: BoardFacts) -> list[tuple[str, str
     if module_file(f"{target.module}.preflight") is None:
         return []
     name = target.load().NAME
-    made_by = pinned(requirements_of(name))
+    made_by = pinned_versions(requirements_file(name))
     with contextlib.suppress(ToolchainMissing):  # what only the vendor gives is no pin, and perhaps not here
         made_by |= toolchain(name).versions()
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))

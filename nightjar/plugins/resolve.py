@@ -12,13 +12,13 @@ from nightjar.plugins.registry import names, plugin
 from nightjar.request import ModelChoice, PortRequest
 from nightjar.speech.manifest import Clip, check_disjoint, load_speech, speech_digest
 from nightjar.store.artifact import Source
-from nightjar.store.file_memo import Memo
+from nightjar.store.file_memo import FileMemo
 
 SpeechKind = Literal["calibration", "test"]
 CHECKPOINTS = (
     "an openai-whisper .pt file, a Hugging Face folder, or a folder of encoder, decoder, joiner .onnx and tokens.txt"
 )
-_digests = Memo("checkpoints", digest_file)
+_digests = FileMemo("checkpoints", digest_file)
 
 
 def shipped_models() -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, Field
 
 from nightjar.graphs.fusion import Graph, Group, fuse
-from nightjar.process import together
+from nightjar.process import run_parallel
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.fake_quantize import Ranges, fake_quantize, open_session
@@ -122,7 +122,7 @@ def rank(
             return _entry(graph, group, far.kl, far.snr_db[part])
 
         calls = [partial(measured, group, part, graph, ranges, everything) for group in groups[part]]
-        entries[part] = tuple(sorted(together(calls, at_once), key=lambda e: (-e.kl, e.tensor)))
+        entries[part] = tuple(sorted(run_parallel(calls, at_once), key=lambda e: (-e.kl, e.tensor)))
     return Ranking(settings=settings, parts=entries, rewrites=moves, io_kl=io_kl, clips=chain.clips, steps=steps)
 
 

@@ -150,7 +150,7 @@ class Store:
             yield
 
     @contextlib.contextmanager
-    def lock_now(self, stage: str, key: str) -> Iterator[bool]:
+    def try_lock_key(self, stage: str, key: str) -> Iterator[bool]:
         """Hold a key's lock if nobody else does; yield whether we do."""
         handle = acquire(self._lock_file(stage, key), wait=False)
         try:

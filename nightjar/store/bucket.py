@@ -20,7 +20,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 NAMES = ("LastModified", "mtime", "last_modified", "updated", "created")  # what file systems call the time of writing
 
 
-class Seen(NamedTuple):
+class RemoteFile(NamedTuple):
     """A file there: its name below the bucket, bytes, and seconds since 1970 when it was written."""
 
     name: str
@@ -68,7 +68,7 @@ class Bucket:
             return found
         return None
 
-    def look(self, name: str) -> Seen | None:
+    def look(self, name: str) -> RemoteFile | None:
         """Return what is known of a file, None where there is none."""
         with self._reaching(), contextlib.suppress(FileNotFoundError):
             return _seen(name, self.files.info(self._path(name)))
@@ -122,7 +122,7 @@ class Bucket:
         with self._reaching(), contextlib.suppress(FileNotFoundError):
             self.files.rm_file(self._path(name))
 
-    def list(self, folder: str) -> Iterator[Seen]:
+    def list(self, folder: str) -> Iterator[RemoteFile]:
         """Yield every file below a folder, by name."""
         with self._reaching():
             try:
@@ -176,7 +176,7 @@ class Bucket:
             ) from error
 
 
-def _seen(name: str, info: dict[str, Any]) -> Seen:
+def _seen(name: str, info: dict[str, Any]) -> RemoteFile:
     written = next((info[key] for key in NAMES if info.get(key) is not None), 0.0)
     seconds = written.timestamp() if isinstance(written, datetime.datetime) else float(written)
-    return Seen(name, int(info["size"] or 0), seconds)
+    return RemoteFile(name, int(info["size"] or 0), seconds)

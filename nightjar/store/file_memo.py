@@ -19,7 +19,7 @@ from nightjar.paths import store_folder
 SETTLED_NS = 2_000_000_000  # no file system's clock is coarser
 
 
-class Memo:
+class FileMemo:
     """JSON values of one kind, by file, in the store under `.memo`; lost or damaged, they are made again."""
 
     def __init__(self, name: str, make: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nightjar.paths import ROOT
-from nightjar.store.file_memo import Memo
+from nightjar.store.file_memo import FileMemo
 
 PACKAGES = ("nightjar", "models", "targets", "tasks", "flows")
 
@@ -85,7 +85,7 @@ def _read(path: Path, package: str) -> tuple[str, tuple[str, ...]]:
     return hashlib.sha256(source).hexdigest(), tuple(_imports(ast.parse(source), package))
 
 
-_scans = Memo("scans", _read)
+_scans = FileMemo("scans", _read)
 
 
 def _imports(tree: ast.AST, package: str) -> Iterable[str]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from nightjar.files import digest_file, mtime_ns
 from nightjar.progress import tick
 from nightjar.store.artifact import RECORD, Record, Store, content_files
-from nightjar.store.usage import gate, in_use
+from nightjar.store.usage import gc_lock, in_use
 from nightjar.text import DAY_S
 
 WORK_S = DAY_S  # a dead run's unfinished work: what it had is not lost before somebody is there in the morning
@@ -62,7 +62,7 @@ class Damage(BaseModel, frozen=True):
     what: str
 
 
-class Known(NamedTuple):
+class ArtifactInfo(NamedTuple):
     """What a look at an artifact tells."""
 
     record: Record | None  # None: missing or damaged
@@ -102,7 +102,7 @@ def verify(store: Store) -> tuple[int, list[Damage]]:
     for number, (stage, key) in enumerate(refs, 1):
         damages = list(_damages(store.root / stage / key))
         if damages:
-            with store.lock_now(stage, key) as ours:  # else it is being made
+            with store.try_lock_key(stage, key) as ours:  # else it is being made
                 if ours and (store.root / stage / key).exists():
                     found += [Damage(stage=stage, key=key, what=what) for what in damages]
         tick(number, len(refs))
@@ -134,7 +134,7 @@ def _damages(folder: Path) -> Iterator[str]:
             yield f"{name} is not in its record"
 
 
-def known_artifact(store: Store, ref: Ref) -> Known:
+def inspect_artifact(store: Store, ref: Ref) -> ArtifactInfo:
     """Look at one artifact: its record, size and times."""
     folder = store.root.joinpath(*ref)
     made_s = (mtime_ns(folder / RECORD) or mtime_ns(folder)) / 1e9
@@ -142,18 +142,18 @@ def known_artifact(store: Store, ref: Ref) -> Known:
     try:
         record = Record.model_validate_json((folder / RECORD).read_bytes())
     except (OSError, ValidationError, UnicodeDecodeError):
-        return Known(None, _bytes(folder), made_s, used_s)
-    return Known(record, sum(size for size, _ in record.files.values()), made_s, used_s)
+        return ArtifactInfo(None, _bytes(folder), made_s, used_s)
+    return ArtifactInfo(record, sum(size for size, _ in record.files.values()), made_s, used_s)
 
 
 def _remove(store: Store, entry: Entry) -> bool:
     """Remove an artifact unless a run is making it, has looked it up, or used it since the survey."""
     folder = store.root.joinpath(*entry.ref)
-    with store.lock_now(*entry.ref) as ours:
+    with store.try_lock_key(*entry.ref) as ours:
         if not ours:
             return False
-        with gate(store, alone=True):
-            used = known_artifact(store, entry.ref).used_s > entry.used_s
+        with gc_lock(store, alone=True):
+            used = inspect_artifact(store, entry.ref).used_s > entry.used_s
             if used or entry.ref in in_use(store, clear=True):
                 return False
             (folder / RECORD).unlink(missing_ok=True)  # from here on nobody finds it
@@ -167,7 +167,7 @@ def _sweep_work(store: Store, dry_run: bool) -> Iterator[tuple[str, int]]:
     before_ns = (time.time() - WORK_S) * 1e9
     for folder in sorted((store.root / ".work").glob("*")):
         stage, _, key = folder.name.rpartition("-")
-        with store.lock_now(stage, key) as ours:
+        with store.try_lock_key(stage, key) as ours:
             newest = max(mtime_ns(path) for path in (folder, *_files(folder)))
             if not ours or not folder.exists() or newest > before_ns:  # its run ended since we listed it
                 continue
@@ -179,12 +179,12 @@ def _sweep_work(store: Store, dry_run: bool) -> Iterator[tuple[str, int]]:
 
 def _sweep_traces(store: Store) -> None:
     """Remove locks and memos of what is gone, notes of dead runs, and files that a kill left beside their place."""
-    with gate(store, alone=True):
+    with gc_lock(store, alone=True):
         in_use(store, clear=True)
     for path in (store.root / ".locks").glob("*.lock"):
         stage, _, key = path.stem.rpartition("-")
         if not (store.root / stage / key).exists() and not store.work(stage, key).exists():
-            with store.lock_now(stage, key) as ours:
+            with store.try_lock_key(stage, key) as ours:
                 if ours:
                     path.unlink(missing_ok=True)
     now_ns = time.time_ns()

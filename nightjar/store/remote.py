@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from nightjar.errors import StoreBroken
 from nightjar.files import digest, digest_file, storage_errors, write_atomic
 from nightjar.paths import remote_url, store_folder
-from nightjar.process import holder
+from nightjar.process import lock_owner
 from nightjar.store.artifact import Record, Store, content_files
 from nightjar.store.bucket import Bucket
 
@@ -62,7 +62,7 @@ class RemoteStore(Store):
         there = self._read(stage, key)
         if isinstance(there, str):
             return None, there or why
-        with contextlib.nullcontext(True) if held else self.lock_now(stage, key) as ours:
+        with contextlib.nullcontext(True) if held else self.try_lock_key(stage, key) as ours:
             if not ours:
                 return super().find(stage, key)
             damage = self._fetch(there)
@@ -109,7 +109,7 @@ class RemoteStore(Store):
             record = Record.model_validate_json(data)
         except (ValidationError, UnicodeDecodeError):
             return "its remote record is damaged"
-        if (record.stage, record.key) != (stage, key) or not is_sound(record):
+        if (record.stage, record.key) != (stage, key) or not is_valid_record(record):
             return "its remote record is damaged"
         return record
 
@@ -202,7 +202,7 @@ class Lease:
     """
 
     def __init__(self, bucket: Bucket, name: str) -> None:
-        self.bucket, self.name, self.by = bucket, name, holder()
+        self.bucket, self.name, self.by = bucket, name, lock_owner()
         self._over = threading.Event()
 
     @contextlib.contextmanager
@@ -253,7 +253,7 @@ def open_store() -> Store:
     return Store(store_folder()) if url is None else RemoteStore(store_folder(), Bucket(url))
 
 
-def is_sound(record: Record) -> bool:
+def is_valid_record(record: Record) -> bool:
     """Tell whether a record that came from elsewhere agrees with itself and names files of its own folder only."""
     names = [PurePosixPath(name) for name in record.files]
     inside = all(not name.is_absolute() and name.parts and ".." not in name.parts for name in names)

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from nightjar.progress import tick
 from nightjar.store.artifact import Record
-from nightjar.store.bucket import Bucket, Seen
+from nightjar.store.bucket import Bucket, RemoteFile
 from nightjar.store.gc import Collected, Damage, Entry, Ref
-from nightjar.store.remote import is_sound
+from nightjar.store.remote import is_valid_record
 from nightjar.text import DAY_S
 
 GRACE_S = 2 * DAY_S
@@ -76,7 +76,7 @@ def verify_remote(bucket: Bucket) -> tuple[int, list[Damage]]:
     return len(listed), found
 
 
-def records(bucket: Bucket) -> Iterator[tuple[Seen, Ref]]:
+def records(bucket: Bucket) -> Iterator[tuple[RemoteFile, Ref]]:
     """Yield every record of a bucket with the artifact that it is of."""
     for seen in bucket.list("records"):
         _, stage, file = seen.name.split("/", 2)
@@ -90,10 +90,10 @@ def read_record(bucket: Bucket, name: str, ref: Ref) -> Record | None:
         record = Record.model_validate_json(bucket.read(name) or b"")
     except (ValidationError, UnicodeDecodeError):
         return None
-    return record if (record.stage, record.key) == ref and is_sound(record) else None
+    return record if (record.stage, record.key) == ref and is_valid_record(record) else None
 
 
-def _unnamed(bucket: Bucket, named: set[str]) -> Iterator[Seen]:
+def _unnamed(bucket: Bucket, named: set[str]) -> Iterator[RemoteFile]:
     """Yield blobs that no record names, leases of the dead, and what was cut off on its way."""
     for seen in bucket.list("blobs"):
         if seen.name.rpartition("/")[2] not in named:

@@ -21,7 +21,7 @@ from nightjar.locks import locked, try_lock
 from nightjar.paths import store_folder
 
 
-class Attempt(BaseModel, frozen=True):
+class RunHolder(BaseModel, frozen=True):
     """One process's attempt at a run: the first, or after a retry a later one."""
 
     host: str
@@ -30,7 +30,7 @@ class Attempt(BaseModel, frozen=True):
 
 
 @contextlib.contextmanager
-def attending(run: str, number: Callable[[], int], folder: Path | None = None) -> Iterator[None]:
+def hold_run(run: str, number: Callable[[], int], folder: Path | None = None) -> Iterator[None]:
     """Hold a run's lock while this process is at work on it; who has it already is waited for.
 
     number: asked once the lock is ours, which attempt this is. Raises StoreBroken where the folder cannot be written.
@@ -40,16 +40,16 @@ def attending(run: str, number: Callable[[], int], folder: Path | None = None) -
         with storage_errors():
             lock = held.enter_context(locked(path))
         held.callback(path.unlink, missing_ok=True)
-        attempt = Attempt(host=socket.gethostname(), pid=os.getpid(), number=number())
+        attempt = RunHolder(host=socket.gethostname(), pid=os.getpid(), number=number())
         with storage_errors():
             os.ftruncate(lock, 0)
             os.write(lock, attempt.model_dump_json().encode())
         yield
 
 
-def attendance(
+def run_status(
     run: str, number: int, folder: Path | None = None
-) -> tuple[Literal["held", "gone", "unknown"], Attempt | None]:
+) -> tuple[Literal["held", "gone", "unknown"], RunHolder | None]:
     """Say whether a process is at work on this attempt at a run, was and is gone, or cannot be seen from here."""
     try:
         with _file(run, folder).open() as lock:
@@ -61,7 +61,7 @@ def attendance(
     return ("gone" if attempt is not None and attempt.number == number else "unknown"), attempt
 
 
-def forget(run: str, folder: Path | None = None) -> None:
+def remove_lock(run: str, folder: Path | None = None) -> None:
     """Remove what a killed process left."""
     _file(run, folder).unlink(missing_ok=True)
 
@@ -70,8 +70,8 @@ def _file(run: str, folder: Path | None) -> Path:
     return (folder or store_folder() / ".attempts") / f"{run}.json"
 
 
-def _read(lock: IO[str]) -> Attempt | None:
+def _read(lock: IO[str]) -> RunHolder | None:
     try:
-        return Attempt.model_validate(json.loads(lock.read()))
+        return RunHolder.model_validate(json.loads(lock.read()))
     except (ValueError, ValidationError):  # killed before it wrote
         return None

@@ -1,6 +1,6 @@
 """What runs use of a store: each says it in a file of its own, under a lock that ends with it, and gc asks there first.
 
-A run notes a key before it looks it up. Noting holds the store's gate shared, and gc holds it alone from its look at
+A run notes a key before it looks it up. Noting holds the gc lock shared, and gc holds it alone from its look at
 these files to the removal of a record. So either gc sees the note and keeps the artifact, or the run finds no record
 and makes it again; never is something taken away from a run that has found it.
 """
@@ -44,7 +44,7 @@ class Usage:
             self._outer.note(stage, key)
         with self._noting, _writing():
             if (stage, key) not in self._noted:
-                with gate(self._store):
+                with gc_lock(self._store):
                     self._open()
                     line = f"\n{stage}/{key}\n".encode()  # the first newline ends what a full disk cut short before
                     if os.write(self._handle, line) < len(line):
@@ -62,7 +62,7 @@ class Usage:
             self._handle, self._noted = -1, set()
 
     def _open(self) -> None:
-        """Make our file, under the gate: nobody takes it for a dead run's before it is locked."""
+        """Make our file, under the gc lock: nobody takes it for a dead run's before it is locked."""
         if self._handle < 0:
             folder = self._store.root / RUNNING
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,14 +72,17 @@ class Usage:
 
 
 @contextlib.contextmanager
-def gate(store: Store, alone: bool = False) -> Iterator[None]:
-    """Hold the store's gate, shared by those who note what they use, or alone to remove what nobody does."""
+def gc_lock(store: Store, alone: bool = False) -> Iterator[None]:
+    """Hold the gc lock, shared by those who note what they use, or alone to remove what nobody does."""
     with locked(store.root / ".gate", shared=not alone):
         yield
 
 
 def in_use(store: Store, clear: bool = False) -> set[tuple[str, str]]:
-    """Return stage and key of everything that a live run noted; clear: remove what dead ones left, under the gate."""
+    """Return stage and key of every artifact that a live run uses.
+
+    clear: remove the notes of dead runs; the caller holds the gc lock.
+    """
     found = set[tuple[str, str]]()
     for path in (store.root / RUNNING).glob("*"):
         try:

@@ -226,12 +226,12 @@ class Steps:
             place,
             self.options.hours * 3600,
             on_progress=lambda what, done, total: tick(done, total),
-            most_bytes=_memory_bytes(self.options),
+            memory_limit_bytes=_memory_bytes(self.options),
         )
         said = (place / "log.txt").read_text(encoding="utf-8", errors="replace")
         if refused := result.get("refused"):
             failure = classify(refused["kind"], refused["message"])
-            kept = self.found.keep_log(name, place / "log.txt")
+            kept = self.found.save_log(name, place / "log.txt")
             raise _Refused(failure, self._error(name, failure, kept))
         return result | {"log": "\n".join(line for line in said.splitlines() if "level" in line)}
 

@@ -59,7 +59,8 @@ PLANNER = """
 import json, pathlib, sys
 from flows.port import port
 from nightjar.request import PortRequest
-from tasks.stage import Run, default_store, running
+from nightjar.store.remote import open_store
+from tasks.stage import Run, running
 
 request = PortRequest(model="random", checkpoint="random.pt", calibration_set=sys.argv[1], test_set=sys.argv[2])
 for name in ["", *sys.argv[3:]]:
@@ -67,7 +68,7 @@ for name in ["", *sys.argv[3:]]:
     text = path.read_text() if name else ""
     if name:
         path.write_text(text + "\\n# edited\\n")
-    with running(Run(default_store(), plan=True)) as run:
+    with running(Run(open_store(), plan=True)) as run:
         port.fn(request)
     if name:
         path.write_text(text)

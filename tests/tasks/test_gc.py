@@ -17,7 +17,7 @@ from nightjar.nightly.history import Cell, Finding, History, Night
 from nightjar.nightly.retention import survey
 from nightjar.store.artifact import Artifact, Source, Store
 from nightjar.store.gc import DAY_S, collect, verify
-from tasks.stage import Run, apart, running, stage
+from tasks.stage import Run, running, separate_run, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,7 +174,7 @@ def test_what_a_live_run_has_looked_up_stays_and_what_a_dead_one_had_goes(
         assert collect(store, survey(store, history, older_than_s=0, reports=tmp_path)).removed == ()
 
     with running(Run(store)):  # a night, whose cells are runs of their own in it
-        with apart(()):
+        with separate_run(()):
             graph(source)
         assert collect(store, survey(store, history, older_than_s=0, reports=tmp_path)).removed == ()
 

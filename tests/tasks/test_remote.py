@@ -17,9 +17,9 @@ from nightjar.nightly.history import History
 from nightjar.nightly.retention import survey_remote
 from nightjar.store.artifact import Artifact, Source
 from nightjar.store.bucket import Bucket
-from nightjar.store.remote import RemoteStore
+from nightjar.store.remote import RemoteStore, open_store
 from nightjar.store.remote_gc import collect_remote, verify_remote
-from tasks.stage import Run, default_store, running, stage
+from tasks.stage import Run, running, stage
 from tests.s3 import S3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,7 +247,7 @@ def test_what_is_no_store_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_STORE", url)
     with pytest.raises(BadOptions, match=said) as raised:
-        default_store()
+        open_store()
     assert raised.value.exit_code == exit_code
     assert "s3cr3t" not in str(raised.value)
 
