@@ -35,7 +35,7 @@ from nightjar.toolchains.environment import toolchain  # noqa: E402
 from tasks.build import build  # noqa: E402
 from tasks.harvest import harvest  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
-from tasks.judge import clips_of  # noqa: E402
+from tasks.judge import clips_from_lines  # noqa: E402
 from tasks.measure import divergence, logit_snr_db  # noqa: E402
 from tasks.stage import Run, current_or_new_run, current_run, running  # noqa: E402
 
@@ -101,7 +101,8 @@ def _row(name: str, expected: Any, obtained: Any, request: PortRequest) -> dict[
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
     floats, ours = (
-        score(each, "host", clips_of(wanted), lines, request.language) for each, lines in (("f", wanted), ("b", got))
+        score(each, "host", clips_from_lines(wanted), lines, request.language)
+        for each, lines in (("f", wanted), ("b", got))
     )
     (errors, words), (before, _) = errors_and_words(ours.clips), errors_and_words(floats.clips)
     low, high = paired_bootstrap(errors, before, words)[:2]

@@ -32,10 +32,10 @@ from flows.prepare import prepare  # noqa: E402
 from nightjar.cli.console import Screen  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
 from nightjar.files import digest_file  # noqa: E402
-from nightjar.graphs.fusion import Group  # noqa: E402
+from nightjar.graphs.fusion import Group, quantizable_groups  # noqa: E402
 from nightjar.plugins.resolve import speech_sources  # noqa: E402
 from nightjar.plugins.target import make_options  # noqa: E402
-from nightjar.quantization.sensitivity import Settings, roundable  # noqa: E402
+from nightjar.quantization.sensitivity import RankingSettings  # noqa: E402
 from nightjar.request import PortRequest  # noqa: E402
 from nightjar.scoring.score import errors_and_words, score  # noqa: E402
 from nightjar.scoring.wer import paired_bootstrap  # noqa: E402
@@ -43,7 +43,7 @@ from nightjar.store.artifact import Source  # noqa: E402
 from nightjar.store.remote import open_store  # noqa: E402
 from tasks.build import build  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
-from tasks.judge import clips_of  # noqa: E402
+from tasks.judge import clips_from_lines  # noqa: E402
 from tasks.measure import divergence  # noqa: E402
 from tasks.rank import rank  # noqa: E402
 from tasks.rewrite import rewrite  # noqa: E402
@@ -54,13 +54,13 @@ def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Pa
     """Build and evaluate every plan; a row has what it keeps out of int8 and its loss against the float graphs."""
     prepared = prepare(request, speech_sources)
     calibration = make_calibration(request, prepared)
-    ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=Settings())
+    ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=RankingSettings())
     graphs = rewrite(graphs=prepared.graphs, ranking=ranking)
     quantized = quantization_parameters(request, prepared, graphs, calibration)
     options, speech = search_options(request, prepared), prepared.calibration_speech
     reference = evaluate_reference(prepared, speech=speech, options=options, label="rungs float")
     ladder, _ = rungs_of(ranking, reference)
-    groups = roundable(onnx.load(current_run().store.path(graphs) / "encoder.onnx"))
+    groups = quantizable_groups(onnx.load(current_run().store.path(graphs) / "encoder.onnx"))
     options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
     asked: dict[str, Any] = {"speech": prepared.test_speech, "options": options}
     expected = evaluate_reference(prepared, label="float", **asked)
@@ -119,7 +119,8 @@ def lost(expected: Any, obtained: Any, request: PortRequest) -> dict[str, Any]:
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
     floats, ours = (
-        score(each, "host", clips_of(wanted), lines, request.language) for each, lines in (("f", wanted), ("b", got))
+        score(each, "host", clips_from_lines(wanted), lines, request.language)
+        for each, lines in (("f", wanted), ("b", got))
     )
     (errors, words), (before, _) = errors_and_words(ours.clips), errors_and_words(floats.clips)
     low, high = paired_bootstrap(errors, before, words)[:2]

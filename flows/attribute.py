@@ -14,11 +14,11 @@ from nightjar.paths import reports_folder, shown
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import speech_sources
 from nightjar.request import AttributeRequest, as_port
-from nightjar.scoring.attribution import Cell, owner
+from nightjar.scoring.attribution import PartPair, attribute_loss
 from nightjar.scoring.score import score
 from nightjar.store.artifact import Artifact
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.judge import clips_of
+from tasks.judge import clips_from_lines
 from tasks.measure import divergence, logit_snr_db
 from tasks.publish import board_suffix
 from tasks.stage import current_or_new_run, current_run
@@ -68,14 +68,14 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
         return _write(request, prepared, precisions, cells)
 
 
-def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact) -> Cell:
+def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact) -> PartPair:
     same = obtained is expected
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
-    scored = score("binary", "host", clips_of(got), got, request.language)
+    scored = score("binary", "host", clips_from_lines(got), got, request.language)
     kl = 0.0 if same else divergence(wanted, got)[0]
     bad = sum(clip.empty or clip.looping or clip.capped for clip in scored.clips)
-    return Cell(
+    return PartPair(
         wer=round(scored.wer, 3),
         interval=(round(scored.interval[0], 3), round(scored.interval[1], 3)),
         snr_db=200.0 if same else round(logit_snr_db(wanted, got), 2),
@@ -86,9 +86,9 @@ def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact) -> 
 
 
 def _write(
-    request: AttributeRequest, prepared: Prepared, precisions: tuple[str, ...], cells: dict[tuple[str, str], Cell]
+    request: AttributeRequest, prepared: Prepared, precisions: tuple[str, ...], cells: dict[tuple[str, str], PartPair]
 ) -> dict[str, Any]:
-    verdicts = {p: owner(p, cells, request.max_delta_wer) for p in precisions if p != "float"}
+    verdicts = {p: attribute_loss(p, cells, request.max_delta_wer) for p in precisions if p != "float"}
     results: dict[str, Any] = {
         "model": request.model,
         "target": request.target,

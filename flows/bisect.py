@@ -9,10 +9,10 @@ from prefect.context import FlowRunContext
 
 from flows.port import port
 from nightjar.errors import BadOptions
-from nightjar.nightly.changes import changes
-from nightjar.nightly.config import Asked, BisectRequest, cell_name
+from nightjar.nightly.changes import cell_changes
+from nightjar.nightly.config import BisectRequest, CellRequest, cell_name
 from nightjar.nightly.evidence import Evidence, read_evidence
-from nightjar.nightly.outcomes import Ended, cell_row
+from nightjar.nightly.outcomes import CellResult, cell_row
 from nightjar.nightly.regression import changed_clips, paired
 from nightjar.progress import StageOutcome
 from nightjar.request import PortRequest
@@ -43,7 +43,7 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
             {"name": side.name, **each.cell.model_dump(mode="json")}
             for side, (each, _) in zip(sides, done, strict=True)
         ],
-        "differs": changes(after, before),
+        "differs": cell_changes(after, before),
         "wer": both._asdict() if both is not None else None,
         "unit": binaries[0].unit,
         "clips": changed_clips(binaries[1], binaries[0]),
@@ -82,8 +82,8 @@ def _run(side: Side) -> tuple[Evidence, list[StageOutcome]]:
         first = len(run.outcomes)
         served = FlowRunContext.get() is not None
         results: dict[str, Any] = port(request) if served else port.fn(request)
-        asked = Asked(cell=cell_name(request), request=request, tier=results["tier"])
-        ended = Ended(asked=asked, seconds=0, command=command_line(request), results=results)
+        cell_request = CellRequest(cell=cell_name(request), request=request, tier=results["tier"])
+        ended = CellResult(cell_request=cell_request, seconds=0, command=command_line(request), results=results)
         return read_evidence(run.store, cell_row("", ended)), run.outcomes[first:]
 
 

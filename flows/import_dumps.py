@@ -26,7 +26,7 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
     """Export, check and take in the dumps, calibrate; return where the set lies and what is in it."""
     with current_or_new_run(request.refresh, request.board_wait) as run:
         family = model_family(request)
-        if not plugin("models", family, "calibrate").load().HARVESTED_ONLY:
+        if not plugin("models", family, "calibrate").load().REQUIRES_HARVEST:
             raise BadOptions(
                 f"a {family} is calibrated by what it hears itself: import nothing, and run `nightjar port`"
             )

@@ -13,15 +13,15 @@ from flows.evaluation import evaluate_binary, evaluate_reference
 from flows.prepare import Prepared
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.target import make_options
-from nightjar.quantization.mixed_precision import Budget, Measured, Rung, ladder, search
-from nightjar.quantization.sensitivity import Settings, read_ranking
+from nightjar.quantization.mixed_precision import Budget, Measurement, Rung, ladder, search
+from nightjar.quantization.sensitivity import RankingSettings, read_ranking
 from nightjar.request import PortRequest
 from nightjar.speech.manifest import load_speech
 from nightjar.store.artifact import Artifact, Source
 from tasks.build import build
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.measure import measure, read_measured
-from tasks.plan import Tried, frontier, plan
+from tasks.measure import measure, read_measurement
+from tasks.plan import SearchRecord, frontier, plan
 from tasks.quantize import quantize
 from tasks.rank import rank
 from tasks.rewrite import rewrite
@@ -43,7 +43,7 @@ def search_precision(request: PortRequest, prepared: Prepared, calibration: Any)
     """Find the plan of the largest int8 share within the request's budget; raises BadInput when no plan is."""
     family = plugin("models", prepared.family).load()
     follow = plugin("models", prepared.family, "chain") if family.STREAMS else None
-    ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=Settings(), follow=follow)
+    ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=RankingSettings(), follow=follow)
     graphs = rewrite(graphs=prepared.graphs, ranking=ranking)
     quantized = quantization_parameters(request, prepared, graphs, calibration)
     speech = prepared.calibration_speech
@@ -54,13 +54,13 @@ def search_precision(request: PortRequest, prepared: Prepared, calibration: Any)
         return unknown
     rungs, calls = rungs_of(ranking, expected)
     number_of = {rung.key(): number for number, rung in enumerate(rungs)}
-    losses: dict[str, Measured] = {}
+    losses: dict[str, Measurement] = {}
 
     def make_plan(rung: Rung) -> Any:
         number = number_of[rung.key()]
         return plan(ranking=ranking, calls=calls, rung=number, label=f"rung {number}")
 
-    def measure_rung(rung: Rung) -> Measured:
+    def measure_rung(rung: Rung) -> Measurement:
         label = f"rung {number_of[rung.key()]}"
         binary = build(
             graphs=graphs,
@@ -75,14 +75,14 @@ def search_precision(request: PortRequest, prepared: Prepared, calibration: Any)
         loss = measure(expected=expected, obtained=obtained, language=request.language, label=label)
         if isinstance(loss, Pending):
             raise _NotMeasured
-        return read_measured(current_run().store.path(loss))
+        return read_measurement(current_run().store.path(loss))
 
     try:
         budget = Budget(delta_wer=request.search_delta_wer, kl_per_percent=family.NATS_PER_PERCENT)
         best, _ = search(rungs, measure_rung, budget, losses)
     except _NotMeasured:
         return unknown
-    tried = Tried(calls=calls, measured={number_of[key]: loss for key, loss in losses.items()})
+    tried = SearchRecord(calls=calls, measured={number_of[key]: loss for key, loss in losses.items()})
     measured = frontier(ranking=ranking, tried=tried, found=number_of[best.key()])
     return SearchResult(graphs, {"plan": make_plan(best), **quantized}, measured)
 

@@ -12,7 +12,7 @@ from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
 from nightjar.plugins.registry import plugin
 from nightjar.progress import StageOutcome
-from nightjar.report.page import complete
+from nightjar.report.page import add_run
 from nightjar.request import EvaluateRequest, PortRequest
 from nightjar.scoring.verdict import headline
 from nightjar.store.artifact import Artifact
@@ -42,7 +42,7 @@ def publish(request: PortRequest | EvaluateRequest, page: Artifact, outcomes: li
     with storage_errors():
         folder.mkdir(parents=True, exist_ok=True)
         page_text = (made / "report.html").read_text(encoding="utf-8")
-        write_atomic(folder / "report.html", complete(page_text, results))
+        write_atomic(folder / "report.html", add_run(page_text, results))
         write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     create_artifacts([*_artifacts(name, results), results_artifact(results)])
     if FlowRunContext.get() is not None:

@@ -21,7 +21,7 @@ OLDER_THAN_S = 2 * DAY_S  # a night that failed half-way is asked for again the 
 REMOTE_OLDER_THAN_S = 30 * DAY_S  # since it was written: a bucket does not say when it was used last
 
 
-def survey(
+def retention_entries(
     store: Store,
     history: History,
     *,
@@ -33,7 +33,7 @@ def survey(
 
     Raises StoreBroken when the history cannot be read: what it needs is not known then.
     """
-    return explain(
+    return reasons_to_keep(
         {ref: inspect_artifact(store, ref) for ref in store.refs()},
         in_use(store),
         history,
@@ -43,7 +43,7 @@ def survey(
     )
 
 
-def explain(
+def reasons_to_keep(
     known: Mapping[Ref, ArtifactInfo],
     used: Iterable[Ref],
     history: History,
@@ -136,7 +136,7 @@ def _reported(reports: Path, known: Mapping[Ref, ArtifactInfo]) -> Iterator[tupl
         yield path.parent.name, refs + own
 
 
-def survey_remote(
+def remote_retention_entries(
     bucket: Bucket, history: History, *, keep_nights: int = KEEP_NIGHTS, older_than_s: float = REMOTE_OLDER_THAN_S
 ) -> list[Entry]:
     """List every artifact of a bucket with the reasons to keep it; changes nothing.
@@ -148,4 +148,4 @@ def survey_remote(
         record = read_record(bucket, seen.name, ref)
         size = sum(count for count, _ in record.files.values()) if record is not None else 0
         known[ref] = ArtifactInfo(record, size, seen.written_s, seen.written_s)
-    return explain(known, (), history, keep_nights, older_than_s, None)
+    return reasons_to_keep(known, (), history, keep_nights, older_than_s, None)

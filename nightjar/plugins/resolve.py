@@ -33,7 +33,7 @@ def model_family(request: ModelChoice) -> str:
     """
     families = {name: plugin("models", name).load() for name in names("models")}
     family = _family(request, families)
-    for option, why in families[family].WITHOUT.items():
+    for option, why in families[family].UNSUPPORTED_OPTIONS.items():
         if getattr(request, option, None) is not None:
             raise BadOptions(f"{request.model} is a {family}: {why}: remove --{option.replace('_', '-')}")
     return family

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nightjar.errors import BadInput
-from nightjar.report.page import embedded
+from nightjar.report.page import embedded_results
 from nightjar.request import EvaluateRequest, PortRequest
 
 FIGURES = ("verdict", "clips", "words", "skipped", "wer", "wer_float", "wer_stock", "delta_wer", "interval")
@@ -17,7 +17,7 @@ def read_report(path: Path) -> tuple[dict[str, Any], PortRequest | EvaluateReque
     """Return the results in a report.html or results.json, and the request they answer; raises BadInput otherwise."""
     try:
         text = path.read_text(encoding="utf-8")
-        results: dict[str, Any] = json.loads(text) if path.suffix == ".json" else embedded(text)
+        results: dict[str, Any] = json.loads(text) if path.suffix == ".json" else embedded_results(text)
         given = results["request"]
         if "files" not in given:
             return results, PortRequest(**given)
