@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: proto setup demo stack stack-stop test check lock clean
+.PHONY: proto setup demo stack stack-stop test check docs lock clean
 
 setup: .venv/installed
 
@@ -29,6 +29,14 @@ check: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broken link
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 proto: setup  ## the board service's messages, from nightjar/service.proto
 	$(BIN)/python -m nightjar.regenerate
