@@ -41,7 +41,7 @@ docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broke
 proto: setup  ## the board service's messages, from nightjar/service.proto
 	$(BIN)/python -m nightjar.regenerate
 
-lock: setup  ## write down the versions in use
+lock: setup .venv/docs  ## write down the versions in use
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^-e\|@' > constraints.txt
 
 clean:
