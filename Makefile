@@ -16,6 +16,14 @@ demo: setup  ## port the shipped model to the RK3588 in Rockchip's simulator, pr
 	@$(BIN)/nightjar port --model whisper-nano --target rknn --precision auto; code=$$?; \
 	    test $$code -le 1 || exit $$code  # a verdict that is not PASS is a result all the same
 
+docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broken link
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 stack: setup  ## Prefect server, database, worker and board from native packages, until Ctrl-C (docs/nightly.md)
 	@$(BIN)/nightjar stack up
 
@@ -29,14 +37,6 @@ check: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broken link
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "build/docs/index.html"
-
-.venv/docs: .venv/installed
-	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[docs]'
-	@touch $@
 
 proto: setup  ## the board service's messages, from nightjar/service.proto
 	$(BIN)/python -m nightjar.regenerate
