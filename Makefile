@@ -17,7 +17,7 @@ demo: setup  ## port the shipped model to the RK3588 in Rockchip's simulator, pr
 	    test $$code -le 1 || exit $$code  # a verdict that is not PASS is a result all the same
 
 docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broken link
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "build/docs/index.html"
 
 .venv/docs: .venv/installed
