@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: proto setup demo stack stack-stop test check docs lock clean
+.PHONY: proto setup demo stack stack-stop test check lock clean
 
 setup: .venv/installed
 
@@ -16,6 +16,7 @@ demo: setup  ## port the shipped model to the RK3588 in Rockchip's simulator, pr
 	@$(BIN)/nightjar port --model whisper-nano --target rknn --precision auto; code=$$?; \
 	    test $$code -le 1 || exit $$code  # a verdict that is not PASS is a result all the same
 
+.PHONY: docs
 docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broken link
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "build/docs/index.html"
