@@ -61,7 +61,7 @@ def propose_rewrites(
 ) -> list[dict[str, Any]]:
     """List the rewrites these samples call for: splits where single neurons are huge, scales wherever exact."""
     graph, groups = Graph(model), fuse(model)
-    feeds, scalable = _feed_forwards(graph, groups), _scalable(graph, groups)
+    feeds, scalable = feed_forwards(graph, groups), scalable_tensors(graph, groups)
     names = sorted({feed.hidden for feed in feeds.values()} | {entry.tensor for entry in scalable})
     peaks = _peaks(graph, names, samples)
     rewrites: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ def _branch_locations(
 ) -> dict[str, Location]:
     """Locate the parameters of each split's branch: `NAME.outlier` is cut from parameter NAME."""
     parameter_of = {initializer: name for name, (initializer, _) in locations.items()}
-    feeds = _feed_forwards(graph, fuse(graph.model))
+    feeds = feed_forwards(graph, fuse(graph.model))
     found: dict[str, Location] = {}
     for add in (str(rewrite["add"]) for rewrite in rewrites if rewrite["move"] == "split"):
         for kind in ("w1", "b1", "w2", "b2"):
@@ -132,7 +132,7 @@ def _split(graph: Graph, add: str, neurons: Sequence[int], bias_share: float) ->
     """Give some hidden neurons a branch: residual + branch + the rest, instead of residual + all."""
     from onnx import helper
 
-    feed = _feed_forwards(graph, fuse(graph.model)).get(add)
+    feed = feed_forwards(graph, fuse(graph.model)).get(add)
     if feed is None:
         raise Broken(f"no feed-forward ends in '{add}'; {OTHER_GRAPHS}")
     w1, b1, w2, b2 = (graph.constant(name) for name in (feed.w1, feed.b1, feed.w2, feed.b2))
@@ -167,7 +167,7 @@ def _split(graph: Graph, add: str, neurons: Sequence[int], bias_share: float) ->
 
 def _scale(graph: Graph, tensor: str, factors: np.ndarray) -> None:
     """Divide a tensor's channels by factors where it is made, and multiply the rows of what reads it."""
-    entry = next((e for e in _scalable(graph, fuse(graph.model)) if e.tensor == tensor), None)
+    entry = next((e for e in scalable_tensors(graph, fuse(graph.model)) if e.tensor == tensor), None)
     if entry is None or len(factors) != entry.channels:
         raise Broken(f"'{tensor}' cannot be scaled here; {OTHER_GRAPHS}")
     for name in entry.made_of:
@@ -176,7 +176,7 @@ def _scale(graph: Graph, tensor: str, factors: np.ndarray) -> None:
         _overwrite(graph, name, graph.constant(name) * factors[:, None])
 
 
-def _feed_forwards(graph: Graph, groups: Sequence[Group]) -> dict[str, FeedForward]:
+def feed_forwards(graph: Graph, groups: Sequence[Group]) -> dict[str, FeedForward]:
     """Find each linear → GELU → linear → add, by the tensor of the add."""
     by_tensor = {group.tensor: group for group in groups}
     found: dict[str, FeedForward] = {}
@@ -204,7 +204,7 @@ def _bias(graph: Graph, group: Group) -> list[str]:
     return [name for node in nodes if node.op_type == "Add" for name in node.input if graph.is_constant(name)]
 
 
-def _scalable(graph: Graph, groups: Sequence[Group]) -> list[Scalable]:
+def scalable_tensors(graph: Graph, groups: Sequence[Group]) -> list[Scalable]:
     """Find the norms and attention values that only linears read."""
     by_tensor = {group.tensor: group for group in groups}
     found = []

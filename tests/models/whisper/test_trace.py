@@ -16,7 +16,7 @@ from nightjar.graphs.onnx_graph import Graph
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.parameter_map import read_parameter_map, read_parameters
 from nightjar.plugins.recipe import Recipe
-from nightjar.quantization.graph_rewrites import _feeds, _scalable, rewrite_graphs
+from nightjar.quantization.graph_rewrites import feed_forwards, rewrite_graphs, scalable_tensors
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def test_a_static_decoder_with_tokens_is_built_again(random_checkpoint: Path, tm
 
 def test_rewritten_graphs_give_rewritten_modules(graphs: Path, tmp_path: Path) -> None:
     graph = Graph(onnx.load(graphs / "encoder.onnx"))
-    feed = _feeds(graph, fuse(graph.model))[-1]
-    scaled = _scalable(graph, fuse(graph.model))[0]
-    factors = np.geomspace(0.5, 2, scaled["channels"]).tolist()
+    add = list(feed_forwards(graph, fuse(graph.model)))[-1]
+    scaled = scalable_tensors(graph, fuse(graph.model))[0]
+    factors = np.geomspace(0.5, 2, scaled.channels).tolist()
     moves = [
-        {"move": "scale", "tensor": scaled["tensor"], "factors": factors},
-        {"move": "split", "add": feed["add"], "neurons": [3, 100]},
+        {"move": "scale", "tensor": scaled.tensor, "factors": factors},
+        {"move": "split", "add": add, "neurons": [3, 100]},
     ]
     rewrite_graphs(graphs, {"encoder": moves}, tmp_path / "new")
     before, _ = rebuilt(graphs, "encoder")
