@@ -55,23 +55,23 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
 def _sides(request: BisectRequest) -> tuple[Side, Side]:
     """Say what A and B are; raises BadOptions unless exactly one thing is given twice, in two versions."""
     fields = {name: getattr(request, name) for name in PortRequest.model_fields if name != "checkpoint"}
-    if (len(request.checkpoints), len(request.toolchains)) not in ((2, 0), (0, 2), (1, 2)):
+    if (len(request.checkpoint), len(request.toolchain)) not in ((2, 0), (0, 2), (1, 2)):
         raise BadOptions("bisect compares two of a kind: give --checkpoint A B, or --toolchain A B")
-    one = request.checkpoints[0] if request.checkpoints else None
-    if not request.toolchains:
-        a, b = (Side(str(path), PortRequest(**fields, checkpoint=path), None) for path in request.checkpoints)
+    one = request.checkpoint[0] if request.checkpoint else None
+    if not request.toolchain:
+        a, b = (Side(str(path), PortRequest(**fields, checkpoint=path), None) for path in request.checkpoint)
         return a, b
     folders = []
-    for folder in request.toolchains:
+    for folder in request.toolchain:
         with override_toolchain(request.target, folder) as found:
             folders.append(found.folder)
     if installed_versions(folders[0]) == installed_versions(folders[1]):
         raise BadOptions(
-            f"the toolchains in {request.toolchains[0]} and {request.toolchains[1]} have the same versions, which is "
+            f"the toolchains in {request.toolchain[0]} and {request.toolchain[1]} have the same versions, which is "
             "what the store knows them by: give two that differ"
         )
     request_of_both = PortRequest(**fields, checkpoint=one)
-    a, b = (Side(str(path), request_of_both, path) for path in request.toolchains)
+    a, b = (Side(str(path), request_of_both, path) for path in request.toolchain)
     return a, b
 
 

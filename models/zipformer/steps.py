@@ -10,7 +10,7 @@ import numpy as np
 
 from models.zipformer.reservoir import Reservoir
 from models.zipformer.stream import Array, Tensors
-from nightjar.graphs.tensor_spec import Input
+from nightjar.graphs.tensor_spec import TensorSpec
 from nightjar.scoring.streaming import stratum_index
 
 
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 class Steps:
     """Keep a fixed number of all steps offered, or every one; several clips may offer theirs at once."""
 
-    def __init__(self, folder: Path, inputs: Sequence[Input], reservoir: Reservoir | None) -> None:
+    def __init__(self, folder: Path, inputs: Sequence[TensorSpec], reservoir: Reservoir | None) -> None:
         """Write into `folder` until all clips are heard; reservoir: None keeps every step."""
         folder.mkdir(parents=True)
         self.folder, self.inputs, self._reservoir = folder, inputs, reservoir

@@ -20,7 +20,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,7 +29,7 @@ from nightjar.errors import BadInput, BadOptions, BoardMissing, NightjarError
 from nightjar.paths import ROOT
 from nightjar.plugins.resolve import model_family, shipped_models
 from nightjar.plugins.target import make_options, target_of
-from nightjar.request import PortRequest
+from nightjar.request import ModelName, PortOptions, PortRequest
 
 AXES = {"models": "model", "targets": "target", "precisions": "precision"}
 OPTIONS = tuple(name for name in PortRequest.model_fields if name not in {*AXES.values(), "checkpoint"})
@@ -65,15 +65,11 @@ class NightRequest(BaseModel):
         return ROOT / self.config
 
 
-class BisectRequest(PortRequest):
-    """Run one cell under two checkpoints or two toolchains, and say what differs."""
+class BisectRequest(PortOptions, ModelName):
+    """Run one cell under two checkpoints or two toolchains, and list what differs."""
 
-    FLAGS: ClassVar[tuple[str, ...]] = tuple(
-        name for name in PortRequest.model_fields if name not in ("checkpoint", "refresh")
-    )
-
-    checkpoints: tuple[Path, ...] = Field((), max_length=2, description="as --checkpoint of port; two are compared")
-    toolchains: tuple[Path, ...] = Field((), max_length=2, description="folders of the target's SDK; two are compared")
+    checkpoint: tuple[Path, ...] = Field((), max_length=2, description="as --checkpoint of port; two are compared")
+    toolchain: tuple[Path, ...] = Field((), max_length=2, description="folders of the target's SDK; two are compared")
 
 
 class CellRequest(BaseModel, frozen=True):
