@@ -14,7 +14,7 @@ from typing import Any
 from nightjar.cli.command import EXIT_CODES, add_group, add_json, write_json
 from nightjar.errors import ServerMissing, StackBroken, UnknownName
 from nightjar.stack.state import (
-    State,
+    StackState,
     choose_ports,
     is_supervised,
     read_state,
@@ -28,7 +28,7 @@ from nightjar.stack.state import (
 
 START_S = 600  # of a slow machine's first start: database, migrations, server, deployments
 STOP_S = 120
-HOPELESS = 4  # restarts, and a part is no part that is still starting
+HOPELESS = 4  # restarts, after which a service is broken and not starting
 
 
 def add(commands: Any) -> None:
@@ -38,8 +38,8 @@ def add(commands: Any) -> None:
     up.add_argument("-d", "--detach", action="store_true", help="return once it is up")
     up.add_argument("--port", type=int, metavar="N", help="of the UI; default: 4200, or a free one")
     _add(stack, "down", "end it, in order", _down)
-    add_json(_add(stack, "status", "what its parts are doing", _status), _status)
-    for name, said in (("stop", "leave one part down"), ("start", "have it up again")):
+    add_json(_add(stack, "status", "the status of its services", _status), _status)
+    for name, said in (("stop", "stop one service"), ("start", "start it again")):
         _add(stack, name, said, _stop if name == "stop" else _start).add_argument("part", help="worker, board, …")
     _add(stack, "secrets", "write the secrets that docker-compose.yml wants, and start nothing", _secrets)
 
@@ -52,7 +52,7 @@ def _add(stack: Any, name: str, said: str, command: Callable[[argparse.Namespace
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from nightjar.stack.native_services import native_parts, prepare
+    from nightjar.stack.native_services import native_services, prepare
     from nightjar.stack.supervisor import end_leftovers, supervise
 
     folder = stack_folder(arguments.folder)
@@ -64,30 +64,30 @@ def _up(arguments: argparse.Namespace) -> int:
         end_leftovers(folder, read_state(folder))
         write_secrets(folder)
         ports = choose_ports(folder, arguments.port)
-        parts = native_parts(folder, ports)
+        services = native_services(folder, ports)
         write_known_hosts(folder)
         prepare(folder, ports)
-        print(f"the stack is in {folder}, a log for each part in {folder}/logs", flush=True)
-        told = _Told(folder, ports, [part.name for part in parts])
+        print(f"the stack is in {folder}, a log for each service in {folder}/logs", flush=True)
+        told = _Told(folder, ports, [service.name for service in services])
         gc.enable()  # the command line goes without, and this goes on for days
         try:
-            supervise(folder, ports, parts, told)
+            supervise(folder, ports, services, told)
         except KeyboardInterrupt:
             print("the stack is down; the same command goes on from here", flush=True)
     return 0
 
 
 class _Told:
-    """Say what becomes of the parts, and once where the UI is."""
+    """Print status changes, and once where the UI is."""
 
     def __init__(self, folder: Path, ports: dict[str, int], names: list[str]) -> None:
         self.folder, self.ports, self.doing = folder, ports, dict.fromkeys(names, "waiting")
         self.said = False
 
-    def __call__(self, before: str, after: str, part: Any) -> None:
-        self.doing[part.name] = after
-        why = f", see {self.folder}/logs/{part.name}.log" if after in ("ended", "unhealthy") else ""
-        print(f"  {part.name:<9} {after}{why}", flush=True)
+    def __call__(self, before: str, after: str, service: Any) -> None:
+        self.doing[service.name] = after
+        why = f", see {self.folder}/logs/{service.name}.log" if after in ("ended", "unhealthy") else ""
+        print(f"  {service.name:<9} {after}{why}", flush=True)
         if not self.said and all(doing in ("healthy", "done", "stopped") for doing in self.doing.values()):
             self.said = True
             print(_address(self.folder, self.ports), flush=True)
@@ -155,9 +155,9 @@ def _down(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     folder = stack_folder(arguments.folder)
     state = _running(folder)
-    for name, part in state.parts.items():
-        again = f", started again {part.restarts}×" if part.restarts else ""
-        print(f"  {name:<9} {part.doing}{again}")
+    for name, service in state.parts.items():
+        again = f", started again {service.restarts}×" if service.restarts else ""
+        print(f"  {name:<9} {service.status}{again}")
     print(_address(folder, state.ports))
     write_json(arguments, {"ui": ui_address(state.ports), **state._asdict()})
     return 0 if state.well else ServerMissing.exit_code
@@ -175,10 +175,12 @@ def _ask(arguments: argparse.Namespace, down: bool) -> int:
     folder, name = stack_folder(arguments.folder), arguments.part
     state = _running(folder)
     if name not in state.parts:
-        raise UnknownName(f"the stack has no part {name!r}; have {', '.join(state.parts)}: see `nightjar stack status`")
+        raise UnknownName(
+            f"the stack has no service {name!r}; have {', '.join(state.parts)}: see `nightjar stack status`"
+        )
     set_stopped(folder, name, down)
     wanted = ("stopped",) if down else ("healthy", "done")
-    _wait(folder, lambda state: state.parts[name].doing in wanted, f"has its {name} not {wanted[0]}", STOP_S)
+    _wait(folder, lambda state: state.parts[name].status in wanted, f"has its {name} not {wanted[0]}", STOP_S)
     print(f"  {name:<9} {wanted[0]}")
     return 0
 
@@ -190,7 +192,7 @@ def _secrets(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _running(folder: Path) -> State:
+def _running(folder: Path) -> StackState:
     state = read_state(folder)
     if state is None or not is_supervised(folder):
         raise ServerMissing(f"no stack runs in {folder}: `make stack`, or --folder with another one's")
@@ -199,17 +201,17 @@ def _running(folder: Path) -> State:
 
 def _wait(
     folder: Path,
-    arrived: Callable[[State], bool],
+    arrived: Callable[[StackState], bool],
     lacking: str,
     limit_s: float,
     keeper: "subprocess.Popen[bytes] | None" = None,
-) -> State:
+) -> StackState:
     end = time.monotonic() + limit_s
     while True:
         state = read_state(folder)
         if state is not None and arrived(state):
             return state
-        hopeless = [name for name, part in state.parts.items() if part.restarts >= HOPELESS] if state else []
+        hopeless = [name for name, service in state.parts.items() if service.restarts >= HOPELESS] if state else []
         if time.monotonic() > end or (keeper is not None and keeper.poll() is not None):
             logs = ", ".join(f"{folder}/logs/{name}.log" for name in (*hopeless, "stack"))
             raise StackBroken(f"the stack of {folder} {lacking}: see {logs}, then `nightjar stack status`")
