@@ -156,7 +156,7 @@ def test_a_clip_that_was_set_aside_is_in_no_score_and_in_the_report(
     assert (results["clips"], results["skipped"]) == (2, 0)
     assert "set aside c1: the session ended early: exit status -11" in " ".join(capsys.readouterr().out.split())
     page = (ROOT / results["report"]).read_text()
-    assert "1 set aside" in page
+    assert "1 excluded" in page
     assert "exit status -11 &lt;b&gt;" in page
     (record, *_) = (tmp_path / "store" / "evaluate").glob("*/record.json")
     assert json.loads(record.read_text())["meta"]["aside"].startswith("1: the session ended early")
