@@ -154,7 +154,7 @@ def test_a_clip_that_was_set_aside_is_in_no_score_and_in_the_report(
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["aside"] == {"c1": why}
     assert (results["clips"], results["skipped"]) == (2, 0)
-    assert "set aside c1: the session ended early: exit status -11" in " ".join(capsys.readouterr().out.split())
+    assert "excluded c1: the session ended early: exit status -11" in " ".join(capsys.readouterr().out.split())
     page = (ROOT / results["report"]).read_text()
     assert "1 set aside" in page
     assert "exit status -11 &lt;b&gt;" in page
