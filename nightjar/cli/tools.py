@@ -1,4 +1,4 @@
-"""toolchain, targets, models, doctor: what this machine has."""
+"""toolchain, targets, models, doctor: what is installed on this machine."""
 
 import argparse
 from collections.abc import Callable

@@ -34,7 +34,7 @@ def test_a_part_stays_down_while_it_is_to_and_a_name_that_is_none_is_one_line(st
     assert stack.cli("stack", "start", "board").returncode == 0
     wrong = stack.cli("stack", "stop", "bord")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("nightjar: the stack has no part 'bord'; have database, ")
+    assert wrong.stderr.startswith("nightjar: the stack has no service 'bord'; have database, ")
 
 
 def test_what_a_killed_keeper_left_running_is_ended_and_the_next_start_has_the_same_runs(stack: Running) -> None:
