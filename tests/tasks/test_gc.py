@@ -247,7 +247,7 @@ def test_a_killed_gc_leaves_no_artifact_that_is_believed_and_not_whole(
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
-        assert {damage.what for damage in verify(store)[1]} <= {"half-written: its record is missing"}
+        assert {damage.what for damage in verify(store)[1]} <= {"incomplete: record.json is missing"}
     for source in sources:
         run(store, source)
     assert verify(store) == (48, [])
@@ -312,7 +312,7 @@ def test_the_command_line_says_what_is_kept_what_goes_and_what_is_damaged(
     seen = nightjar("verify")
     assert seen.returncode == 4
     assert f"build/{first['build'].key}: binary.bin was altered" in seen.stdout
-    assert f"report/{first['report'].key}: half-written" in seen.stdout
+    assert f"report/{first['report'].key}: incomplete" in seen.stdout
     assert sorted(path for path in store.root.rglob("*") if path.parent.name != ".locks") == [
         path for path in before if path.parent.name != ".locks"
     ]
