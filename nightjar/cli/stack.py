@@ -14,7 +14,7 @@ from typing import Any
 from nightjar.cli.command import EXIT_CODES, Command, add_group, add_json, write_json
 from nightjar.errors import ServerMissing, StackBroken, UnknownName
 from nightjar.stack.state import (
-    State,
+    StackState,
     choose_ports,
     is_supervised,
     read_state,
@@ -54,7 +54,7 @@ def _add(stack: Any, name: str, description: str, command: Command) -> argparse.
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from nightjar.stack.native_services import native_parts, prepare
+    from nightjar.stack.native_services import native_services, prepare
     from nightjar.stack.supervisor import end_leftovers, supervise
 
     folder = stack_folder(arguments.folder)
@@ -66,7 +66,7 @@ def _up(arguments: argparse.Namespace) -> int:
         end_leftovers(folder, read_state(folder))
         write_secrets(folder)
         ports = choose_ports(folder, arguments.port)
-        services = native_parts(folder, ports)
+        services = native_services(folder, ports)
         write_known_hosts(folder)
         prepare(folder, ports)
         print(f"the stack is in {folder}, one log per service in {folder}/logs", flush=True)
@@ -158,7 +158,7 @@ def _status(arguments: argparse.Namespace) -> int:
     state = _running(folder)
     for name, service in state.parts.items():
         restarts = f", restarted {service.restarts}×" if service.restarts else ""
-        print(f"  {name:<9} {service.doing}{restarts}")
+        print(f"  {name:<9} {service.status}{restarts}")
     print(_address(folder, state.ports))
     write_json(arguments, {"ui": ui_address(state.ports), **state._asdict()})
     return 0 if state.well else ServerMissing.exit_code
@@ -179,7 +179,7 @@ def _switch(arguments: argparse.Namespace, stop: bool) -> int:
         raise UnknownName(f"the stack has no service {name!r}; have {', '.join(services)}: see `nightjar stack status`")
     set_stopped(folder, name, stop)
     wanted = ("stopped",) if stop else ("healthy", "done")
-    _wait(folder, lambda state: state.parts[name].doing in wanted, f"has its {name} not {wanted[0]}", STOP_S)
+    _wait(folder, lambda state: state.parts[name].status in wanted, f"has its {name} not {wanted[0]}", STOP_S)
     print(f"  {name:<9} {wanted[0]}")
     return 0
 
@@ -191,7 +191,7 @@ def _secrets(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _running(folder: Path) -> State:
+def _running(folder: Path) -> StackState:
     state = read_state(folder)
     if state is None or not is_supervised(folder):
         raise ServerMissing(f"no stack runs in {folder}: run `make stack`, or pass --folder of another stack")
@@ -200,11 +200,11 @@ def _running(folder: Path) -> State:
 
 def _wait(
     folder: Path,
-    condition: Callable[[State], bool],
+    condition: Callable[[StackState], bool],
     problem: str,
     limit_s: float,
     supervisor: "subprocess.Popen[bytes] | None" = None,
-) -> State:
+) -> StackState:
     """Wait until the stack's state meets a condition; raises StackBroken with `problem` after `limit_s` seconds."""
     end = time.monotonic() + limit_s
     while True:
