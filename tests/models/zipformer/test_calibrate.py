@@ -64,9 +64,8 @@ def test_samples_are_true_steps_of_every_depth(nano: Exported, speech: list[Clip
             steps.append({"x": x[None], **states})
             _, states, _ = run_chunk(nano.runner, x, states, nano.model, number)
     assert len(steps) == coverage["steps"]
-    true = {b"".join(step[name].tobytes() for name in sorted(step)) for step in steps}
-    for sample in found.samples("encoder"):
-        assert b"".join(sample[name].tobytes() for name in sorted(sample)) in true
+    for sample in found.samples("encoder"):  # another number of threads adds in another order on some processors
+        assert any(all(np.allclose(sample[name], step[name], atol=1e-3) for name in step) for step in steps)
 
 
 def test_rows_that_say_something_are_as_many_as_those_that_do_not(
