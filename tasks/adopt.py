@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from nightjar.errors import BadInput, UnknownName
 from nightjar.files import digest_file
-from nightjar.graphs.prebuilt import Given
+from nightjar.graphs.prebuilt import PrebuiltFiles
 from nightjar.plugins.registry import Plugin, names, plugin
 from nightjar.store.fingerprint import module_file
 from tasks.stage import stage
@@ -43,10 +43,10 @@ def adopt_plugin(name: str) -> Plugin:
     return plugin("targets", name, "adopt")
 
 
-def recognise(files: InputFiles, target: Plugin, contract: Plugin) -> Given:
+def recognise(files: InputFiles, target: Plugin, contract: Plugin) -> PrebuiltFiles:
     """Read what the files say of themselves: which part each is, and the recipe they are of."""
     describe = target.load().describe
-    given: Given = contract.load().recognise({path: describe(path) for path in files.paths})
+    given: PrebuiltFiles = contract.load().recognise({path: describe(path) for path in files.paths})
     return given
 
 

@@ -23,7 +23,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL
 
 from nightjar.progress import Listener
-from tasks.markdown import plain
+from tasks.markdown import escape_markdown
 
 log = logging.getLogger("nightjar.stage")
 
@@ -205,7 +205,7 @@ def _log_artifact(label: str, said: str, kept: _KeptLog, failure: str) -> Artifa
     text = [f"# {'Failed' if failure else 'Log'} · {label}", ""]
     if failure:
         shown = "\n".join(lines[-LAST_LINES:]).replace("```", "'''")
-        text += [f"**{plain(failure)}**", "", "```", shown, "```", ""]
+        text += [f"**{escape_markdown(failure)}**", "", "```", shown, "```", ""]
     # One block of HTML without an empty line: what is markdown would not fold with it, in either of Prefect's UIs.
     folded = "\n".join(escape(line) for line in lines)
     text += [whole, "", f"<details><summary>the last {len(lines)} lines</summary><pre>{folded}</pre></details>", ""]

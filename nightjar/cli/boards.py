@@ -1,20 +1,39 @@
-"""board check, board serve, deploy, rollback: what lies behind ssh."""
+"""board check, board serve, deploy, rollback: boards behind ssh."""
 
 import argparse
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, add_group, add_json, add_request, show_findings, write_json
-from nightjar.cli.flags import parse_options
+from nightjar.cli.command import (
+    EXIT_CODES,
+    FlowCommand,
+    add_flow,
+    add_group,
+    add_json,
+    parse_options,
+    run_flow_command,
+    show_findings,
+    write_json,
+)
 from nightjar.request import DeployRequest
 from nightjar.service.main import add_arguments, replaced
+
+DEPLOY = FlowCommand(
+    "deploy",
+    "put a port on a board, canary first",
+    DeployRequest,
+    "flows.deploy:deploy",
+    lambda request: f"{request.model} → {request.target}, {request.precision} to {request.board}",
+    "show_deployment",
+    lambda results: 1 if results["reason"] else 0,
+)
 
 
 def add(commands: Any) -> None:
     """Add them to the command line."""
     boards = add_group(commands, "board", "boards behind ssh")
-    look = boards.add_parser("check", help="can it be reached, and is it fit for a run", epilog=EXIT_CODES)
+    look = boards.add_parser("check", help="check that a board answers and can run a target", epilog=EXIT_CODES)
     look.add_argument("alias", help="an alias of ~/.ssh/config or boards.toml, or env for BOARD_IP, …")
-    look.add_argument("--target", help="the target to look at (default: that of boards.toml, else all)")
+    look.add_argument("--target", help="target to check for (default: that of boards.toml, else all)")
     look.set_defaults(command=_board_check)
     offer = boards.add_parser(
         "serve", help="on a board: offer a binary's encoder to hosts, over gRPC", epilog=EXIT_CODES
@@ -22,44 +41,36 @@ def add(commands: Any) -> None:
     add_arguments(offer)
     offer.set_defaults(command=replaced)
 
-    deploy = add_request(commands, "deploy", "a port to a board, canary first", DeployRequest, _deploy)
-    deploy.add_argument("--list", action="store_true", help="list the board's releases, and do nothing")
-    rollback = commands.add_parser("rollback", help="the release before the current one", epilog=EXIT_CODES)
+    deploy = add_flow(commands, DEPLOY, _deploy)
+    deploy.add_argument("--list", action="store_true", help="list the board's releases, and deploy nothing")
+    rollback = commands.add_parser(
+        "rollback", help="make the release before the current one current again", epilog=EXIT_CODES
+    )
     rollback.add_argument("--board", required=True, help="ssh alias of the board")
-    rollback.add_argument("--name", default="", help="which deployment; default: the only one there is")
-    rollback.add_argument("--to", default="", metavar="ID", help="an earlier release than the one before")
+    rollback.add_argument("--name", default="", help="name of the deployment; default: the only one")
+    rollback.add_argument("--to", default="", metavar="ID", help="an earlier release")
     add_json(rollback, _rollback)
 
 
 def _deploy(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen, show_deployed, show_releases, show_results
+    if not arguments.list:
+        return run_flow_command(DEPLOY, arguments)
+    from nightjar.cli.console import show_releases
+    from nightjar.deploy.rollout import list_deployments
 
     request = parse_options(arguments, DeployRequest)
-    if arguments.list:
-        from nightjar.deploy.rollout import list_deployments
-
-        listed = {name: state.model_dump() for name, state in list_deployments(request.board).items()}
-        show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
-        write_json(arguments, listed)
-        return 0
-    screen = Screen()
-    screen.say(f"[bold]deploy[/bold] {request.model} → {request.target}, {request.precision} to {request.board}")
-    from flows.deploy import deploy
-    from flows.start import run_flow
-
-    results, _ = run_flow(deploy, request, screen, refresh=request.refresh)
-    show_results(screen, results["port"])
-    show_deployed(screen, results)
-    write_json(arguments, results)
-    return 1 if results["reason"] else 0
+    listed = {name: state.model_dump() for name, state in list_deployments(request.board).items()}
+    show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
+    write_json(arguments, listed)
+    return 0
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen, show_deployed
+    from nightjar.cli.console import Screen, show_release
     from nightjar.deploy.rollout import roll_back
 
     done = roll_back(arguments.board, arguments.name, arguments.to).model_dump(mode="json")
-    show_deployed(Screen(), {**done, "board": arguments.board})
+    show_release(Screen(), {**done, "board": arguments.board})
     write_json(arguments, done)
     return 0
 

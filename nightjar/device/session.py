@@ -101,12 +101,12 @@ def run_clips(
     def jobs() -> Iterator[Any]:
         for clip, heard in _features_ahead(family, clips, folder, job):
             begun[clip["id"]], encoded = encode_clip(parts, family, clip, heard, folder, job, say)
-            yield family.Job(clip["id"], encoded, clip.get("forced"), clip.get("watch"))
+            yield family.EncodedClip(clip["id"], encoded, clip.get("forced"), clip.get("watch"))
 
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in folder.glob("*_embedding.npy")}
     lanes = job["parts"]["decoder"].get("lanes", 1)
     settings = {"tables": tables, "lanes": lanes, "clock": parts.seconds}
-    for name, heard in family.decode_jobs(parts, jobs(), job["model"], job["language"], **settings):
+    for name, heard in family.decode_clips(parts, jobs(), job["model"], job["language"], **settings):
         line = begun.pop(name)
         seconds, spent = line["seconds"], heard.pop("seconds")
         seconds |= {**spent, "total": seconds["total"] + spent["total"]}

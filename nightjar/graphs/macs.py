@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a float ONNX graph, from its shapes."""
+"""Count multiply-accumulates of a float ONNX graph from its shapes."""
 
 import math
 from collections.abc import Mapping
@@ -7,19 +7,9 @@ from typing import Any
 from nightjar.errors import Broken
 
 MULTIPLYING = ("MatMul", "Gemm", "Conv")
-FIXED = "export with fixed shapes (a graph of ours: --refresh export)"
+FIXED = "export with fixed shapes (for an exported graph: --refresh export)"
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Return every tensor's shape of an onnx.ModelProto after shape inference; an unknown dimension is 0."""
-    graph = model.graph
-    shapes = {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.output, *graph.value_info)
-    }
-    return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
 
 def count_macs(node: Any, shapes: Shapes) -> int:

@@ -73,9 +73,9 @@ def run_session(
 
     Several boards share the clips. `folder` is the job's scratch folder; finished clips found there from an earlier,
     killed run are not run again. encoder: another binary whose encoder takes the place of this one's; forced, watch: by
-    clip, as a model's `Job` has them; earlier: folders of tensors harvested before, of which what is the same does not
-    travel. A clip that the runner crashed or hung on twice has the line {"id", "error"}. Raises SessionFailed when the
-    session ends early.
+    clip, as in a model's `EncodedClip`; earlier: folders of tensors harvested before, of which what is the same does
+    not travel. A clip that the runner crashed or hung on twice has the line {"id", "error"}. Raises SessionFailed when
+    the session ends early.
     """
     shared = [boards] if not isinstance(boards, Sequence) else list(boards)
     first = shared[0]

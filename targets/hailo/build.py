@@ -16,12 +16,12 @@ import onnx
 
 from nightjar.errors import BadOptions, NightjarError, ToolchainFailed
 from nightjar.files import digest_file
-from nightjar.graphs.fusion import Graph
+from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.nhwc import nhwc_shape, to_nhwc
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.target_build import Entry, Plan, check_request, read_plan, write_binary, write_layers
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import INDEX, CalibrationSet
-from nightjar.quantization.sensitivity import roundable
 from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.hailo.failures import Failure, classify, level_notes, level_used
 from targets.hailo.graph import find_cut, prepare_graph
@@ -73,7 +73,7 @@ class PartCompiler:
         folder.mkdir(parents=True, exist_ok=True)
         exported = onnx.load(graph)
         self.graph = Graph(exported)
-        self.groups = roundable(exported)
+        self.groups = quantizable_groups(exported)
         self.cut = find_cut(part, self.graph)
         self.onnx = folder / f"{part}.onnx"
         onnx.save(prepare_graph(exported, options.value_by_one), self.onnx)

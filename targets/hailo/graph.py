@@ -6,8 +6,9 @@ Moves at the end of a graph are left to the host. Operators that the parser does
 from typing import Any, NamedTuple
 
 from nightjar.errors import BadOptions
-from nightjar.graphs.fusion import MOVES, Graph, fuse
-from nightjar.graphs.nhwc import Move
+from nightjar.graphs.fusion import fuse
+from nightjar.graphs.nhwc import LayoutStep
+from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
 
 # The parser of DFC 3.x refuses these on activations: Unsupported…LayerError.
 UNSUPPORTED = frozenset(
@@ -25,7 +26,7 @@ class OutputEnd(NamedTuple):
     name: str
     node: str
     shape: tuple[int, ...]
-    moves: list[Move]
+    moves: list[LayoutStep]
 
 
 class Cut(NamedTuple):
@@ -55,16 +56,16 @@ def find_cut(part: str, graph: Graph) -> Cut:
 
 def _output_end(graph: Graph, name: str) -> OutputEnd:
     """Walk back from an output over moves."""
-    moves: list[Move] = []
-    node = graph.made_by.get(name)
+    moves: list[LayoutStep] = []
+    node = graph.producers.get(name)
     at = name
-    while node is not None and node.op_type in MOVES:
+    while node is not None and node.op_type in DATA_MOVEMENT:
         if node.op_type == "Transpose":
             moves.insert(0, ["transpose", list(node.attribute[0].ints)])
         else:  # any other move is a new shape
             moves.insert(0, ["reshape", list(graph.shape(at))])
         at = node.input[0]
-        node = graph.made_by.get(at)
+        node = graph.producers.get(at)
     return OutputEnd(name, node.name if node is not None else "", graph.shape(at), moves)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from nightjar.graphs.fusion import Graph, Group
+from nightjar.graphs.fusion import Group, quantizable_groups
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.quantization.calibration_set import Tensors
-from nightjar.quantization.ranges import Range, collect_extremes, rounded_tensors, settle_ranges
-from nightjar.quantization.sensitivity import roundable
+from nightjar.quantization.ranges import Range, choose_ranges, collect_extremes, quantized_tensors
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ def write_ranges(
     Tensors without a match (weights, what the toolkit added) keep their range. Slices are compared too: a slice has a
     narrower range in one sample than its source, which would clip the other samples. Return how many were replaced.
     """
-    graph, groups = Graph(model), roundable(model)
+    graph, groups = Graph(model), quantizable_groups(model)
     extremes = collect_extremes(graph, _compared_tensors(graph, groups), chain([first], samples))
-    settled = settle_ranges(graph, groups, {name: ends[1:] for name, ends in extremes.items()})
+    settled = choose_ranges(graph, groups, {name: ends[1:] for name, ends in extremes.items()})
     in_first = {name: ends[0] for name, ends in extremes.items()}
     count = 0
 
@@ -70,7 +70,7 @@ def write_ranges(
 def _compared_tensors(graph: Graph, groups: Sequence[Group]) -> list[str]:
     """Name the tensors that the toolkit's may match: rounded tensors, inputs and slices."""
     slices = (name for node in graph.nodes if node.op_type in SELECTING for name in node.output)
-    return sorted({*rounded_tensors(graph, groups), *filter(graph.is_float, (*graph.inputs, *slices))})
+    return sorted({*quantized_tensors(graph, groups), *filter(graph.is_float, (*graph.inputs, *slices))})
 
 
 def _tensors_of_range(ends: re.Match[str], ranges: Mapping[str, Range]) -> list[str]:

@@ -157,7 +157,7 @@ def test_the_plan_of_a_damaged_store_is_what_then_runs(checkout: Path) -> None:
     os.truncate(next((store / "judge").glob("*/record.json")), 10)
     misses = planned(checkout)[""]
     assert misses["harvest"] == f"{hidden.name} was altered"
-    assert misses["stock"].startswith("never made")
+    assert misses["stock"].startswith("first run")
     assert {"calibrate", "build binary", "judge", "report"} <= misses.keys()
     done = run(checkout, "-m", "nightjar.cli.main", "port", *speech(checkout), "--json", "again.json")
     assert done.returncode in (0, 1), done.stderr

@@ -5,13 +5,13 @@ from typing import Any
 
 import onnx
 
-from nightjar.graphs.fusion import Graph
+from nightjar.graphs.fusion import quantizable_groups
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.target_build import Entry, Plan, check_request, read_plan, write_binary
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.fake_quantize import A16_W8, A16_W16, fake_quantize
 from nightjar.quantization.ranges import Range, collect_ranges
-from nightjar.quantization.sensitivity import roundable
 from targets.hailo.graph import find_cut
 from targets.hailo.known_windows import window_label, window_note
 from targets.hailo.placement import cpu_part, read_model, tensors_16bit
@@ -40,7 +40,11 @@ def build(
             continue
         exported = onnx.load(graphs / part["file"])
         find_cut(name, Graph(exported))  # raises for a graph that the DFC's parser does not take
-        figures: dict[str, Any] = {"int8_mac_share": 0.0, "nodes_int8": 0, "nodes_total": len(roundable(exported))}
+        figures: dict[str, Any] = {
+            "int8_mac_share": 0.0,
+            "nodes_int8": 0,
+            "nodes_total": len(quantizable_groups(exported)),
+        }
         if name in ranges:
             exported, figures = round_part(name, exported, ranges[name], options, chosen)
         onnx.save(exported, out / part["file"])
@@ -60,7 +64,7 @@ def round_part(
     part: str, exported: Any, ranges: dict[str, Range], options: Options, plan: Plan | None
 ) -> tuple[Any, dict[str, Any]]:
     """Return a part with every group rounded, and its figures for binary.json."""
-    graph, groups = Graph(exported), roundable(exported)
+    graph, groups = Graph(exported), quantizable_groups(exported)
     in_16bit = tensors_16bit(part, groups, options, plan)
     schemes = {group.tensor: SCHEMES[options.wide] for group in groups if group.tensor in in_16bit}
     model = fake_quantize(graph, groups, ranges, outputs=True, schemes=schemes)
@@ -81,6 +85,6 @@ def collect(graphs: Path, calibration: Path, options: Options) -> dict[str, dict
     for number, name in enumerate(options.npu):
         exported = onnx.load(graphs / model["parts"][name]["file"])
         taken = samples.samples(name, min(options.range_samples, samples.count(name)))
-        found[name] = collect_ranges(exported, roundable(exported), taken)
+        found[name] = collect_ranges(exported, quantizable_groups(exported), taken)
         tick(number + 1, len(options.npu))
     return found

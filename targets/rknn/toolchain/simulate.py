@@ -68,6 +68,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
 def _restore_toolkit(graph: Path, tables: Path) -> Any:
     """Make a toolkit object in the state that building and init_runtime leave it in."""
     import onnx
+
     from rknn.api.ir_graph import IRGraph  # type: ignore[import-not-found]  # in the toolchain's environment only
     from rknn.api.simulator import Simulator  # type: ignore[import-not-found]
 

@@ -11,9 +11,9 @@ import pytest
 from models.whisper.export import export
 from nightjar.errors import BadInput, BadOptions, Broken, ToolchainFailed, ToolchainMissing
 from nightjar.graphs.fusion import fuse
+from nightjar.graphs.onnx_session import open_session
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.fake_quantize import open_session
 from nightjar.toolchains.environment import toolchain
 from nightjar.toolchains.sdk_calls import supports
 from targets import mtk as target

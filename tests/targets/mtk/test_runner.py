@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.fake_quantize import open_session
 from targets import mtk as target
 from targets.mtk.preflight import fit, versions
 from targets.mtk.runner import NeuronrtRunner, NeuronRunner, allocate, open_library, open_runner
