@@ -83,7 +83,7 @@ def test_float_is_what_the_parser_read(sdk: Toolchain, cached: Path, tmp_path: P
     }
     encoder = binary["parts"]["encoder"]
     assert (encoder["file"], encoder["context"], encoder["int8_mac_share"]) == ("encoder.har", "native", 0.0)
-    assert encoder["window"] == {"seconds": 3.0, "known_to_fit": False, "why": "nothing is known to fit"}
+    assert encoder["window"] == {"seconds": 3.0, "known_to_fit": False, "why": "no window is known to fit"}
     assert not [*(tmp_path / "fp").glob("*.hef")]
     (snr, clean) = emulated(sdk, tmp_path / "fp", cached, tmp_path / "s")["encoder"]
     assert snr > 100
@@ -303,7 +303,7 @@ def test_a_success_without_a_file_is_none(inline: Toolchain, environment: Path, 
     ("dropped", "said"),
     [
         (["input_layer shape"], r"mel is \(1, 300, 80\) with its channels last, and it reads it as"),
-        (["outputs"], "it puts out 0 tensors, of which none is hidden"),
+        (["outputs"], "its 0 outputs do not include hidden"),
     ],
 )
 def test_a_parser_that_reads_another_graph_is_found_out(
