@@ -103,50 +103,35 @@ class Toolchain(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
-        command = [
-            str(self.python),
-            "-c",
-            WORKER_CODE,
-            module,
-            "job.json",
-            "result.json",
-            str(address_space_bytes or 0),
-        ]
+        command = [str(self.python), "-c", WORKER_CODE, module, "job.json", "result.json"]
+        command.append(str(address_space_bytes or 0))
         # Compilers write uninitialized memory into their files: glibc fills it with zeros.
         environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         log_file = folder / "log.txt"
+        where = f"toolchain {self.target} ({module.rpartition('.')[2]})"
         try:
             status = run_logged(command, environment, folder, log_file, timeout_s, on_progress, memory_limit_bytes)
         except MemoryLimitExceeded as exc:
             used, limit = (count / 2**30 for count in exc.args)
-            message = (
-                f"used {used:.1f} GiB of memory where {limit:.1f} are allowed and was killed; log in {{log}}: run the "
-                "same command on a machine with more memory"
-            )
-            raise self._failure(module, log_file, message) from exc
+            raise ToolchainFailed(
+                f"{where} used {used:.1f} GiB of memory where {limit:.1f} are allowed and was killed; log in "
+                f"{self.save_log(module, log_file)}: run the same command on a machine with more memory"
+            ) from exc
         result: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):  # absent or incomplete: the status and the log have the reason
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if status == 0 and "result" in result:
             found: dict[str, Any] = result["result"]
             return found
+        saved_log = self.save_log(module, log_file)
         if result.get("error") == "ImportError":
-            where = self._where(module)
-            self.save_log(module, log_file)
             raise ToolchainBroken(
                 f"{where} does not import: {result['message']}; run `nightjar toolchain install {self.target}` to "
                 "install it again"
             )
         text = log_file.read_text(encoding="utf-8", errors="replace")
-        raise self._failure(module, log_file, _describe_exit(status, result, text, timeout_s, address_space_bytes))
-
-    def _where(self, module: str) -> str:
-        return f"toolchain {self.target} ({module.rpartition('.')[2]})"
-
-    def _failure(self, module: str, log_file: Path, message: str) -> ToolchainFailed:
-        """Save the log of a call and return its error; `{log}` in the message becomes the log's path."""
-        saved_log = self.save_log(module, log_file)
-        return ToolchainFailed(f"{self._where(module)} {message.replace('{log}', str(saved_log))}")
+        problem, remedy = _describe_exit(status, result, text, timeout_s, address_space_bytes)
+        raise ToolchainFailed(f"{where} {problem}; log in {saved_log}: {remedy}")
 
     def save_log(self, module: str, log_file: Path) -> Path:
         """Copy a call's log to where a message can name it, and return that path."""
@@ -158,22 +143,20 @@ class Toolchain(NamedTuple):
 
 def _describe_exit(
     status: int | None, result: Mapping[str, Any], log_text: str, timeout_s: float, address_space_bytes: int | None
-) -> str:
-    """Say in one line why a call gave no result, with `{log}` for the path of its log."""
+) -> tuple[str, str]:
+    """Return why a call gave no result, and the remedy."""
+    again = "run the same command again"
     kind = result.get("error", "")
     if status is None:
-        return f"did not end within {timeout_s:g} s and was killed; log in {{log}}: run the same command again"
+        return f"did not end within {timeout_s:g} s and was killed", again
     if kind == "MemoryError" or (not kind and status != -signal.SIGKILL and OUT_OF_MEMORY.search(log_text)):
         limit = f" of {address_space_bytes / 2**30:.1f} GiB" if address_space_bytes else ""
-        return (
-            f"ran out of memory{limit}; log in {{log}}: "
-            "free memory or give fewer calibration samples, then run the same command again"
-        )
+        return f"ran out of memory{limit}", f"free memory or give fewer calibration samples, then {again}"
     if status < 0:
         cause = ", usually by the kernel for lack of memory" if status == -signal.SIGKILL else ""
-        return f"was killed by {signal.Signals(-status).name}{cause}; log in {{log}}: run the same command again"
+        return f"was killed by {signal.Signals(-status).name}{cause}", again
     reason = result.get("message") or last_line(log_text) or f"exit status {status}"
-    return f"failed: {reason}; log in {{log}}: fix the cause or report it, then run the same command again"
+    return f"failed: {reason}", f"fix the cause or report it, then {again}"
 
 
 _overrides: dict[str, Path] = {}  # of the whole process: boards use threads

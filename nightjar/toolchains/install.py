@@ -36,7 +36,7 @@ INSTALL_TIMEOUT_S = 3600.0
 
 
 def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None = None) -> Toolchain:
-    """Build an environment, probe it and move it into place, unless the one there matches its lock and its probe passes.
+    """Install an environment and probe it, unless the one in place matches its lock and passes its probe.
 
     sdk: the folder with the vendor's part; without it, a working environment stays. Raises ToolchainMissing where the
     vendor's part is absent or incomplete, ToolchainBroken when pip fails, and what `probe` raises.

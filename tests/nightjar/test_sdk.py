@@ -192,7 +192,7 @@ def test_the_vendors_own_files_are_installed_and_their_versions_enter_the_key(
 
 def test_sdk_is_for_vendors_alone(wanted: Path) -> None:
     (wanted.parent / "sdk.toml").unlink()
-    with pytest.raises(BadOptions, match="comes from the package index: leave out --sdk"):
+    with pytest.raises(BadOptions, match="comes from the package index: remove --sdk"):
         install("rknn", sdk=wanted)
 
 

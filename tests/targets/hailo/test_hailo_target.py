@@ -325,7 +325,7 @@ def test_a_network_that_does_not_name_its_ends_is_read_by_their_order(
 def test_memory_is_limited(sdk: Toolchain, environment: Path, cached: Path, tmp_path: Path) -> None:
     inject(environment, translate=[{"sleep": 30}])
     options = FP.model_copy(update={"memory_gib": 0.01})
-    with pytest.raises(ToolchainFailed, match=r"held 0\.\d GiB where it was given 0\.0"):
+    with pytest.raises(ToolchainFailed, match=r"used 0\.\d GiB of memory where 0\.0"):
         hailo.compile(cached / "graphs", None, options, tmp_path / "out")
 
 
