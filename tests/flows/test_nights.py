@@ -115,7 +115,7 @@ def test_bisect_shows_what_the_bad_checkpoint_hears(
     stages = {stage["name"]: stage["same"] for stage in results["stages"]}
     assert not stages["export"]
     printed = capsys.readouterr().out
-    assert "B hears worse" in printed
+    assert "WER is worse in B" in printed
     assert results["clips"][0]["id"] in printed
 
     assert main([*asked, "--checkpoint", str(NANO), str(NANO)]) == 0
