@@ -23,6 +23,8 @@ from nightjar.speech.manifest import load_speech
 from tests.flows.conftest import ROOT, shipped_speech, write_speech
 from tests.loopback import Loopback
 
+pytestmark = pytest.mark.slow
+
 # What rknn_model_zoo's demo does, with onnxruntime: whisper_demo BINARY en CLIP.wav
 DEMO = f"""#!{sys.executable}
 import base64, json, os, sys, wave

@@ -12,6 +12,8 @@ from tests.flows.conftest import Cli, write_speech
 from tests.flows.test_kills import finished_stages
 from tests.flows.working import Runs, Worker
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("red", "blue", "stop", "start")
 
 

@@ -34,12 +34,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_every_step_is_the_same_set_in_any_order(nano: Exported, speech: list[Clip], tmp_path: Path) -> None:
     made(nano, speech, tmp_path / "a", states="full")
     made(nano, speech[::-1], tmp_path / "b", states="full")
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_the_same_samples_in_any_order_and_others_by_another_seed(
     nano: Exported, speech: list[Clip], tmp_path: Path
 ) -> None:

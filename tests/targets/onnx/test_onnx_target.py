@@ -61,7 +61,7 @@ def _features(clip: Clip, model: dict[str, Any]) -> dict[str, np.ndarray]:
     return decode.features(load_audio(clip.audio).astype(np.float32) / 32768, model)
 
 
-# A processor without VNNI adds products of uint8 and int8 in 16 bits, which saturate: 16.5 dB where others stay above 20.
+# A processor without VNNI adds products of uint8 and int8 in 16 bits, which saturate: 16.5 dB, others stay above 20.
 CLOSE_DB = 15
 
 
@@ -236,6 +236,7 @@ def test_importing_the_target_needs_no_onnx() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_real_weights_survive(tmp_path: Path) -> None:
     """Real weights have outliers, which random ones do not: plain w8a8 leaves 2.7 dB of this encoder."""
     need("shared", WEIGHTS.is_file() and SPEECH.is_dir(), "real weights and speech: NIGHTJAR_MODELS and NIGHTJAR_DATA")
