@@ -33,10 +33,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from models.whisper.checkpoint import load_checkpoint
-from models.whisper.export import OPSET, cut
+from models.whisper.export import OPSET, build_parts
 from nightjar.plugins.recipe import Recipe
 import torch
-for name, part in cut(load_checkpoint(Path(sys.argv[2])), Recipe(**{recipe})).items():
+for name, part in build_parts(load_checkpoint(Path(sys.argv[2])), Recipe(**{recipe})).items():
     torch.onnx.export(part.module, tuple(part.inputs.values()), f"{{name}}.onnx", input_names=list(part.inputs),
                       output_names=part.outputs, opset_version=OPSET, dynamo=False)
 """

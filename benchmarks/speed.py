@@ -128,7 +128,7 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
     import torch
 
     from models.whisper.checkpoint import load_checkpoint
-    from models.whisper.export import OPSET, cut, export
+    from models.whisper.export import OPSET, build_parts, export
     from nightjar.graphs.onnx_graph import load_graph
     from nightjar.graphs.onnx_session import open_session
     from nightjar.plugins.recipe import Recipe
@@ -149,7 +149,7 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
         out.mkdir()
         total_s, checkpoint = timed(lambda: load_checkpoint(WEIGHTS))
         samples = CalibrationSet.open(calibration)
-        for name, part in cut(checkpoint, recipe).items():
+        for name, part in build_parts(checkpoint, recipe).items():
             file = out / f"{name}.onnx"
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")

@@ -1,12 +1,11 @@
-"""Choose and store what the quantizer of each Whisper part sees; numpy only.
+"""Choose and store the calibration samples of each Whisper part; numpy only.
 
-The decoder is calibrated on real decode steps of every position over harvested hidden states: its ranges at the first
-token, in mid-sentence and at the end differ, and a set that knows one of them only quantizes the others wrongly.
+The decoder is calibrated on real decode steps of every position over harvested hidden states: its ranges differ between
+the first token, mid-sentence and the end, and a set with one of them alone quantizes the others wrongly.
 """
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,16 +19,14 @@ from models.whisper.protocols import MASKED, Runner, Tensors
 from nightjar.errors import BadInput
 from nightjar.graphs.tensor_spec import TensorSpec
 from nightjar.progress import tick
-from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter
+from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter, few_samples
 from nightjar.speech.audio import load_audio
-from nightjar.speech.manifest import Clip
-
-log = logging.getLogger(__name__)
+from nightjar.speech.manifest import Clip, shuffled
 
 AGAIN = "run the same command with --refresh harvest"
 REQUIRES_HARVEST = True  # a clip needs its hidden states
-FEW = 100  # samples below which ranges depend on which clips were drawn
-SHARE = 0.1  # of the decoder's samples that one clip may give beyond the steps nobody else has
+CLIP_SHARE = 0.1  # of the decoder's samples that one clip may give beyond the steps of no other clip
+Results = Mapping[str, tuple[int, bool]]  # clip id -> decoder steps, and whether a limit ended it (capped)
 
 
 class CalibrationOptions(BaseModel, frozen=True):
@@ -44,24 +41,24 @@ class CalibrationOptions(BaseModel, frozen=True):
 
 
 class Recorder:
-    """Pass calls on to a runner, count the decoder's, and keep its inputs at the steps wanted."""
+    """Pass calls on to a runner, count the decoder's, and record its inputs at the chosen steps."""
 
-    def __init__(self, runner: Runner, wanted: Collection[int] = ()) -> None:
+    def __init__(self, runner: Runner, chosen: Collection[int]) -> None:
         self.steps = 0
-        self.kept: dict[int, Tensors] = {}  # what differs from step to step
-        self.shared: Tensors = {}  # one copy: KV caches as of the last step kept, and what is constant
+        self.recorded: dict[int, Tensors] = {}  # per step, the inputs that differ from step to step
+        self.shared: Tensors = {}  # one copy: KV caches as of the last recorded step, and constant inputs
         self._runner = runner
-        self._wanted = frozenset(wanted)
+        self._chosen = frozenset(chosen)
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, Any] = {}, **into: Tensors) -> Tensors:
         """Run one part."""
         if part == "decoder":
-            if self.steps in self._wanted:
-                # The loop goes on writing into its cache, so copy; rows once written stay as they are.
+            if self.steps in self._chosen:
+                # The loop writes on into its cache, so copy; rows once written do not change.
                 copied = {name: np.array(value) for name, value in inputs.items()}
                 self.shared.update(constant)
                 self.shared.update({name: copied.pop(name) for name in inputs if name.startswith("self_")})
-                self.kept[self.steps] = copied
+                self.recorded[self.steps] = copied
             self.steps += 1
         return self._runner.run(part, inputs, constant, **into)
 
@@ -91,7 +88,7 @@ def calibrate(
         )
     writer = CalibrationWriter(out, parts, options.seed)
 
-    def jobs() -> Iterator[EncodedClip]:
+    def encoded_clips() -> Iterator[EncodedClip]:
         for number, clip in enumerate(order):
             wave = load_audio(clip.audio).astype(np.float32) / 32768.0
             _store_whole(writer, "encoder", number, features(wave, model))
@@ -100,33 +97,27 @@ def calibrate(
                 _store_whole(writer, "cross", number, encoded)
             yield EncodedClip(clip.id, encoded)
 
-    results: dict[str, tuple[int, bool]] = {}
-    for name, heard in decode_clips(runner, jobs(), model, options.language, tables, lanes):
-        results[name] = (heard["steps"], heard["capped"])
-        tick(len(results), 2 * len(order))
-    results = {clip.id: results[clip.id] for clip in order}
-    steps = decoder_steps(results, options.decoder_clips)
-    chosen = choose_steps(steps, options.samples, options.seed)
+    decoded: dict[str, tuple[int, bool]] = {}
+    for name, result in decode_clips(runner, encoded_clips(), model, options.language, tables, lanes):
+        decoded[name] = (result["steps"], result["capped"])
+        tick(len(decoded), 2 * len(order))
+    results = {clip.id: decoded[clip.id] for clip in order}
+    chosen = choose_steps(decoder_steps(results, options.decoder_clips), options.samples, options.seed)
     for number, clip in enumerate(order):
         if clip.id in chosen:
             recorder = Recorder(runner, chosen[clip.id])
             decode(recorder, {"hidden": load_hidden(hidden, clip.id, model)}, model, options.language, tables)
             _store_steps(writer, number, parts["decoder"], recorder)
         tick(len(order) + number + 1, 2 * len(order))
-    speakers = {clip.speaker for clip in order} - {None}
+    counts = {part: writer.count(part) for part in parts}
     coverage = {
         "clips": len(order),
-        "speakers": len(speakers),
+        "speakers": len({clip.speaker for clip in order} - {None}),
         "never_ended": sum(capped for _, capped in results.values()),
         "decoder": {"clips": len(chosen), **_step_counts(results, chosen)},
+        "samples": counts,
     }
-    counts = {part: len(order) for part in parts} | {"decoder": sum(map(len, chosen.values()))}
-    writer.close({**coverage, "samples": counts}, _warnings(counts, coverage))
-
-
-def shuffled(clips: Sequence[Clip], seed: int) -> list[Clip]:
-    """Return the clips in an order that depends on the seed and their ids, and on nothing else."""
-    return sorted(clips, key=lambda clip: (_rank(seed, clip.id), clip.id))
+    writer.close(coverage, [*few_samples(counts), *_decoder_warnings(coverage)])
 
 
 def load_hidden(folder: Path, clip_id: str, model: Mapping[str, Any]) -> np.ndarray:
@@ -142,15 +133,14 @@ def load_hidden(folder: Path, clip_id: str, model: Mapping[str, Any]) -> np.ndar
     return array.astype(np.float32).reshape(shape)
 
 
-def decoder_steps(results: Mapping[str, tuple[int, bool]], most: int) -> dict[str, int]:
-    """Say how many decoder steps each of at most `most` clips has to offer.
+def decoder_steps(results: Results, most: int) -> dict[str, int]:
+    """Return the decoder steps of at most `most` clips; `results` is in drawing order.
 
-    results: (steps, never ended) by clip id, in drawing order. The longest clip is always in, since it alone has every
-    step that occurs. A decode that never ended is a loop, which no later run should be tuned for: it is left out unless
-    there is nothing else.
+    The longest clip is always in, since it alone has every step that occurs. A capped clip is a loop, which no later
+    run should be tuned for: it is left out unless there is nothing else.
     """
-    ended = {name: steps for name, (steps, capped) in results.items() if not capped}
-    pool = ended or {name: steps for name, (steps, _) in results.items()}
+    pool = {name: steps for name, (steps, capped) in results.items() if not capped}
+    pool = pool or {name: steps for name, (steps, _) in results.items()}
     longest = max(pool, key=lambda name: pool[name])
     names = [longest, *(name for name in pool if name != longest)][:most]
     return {name: pool[name] for name in names}
@@ -159,10 +149,10 @@ def decoder_steps(results: Mapping[str, tuple[int, bool]], most: int) -> dict[st
 def choose_steps(steps: Mapping[str, int], samples: int, seed: int) -> dict[str, list[int]]:
     """Choose (clip, step) pairs so that every step that occurs is taken once before any is taken twice.
 
-    Each time the clip that gave least so far gives the step. Where there are more steps than samples left, those
-    taken lie evenly spread from first to last. Repeats stop at SHARE per clip, so fewer than `samples` may come back.
+    Each step comes from the clip with the fewest so far. Where there are more steps than samples left, the steps taken
+    are spread evenly from first to last. Repeats stop at CLIP_SHARE per clip, so fewer than `samples` may come back.
     """
-    most = max(int(samples * SHARE), -(-samples // len(steps)))
+    most = max(int(samples * CLIP_SHARE), -(-samples // len(steps)))
     chosen: dict[str, list[int]] = {}
     left, first = samples, True
     while left:
@@ -172,9 +162,9 @@ def choose_steps(steps: Mapping[str, int], samples: int, seed: int) -> dict[str,
         keys = sorted(offers)
         for index in np.unique(np.linspace(0, len(keys) - 1, min(left, len(keys))).round().astype(int)):
             step = keys[index]
-            open_to = [n for n in offers[step] if first or len(chosen.get(n, ())) < most]
-            if open_to:
-                taker = min(open_to, key=lambda n: (len(chosen.get(n, ())), _rank(seed, f"{n}/{step}")))
+            allowed = [n for n in offers[step] if first or len(chosen.get(n, ())) < most]
+            if allowed:
+                taker = min(allowed, key=lambda n: (len(chosen.get(n, ())), _rank(seed, f"{n}/{step}")))
                 chosen.setdefault(taker, []).append(step)
                 left -= 1
         first = False
@@ -182,7 +172,7 @@ def choose_steps(steps: Mapping[str, int], samples: int, seed: int) -> dict[str,
 
 
 def _offers(steps: Mapping[str, int], chosen: Mapping[str, list[int]], most: int | None) -> dict[int, list[str]]:
-    """List, per step, the clips that have it, did not give it yet, and may give more."""
+    """List, per step, the clips that have it, have not given it yet, and may give more."""
     offers: dict[int, list[str]] = {}
     for name in sorted(steps):
         taken = chosen.get(name, [])
@@ -197,17 +187,15 @@ def _store_whole(writer: CalibrationWriter, part: str, number: int, tensors: Ten
 
 
 def _store_steps(writer: CalibrationWriter, number: int, inputs: Sequence[TensorSpec], recorder: Recorder) -> None:
-    """Store a clip's kept steps: what is constant and the KV caches once, the rest per step."""
+    """Store a clip's recorded steps: constant inputs and KV caches once, the rest per step."""
     refs: dict[str, ArrayRef] = {}
-    rows = {step: _rows(tensors) for step, tensors in recorder.kept.items()}
+    rows = {step: _rows(tensors) for step, tensors in recorder.recorded.items()}
     for spec in inputs:
-        if spec.name not in recorder.shared:
-            continue
-        array, cache = np.asarray(recorder.shared[spec.name]), spec.name.startswith("self_")
-        if cache:
-            array = array[:, : max(rows.values())]
-        refs[spec.name] = writer.store("decoder", spec.name, _file(spec.name, number), array, rows=cache)
-    for step, tensors in recorder.kept.items():
+        if spec.name in recorder.shared:
+            array, cache = np.asarray(recorder.shared[spec.name]), spec.name.startswith("self_")
+            array = array[:, : max(rows.values())] if cache else array
+            refs[spec.name] = writer.store("decoder", spec.name, _file(spec.name, number), array, rows=cache)
+    for step, tensors in recorder.recorded.items():
         sample = {}
         for spec in inputs:
             if spec.name not in refs:
@@ -221,20 +209,20 @@ def _store_steps(writer: CalibrationWriter, number: int, inputs: Sequence[Tensor
 
 
 def _rows(tensors: Tensors) -> int:
-    """Count the cache rows a `cached` step may see; its own new row is the mask's last entry."""
+    """Count the cache rows that a `cached` step may see; its own new row is the mask's last entry."""
     return int((tensors["mask"].reshape(-1)[:-1] > MASKED / 2).sum()) if "mask" in tensors else 0
 
 
 def _file(name: str, number: int) -> str:
-    """Name an array: tokens_%06d.npy and audio_%06d.npy as calibration sets have always called them."""
+    """Name an array's file; tokens_%06d.npy and audio_%06d.npy are the names that vendor tools know."""
     if name.startswith(("self_", "cross_")):
         return f"clip_{number:06d}.{name}.npy"
     return f"{({'token': 'tokens', 'hidden': 'audio'}).get(name, name)}_{number:06d}.npy"
 
 
-def _step_counts(results: Mapping[str, tuple[int, bool]], chosen: Mapping[str, list[int]]) -> dict[str, Any]:
+def _step_counts(results: Results, chosen: Mapping[str, list[int]]) -> dict[str, Any]:
     """Count, per decoder step, the clips where it occurs and the samples that cover it."""
-    pool = [n for n, capped in results.values() if not capped] or [n for n, _ in results.values()]
+    pool = decoder_steps(results, len(results)).values()
     covered = Counter(step for taken in chosen.values() for step in taken)
     every = range(max(pool))
     return {
@@ -243,15 +231,8 @@ def _step_counts(results: Mapping[str, tuple[int, bool]], chosen: Mapping[str, l
     }
 
 
-def _warnings(counts: Mapping[str, int], coverage: Mapping[str, Any]) -> list[str]:
+def _decoder_warnings(coverage: Mapping[str, Any]) -> list[str]:
     warnings = []
-    few = {part: count for part, count in counts.items() if count < FEW}
-    if few:
-        listed = ", ".join(f"{part} {count}" for part, count in few.items())
-        warnings.append(
-            f"few calibration samples ({listed}; {FEW} or more are wanted): the int8 ranges may miss what other speech"
-            " needs; give more clips or a higher --calibration-samples"
-        )
     if coverage["never_ended"]:
         warnings.append(
             f"{coverage['never_ended']} of {coverage['clips']} calibration clips never end in the float decoder;"
@@ -262,8 +243,6 @@ def _warnings(counts: Mapping[str, int], coverage: Mapping[str, Any]) -> list[st
         warnings.append(
             f"only {np.count_nonzero(covered)} of {len(covered)} decoder steps are covered; raise --calibration-samples"
         )
-    for warning in warnings:
-        log.warning("%s", warning)
     return warnings
 
 

@@ -13,6 +13,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from models.whisper.huggingface import load_folder
 from models.whisper.surgery import weight_shapes
+from nightjar.device.part_io import class_and_line
 from nightjar.errors import BadCheckpoint, DownloadFailed, UnknownName
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ DIMS = tuple(ModelDimensions.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold one model: `dims` as openai-whisper names them, `state` its float32 tensors by name."""
+    """One model: `dims` as openai-whisper names them, `state` its float32 tensors by name."""
 
     dims: dict[str, int]
     state: dict[str, Tensor]
@@ -33,9 +34,9 @@ class Checkpoint:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint without running anything in it.
 
-    Dimensions come from the file and are held against its tensors, never against a table of
-    sizes. Raises BadCheckpoint with one line for a file that is missing, cut short, unsafe, or
-    whose tensors are not those its dimensions ask for.
+    Dimensions come from the file and are checked against its tensors, never against a table of sizes. Raises
+    BadCheckpoint with one line for a file that is missing, truncated, unsafe, or whose tensors contradict its
+    dimensions.
     """
     path = Path(path)
     if not path.exists():
@@ -47,7 +48,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         dims, state = _dims(content), _state(content)
         _check_tensors(dims, state)
     except ValueError as exc:
-        raise BadCheckpoint(f"{path} is no Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
+        raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
     return Checkpoint(dims, {name: tensor.float() for name, tensor in state.items()})
 
 
@@ -56,15 +57,15 @@ def _load_file(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that a TorchScript archive is one
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as exc:  # a corrupt or hostile pickle may raise anything at all
-        raise BadCheckpoint(f"cannot read {path} as plain weights ({_reason(exc)}): {FORMAT}; {NEXT}") from exc
+    except Exception as exc:  # a corrupt or hostile pickle may raise anything
+        raise BadCheckpoint(f"cannot read {path} as plain weights ({_first_sentence(exc)}): {FORMAT}; {NEXT}") from exc
 
 
 def find_checkpoint(name: str) -> Path:
-    """Find the file of a model by name, fetching OpenAI's through openai-whisper's own loader.
+    """Find the file of a model by name; OpenAI's models are downloaded by openai-whisper's own loader.
 
-    That loader keeps its cache (XDG_CACHE_HOME or ~/.cache, then whisper/) and its checksums.
-    Raises UnknownName, DownloadFailed, or BadCheckpoint where a shipped file is absent.
+    That loader has its own cache (XDG_CACHE_HOME or ~/.cache, then whisper/) and checksums. Raises UnknownName,
+    DownloadFailed, or BadCheckpoint where a shipped file is absent.
     """
     if name in SHIPPED:
         if not SHIPPED[name].is_file():
@@ -82,20 +83,20 @@ def find_checkpoint(name: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a stale file in the cache is fetched again, no more
+            warnings.simplefilter("ignore")  # a stale file in the cache is only fetched again
             return Path(str(whisper._download(urls[name], str(cache), False)))
     except (OSError, RuntimeError) as exc:  # URLError is an OSError; a bad checksum RuntimeError
         raise DownloadFailed(
-            f"cannot download {name} ({_reason(exc)}): run again when online, or pass a file you "
+            f"cannot download {name} ({_first_sentence(exc)}): run again when online, or pass a file you "
             f"have with --checkpoint PATH"
         ) from exc
 
 
 def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: str = "first") -> Whisper:
-    """Build openai-whisper itself with these weights: the reference every port is held against.
+    """Build openai-whisper itself with these weights: the reference of every port.
 
-    n_audio_ctx: encoder rows of a shorter window (50 per second), the model's own by default;
-    positional: which of the encoder's positional rows it keeps, "first" or "last".
+    n_audio_ctx: encoder rows of a shorter window (50 per second), by default the model's own; positional: whether it
+    has the "first" or the "last" of the encoder's positional rows.
     """
     rows = n_audio_ctx or checkpoint.dims["n_audio_ctx"]
     model = Whisper(ModelDimensions(**{**checkpoint.dims, "n_audio_ctx": rows}))
@@ -106,15 +107,12 @@ def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: st
     return model.eval()
 
 
-def _reason(exc: Exception) -> str:
-    """Cut an exception down to its first sentence."""
-    lines = str(exc).strip().splitlines()
-    first = lines[0].split(". ")[0] if lines else ""
-    return f"{type(exc).__name__}: {first[:160]}" if first else type(exc).__name__
+def _first_sentence(exc: Exception) -> str:
+    return class_and_line(exc).split(". ")[0][:180]
 
 
 def _dims(content: Any) -> dict[str, int]:
-    """Take the ten dimensions, or raise ValueError."""
+    """Return the ten dimensions; raises ValueError."""
     if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
         keys = sorted(map(str, content))[:4] if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"it holds {keys}")
@@ -133,7 +131,7 @@ def _dims(content: Any) -> dict[str, int]:
 
 
 def _state(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Take the tensors, or raise ValueError."""
+    """Return the tensors; raises ValueError."""
     state = content["model_state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError("its model_state_dict holds something other than tensors")
@@ -141,9 +139,9 @@ def _state(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:
-    """Raise ValueError where names, shapes or values are not what the dimensions ask for."""
+    """Raise ValueError where names, shapes or values contradict the dimensions."""
     if max(dims["n_audio_layer"], dims["n_text_layer"]) > 1000:
-        raise ValueError("it claims more than 1000 layers")
+        raise ValueError("it has more than 1000 layers")
     wanted = weight_shapes(dims)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} first")
@@ -151,7 +149,7 @@ def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:
         raise ValueError(f"{len(unknown)} tensors are unknown, {unknown[0]} first")
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
-            raise ValueError(f"{name} is {tuple(state[name].shape)} where its dims ask for {shape}")
+            raise ValueError(f"{name} is {tuple(state[name].shape)} where its dims give {shape}")
         if not state[name].is_floating_point():
             raise ValueError(f"{name} is {state[name].dtype}")
         if not bool(torch.isfinite(state[name]).all()):

@@ -1,4 +1,4 @@
-"""Tell Whisper's parts by their inputs and outputs, in this project's words (docs/files.md) or in rknn_model_zoo's."""
+"""Recognise Whisper's parts by inputs and outputs, in this project's names (docs/files.md) or rknn_model_zoo's."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ UNDERSTOOD = (
 
 
 class Signature(NamedTuple):
-    """Name a part by its inputs and outputs, numbers of layers cut off."""
+    """A part's inputs and outputs, without layer numbers, and the fields of the recipe that they fix."""
 
     part: str
     inputs: frozenset[str]
@@ -27,37 +27,40 @@ class Signature(NamedTuple):
     rename: dict[str, str]
 
 
-def _decoder(inputs: str, outputs: str, decoder: str, host_embedding: bool = False) -> Signature:
-    recipe = {"decoder": decoder, "host_embedding": host_embedding}
-    return Signature("decoder", frozenset(inputs.split()), frozenset(outputs.split()), recipe, {})
+def _signature(part: str, inputs: str, outputs: str, rename: dict[str, str] | None = None, **recipe: Any) -> Signature:
+    return Signature(part, frozenset(inputs.split()), frozenset(outputs.split()), recipe, rename or {})
 
 
-CACHE = "mask self_k self_v cross_k cross_v"
+def _decoders(inputs: str, outputs: str, decoder: str) -> list[Signature]:
+    """Return a decoder's signatures with token ids, the first inputs before `|`, and with host embedding instead."""
+    ids, _, others = inputs.partition(" | ")
+    return [
+        _signature("decoder", f"{ids} {others}", outputs, decoder=decoder, host_embedding=False),
+        _signature("decoder", f"embedding {others}", outputs, decoder=decoder, host_embedding=True),
+    ]
+
+
 SIGNATURES = (
-    Signature("encoder", frozenset({"mel"}), frozenset({"hidden"}), {}, {}),
-    # Its export keeps the last rows of the positional table.
-    Signature("encoder", frozenset({"x"}), frozenset({"out"}), {"positional": "last"}, {"x": "mel", "out": "hidden"}),
-    Signature("cross", frozenset({"hidden"}), frozenset({"cross_k", "cross_v"}), {}, {}),
-    _decoder("tokens audio", "out", "window"),
-    _decoder("embedding audio", "out", "window", host_embedding=True),
-    _decoder("tokens audio last", "logits", "static"),
-    _decoder("embedding audio last", "logits", "static", host_embedding=True),
-    _decoder("tokens audio", "logits", "static"),
-    _decoder("embedding audio", "logits", "static", host_embedding=True),
-    _decoder(f"token position {CACHE}", "logits new_k new_v", "cached"),
-    _decoder(f"embedding {CACHE}", "logits new_k new_v", "cached", host_embedding=True),
+    _signature("encoder", "mel", "hidden"),
+    # The zoo's export has the last rows of the positional table.
+    _signature("encoder", "x", "out", {"x": "mel", "out": "hidden"}, positional="last"),
+    _signature("cross", "hidden", "cross_k cross_v"),
+    *_decoders("tokens | audio", "out", "window"),
+    *_decoders("tokens | audio last", "logits", "static"),
+    *_decoders("tokens | audio", "logits", "static"),
+    *_decoders("token position | mask self_k self_v cross_k cross_v", "logits new_k new_v", "cached"),
 )
 
 
 def recognise(graphs: Mapping[Path, FileInterface]) -> PrebuiltFiles:
-    """Say which file is which part, and which recipe their shapes are of.
+    """Return which file is which part, and the recipe of their shapes.
 
     Raises BadInput with the file and the tensor that is not understood, and for a part too many or too few.
     """
     parts: dict[str, PrebuiltPart] = {}
     recipe: dict[str, Any] = {}
     for file, graph in graphs.items():
-        signature = _signature(file, graph)
+        signature = _match(file, graph)
         if signature.part in parts:
             raise BadInput(
                 f"{parts[signature.part].file} and {file} are both the {signature.part}: give one file per part"
@@ -65,43 +68,40 @@ def recognise(graphs: Mapping[Path, FileInterface]) -> PrebuiltFiles:
         parts[signature.part] = PrebuiltPart(file=file, graph=graph, rename=signature.rename)
         recipe |= signature.recipe
     protocol = recipe.get("decoder")
-    wanted = {"encoder", "decoder"} | ({"cross"} if protocol == "cached" else set())
-    if protocol and parts.keys() != wanted:
-        missing, surplus = sorted(wanted - parts.keys()), sorted(parts.keys() - wanted)
-        what = (
-            f"no {' and no '.join(missing)} is among the files" if missing else f"{parts[surplus[0]].file} is one more"
-        )
-        raise BadInput(f"{what}: decoder protocol {protocol} takes {', '.join(sorted(wanted))}; give these files")
     if not protocol:
         raise BadInput(f"no decoder is among {', '.join(map(str, graphs))}: give encoder and decoder together")
+    wanted = {"encoder", "decoder"} | ({"cross"} if protocol == "cached" else set())
+    if parts.keys() != wanted:
+        missing, surplus = sorted(wanted - parts.keys()), sorted(parts.keys() - wanted)
+        what = f"no {' and no '.join(missing)} is among the files" if missing else f"{parts[surplus[0]].file} is extra"
+        raise BadInput(f"{what}: decoder protocol {protocol} takes {', '.join(sorted(wanted))}; give these files")
     mel = parts["encoder"].graph.inputs[0]
     recipe["conv2d"] = len(mel.shape) == 4
     expected = "(1, n_mels, 1, n_frames)" if recipe["conv2d"] else "(1, n_mels, n_frames)"
-    recipe["window_s"] = _length(parts["encoder"], mel, expected) / FRAMES_PER_S
+    recipe["window_s"] = _last_dim(parts["encoder"], mel, expected) / FRAMES_PER_S
     tensors = {tensor.name: tensor for tensor in parts["decoder"].graph.inputs}
     if protocol == "cached":
-        recipe["decoder_length"] = _length(parts["decoder"], tensors["mask"], "(1, 1, 1, cache rows + 1)") - 1
+        recipe["decoder_length"] = _last_dim(parts["decoder"], tensors["mask"], "(1, 1, 1, cache rows + 1)") - 1
     elif protocol == "static":
         recipe |= _static(parts["decoder"], tensors)
     return PrebuiltFiles(parts=parts, recipe=recipe)
 
 
 def _static(part: PrebuiltPart, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """Read how a `static` decoder gives its logits: which rows, in how many slices."""
-    slices = len(part.graph.outputs)
+    """Return the length of a `static` decoder, and the rows and slices of its logits."""
+    rows = "last" if "last" in tensors else "all"
     if "last" in tensors:
-        length, rows = _length(part, tensors["last"], "(1, 1, length)"), "last"
+        length = _last_dim(part, tensors["last"], "(1, 1, length)")
     elif "tokens" in tensors:
-        length, rows = _length(part, tensors["tokens"], "(1, length)"), "all"
+        length = _last_dim(part, tensors["tokens"], "(1, length)")
     else:
-        embedding = tensors["embedding"]
-        _length(part, embedding, "(1, length, d)")
-        length, rows = embedding.shape[1], "all"
-    return {"decoder_length": length, "logits_rows": rows, "logits_slices": slices}
+        _last_dim(part, tensors["embedding"], "(1, length, d)")
+        length = tensors["embedding"].shape[1]
+    return {"decoder_length": length, "logits_rows": rows, "logits_slices": len(part.graph.outputs)}
 
 
-def _length(part: PrebuiltPart, tensor: TensorSpec, expected: str) -> int:
-    """Read the last dimension of a tensor whose rank is that of `expected`."""
+def _last_dim(part: PrebuiltPart, tensor: TensorSpec, expected: str) -> int:
+    """Return the last dimension of a tensor; BadInput where its rank is not that of `expected`."""
     if len(tensor.shape) != expected.count(",") + 1:
         raise BadInput(
             f"{part.file}: input {tensor.label} is not understood, expected {expected}: export with this shape"
@@ -109,21 +109,20 @@ def _length(part: PrebuiltPart, tensor: TensorSpec, expected: str) -> int:
     return tensor.shape[-1]
 
 
-def _signature(file: Path, graph: FileInterface) -> Signature:
-    """Find the part whose inputs and outputs a graph has; raises BadInput with what keeps it from the nearest one."""
-    inputs, outputs = _kinds(graph.inputs), _kinds(graph.outputs)
+def _match(file: Path, graph: FileInterface) -> Signature:
+    """Find the part with a graph's inputs and outputs; raises BadInput with the difference to the nearest one."""
+    inputs, outputs = _without_layers(graph.inputs), _without_layers(graph.outputs)
     for signature in SIGNATURES:
         if signature.inputs == set(inputs) and signature.outputs == set(outputs):
             return signature
     nearest = max(SIGNATURES, key=lambda s: len(s.inputs & inputs.keys()) + len(s.outputs & outputs.keys()))
     for kind, found, wanted in (("input", inputs, nearest.inputs), ("output", outputs, nearest.outputs)):
-        foreign = [tensor for name, tensor in found.items() if name not in wanted]
-        if foreign:
-            raise BadInput(f"{file}: {kind} {foreign[0].label} is not understood; {UNDERSTOOD}")
+        for tensor in (tensor for name, tensor in found.items() if name not in wanted):
+            raise BadInput(f"{file}: {kind} {tensor.label} is not understood; {UNDERSTOOD}")
     lacking = [*sorted(nearest.inputs - inputs.keys()), *sorted(nearest.outputs - outputs.keys())]
     raise BadInput(f"{file}: as {nearest.part} it lacks {', '.join(lacking)}; {UNDERSTOOD}")
 
 
-def _kinds(tensors: tuple[TensorSpec, ...]) -> dict[str, TensorSpec]:
-    """Give one tensor by each name, numbers of layers cut off."""
+def _without_layers(tensors: tuple[TensorSpec, ...]) -> dict[str, TensorSpec]:
+    """Return one tensor by each name without its layer number."""
     return {re.sub(r"^((?:self|cross|new)_[kv]|logits)_\d+$", r"\1", tensor.name): tensor for tensor in tensors}

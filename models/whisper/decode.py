@@ -9,9 +9,10 @@ import numpy as np
 
 from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors
 from nightjar.device.log_mel import log_mel
+from nightjar.device.watched_logits import WatchedLogits
 
-WATCHED = 16  # tokens whose logits are kept per step: all but a thousandth of the probability
-Steps = Generator[list[int], Array, Any]  # gives every token so far, takes the logits that follow, (n_vocab,)
+WATCHED = 16  # tokens whose logits are recorded per step: all but a thousandth of the probability
+Steps = Generator[list[int], Array, Any]  # yields every token so far, takes the logits that follow, (n_vocab,)
 
 
 def features(wave: Array, model: Model) -> Tensors:
@@ -24,26 +25,22 @@ def features(wave: Array, model: Model) -> Tensors:
 
 
 def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str] = ()) -> Tensors:
-    """Run the encoder: hidden (1, n_audio_ctx, d). keep is a stream's: nothing is lost of one window."""
+    """Run the encoder: hidden (1, n_audio_ctx, d). keep is for streams."""
     return runner.run("encoder", features)
 
 
 def decode(
-    runner: Runner,
-    encoded: Tensors,
-    model: Model,
-    language: str = "en",
-    tables: Tensors | None = None,
+    runner: Runner, encoded: Tensors, model: Model, language: str = "en", tables: Tensors | None = None
 ) -> dict[str, Any]:
     """Decode greedily: token for token what whisper.decode gives without timestamps.
 
-    Returns `tokens` without prompt and eot, `steps` (decoder runs) and `capped` (a limit ended it,
-    not eot). Protocol `window` is rknn_model_zoo's loop instead. `cached` leaves its cross-attention
-    tensors in `encoded`, so that a second call does not run that part again. `tables` are the
-    host-embedding tables. Raises ValueError for a language the model does not have.
+    Returns `tokens` without prompt and eot, `steps` (decoder runs) and `capped` (ended by a limit, not by eot).
+    Protocol `window` is rknn_model_zoo's loop instead. `cached` leaves its cross-attention tensors in `encoded`, so
+    that a second call does not run that part again. tables: the host-embedding tables. Raises ValueError for a language
+    the model does not have.
     """
     steps = _greedy(model, prompt_tokens(model, language), None, None)
-    result: dict[str, Any] = _alone(runner, encoded, model, language, tables, steps)
+    result: dict[str, Any] = _run_steps(runner, encoded, model, language, tables, steps)
     return result
 
 
@@ -57,18 +54,18 @@ def agree(
 ) -> int:
     """Count how many of `tokens` + [eot] the argmax predicts after the true prefix.
 
-    What the graph has no room for counts as missed. Raises ValueError as `decode` does.
+    Tokens beyond the graph's length count as missed. Raises ValueError as `decode` does.
     """
     steps = _agreement(model, prompt_tokens(model, language), tokens, [], None)
-    matching: int = _alone(runner, encoded, model, language, tables, steps)
+    matching: int = _run_steps(runner, encoded, model, language, tables, steps)
     return matching
 
 
 class EncodedClip(NamedTuple):
-    """One clip to hear: what the encoder made of it, and perhaps the tokens to measure agreement with.
+    """One clip to transcribe: the encoder's output, and the tokens to measure agreement with, if any.
 
-    watch: the ids whose logits are kept at each step of those tokens, or of the clip's own where there are none; empty
-    for the WATCHED highest.
+    watch: the ids whose logits are recorded at each step of those tokens, or of the clip's own where there are none;
+    empty for the WATCHED highest.
     """
 
     name: str
@@ -79,43 +76,43 @@ class EncodedClip(NamedTuple):
 
 def decode_clips(
     runner: Runner,
-    jobs: Iterable[EncodedClip],
+    clips: Iterable[EncodedClip],
     model: Model,
     language: str = "en",
     tables: Tensors | None = None,
     lanes: int = 1,
     clock: Mapping[str, float] = {},
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Decode clips as `decode` does, `lanes` of them in each decoder run, and yield them as they end.
+    """Decode clips as `decode` does, `lanes` of them in each decoder run, and yield (name, result) as they end.
 
-    A lane takes the next job when its clip ends, so `jobs` is read no faster than it is worked off. More than one lane
+    A lane takes the next clip when its clip ends, so `clips` is read no faster than it is processed. More than one lane
     needs a `cached` decoder that takes any number of lanes and of cache rows. clock: the runner's count of seconds per
     part; a result's `seconds` has the clip's share of each run, and of the loop itself as `total`. With `forced` tokens
     a result has `agree` [matching, of], with `watch` it has `watched` {ids, logits, norm (log of the sum of all exp)},
-    a list per step; steps that the decoding has shown already are not run again.
+    a list per step; steps that the free decoding had already are not run again.
     """
     prompt = prompt_tokens(model, language)
     protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, prompt, tables, lanes)
-    waiting, busy = iter(jobs), dict[int, _Lane]()
+    waiting, busy = iter(clips), dict[int, _Lane]()
     while True:
         for lane in range(lanes):
-            if lane not in busy and (job := next(waiting, None)) is not None:
-                busy[lane] = _Lane(job.name, _greedy(model, prompt, job.forced, job.watch))
-                with _charging([busy[lane]], clock):
-                    protocol.begin(lane, job.encoded)
+            if lane not in busy and (clip := next(waiting, None)) is not None:
+                busy[lane] = _Lane(clip.name, _greedy(model, prompt, clip.forced, clip.watch))
+                with _share_seconds([busy[lane]], clock):
+                    protocol.begin(lane, clip.encoded)
         if not busy:
             return
-        with _charging(busy.values(), clock):
-            found = protocol.step({lane: taken.prefix for lane, taken in busy.items()})
-            ended = [lane for lane, logits in found.items() if busy[lane].advance(logits)]
+        with _share_seconds(busy.values(), clock):
+            logits_of = protocol.step({lane: taken.prefix for lane, taken in busy.items()})
+            ended = [lane for lane, logits in logits_of.items() if busy[lane].advance(logits)]
         for lane in ended:
             done = busy.pop(lane)
             yield done.name, {**done.result, "seconds": done.seconds}
 
 
 @contextlib.contextmanager
-def _charging(clips: Collection["_Lane"], clock: Mapping[str, float]) -> Iterator[None]:
-    """Charge the seconds of what is run inside to clips, in equal shares."""
+def _share_seconds(clips: Collection["_Lane"], clock: Mapping[str, float]) -> Iterator[None]:
+    """Add the seconds of the code inside to clips, in equal shares."""
     began, before = time.perf_counter(), dict(clock)
     yield
     spent = {part: seconds - before.get(part, 0.0) for part, seconds in clock.items()}
@@ -126,7 +123,7 @@ def _charging(clips: Collection["_Lane"], clock: Mapping[str, float]) -> Iterato
 
 
 class _Lane:
-    """One clip on its way."""
+    """One clip in progress."""
 
     def __init__(self, name: str, steps: Steps) -> None:
         self.name, self.steps, self.prefix = name, steps, next(steps)
@@ -134,7 +131,7 @@ class _Lane:
         self.result: Any = None
 
     def advance(self, logits: Array) -> bool:
-        """Take the logits that follow the prefix, and tell whether the clip has ended."""
+        """Take the logits that follow the prefix, and return whether the clip has ended."""
         try:
             self.prefix = self.steps.send(logits)
         except StopIteration as end:
@@ -143,29 +140,29 @@ class _Lane:
         return False
 
 
-def _alone(runner: Runner, encoded: Tensors, model: Model, language: str, tables: Tensors | None, steps: Steps) -> Any:
-    """Run one clip's steps and return what they return."""
+def _run_steps(
+    runner: Runner, encoded: Tensors, model: Model, language: str, tables: Tensors | None, steps: Steps
+) -> Any:
+    """Run one clip's steps and return their result."""
     protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, prompt_tokens(model, language), tables, 1)
     protocol.begin(0, encoded)
-    prefix = next(steps)
-    while True:
-        for logits in protocol.step({0: prefix}).values():
-            try:
-                prefix = steps.send(logits)
-            except StopIteration as end:
-                return end.value
+    lane = _Lane("", steps)
+    while lane.result is None:
+        for logits in protocol.step({0: lane.prefix}).values():
+            lane.advance(logits)
+    return lane.result
 
 
 def _greedy(model: Model, prompt: list[int], forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
-    """Sample until eot or a limit; then go on along `forced` where the text left it."""
+    """Sample until eot or a limit; then continue along `forced` from where the text left it."""
     pick, eot = _picker(model), model["tokens"]["eot"]
-    watched = _Watched(watch) if watch is not None else None
+    watched = WatchedLogits(watch, WATCHED) if watch is not None else None
     targets = None if forced is None else [*forced, eot]
     tokens, token, picked = list(prompt), -1, list[int]()
     for _ in range(min(model["max_tokens"], _room(model, prompt))):
         logits = yield tokens
         if watched and (targets is None or picked == targets[: len(picked)]):
-            watched.see(logits)
+            watched.record(logits)
         token = pick(logits, not picked)
         picked.append(token)
         if token == eot or _repeats(token, model):
@@ -184,9 +181,9 @@ def _greedy(model: Model, prompt: list[int], forced: list[int] | None, watch: li
 
 
 def _agreement(
-    model: Model, prompt: list[int], tokens: list[int], picked: list[int], watched: "_Watched | None"
+    model: Model, prompt: list[int], tokens: list[int], picked: list[int], watched: WatchedLogits | None
 ) -> Steps:
-    """Count the targets predicted; `picked` is known to follow each prefix for as long as it is the targets."""
+    """Count the targets predicted; `picked` are known predictions, valid as long as they are the targets."""
     pick = _picker(model)
     prefix, matching, known = list(prompt), 0, list(picked)
     for target in [*tokens, model["tokens"]["eot"]][: _room(model, prompt)]:
@@ -196,32 +193,13 @@ def _agreement(
             logits = yield prefix
             token = pick(logits, len(prefix) == len(prompt))
             if watched:
-                watched.see(logits)
+                watched.record(logits)
         if token == target:
             matching += 1
         else:
             known.clear()
         prefix.append(target)
     return matching
-
-
-class _Watched:
-    """The logits of some tokens, step after step."""
-
-    def __init__(self, ids: list[list[int]]) -> None:
-        self.ids = ids
-        self.rows: dict[str, list[Any]] = {"ids": [], "logits": [], "norm": []}
-
-    def see(self, logits: Array) -> None:
-        values = logits.astype(np.float64)
-        step = len(self.rows["ids"])
-        if self.ids:
-            ids = self.ids[step] if step < len(self.ids) else []
-        else:
-            ids = np.argpartition(values, -WATCHED)[-WATCHED:].tolist()
-        self.rows["ids"].append(ids)
-        self.rows["logits"].append([round(float(values[i]), 5) for i in ids])
-        self.rows["norm"].append(round(float(values.max() + np.log(np.exp(values - values.max()).sum())), 5))
 
 
 def prompt_tokens(model: Model, language: str = "en") -> list[int]:
@@ -248,10 +226,10 @@ def _room(model: Model, prompt: list[int]) -> int:
 
 
 def _repeats(token: int, model: Model) -> bool:
-    """Tell a `window` loop that would stand still.
+    """Return whether a `window` loop makes no progress.
 
-    rknn_model_zoo skips a timestamp (above <|0.00|>) and leaves the window as it was, so that every
-    further step samples it again, until the guard of 1000 steps.
+    rknn_model_zoo skips a timestamp (above <|0.00|>) and leaves the window as it was, so that every further step
+    samples it again, until the guard of 1000 steps.
     """
     return bool(model["recipe"]["decoder"] == "window" and token > model["tokens"]["timestamp_begin"])
 

@@ -1,4 +1,4 @@
-"""A Hugging Face Whisper folder (config.json and safetensors; fine-tunes) in openai-whisper's names."""
+"""Read a Hugging Face Whisper folder (config.json and safetensors; fine-tunes) in openai-whisper's names."""
 
 import json
 import re
@@ -49,7 +49,7 @@ RENAMED = (
 
 
 def load_folder(folder: Path) -> dict[str, Any]:
-    """Read a folder as openai-whisper's `{"dims", "model_state_dict"}`; nothing in it is run.
+    """Read a folder as openai-whisper's `{"dims", "model_state_dict"}` without running anything in it.
 
     Raises BadCheckpoint for missing or damaged files, and for an output projection that is not the token embedding:
     openai-whisper ties the two.

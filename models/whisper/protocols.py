@@ -1,4 +1,4 @@
-"""The decoder protocols: what a decoder graph is given for a prefix of tokens, and what stays between steps."""
+"""The decoder protocols: a decoder graph's inputs for a prefix of tokens, and the state between steps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -9,27 +9,27 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Tensors = dict[str, Array]
 Model = Mapping[str, Any]  # model.json
-Put = Callable[[int, int, int, int], None]
+Put = Callable[[int, int, int, int], None]  # of a token: lane, row, token, position
 
 MASKED = -1e4  # as in the graphs: finite for fp16 and int8, and exactly 0 after softmax
 WINDOW = 12  # tokens of rknn_model_zoo's decoder
-ROWS = 64  # of a KV cache that can grow, to begin with: most clips of 10 s stay below
+FIRST_ROWS = 64  # of a KV cache that can grow: enough for most clips of 10 s
 
 
 class Runner(Protocol):
-    """What a decode loop needs of a runner."""
+    """The interface of a runner that a decode loop needs."""
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, Array] = {}, **into: Tensors) -> Tensors:
-        """Run one part; `constant` holds the same arrays for a whole clip, `inputs` is reused.
+        """Run one part; `constant` has the same arrays for a whole clip, `inputs` is reused.
 
-        into: where a runner of several lanes is to write the outputs instead of giving new arrays.
+        into: arrays that a runner of several lanes writes the outputs to.
         """
 
 
 def _feed(model: Model, lanes: int, n_rows: int, tables: Tensors | None) -> tuple[Tensors, Put]:
-    """Make a decoder's token inputs of `n_rows` rows, and what puts (lane, row, token, position) there.
+    """Make a decoder's token inputs of `n_rows` rows, and the function that puts a token there.
 
-    Rows not yet written hold eot, embedded on the host exactly as the graph would embed it.
+    Rows not yet written hold eot, embedded on the host exactly as in the graph.
     """
     recipe, eot = model["recipe"], model["tokens"]["eot"]
     if not recipe["host_embedding"]:
@@ -43,7 +43,7 @@ def _feed(model: Model, lanes: int, n_rows: int, tables: Tensors | None) -> tupl
     if tables is None:
         raise ValueError("host embedding needs the tables token_embedding and positional_embedding")
     words, places = tables["token_embedding"], tables["positional_embedding"]
-    if not model.get("host_position_add", True):  # the graph adds them, as in the HEFs that come with hailo-apps
+    if not model.get("host_position_add", True):  # the graph adds them, as in the HEFs of hailo-apps
         places = np.zeros_like(places)
     rows = np.repeat((words[eot] + places[:n_rows])[None], lanes, axis=0).astype(np.float32)
 
@@ -54,7 +54,7 @@ def _feed(model: Model, lanes: int, n_rows: int, tables: Tensors | None) -> tupl
 
 
 class Static:
-    """Step over the whole padded prefix; the causal mask hides the padding."""
+    """Run the whole padded prefix at each step; the causal mask hides the padding."""
 
     def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
         recipe = model["recipe"]
@@ -83,11 +83,10 @@ class Static:
 
 
 class Window:
-    """Step over 12 tokens as rknn_model_zoo does: the prompt repeated, the text sliding in behind.
+    """Run 12 tokens at each step as rknn_model_zoo does: the prompt repeated, then the text.
 
-    Each token pushes out the one at `pop_id`, which walks from 12 down to the first prompt's end;
-    the zoo knows multilingual prompts alone (4 tokens, three times): English-only ones go in six
-    times, and 2 tokens stay.
+    Each token pushes out the one at `pop_id`, which moves from 12 down to the first prompt's end. The zoo has only
+    multilingual prompts (4 tokens, three times); English-only ones go in six times, and 2 tokens stay.
     """
 
     def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
@@ -110,7 +109,7 @@ class Window:
 
 
 class Cached:
-    """Step one token a lane over a KV cache kept here, written in place."""
+    """Run one token a lane at each step over a KV cache on the host, written in place."""
 
     def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
         self.runner, self.lanes, self.length = runner, lanes, model["recipe"]["decoder_length"]
@@ -122,10 +121,10 @@ class Cached:
                 heads, *rest = entry["shape"]
                 self.across[entry["name"]] = np.zeros((lanes * heads, *rest), np.float32)
         self.fed: list[list[int]] = [[] for _ in range(lanes)]
-        d, rows = model["dims"]["n_text_state"], min(ROWS, self.length) if lanes > 1 else self.length
+        d, rows = model["dims"]["n_text_state"], min(FIRST_ROWS, self.length) if lanes > 1 else self.length
         self.cache = {layer: np.zeros((lanes, rows, d), np.float32) for layer in self.layers}
         self.mask = np.full((lanes, 1, 1, rows + 1), MASKED, np.float32)
-        self.mask[..., -1] = 0.0  # the token itself, which the graph sets behind the cache's rows
+        self.mask[..., -1] = 0.0  # the token itself, which the graph appends to the cache's rows
 
     def begin(self, lane: int, encoded: Tensors) -> None:
         if self.lanes == 1:
@@ -138,13 +137,13 @@ class Cached:
         self._rewind(lane, 0)
 
     def step(self, prefixes: Mapping[int, list[int]]) -> dict[int, Array]:
-        """Feed each lane its next token; logits come for those that have been fed their whole prefix."""
+        """Feed each lane its next token; return the logits of lanes whose whole prefix is fed."""
         at = {}
         for lane, tokens in prefixes.items():
             self._rewind(lane, min(_common(self.fed[lane], tokens), len(tokens) - 1))
             at[lane] = len(self.fed[lane])
             self.put(lane, 0, tokens[at[lane]], at[lane])
-        self._reach(max(at.values()))
+        self._grow(max(at.values()))
         outputs = self._run(max(at) + 1)
         for layer, rows in self.cache.items():
             new = outputs[f"new_{layer}"]
@@ -166,12 +165,12 @@ class Cached:
         return self.runner.run("decoder", inputs, constant)
 
     def _rewind(self, lane: int, rows: int) -> None:
-        """Forget what a lane was fed after its first rows."""
+        """Forget a lane's tokens after its first rows."""
         self.mask[lane, ..., rows : len(self.fed[lane])] = MASKED
         del self.fed[lane][rows:]
 
-    def _reach(self, position: int) -> None:
-        """Let the caches grow until they have a row for a position; fixed ones always do."""
+    def _grow(self, position: int) -> None:
+        """Grow the caches until they have a row for a position; fixed ones always do."""
         have = self.mask.shape[-1] - 1
         if position < have:
             return
@@ -184,14 +183,14 @@ class Cached:
 
 
 def _common(fed: list[int], tokens: list[int]) -> int:
-    """Count the tokens that two prefixes begin with alike."""
+    """Count the tokens at which two prefixes begin alike."""
     if tokens[: len(fed)] == fed:
         return len(fed)
     return next((i for i, (old, new) in enumerate(zip(fed, tokens, strict=False)) if old != new), len(tokens))
 
 
 def _hidden(encoded: Tensors) -> Array:
-    """Take the hidden states as float32; a harvest stores them as float16."""
+    """Return the hidden states as float32; a harvest stores them as float16."""
     return np.asarray(encoded["hidden"], np.float32)
 
 

@@ -1,4 +1,4 @@
-"""openai-whisper itself, in its own window: the baseline that none of our code has touched."""
+"""openai-whisper itself, in its own window: the baseline without any code of this project."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ from nightjar.speech.audio import load_audio
 
 
 class Stock:
-    """Hold one openai-whisper model and transcribe clips with it, greedily and without timestamps."""
+    """One openai-whisper model; it transcribes clips greedily and without timestamps."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.model = stock(load_checkpoint(checkpoint))
@@ -35,22 +35,13 @@ class Stock:
         mel = log_mel_spectrogram(torch.from_numpy(padded), self.model.dims.n_mels)
         result = whisper_decode(self.model, mel, options)
         assert isinstance(result, DecodingResult)
-        total_s = time.perf_counter() - start
-        return {
-            "tokens": list(result.tokens),
-            "steps": len(result.tokens),
-            "capped": len(result.tokens) >= self.model.dims.n_text_ctx // 2,
-            "agree": None,
-            "seconds": {"total": round(total_s, 5)},
-            "audio_s": round(len(wave) / 16000, 4),
-            "text": result.text,
-        }
+        return self._line(wave, [list(result.tokens)], result.text, time.perf_counter() - start)
 
     def transcribe_long(self, audio: Path, language: str) -> dict[str, Any]:
         """Return a session line's fields for one clip of any length, by openai-whisper's own long form.
 
         That is whisper.transcribe at temperature 0, each window on its own and without timestamps: cut wherever the
-        window ends, and a window passed over where it takes it for silence.
+        window ends, and a window skipped that it takes for silence.
         """
         wave = load_audio(audio).astype(np.float32) / 32768.0
         start = time.perf_counter()
@@ -65,8 +56,10 @@ class Stock:
                 without_timestamps=True,
                 fp16=False,
             )
-        total_s = time.perf_counter() - start
         windows = [segment["tokens"] for segment in result["segments"]]
+        return self._line(wave, windows, result["text"].strip(), time.perf_counter() - start)
+
+    def _line(self, wave: np.ndarray, windows: list[list[int]], text: str, total_s: float) -> dict[str, Any]:
         tokens = [token for window in windows for token in window]
         return {
             "tokens": tokens,
@@ -75,20 +68,20 @@ class Stock:
             "agree": None,
             "seconds": {"total": round(total_s, 5)},
             "audio_s": round(len(wave) / 16000, 4),
-            "text": result["text"].strip(),
+            "text": text,
         }
 
 
 @contextlib.contextmanager
 def _window_of(n_frames: int) -> Iterator[None]:
-    """Let whisper.transcribe step by `n_frames`: it takes 30 s for granted, and a model may have less."""
+    """Let whisper.transcribe step by `n_frames`: it assumes 30 s, and a model may have less."""
     module: Any = sys.modules["whisper.transcribe"]  # as an attribute of whisper it is the function
-    kept = module.N_FRAMES, module.N_SAMPLES
+    before = module.N_FRAMES, module.N_SAMPLES
     module.N_FRAMES, module.N_SAMPLES = n_frames, n_frames * HOP_LENGTH
     try:
         yield
     finally:
-        module.N_FRAMES, module.N_SAMPLES = kept
+        module.N_FRAMES, module.N_SAMPLES = before
 
 
 def load_stock(checkpoint: Path) -> Stock:

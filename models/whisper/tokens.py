@@ -16,8 +16,8 @@ MULTILINGUAL = 51766  # entries of the multilingual one before its languages
 def token_table(n_vocab: int) -> dict[str, Any]:
     """List the ids a decode loop needs to do what whisper.decode does by default.
 
-    `suppress` is never sampled, `suppress_first` not as the first token. Raises BadCheckpoint for
-    a vocabulary that openai-whisper has no tokenizer for.
+    `suppress` is never sampled, `suppress_first` not as the first token. Raises BadCheckpoint for a vocabulary without
+    a tokenizer in openai-whisper.
     """
     tokenizer = _tokenizer(n_vocab)
     return {
@@ -39,13 +39,13 @@ def text(tokens: list[int], model: Mapping[str, Any]) -> str:
 
 
 def _tokenizer(n_vocab: int) -> Tokenizer:
-    """Give openai-whisper's tokenizer of this vocabulary."""
+    """Return openai-whisper's tokenizer of this vocabulary."""
     n_languages = n_vocab - MULTILINGUAL
     if n_vocab == ENGLISH_ONLY:
         return _load(False)
     if not 99 <= n_languages <= len(LANGUAGES):
         raise BadCheckpoint(
-            f"a vocabulary of {n_vocab} tokens is none of Whisper's: allowed are {ENGLISH_ONLY} "
+            f"a vocabulary of {n_vocab} tokens is not Whisper's: allowed are {ENGLISH_ONLY} "
             f"(English only) and {MULTILINGUAL + 99} to {MULTILINGUAL + len(LANGUAGES)}; "
             f"pass another checkpoint with --checkpoint"
         )
@@ -53,7 +53,7 @@ def _tokenizer(n_vocab: int) -> Tokenizer:
 
 
 def _load(multilingual: bool, n_languages: int = 99) -> Tokenizer:
-    """Load openai-whisper's tokenizer, which leaves its vocabulary file for the garbage collector to close."""
+    """Load openai-whisper's tokenizer, which does not close its vocabulary file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         return get_tokenizer(multilingual, num_languages=n_languages)
@@ -66,7 +66,7 @@ def _languages(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _suppressed(tokenizer: Tokenizer) -> list[int]:
-    """List what DecodingOptions(suppress_tokens="-1") suppresses, by openai-whisper's own code."""
-    task = DecodingTask.__new__(DecodingTask)  # its constructor wants a whole model
+    """List the tokens that DecodingOptions(suppress_tokens="-1") suppresses, by openai-whisper's own code."""
+    task = DecodingTask.__new__(DecodingTask)  # its constructor needs a whole model
     task.options, task.tokenizer = DecodingOptions(), tokenizer
     return list(task._get_suppress_tokens())

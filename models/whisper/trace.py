@@ -1,6 +1,6 @@
-"""Whisper's parts as torch modules, empty or filled with numpy arrays; torch and numpy only, of any age.
+"""Whisper's parts as torch modules, empty or filled with numpy arrays; torch and numpy only, of any version.
 
-A vendor's converter reads TorchScript of its own torch: its environment builds these modules again and traces them.
+A vendor's converter reads TorchScript of its own torch: its environment rebuilds these modules and traces them.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from models.whisper.surgery import NORMS, WINDOW, CachedDecoder, Cross, Encoder, PrefixDecoder
 
-BRANCH = ".outlier"  # ends the parameters of a feed-forward's branch (nightjar/quantization/graph_rewrites.py)
+BRANCH = ".outlier"  # ends the names of a branch's parameters (nightjar/quantization/graph_rewrites.py)
 
 
 @dataclass(frozen=True)
-class Part:
-    """One graph to write: a module, an example of each input by name, the outputs' names, and its parameters' scope."""
+class PartModule:
+    """One part: its module, an example of each input by name, the outputs' names, and its parameters' scope."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
@@ -26,34 +26,34 @@ class Part:
     scope: str
 
 
-def rebuild(model: Mapping[str, Any], part: str, weights: Mapping[str, Any]) -> Part:
+def rebuild(model: Mapping[str, Any], part: str, weights: Mapping[str, Any]) -> PartModule:
     """Build one part of model.json from its parameters, float32 arrays by name."""
-    made = shape(model["dims"], model["recipe"], model["n_audio_ctx"])[part]
-    _resize(made.module, weights)
-    state = {_own(name): torch.tensor(array) for name, array in weights.items()}
-    made.module.load_state_dict(state)
-    made.module.eval().requires_grad_(False)
-    return made
+    result = make_parts(model["dims"], model["recipe"], model["n_audio_ctx"])[part]
+    _resize(result.module, weights)
+    state = {_module_name(name): torch.tensor(array) for name, array in weights.items()}
+    result.module.load_state_dict(state)
+    result.module.eval().requires_grad_(False)
+    return result
 
 
-def shape(dims: Mapping[str, int], recipe: Mapping[str, Any], n_audio: int) -> dict[str, Part]:
-    """Make the parts of a clamped recipe for an encoder of `n_audio` rows, without weights, in the order they run."""
+def make_parts(dims: Mapping[str, int], recipe: Mapping[str, Any], n_audio: int) -> dict[str, PartModule]:
+    """Make the parts of a clamped recipe, without weights, in the order they run; n_audio: rows of the encoder."""
     flat = [1] if recipe["conv2d"] else []
     mel = torch.zeros(1, dims["n_mels"], *flat, 2 * n_audio)
     encoder = Encoder(dims, n_audio, recipe["conv2d"], NORMS[recipe["layer_norm"]])
-    result = {"encoder": Part(encoder, {"mel": mel}, ["hidden"], "encoder")}
+    result = {"encoder": PartModule(encoder, {"mel": mel}, ["hidden"], "encoder")}
     audio = torch.zeros(1, n_audio, dims["n_audio_state"])
     if recipe["decoder"] == "cached":
         names = _layers(dims, "cross_k", "cross_v")
-        result["cross"] = Part(Cross(dims), {"hidden": audio}, names, "decoder")
+        result["cross"] = PartModule(Cross(dims), {"hidden": audio}, names, "decoder")
         result["decoder"] = _cached(dims, recipe, audio)
     else:
         result["decoder"] = _prefix(dims, recipe, audio)
     return result
 
 
-def _prefix(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -> Part:
-    """Make the decoder that sees a whole prefix: `window` or `static`."""
+def _prefix(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -> PartModule:
+    """Make the decoder of a whole prefix: `window` or `static`."""
     window = recipe["decoder"] == "window"
     length = min(WINDOW, dims["n_text_ctx"]) if window else recipe["decoder_length"]
     slices = 1 if window else recipe["logits_slices"]
@@ -73,11 +73,11 @@ def _prefix(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -
     if not window and recipe["logits_rows"] == "last":
         inputs["last"] = functional.one_hot(torch.tensor([[length - 1]]), length).float()
     outputs = [f"logits_{i}" for i in range(slices)] if slices > 1 else ["out" if window else "logits"]
-    return Part(module, inputs, outputs, "decoder")
+    return PartModule(module, inputs, outputs, "decoder")
 
 
-def _cached(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -> Part:
-    """Make the decoder that sees one token and a static KV cache."""
+def _cached(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -> PartModule:
+    """Make the decoder of one token and a static KV cache."""
     length = recipe["decoder_length"]
     module = CachedDecoder(dims, length, recipe["host_embedding"], norm=NORMS[recipe["layer_norm"]])
     if recipe["host_embedding"]:
@@ -93,7 +93,7 @@ def _cached(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -
     across = {"cross_k": (n_head, d_head, n_audio), "cross_v": (n_head, n_audio, d_head)}
     inputs.update({name: torch.zeros(across[name.rpartition("_")[0]]) for name in _layers(dims, *across)})
     outputs = ["logits", *_layers(dims, "new_k", "new_v")]
-    return Part(module, inputs, outputs, "decoder")
+    return PartModule(module, inputs, outputs, "decoder")
 
 
 def _layers(dims: Mapping[str, int], *names: str) -> list[str]:
@@ -102,7 +102,7 @@ def _layers(dims: Mapping[str, int], *names: str) -> list[str]:
 
 
 def _resize(module: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Give each feed-forward that a rewrite has split as many neurons as it has left, and a branch with the others."""
+    """Give each feed-forward that a rewrite has split its remaining neurons, and a branch with the others."""
     for name in weights:
         path, found, _ = name.partition(f".mlp.0.weight{BRANCH}")
         if not found:
@@ -114,6 +114,6 @@ def _resize(module: nn.Module, weights: Mapping[str, Any]) -> None:
             setattr(block, place, nn.Sequential(*layers))
 
 
-def _own(name: str) -> str:
-    """Name a parameter as the module does: `blocks.3.mlp.0.weight.outlier` is the branch's."""
+def _module_name(name: str) -> str:
+    """Return the name of a parameter in the module: `blocks.3.mlp.0.weight.outlier` is the branch's."""
     return name.removesuffix(BRANCH).replace(".mlp.", ".outlier.") if name.endswith(BRANCH) else name

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nightjar.device.part_io import first_line
 from nightjar.errors import BadCheckpoint, UnknownName
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         try:
             graphs[part] = onnx.load(file, format="protobuf")
         except Exception as exc:  # protobuf's DecodeError, or whatever random bytes lead to
-            raise BadCheckpoint(f"{file} is not an ONNX graph ({_first_line(exc)}): {ALLOWED}; {NEXT}") from exc
+            raise BadCheckpoint(f"{file} is not an ONNX graph ({first_line(exc)}): {ALLOWED}; {NEXT}") from exc
         metadata |= {prop.key: prop.value for prop in graphs[part].metadata_props}
     checkpoint = Checkpoint(graphs, metadata, read_symbols(files["tokens"]))
     try:
@@ -183,8 +184,3 @@ def _same_length(lists: list[list[int]]) -> None:
 def _dims(value: Any) -> tuple[int, ...]:
     """Read a shape; an open number of streams is 1."""
     return tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in value.type.tensor_type.shape.dim)
-
-
-def _first_line(exc: Exception) -> str:
-    lines = str(exc).strip().splitlines()
-    return lines[0][:200] if lines else type(exc).__name__

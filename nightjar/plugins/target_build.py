@@ -133,11 +133,15 @@ def write_binary(
 ) -> None:
     """Write the embedding tables, model.json and binary.json of parts whose files lie in `out`.
 
-    described: fields of binary.json before `parts`: target, precision.
+    model.json stays as it is where the files have the names of the graphs. described: fields of binary.json before
+    `parts`: target, precision.
     """
-    for path in sorted(graphs.glob("*embedding*")):
+    for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
         shutil.copyfile(path, out / path.name)
-    for name, entry in entries.items():
-        model["parts"][name]["file"] = entry["file"]
-    for name, content in (("model.json", model), ("binary.json", {**described, "parts": entries})):
+    contents = {"binary.json": {**described, "parts": entries}}
+    if any(model["parts"][name]["file"] != entry["file"] for name, entry in entries.items()):
+        for name, entry in entries.items():
+            model["parts"][name]["file"] = entry["file"]
+        contents["model.json"] = model
+    for name, content in contents.items():
         (out / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -9,11 +9,13 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from nightjar.device.part_io import first_line
 from nightjar.errors import BadInput, Broken
 from nightjar.graphs.onnx_graph import rename_tensors
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.prebuilt import FileInterface, PrebuiltPart, check_interface
 from nightjar.graphs.tensor_spec import TensorSpec
+from nightjar.plugins.target_build import write_binary
 from targets.onnx.audit import audit
 from targets.onnx.batched_decoder import fix_single_lane, lane_metadata
 from targets.onnx.options import NAME
@@ -31,7 +33,7 @@ def describe(file: Path) -> FileInterface:
     try:
         model = fix_single_lane(onnx.load(file, format="protobuf", load_external_data=False))
     except Exception as exc:  # protobuf's DecodeError, or whatever random bytes lead to
-        raise BadInput(f"{file} is not an ONNX graph ({_first_line(exc)}): {ADVICE}") from exc
+        raise BadInput(f"{file} is not an ONNX graph ({first_line(exc)}): {ADVICE}") from exc
     graph = model.graph
     if not graph.input or not graph.output:  # an empty file is an empty, and valid, message
         raise BadInput(f"{file} is not an ONNX graph (no inputs or outputs): {ADVICE}")
@@ -60,10 +62,7 @@ def adopt(parts: Mapping[str, PrebuiltPart], graphs: Path, out: Path) -> None:
         entries[name] = {"runner": NAME, "file": part["file"], **_checked_audit(prebuilt.file, file)}
         if lanes := lane_metadata(onnx.load(file, load_external_data=False)).get("lanes"):
             entries[name]["lanes"] = int(lanes)
-    for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
-        shutil.copyfile(path, out / path.name)
-    description = {"target": NAME, "precision": "as given", "parts": entries}
-    (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_binary(graphs, model, entries, out, target=NAME, precision="as given")
 
 
 def _tensor(file: Path, value: onnx.ValueInfoProto) -> TensorSpec:
@@ -86,9 +85,4 @@ def _checked_audit(given: Path, file: Path) -> dict[str, Any]:
     except Broken as exc:  # the message for exported graphs
         raise BadInput(f"{given}: {exc}") from exc
     except Exception as exc:  # onnxruntime raises classes of its own, without a base
-        raise BadInput(f"onnxruntime cannot load {given}: {_first_line(exc)}; export it again") from exc
-
-
-def _first_line(exc: Exception) -> str:
-    lines = str(exc).strip().splitlines()
-    return lines[0][:300] if lines else type(exc).__name__
+        raise BadInput(f"onnxruntime cannot load {given}: {first_line(exc)}; export it again") from exc

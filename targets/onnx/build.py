@@ -1,6 +1,5 @@
 """Make the parts of a binary: float graphs with fused attention, or graphs quantized with their calibration samples."""
 
-import fnmatch
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,9 +7,11 @@ from typing import Any
 
 import onnx
 
-from nightjar.errors import BadOptions, Broken
+from nightjar.device.part_io import first_line
+from nightjar.errors import Broken
 from nightjar.graphs.onnx_graph import load_graph
 from nightjar.graphs.onnx_session import open_session
+from nightjar.plugins.target_build import float_node_globs, match_float_nodes
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet, RunningHistogram, Tensors
 from targets.onnx.attention_fusion import fuse_attention
@@ -27,8 +28,8 @@ def fuse_part(graph: Path, file: Path) -> Audit:
     try:
         open_session(graph)
     except Exception as exc:  # onnxruntime raises classes of its own, without a base
-        reason = str(exc).strip().splitlines()[0][:300]
-        raise Broken(f"onnxruntime cannot load {graph}: {reason}; run the same command with --refresh export") from exc
+        advice = "run the same command with --refresh export"
+        raise Broken(f"onnxruntime cannot load {graph}: {first_line(exc)}; {advice}") from exc
     model = load_graph(graph)
     if fuse_attention(model):
         onnx.save(model, file)
@@ -55,7 +56,7 @@ def quantize_parts(
 ) -> dict[str, Audit]:
     """Quantize every part with its own calibration samples, one sample in memory at a time; return the audits."""
     samples = CalibrationSet.open(calibration)
-    patterns = _patterns(options.float_nodes, files)
+    globs = float_node_globs(options.float_nodes, files)
     total = sum(samples.count(part) for part in files)
     done = 0
     audits = {}
@@ -63,13 +64,7 @@ def quantize_parts(
         model = load_graph(graphs / file)
         nodes = {node.name: node for node in linear_nodes(model)}
         float_nodes = set(float_by_rule(model)) if options.float_rules else set()
-        for pattern in patterns[part]:
-            matching = fnmatch.filter(nodes, pattern)
-            if not matching:
-                raise BadOptions(
-                    f"float_nodes '{part}:{pattern}' fits no layer that could be int8; {part} has {', '.join(nodes)}"
-                )
-            float_nodes.update(matching)
+        float_nodes.update(match_float_nodes(part, globs[part], {name: name for name in nodes}, nodes))
         wanted = [name for name in nodes if name not in float_nodes]
         if not wanted:
             raise _no_int8(part)
@@ -92,16 +87,6 @@ def _range(histogram: RunningHistogram, options: Options) -> tuple[float, float]
     if options.method == "percentile":
         return histogram.percentile(100 - options.percentile), histogram.percentile(options.percentile)
     return histogram.low, histogram.high
-
-
-def _patterns(float_nodes: tuple[str, ...], parts: Mapping[str, str]) -> dict[str, list[str]]:
-    patterns: dict[str, list[str]] = {part: [] for part in parts}
-    for entry in float_nodes:
-        part, _, pattern = entry.partition(":")
-        if part not in patterns or not pattern:
-            raise BadOptions(f"float_nodes '{entry}' is not PART:GLOB with a PART of {', '.join(parts)}")
-        patterns[part].append(pattern)
-    return patterns
 
 
 def _report_progress(samples: Iterator[Tensors], done: int, total: int) -> Iterator[Tensors]:

@@ -11,11 +11,11 @@ import numpy as np
 import onnxruntime as ort  # it marks no name as exported, hence the ignores below
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import Parts, Tensors, first_line, require_file, require_part
+from nightjar.device.part_io import Tensors, first_line, require_file, require_part
 
 
 class OnnxRunner:
-    """Hold one onnxruntime session per part; a part may still be opening until it is run."""
+    """One onnxruntime session per part; a part may still be opening until it is run."""
 
     def __init__(self, sessions: Mapping[str, "Future[Any]"]) -> None:
         self.sessions = dict(sessions)
@@ -44,23 +44,23 @@ class OnnxRunner:
         self.sessions.clear()
 
 
-def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> OnnxRunner:
-    """Open `parts` (name to {"file", ...}, as in binary.json or model.json) that lie in `folder`.
+def open_runner(
+    folder: Path, parts: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any] | None = None
+) -> OnnxRunner:
+    """Open `parts` (name to {"file", ...}, as in binary.json or model.json) of `folder`.
 
-    options: `threads` (every core by default), `settings` (entries of onnxruntime's session configuration),
-    `own_process` (nothing else in this process uses onnxruntime): the first part can then run while the others are
-    opened, and errors of those are raised when they run. Raises RuntimeError with one line.
+    options: `threads` (every core by default), `own_process` (nothing else in this process uses onnxruntime): the first
+    part can then run while the others open, and their errors are raised when they run. Raises RuntimeError with one
+    line.
     """
-    alone = bool((options or {}).get("own_process"))
+    own_process = bool((options or {}).get("own_process"))
     settings = ort.SessionOptions()  # type: ignore[attr-defined]
     settings.intra_op_num_threads = int((options or {}).get("threads", 0))  # 0: every core
-    # Older ones, such as beside rknn-toolkit2, cannot share.
-    if alone and hasattr(ort, "set_global_thread_pool_sizes"):
+    # Older versions, such as beside rknn-toolkit2, have no shared pool.
+    if own_process and hasattr(ort, "set_global_thread_pool_sizes"):
         _share_threads()
         settings.use_per_session_threads = False
     settings.log_severity_level = 3
-    for key, value in (options or {}).get("settings", {}).items():
-        settings.add_session_config_entry(key, value)
 
     def open_part(file: Path) -> Any:
         try:
@@ -72,7 +72,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
     opener = ThreadPoolExecutor(1)  # in order: the parts run in that order too
     sessions = {name: opener.submit(open_part, file) for name, file in files.items()}
     opener.shutdown(wait=False)
-    for session in list(sessions.values())[: 1 if alone else None]:
+    for session in list(sessions.values())[: 1 if own_process else None]:
         session.result()
     return OnnxRunner(sessions)
 

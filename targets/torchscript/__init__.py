@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from nightjar.errors import BadOptions
 from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.target_build import write_binary
 
 NAME = "torchscript"
 TIERS = {"local": "host"}
@@ -23,7 +24,7 @@ class Options(BaseModel, frozen=True):
 
 
 def recipe(model: str) -> Recipe:
-    """Return what the reference wants of an export: the onnx target's recipe in the other format."""
+    """Return the recipe of an export: the onnx target's in the other format."""
     return Recipe(graph_format="torchscript")
 
 
@@ -41,7 +42,4 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
         shutil.copyfile(graphs / part["file"], out / part["file"])
         size_bytes = (out / part["file"]).stat().st_size
         parts[name] = {"runner": NAME, "file": part["file"], "size_bytes": size_bytes, "int8_mac_share": 0.0}
-    for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
-        shutil.copyfile(path, out / path.name)
-    description = {"target": NAME, "precision": options.precision, "parts": parts}
-    (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_binary(graphs, model, parts, out, target=NAME, precision=options.precision)

@@ -10,19 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Tensors = dict[str, NDArray[Any]]
+from nightjar.device.part_io import Tensors, first_line, require_part
 
 
 class TorchScriptRunner:
-    """Hold one TorchScript module per part."""
+    """One TorchScript module per part."""
 
     def __init__(self, modules: Mapping[str, torch.nn.Module], names: Mapping[str, Mapping[str, list[str]]]) -> None:
         self.modules, self.names = dict(modules), names
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
         """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        if part not in self.modules:
-            raise RuntimeError(f"no part {part!r} here: have {', '.join(sorted(self.modules))}")
+        require_part(part, self.modules)
         given, names = {**inputs, **constant}, self.names[part]
         if given.keys() != set(names["inputs"]):
             raise RuntimeError(f"{part} takes {', '.join(names['inputs'])}, not {', '.join(given)}")
@@ -43,18 +42,17 @@ def open_runner(
 ) -> TorchScriptRunner:
     """Open `parts` (name to {"file", ...}, as in binary.json or model.json) that lie in `folder`.
 
-    options: none so far. The files carry the names of their inputs and outputs. Raises RuntimeError with one line.
+    options: none so far. The files have the names of their inputs and outputs. Raises RuntimeError with one line.
     """
     modules, names = {}, {}
     for name, part in parts.items():
         file, extra = Path(folder) / part["file"], {"names.json": ""}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of TorchScript as a whole
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch's, about TorchScript as a whole
                 modules[name] = torch.jit.load(str(file), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as exc:
-            reason = str(exc).strip().splitlines()[0]
-            raise RuntimeError(f"torch cannot load {file} for part {name!r}: {reason}") from exc
+            raise RuntimeError(f"torch cannot load {file} for part {name!r}: {first_line(exc)}") from exc
         if not extra["names.json"]:
             raise RuntimeError(f"{file} does not name its inputs and outputs: export it again")
         names[name] = json.loads(extra["names.json"])

@@ -1,13 +1,13 @@
 """Example target: onnxruntime on this machine acts as an NPU with float16 weights."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.target_build import write_binary
 
 NAME = "halves"
 TIERS = {"local": "host"}
@@ -45,7 +45,4 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
         onnx.save(graph, out / part["file"])
         size_bytes = (out / part["file"]).stat().st_size
         parts[name] = {"runner": NAME, "file": part["file"], "size_bytes": size_bytes, "int8_mac_share": 0.0}
-    for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
-        shutil.copyfile(path, out / path.name)
-    description = {"target": NAME, "precision": options.precision, "parts": parts}
-    (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_binary(graphs, model, parts, out, target=NAME, precision=options.precision)

@@ -20,7 +20,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from models.whisper import decode, tokens
 from models.whisper.checkpoint import load_checkpoint
-from models.whisper.export import clamped, cut, export
+from models.whisper.export import build_parts, clamp_recipe, export
 from nightjar.errors import BadCheckpoint, BadOptions
 from nightjar.plugins.recipe import Recipe
 from targets.onnx.runner import open_runner
@@ -196,7 +196,7 @@ def test_no_file_holds_a_path_of_this_machine(random_checkpoint: Path, tmp_path:
     [
         (30, "window 30 s is beyond this model's context of 10 s: pass --window 10"),
         (10.02, "beyond this model's context of 10 s"),
-        (5.01, "no whole number of encoder rows: allowed are multiples of 0.02 s, pass --window 5"),
+        (5.01, "not a whole number of encoder rows: allowed are multiples of 0.02 s, pass --window 5"),
         (0.001, "pass --window 0.02"),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_default_is_clamped_to_the_model(random_checkpoint: Path, tmp_path: Pa
     assert (done.window_s, done.decoder_length) == (10, 64)
     model = read(tmp_path)
     assert (model["n_frames"], model["recipe"]["window_s"], model["recipe"]["decoder_length"]) == (1000, 10, 64)
-    assert clamped(recipe(decoder_length=32), model["dims"]) == recipe(decoder_length=32)
+    assert clamp_recipe(recipe(decoder_length=32), model["dims"]) == recipe(decoder_length=32)
 
 
 @pytest.mark.parametrize("n_vocab", [51864, 51865, 51866])
@@ -257,7 +257,7 @@ def test_the_window_decoder_is_bounded_and_its_graph_is_the_modules(
     open_parts = open_runner if graph_format == "onnx" else torchscript.open_runner
     runner = open_parts(tmp_path, model["parts"])
     noise = np.random.default_rng(3)
-    part = cut(load_checkpoint(random_checkpoint), wanted)["decoder"]
+    part = build_parts(load_checkpoint(random_checkpoint), wanted)["decoder"]
     given = {
         name: noise.integers(0, 51864, example.shape)
         if example.dtype == torch.int64

@@ -66,7 +66,7 @@ def test_dimensions_come_from_the_config_and_are_checked(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"d_model": 64}))
-    with pytest.raises(BadCheckpoint, match="its dims ask for"):
+    with pytest.raises(BadCheckpoint, match="its dims give"):
         load_checkpoint(tmp_path)
 
 

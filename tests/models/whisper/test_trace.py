@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.whisper.export import export
-from models.whisper.trace import Part, rebuild
+from models.whisper.trace import PartModule, rebuild
 from nightjar.errors import BadOptions
 from nightjar.graphs.fusion import fuse
 from nightjar.graphs.onnx_graph import Graph
@@ -26,12 +26,12 @@ def graphs(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def rebuilt(graphs: Path, part: str) -> tuple[Part, onnx.ModelProto]:
+def rebuilt(graphs: Path, part: str) -> tuple[PartModule, onnx.ModelProto]:
     model, graph = json.loads((graphs / "model.json").read_text()), onnx.load(graphs / f"{part}.onnx")
     return rebuild(model, part, read_parameters(graph, read_parameter_map(graphs).parts[part])), graph
 
 
-def far(part: Part, graph: onnx.ModelProto) -> float:
+def far(part: PartModule, graph: onnx.ModelProto) -> float:
     """How far a module's outputs are from the graph's on noise, against the loudest of them."""
     noise = torch.Generator().manual_seed(3)
     given = {name: torch.randn(t.shape, generator=noise) for name, t in part.inputs.items()}
