@@ -172,7 +172,7 @@ def test_every_way_to_fail_is_told_apart_and_the_rest_is_scored(
     gate = next(gate for gate in results["gates"] if gate["name"] == "aside")
     assert gate["outcome"] == "FAIL"
     said = capsys.readouterr().out
-    assert "7 clips were set aside" in said
+    assert "7 clips were excluded" in said
     assert "[/red][E] rknn_init" in said, "a board's words are no markup"
     assert main(["reproduce", results["report"]]) == 0
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
