@@ -1,6 +1,7 @@
 """Outcomes of a night: a row per cell, and whether the night failed and why."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -179,22 +180,17 @@ def _reason(cell: Cell, failure: Failure | None, known: bool) -> str:
 
 def night_summary(night: Night, cells: Sequence[Cell], findings: Sequence[Finding]) -> str:
     """Summarise a night in a sentence: what failed, then the regressions, then the rest."""
-    counted = {kind: sum(cell.outcome == kind for cell in cells) for kind in ("PASS", "UNDECIDED", "MISSING")}
+    count = Counter[str](cell.outcome for cell in cells)
     parts = [f"{night.outcome}: {night.failed}" if night.failed else f"{night.outcome}: no gate failed"]
-    worse = [f"{f.cell} {f.kind} {f.before} → {f.after}{_by(f)}" for f in findings if f.regression]
+    worse = [
+        f"{f.cell} {f.kind} {f.before} → {f.after}" + (f" ({f.causes})" if f.causes else "")
+        for f in findings
+        if f.regression
+    ]
     if worse:
         parts.append(f"{len(worse)} regression{'s' * (len(worse) > 1)}: {'; '.join(worse)}")
-    rest = f"{counted['PASS']} of {night.cells} cells pass"
-    if counted["UNDECIDED"]:
-        rest += f", {_are(counted['UNDECIDED'])} undecided (neither pass nor failure)"
-    if counted["MISSING"]:
-        rest += f", {_are(counted['MISSING'])} missing"
+    rest = f"{count['PASS']} of {night.cells} cells pass"
+    for outcome, text in (("UNDECIDED", "undecided (neither pass nor failure)"), ("MISSING", "missing")):
+        if count[outcome]:
+            rest += f", {count[outcome]} {'is' if count[outcome] == 1 else 'are'} {text}"
     return ". ".join(part.rstrip(".") for part in (*parts, rest))
-
-
-def _are(count: int) -> str:
-    return f"{count} {'is' if count == 1 else 'are'}"
-
-
-def _by(finding: Finding) -> str:
-    return f" ({finding.causes})" if finding.causes else ""

@@ -223,10 +223,10 @@ def _strata(clips: Sequence[ClipScore]) -> tuple[Stratum, ...]:
         total = sum(counts, Counts())
         if not total.reference and not total.errors:
             continue
-        wer = corpus_wer(counts) if total.reference else None
-        interval = (
-            bootstrap_interval([c.errors for c in counts], [c.reference for c in counts]) if total.reference else None
-        )
+        wer, interval = None, None
+        if total.reference:
+            wer = corpus_wer(counts)
+            interval = bootstrap_interval([c.errors for c in counts], [c.reference for c in counts])
         found.append(Stratum(name=name, counts=total, wer=wer, interval=interval))
     return tuple(found)
 
