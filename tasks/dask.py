@@ -89,7 +89,7 @@ def run_clips(
             waves=waves,
             encoder=encoder,
             earlier=earlier,
-            hold=holding,
+            lock_board=holding,
             **settings,
         )
     sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
@@ -97,8 +97,8 @@ def run_clips(
     with storage_errors():
         open_job_folder(work, digest([code, board.identity(), sorted(sources)]))
         (work / "harvest").mkdir(exist_ok=True)
-    ledger = Journal(work)
-    left = [name for name in sources if name not in ledger.lines]
+    journal = Journal(work)
+    left = [name for name in sources if name not in journal.results]
     with _cluster(address) as (submit, workers):
         share = min(MOST, max(LEAST, -(-len(left) // (ROUNDS * workers))))
         shards = [left[start : start + share] for start in range(0, len(left), share)]
@@ -116,11 +116,11 @@ def run_clips(
         )
         aside: dict[str, dict[str, Any]] = {}
         for done in submit(orders):
-            _keep(done, work, ledger, aside)
-            tick(len(ledger.lines) + len(aside), len(sources))
-    if missing := [name for name in sources if name not in ledger.lines and name not in aside]:
+            _keep(done, work, journal, aside)
+            tick(len(journal.results) + len(aside), len(sources))
+    if missing := [name for name in sources if name not in journal.results and name not in aside]:
         raise SessionFailed(f"the session gave no result for {missing[0]}; run the same command again")
-    return [ledger.lines.get(name) or aside[name] for name in sources]
+    return [journal.results.get(name) or aside[name] for name in sources]
 
 
 def run_shard(order: Order) -> Done:
@@ -210,7 +210,7 @@ def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterato
             ) from error
 
 
-def _keep(done: Done, work: Path, ledger: Journal, aside: dict[str, dict[str, Any]]) -> None:
+def _keep(done: Done, work: Path, journal: Journal, aside: dict[str, dict[str, Any]]) -> None:
     """Write a shard's files and then its lines down, so that a kill of this process loses no finished shard."""
     for line in done.lines:
         if "error" in line:
@@ -220,7 +220,7 @@ def _keep(done: Done, work: Path, ledger: Journal, aside: dict[str, dict[str, An
         with storage_errors():
             for name, data in own.items():
                 (work / "harvest" / name).write_bytes(data)
-        ledger.add(line, {f"harvest/{name}": hashlib.sha256(data).hexdigest() for name, data in own.items()})
+        journal.add(line, {f"harvest/{name}": hashlib.sha256(data).hexdigest() for name, data in own.items()})
 
 
 def _refuse_others(order: Order, folders: Mapping[str, Path]) -> None:

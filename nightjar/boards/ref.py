@@ -4,7 +4,7 @@ import os
 
 from pydantic import BaseModel
 
-from nightjar.boards.board import Board, BoardFacts, LocalBoard, workers
+from nightjar.boards.board import Board, BoardFacts, LocalBoard, simulator_count
 from nightjar.boards.config import find_board
 from nightjar.device.adb import SERIAL
 from nightjar.toolchains.environment import toolchain
@@ -44,7 +44,7 @@ class BoardRef(BaseModel, frozen=True):
         # A simulator keeps one core busy, whatever its thread count says.
         environment = {name: value for name, value in sdk.environment().items() if name != "PYTHONPATH"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        return LocalBoard(str(sdk.python), environment, {self.toolchain: runner_module(self)}, workers())
+        return LocalBoard(str(sdk.python), environment, {self.toolchain: runner_module(self)}, simulator_count())
 
 
 def runner_module(board: BoardRef) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from nightjar.cli.command import EXIT_CODES, add_group, add_json, add_request, show_findings, write_json
 from nightjar.cli.flags import parse_options
 from nightjar.request import DeployRequest
-from nightjar.service.main import add_arguments, replaced
+from nightjar.service.main import add_arguments, exec_service
 
 
 def add(commands: Any) -> None:
@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         "serve", help="on a board: offer a binary's encoder to hosts, over gRPC", epilog=EXIT_CODES
     )
     add_arguments(offer)
-    offer.set_defaults(command=replaced)
+    offer.set_defaults(command=exec_service)
 
     deploy = add_request(commands, "deploy", "a port to a board, canary first", DeployRequest, _deploy)
     deploy.add_argument("--list", action="store_true", help="list the board's releases, and do nothing")

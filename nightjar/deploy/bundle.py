@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+import nightjar.device.part_runners
 import nightjar.device.pause_splitter
-import nightjar.device.transcribe  # both go into a bundle, so their code is part of every key that makes one
+import nightjar.device.transcribe  # all three go into a bundle, so their code is part of every key that makes one
 from nightjar.errors import BadInput
 from nightjar.files import digest, digest_file
 from nightjar.paths import ROOT
@@ -90,7 +91,9 @@ def write_bundle(
         shutil.copyfile(binary / name, out / name)
     for path in binary.glob("*_embedding.npy"):
         shutil.copyfile(path, out / path.name)
-    for name in closure([*modules, nightjar.device.pause_splitter.__name__]).files:
+    for name in closure(
+        [*modules, nightjar.device.part_runners.__name__, nightjar.device.pause_splitter.__name__]
+    ).files:
         for parent in Path(name).parents:
             if parent.name:
                 (out / "lib" / parent).mkdir(parents=True, exist_ok=True)
