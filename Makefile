@@ -1,7 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
+PARALLEL := -n auto --dist loadfile
 
-.PHONY: proto setup demo stack stack-stop test check lock clean
+.PHONY: proto setup demo stack stack-stop test test-all test-rest test-stack check lock clean
 
 setup: .venv/installed
 
@@ -22,8 +23,16 @@ stack: setup  ## Prefect server, database, worker and board from native packages
 stack-stop: setup  ## end it from another terminal
 	@$(BIN)/nightjar stack down
 
-test: setup  ## everything; what needs an SDK that is not installed is skipped by name
-	$(BIN)/python -m pytest $(PYTEST)
+test: setup  ## units, conformance, and ports end to end, in parallel; an absent SDK is a skip by its name
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(PYTEST)
+
+test-all: test test-rest test-stack  ## and the rest: faults, kills, servers, browser, nights, every target
+
+test-rest: setup
+	$(BIN)/python -m pytest $(PARALLEL) -m slow --ignore=tests/stack $(PYTEST)
+
+test-stack: setup  ## by themselves: there is one stack, at Prefect's port
+	$(BIN)/python -m pytest tests/stack $(PYTEST)
 
 check: setup  ## style, types and import contracts
 	$(BIN)/ruff check .

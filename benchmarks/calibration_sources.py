@@ -18,82 +18,81 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.speed import SPEECH, WEIGHTS  # noqa: E402
-from flows.port import Prepared, built, calibrated, calibrated_on, prepared  # noqa: E402
-from flows.precision_search import parameters  # noqa: E402
+from flows.evaluation import evaluate_binary  # noqa: E402
+from flows.port import build_binary, calibrate_on, make_calibration  # noqa: E402
+from flows.precision_search import quantization_parameters  # noqa: E402
+from flows.prepare import Prepared, prepare  # noqa: E402
 from nightjar.cli.console import Screen  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
-from nightjar.plugins.board_choice import board_of  # noqa: E402
 from nightjar.plugins.registry import plugin  # noqa: E402
 from nightjar.plugins.resolve import speech_sources  # noqa: E402
 from nightjar.plugins.target import make_options, session_of  # noqa: E402
 from nightjar.request import PortRequest  # noqa: E402
 from nightjar.scoring.score import errors_and_words, score  # noqa: E402
 from nightjar.scoring.wer import paired_bootstrap  # noqa: E402
+from nightjar.store.remote import open_store  # noqa: E402
 from nightjar.toolchains.environment import toolchain  # noqa: E402
 from tasks.build import build  # noqa: E402
-from tasks.evaluate import evaluate  # noqa: E402
 from tasks.harvest import harvest  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
-from tasks.judge import clips_of  # noqa: E402
+from tasks.judge import clips_from_lines  # noqa: E402
 from tasks.measure import divergence, logit_snr_db  # noqa: E402
-from tasks.stage import Run, current_run, default_store, joining, running  # noqa: E402
+from tasks.stage import Run, current_or_new_run, current_run, running  # noqa: E402
 
 
 def compare(request: PortRequest) -> list[dict[str, Any]]:
     """Calibrate from each source, build and evaluate; a row has the loss against the float graphs."""
-    made = prepared(request, speech_sources)
-    usual = calibrated(request, made)
-    feeding, _ = built(request, made, usual)
-    board, host = board_of(made.target, request.board), board_of(made.host, "local")
-    decode = plugin("models", made.family, "decode")
+    prepared = prepare(request, speech_sources)
+    usual = make_calibration(request, prepared)
+    feeding, _ = build_binary(request, prepared, usual)
     sources = {
-        "the encoder that feeds it": (feeding, made.target, board),
-        "host, float": (made.reference, made.host, host),
+        "the encoder that feeds it": (feeding, prepared.target, prepared.board),
+        "host, float": (prepared.reference, prepared.host, prepared.host_board),
     }
     sets = {"float16 binary": usual}
     for name, (binary, target, place) in sources.items():
         hidden = harvest(
             binary=binary,
-            speech=made.calibration_speech,
-            session=session_of(decode, target, place),
+            speech=prepared.calibration_speech,
+            session=session_of(prepared.decode, target, place),
             board=place,
             samples=request.calibration_samples,
             seed=0,
             label=name,
         )
-        sets[name] = calibrated_on(request, made, hidden, label=name)
+        sets[name] = calibrate_on(request, prepared, hidden, label=name)
     options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
 
-    def heard(binary: Any, encoder: Any, reference: Any, name: str) -> Any:
-        target, place = (made.target, board) if reference else (made.host, host)
-        float_runner = plugin("targets", made.host.load().NAME, "runner")
-        return evaluate(
-            binary=binary,
-            speech=made.test_speech,
-            session=(*session_of(decode, target, place), float_runner),
-            words=plugin("models", made.family, "tokens"),
-            board=place,
-            reference=reference,
+    def hypotheses(binary: Any, encoder: Any, reference: Any, name: str) -> Any:
+        return evaluate_binary(
+            prepared,
+            binary,
+            speech=prepared.test_speech,
             options=options,
             label=name,
+            reference=reference,
+            on_host=reference is None,
+            session=(plugin("targets", prepared.host.name, "runner"),),
             **({"encoder": encoder} if encoder else {}),
         )
 
-    expected = heard(made.reference, None, None, "float")
-    rows = [_row("float16 decoder", expected, heard(made.floating, feeding, expected, "float16 decoder"), request)]
+    expected = hypotheses(prepared.reference, None, None, "float")
+    rows = [
+        _row("float16 decoder", expected, hypotheses(prepared.floating, feeding, expected, "float16 decoder"), request)
+    ]
     for name, calibration in sets.items():
-        decoder = _int8(request, made, calibration, name)
-        rows.append(_row(name, expected, heard(decoder, feeding, expected, name), request))
+        decoder = _int8(request, prepared, calibration, name)
+        rows.append(_row(name, expected, hypotheses(decoder, feeding, expected, name), request))
     return rows
 
 
-def _int8(request: PortRequest, made: Prepared, calibration: Any, name: str) -> Any:
+def _int8(request: PortRequest, prepared: Prepared, calibration: Any, name: str) -> Any:
     return build(
-        graphs=made.graphs,
+        graphs=prepared.graphs,
         calibration=calibration,
-        target=made.target,
-        options=make_options(made.target, "int8"),
-        **parameters(request, made.graphs, calibration),
+        target=prepared.target,
+        options=make_options(prepared.target, "int8"),
+        **quantization_parameters(request, prepared, prepared.graphs, calibration),
         label=name,
     )
 
@@ -102,7 +101,8 @@ def _row(name: str, expected: Any, obtained: Any, request: PortRequest) -> dict[
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
     floats, ours = (
-        score(each, "host", clips_of(wanted), lines, request.language) for each, lines in (("f", wanted), ("b", got))
+        score(each, "host", clips_from_lines(wanted), lines, request.language)
+        for each, lines in (("f", wanted), ("b", got))
     )
     (errors, words), (before, _) = errors_and_words(ours.clips), errors_and_words(floats.clips)
     low, high = paired_bootstrap(errors, before, words)[:2]
@@ -146,8 +146,8 @@ def main() -> int:
         search_delta_wer=arguments.search_delta_wer,
     )
     screen = Screen()
-    run = Run(default_store(), frozenset(), False, show=screen.progress, tell=screen.outcome)
-    with running(run), screen, joining(()):
+    run = Run(open_store(), frozenset(), False, on_progress=screen.progress, on_outcome=screen.outcome)
+    with running(run), screen, current_or_new_run(()):
         rows = compare(request)
     for row in rows:
         print("  ".join(f"{value}" for value in row.values()))

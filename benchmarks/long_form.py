@@ -26,7 +26,7 @@ from nightjar.plugins.recipe import Recipe
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.target import make_options, session_of
 from nightjar.scoring.score import Score, score
-from nightjar.scoring.wer import corpus
+from nightjar.scoring.wer import corpus_wer
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, load_speech, speech_digest
 from nightjar.store.artifact import Artifact, Source, Store
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             errors = [f"{clip.counts.errors}{' (loops)' if clip.looping else ''}" for clip in pair]
             print(f"{pair[0].id}: {errors[0]} against {errors[1]} of {pair[0].counts.reference}")
     if steady := [pair for pair in pairs if not (pair[0].looping or pair[1].looping)]:
-        rates = [corpus(clip.counts for clip in side) for side in zip(*steady, strict=True)]
+        rates = [corpus_wer(clip.counts for clip in side) for side in zip(*steady, strict=True)]
         print(f"the {len(steady)} files in which neither loops: chunk {rates[0]:.2f}, stock {rates[1]:.2f}")
     difference = chunk.wer - stock_.wer
     verdict = "within" if difference <= MOST_POINTS else "ABOVE"

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nightjar.errors import NightjarError
 from nightjar.nightly.history import History
-from nightjar.nightly.retention import survey
+from nightjar.nightly.retention import retention_entries
 from nightjar.store.artifact import Store
 from nightjar.store.gc import collect
 from nightjar.toolchains.environment import Toolchain, chosen, toolchain
@@ -116,7 +116,7 @@ def run(count: int, seed: int, folder: Path, store: Path, loop: Loopback, sdk: T
             wrong += [f"night {number}: {what}" for what in check(number, code, said, bumps, sdk is not None)]
             there = Store(store)
             gone = collect(
-                there, survey(there, History(), keep_nights=3, older_than_s=0, reports=folder / "no reports")
+                there, retention_entries(there, History(), keep_nights=3, older_than_s=0, reports=folder / "no reports")
             )
             sizes.append(size(store))
             found = [f"{each['kind']} {each['cell']}: {each['causes']}" for each in said["findings"]]

@@ -96,12 +96,12 @@ def bare_calls(binary: Path, clips: list[Any]) -> Callable[[], None]:
             calls.append((part, tuple((name, array.shape, array.dtype.name) for name, array in given.items())))
             return runner.run(part, inputs, constant, **into)
 
-    def jobs() -> Iterator[decode.Job]:
+    def jobs() -> Iterator[decode.EncodedClip]:
         for clip in clips:
             features = decode.features(load_audio(clip.audio).astype(np.float32) / 32768, model)
-            yield decode.Job(clip.id, decode.encode(Noting(), features, model))
+            yield decode.EncodedClip(clip.id, decode.encode(Noting(), features, model))
 
-    list(decode.decode_jobs(Noting(), jobs(), model, lanes=parts["decoder"].get("lanes", 1)))
+    list(decode.decode_clips(Noting(), jobs(), model, lanes=parts["decoder"].get("lanes", 1)))
     runner.close()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3

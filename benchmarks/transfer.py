@@ -25,45 +25,45 @@ sys.path.insert(0, str(ROOT))
 import onnx  # noqa: E402
 
 from benchmarks.speed import SPEECH, WEIGHTS  # noqa: E402
-from flows.evaluation import hear, hear_here  # noqa: E402
-from flows.port import calibrated, prepared  # noqa: E402
-from flows.precision_search import CLIPS, _enough, _ladder, parameters  # noqa: E402
+from flows.evaluation import evaluate_binary, evaluate_reference  # noqa: E402
+from flows.port import make_calibration  # noqa: E402
+from flows.precision_search import quantization_parameters, rungs_of, search_options  # noqa: E402
+from flows.prepare import prepare  # noqa: E402
 from nightjar.cli.console import Screen  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
 from nightjar.files import digest_file  # noqa: E402
-from nightjar.graphs.fusion import Group  # noqa: E402
-from nightjar.plugins.board_choice import board_of  # noqa: E402
+from nightjar.graphs.fusion import Group, quantizable_groups  # noqa: E402
 from nightjar.plugins.resolve import speech_sources  # noqa: E402
 from nightjar.plugins.target import make_options  # noqa: E402
-from nightjar.quantization.sensitivity import Settings, roundable  # noqa: E402
+from nightjar.quantization.sensitivity import RankingSettings  # noqa: E402
 from nightjar.request import PortRequest  # noqa: E402
 from nightjar.scoring.score import errors_and_words, score  # noqa: E402
 from nightjar.scoring.wer import paired_bootstrap  # noqa: E402
 from nightjar.store.artifact import Source  # noqa: E402
+from nightjar.store.remote import open_store  # noqa: E402
 from tasks.build import build  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
-from tasks.judge import clips_of  # noqa: E402
+from tasks.judge import clips_from_lines  # noqa: E402
 from tasks.measure import divergence  # noqa: E402
 from tasks.rank import rank  # noqa: E402
 from tasks.rewrite import rewrite  # noqa: E402
-from tasks.stage import Run, current_run, default_store, joining, running  # noqa: E402
+from tasks.stage import Run, current_or_new_run, current_run, running  # noqa: E402
 
 
 def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
     """Build and evaluate every plan; a row has what it keeps out of int8 and its loss against the float graphs."""
-    made = prepared(request, speech_sources)
-    calibration = calibrated(request, made)
-    ranking = rank(graphs=made.graphs, calibration=calibration, settings=Settings())
-    graphs = rewrite(graphs=made.graphs, ranking=ranking)
-    quantized = parameters(request, graphs, calibration)
-    speech = {"speech": made.calibration_speech, "label": "rungs float"}
-    enough = _enough(made.calibration_speech)
-    options = EvaluateOptions(language=request.language, limit=enough, watch=True, agree_clips=CLIPS[1])
-    ladder, _ = _ladder(ranking, hear_here(made.family, made.host, binary=made.reference, options=options, **speech))
-    groups = roundable(onnx.load(current_run().store.path(graphs) / "encoder.onnx"))
+    prepared = prepare(request, speech_sources)
+    calibration = make_calibration(request, prepared)
+    ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=RankingSettings())
+    graphs = rewrite(graphs=prepared.graphs, ranking=ranking)
+    quantized = quantization_parameters(request, prepared, graphs, calibration)
+    options, speech = search_options(request, prepared), prepared.calibration_speech
+    reference = evaluate_reference(prepared, speech=speech, options=options, label="rungs float")
+    ladder, _ = rungs_of(ranking, reference)
+    groups = quantizable_groups(onnx.load(current_run().store.path(graphs) / "encoder.onnx"))
     options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
-    asked: dict[str, Any] = {"speech": made.test_speech, "options": options}
-    expected = hear_here(made.family, made.host, binary=made.reference, label="float", **asked)
+    asked: dict[str, Any] = {"speech": prepared.test_speech, "options": options}
+    expected = evaluate_reference(prepared, label="float", **asked)
     rows = []
     for name, plan in plans(ladder, groups, rungs, seeds):
         path = folder / name.replace(" ", "-") / "plan.json"
@@ -72,14 +72,13 @@ def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Pa
         binary = build(
             graphs=graphs,
             calibration=calibration,
-            target=made.target,
-            options=make_options(made.target, "auto", chosen=request.target_options),
+            target=prepared.target,
+            options=make_options(prepared.target, "auto", target_options=request.target_options),
             plan=Source(path=path.parent, sha256=digest_file(path)),
             **quantized,
             label=name,
         )
-        board = board_of(made.target, request.board)
-        obtained = hear(made.family, made.target, board, binary=binary, reference=expected, label=name, **asked)
+        obtained = evaluate_binary(prepared, binary, reference=expected, label=name, **asked)
         part = json.loads((current_run().store.path(binary) / "binary.json").read_text())["parts"]["encoder"]
         kept = len(plan["float"]["encoder"])
         rows.append({"plan": name, "kept": kept, "int8": part["int8_mac_share"], **lost(expected, obtained, request)})
@@ -120,7 +119,8 @@ def lost(expected: Any, obtained: Any, request: PortRequest) -> dict[str, Any]:
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
     floats, ours = (
-        score(each, "host", clips_of(wanted), lines, request.language) for each, lines in (("f", wanted), ("b", got))
+        score(each, "host", clips_from_lines(wanted), lines, request.language)
+        for each, lines in (("f", wanted), ("b", got))
     )
     (errors, words), (before, _) = errors_and_words(ours.clips), errors_and_words(floats.clips)
     low, high = paired_bootstrap(errors, before, words)[:2]
@@ -162,10 +162,10 @@ def main() -> int:
         test_set=SPEECH / "evaluation.jsonl",
         limit=arguments.clips,
     )
-    screen, store = Screen(), default_store()
-    run = Run(store, frozenset(), False, show=screen.progress, tell=screen.outcome)
+    screen, store = Screen(), open_store()
+    run = Run(store, frozenset(), False, on_progress=screen.progress, on_outcome=screen.outcome)
     try:
-        with running(run), screen, joining(()):
+        with running(run), screen, current_or_new_run(()):
             rows = compare(request, arguments.rungs, arguments.seeds, store.root / ".plans")
     except NightjarError as error:
         print(error, file=sys.stderr)

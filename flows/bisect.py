@@ -9,15 +9,16 @@ from prefect.context import FlowRunContext
 
 from flows.port import port
 from nightjar.errors import BadOptions
-from nightjar.nightly.changes import changes
-from nightjar.nightly.config import Asked, BisectRequest, cell_name
+from nightjar.nightly.changes import cell_changes
+from nightjar.nightly.config import BisectRequest, CellRequest, cell_name
 from nightjar.nightly.evidence import Evidence, read_evidence
-from nightjar.nightly.outcomes import Ended, cell_row
+from nightjar.nightly.outcomes import CellResult, cell_row
 from nightjar.nightly.regression import changed_clips, paired
+from nightjar.progress import StageOutcome
 from nightjar.request import PortRequest
-from nightjar.toolchains.environment import chosen, installed_versions
+from nightjar.toolchains.environment import installed_versions, override_toolchain
 from tasks.publish import command_line
-from tasks.stage import Outcome, apart
+from tasks.stage import separate_run
 
 
 class Side(NamedTuple):
@@ -42,7 +43,7 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
             {"name": side.name, **each.cell.model_dump(mode="json")}
             for side, (each, _) in zip(sides, done, strict=True)
         ],
-        "differs": changes(after, before),
+        "differs": cell_changes(after, before),
         "wer": both._asdict() if both is not None else None,
         "unit": binaries[0].unit,
         "clips": changed_clips(binaries[1], binaries[0]),
@@ -54,39 +55,39 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
 def _sides(request: BisectRequest) -> tuple[Side, Side]:
     """Say what A and B are; raises BadOptions unless exactly one thing is given twice, in two versions."""
     fields = {name: getattr(request, name) for name in PortRequest.model_fields if name != "checkpoint"}
-    if (len(request.checkpoints), len(request.toolchains)) not in ((2, 0), (0, 2), (1, 2)):
+    if (len(request.checkpoint), len(request.toolchain)) not in ((2, 0), (0, 2), (1, 2)):
         raise BadOptions("bisect compares two of a kind: give --checkpoint A B, or --toolchain A B")
-    one = request.checkpoints[0] if request.checkpoints else None
-    if not request.toolchains:
-        a, b = (Side(str(path), PortRequest(**fields, checkpoint=path), None) for path in request.checkpoints)
+    one = request.checkpoint[0] if request.checkpoint else None
+    if not request.toolchain:
+        a, b = (Side(str(path), PortRequest(**fields, checkpoint=path), None) for path in request.checkpoint)
         return a, b
     folders = []
-    for folder in request.toolchains:
-        with chosen(request.target, folder) as found:
+    for folder in request.toolchain:
+        with override_toolchain(request.target, folder) as found:
             folders.append(found.folder)
     if installed_versions(folders[0]) == installed_versions(folders[1]):
         raise BadOptions(
-            f"the toolchains in {request.toolchains[0]} and {request.toolchains[1]} have the same versions, which is "
+            f"the toolchains in {request.toolchain[0]} and {request.toolchain[1]} have the same versions, which is "
             "what the store knows them by: give two that differ"
         )
     request_of_both = PortRequest(**fields, checkpoint=one)
-    a, b = (Side(str(path), request_of_both, path) for path in request.toolchains)
+    a, b = (Side(str(path), request_of_both, path) for path in request.toolchain)
     return a, b
 
 
-def _run(side: Side) -> tuple[Evidence, list[Outcome]]:
+def _run(side: Side) -> tuple[Evidence, list[StageOutcome]]:
     request = side.request
-    chosen_or_usual = chosen(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
-    with chosen_or_usual, apart(request.refresh, request.board_wait) as run:
+    environment = override_toolchain(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
+    with environment, separate_run(request.refresh, request.board_wait) as run:
         first = len(run.outcomes)
         served = FlowRunContext.get() is not None
         results: dict[str, Any] = port(request) if served else port.fn(request)
-        asked = Asked(cell=cell_name(request), request=request, tier=results["tier"])
-        ended = Ended(asked=asked, seconds=0, command=command_line(request), results=results)
+        cell_request = CellRequest(cell=cell_name(request), request=request, tier=results["tier"])
+        ended = CellResult(cell_request=cell_request, seconds=0, command=command_line(request), results=results)
         return read_evidence(run.store, cell_row("", ended)), run.outcomes[first:]
 
 
-def _stages(before: list[Outcome], after: list[Outcome]) -> list[dict[str, Any]]:
+def _stages(before: list[StageOutcome], after: list[StageOutcome]) -> list[dict[str, Any]]:
     """Say of every stage whether both sides share its artifact."""
     keys = [{outcome.name: outcome.key for outcome in side} for side in (before, after)]
     return [

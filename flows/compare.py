@@ -1,76 +1,65 @@
-"""Say where an export departs from the original: openai-whisper, TorchScript and ONNX on the same clips."""
+"""Compare exports with the stock recogniser: openai-whisper, TorchScript and ONNX on the same clips."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from pydantic import BaseModel
 
+from flows.prepare import recipe_for
 from nightjar.files import storage_errors, write_atomic
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family
 from nightjar.plugins.target import make_options, session_of
-from nightjar.request import PortRequest
+from nightjar.request import CompareRequest, RecipeOptions
 from nightjar.speech.manifest import load_speech, speech_digest
 from nightjar.store.artifact import Artifact, Source
 from tasks.build import build
 from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 from tasks.stock import stock
-
-
-class CompareRequest(BaseModel, frozen=True):
-    """Name the model, the clips and where the JSONs go."""
-
-    model: str
-    checkpoint: Path | None = None
-    speech: tuple[Path, ...]
-    language: str = "en"
-    window: float | None = None
-    out: Path
 
 
 @flow(name="compare")
 def compare(request: CompareRequest) -> dict[str, Any]:
     """Transcribe the clips three times; write a JSON per clip (text, token ids, seconds) and `summary.json`."""
-    with joining(()) as run:
-        named = PortRequest(model=request.model, checkpoint=request.checkpoint)
-        family = model_family(named)
-        checkpoint = checkpoint_source(named, family)
-        part = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "stock")}
+    with current_or_new_run(()) as run:
+        family = model_family(request)
+        checkpoint = checkpoint_source(request, family)
+        modules = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "stock")}
         options = EvaluateOptions(language=request.language, transcribed=False)
         by_clip: dict[str, dict[str, Any]] = {}
-        for path in request.speech:
+        for path in request.files:
             speech = Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
-            heard: dict[str, Artifact] = {
-                "openai-whisper": stock(checkpoint=checkpoint, speech=speech, model=part["stock"], options=options)
+            hypotheses: dict[str, Artifact] = {
+                "openai-whisper": stock(checkpoint=checkpoint, speech=speech, model=modules["stock"], options=options)
             }
             for name in ("torchscript", "onnx"):
                 target = plugin("targets", name)
-                local, recipe = board_of(target, "local"), target.load().recipe(family)
-                if request.window:
-                    recipe = recipe.model_copy(update={"window_s": request.window})
+                board = board_of(target, "local")
+                recipe = recipe_for(RecipeOptions(window=request.window), target.load().recipe(family))
                 graphs = export(
-                    checkpoint=checkpoint, model=part["export"], recipe=recipe, clamp=request.window is None, label=name
+                    checkpoint=checkpoint,
+                    model=modules["export"],
+                    recipe=recipe,
+                    clamp=request.window is None,
+                    label=name,
                 )
-                binary = build(
-                    graphs=graphs, calibration=None, target=target, options=make_options(target, "fp"), label=name
-                )
-                heard[name] = evaluate(
+                options_fp = make_options(target, "fp")
+                binary = build(graphs=graphs, calibration=None, target=target, options=options_fp, label=name)
+                hypotheses[name] = evaluate(
                     binary=binary,
                     speech=speech,
-                    session=session_of(part["decode"], target, local),
-                    words=part["tokens"],
-                    board=local,
+                    session=session_of(modules["decode"], target, board),
+                    words=modules["tokens"],
+                    board=board,
                     reference=None,
                     options=options,
                     label=name,
                 )
-            for name, artifact in heard.items():
+            for name, artifact in hypotheses.items():
                 for line in read_hypotheses(run.store.path(artifact)):
                     if not line["probe"]:
                         by_clip.setdefault(line["id"], {})[name] = line

@@ -1,14 +1,13 @@
-"""The end of every graph: the same speech heard three times, one verdict, one page."""
+"""The end of every graph: the same speech through stock, float graphs and binary; one verdict, one report."""
 
 from typing import Any
 
-from flows.evaluation import hear, hear_here
-from nightjar.plugins.board_choice import board_of
-from nightjar.plugins.registry import Plugin, plugin
-from nightjar.plugins.target import session_of, target_of
-from nightjar.request import PortRequest
+from flows.evaluation import evaluate_binary, evaluate_reference
+from flows.prepare import Prepared
+from nightjar.plugins.registry import plugin
+from nightjar.plugins.target import session_of
+from nightjar.request import EvaluateRequest, PortRequest
 from nightjar.scoring.verdict import Budgets
-from nightjar.store.artifact import Source
 from tasks.drift import DriftOptions, drift
 from tasks.hypotheses import EvaluateOptions
 from tasks.judge import judge
@@ -18,67 +17,72 @@ from tasks.stage import Pending, current_run
 from tasks.stock import stock
 
 
-def judged(
-    request: PortRequest,
+def conclude(
+    request: PortRequest | EvaluateRequest,
+    prepared: Prepared,
     *,
-    family: str,
-    host: Plugin,
-    checkpoint: Source,
-    speech: Source,
-    graphs: Any,
-    reference: Any,
     binary: Any,
-    calibration: Any,
+    precision: str,
+    calibration: Any = None,
     frontier: Any = None,
-    obtained: Any = None,
-    tier: str = "device",
+    hypotheses: Any = None,
+    tier: str = "",
 ) -> dict[str, Any]:
-    """Evaluate stock, the float graphs (`reference`, on `host`) and the binary; judge, report and publish.
+    """Evaluate stock, the float graphs and the binary; judge, report and publish.
 
-    graphs, reference, binary, calibration: artifacts, or what a plan has in their place. The results are empty when
-    planning. obtained: hypotheses that are there already, of a board's own program, and the tier it ran on.
+    binary, calibration, frontier, hypotheses: artifacts, or what a plan has in their place. The results are empty when
+    planning. hypotheses: what a board's own program gave, which ran on `tier`; else the binary is evaluated.
     """
-    target = target_of(request.target, request.board)
-    board = board_of(target, request.board) if obtained is None else None
+    speech, family = prepared.test_speech, prepared.family
     options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
-
-    upstream = stock(checkpoint=checkpoint, speech=speech, model=plugin("models", family, "stock"), options=options)
-    asked: dict[str, Any] = {"speech": speech, "options": options}
-    expected = hear_here(family, host, binary=reference, label="float", **asked)
-    if board is not None:
-        obtained = hear(family, target, board, binary=binary, reference=expected, label="binary", **asked)
-    drifted = None
-    if board is not None and plugin("models", family).load().STREAMS and request.drift != 0:
-        decode, here = plugin("models", family, "decode"), board_of(host, "local")
-        drifted = drift(
-            binary=binary,
-            reference=reference,
-            speech=speech,
-            family=plugin("models", family, "stream"),
-            session=(*session_of(decode, host, here), *session_of(decode, target, board)),
-            board=board,
-            host=here,
-            options=DriftOptions(**({"seconds": request.drift} if request.drift else {}), language=request.language),
+    stock_hypotheses = stock(
+        checkpoint=prepared.checkpoint, speech=speech, model=plugin("models", family, "stock"), options=options
+    )
+    expected = evaluate_reference(prepared, speech=speech, options=options, label="float")
+    drift_result = None
+    if hypotheses is None:
+        tier = prepared.board.tier
+        hypotheses = evaluate_binary(
+            prepared, binary, speech=speech, options=options, label="binary", reference=expected
         )
+        if plugin("models", family).load().STREAMS and request.drift != 0:
+            drift_result = _drift(request, prepared, binary)
     verdict = judge(
-        stock=upstream,
+        stock=stock_hypotheses,
         expected=expected,
-        obtained=obtained,
-        drift=drifted,
+        obtained=hypotheses,
+        drift=drift_result,
         language=request.language,
-        tier=board.tier if board is not None else tier,
+        tier=tier,
         budgets=Budgets(max_delta_wer=request.max_delta_wer),
     )
     page = report(
         verdict=verdict,
-        graphs=graphs,
+        graphs=prepared.graphs,
         binary=binary,
-        obtained=obtained,
-        drift=drifted,
+        obtained=hypotheses,
+        drift=drift_result,
         calibration=calibration,
         frontier=frontier,
         stock=plugin("models", family).load().STOCK,
         model=request.model,
-        precision=request.precision,
+        precision=precision,
     )
     return {} if isinstance(page, Pending) else publish(request, page, current_run().outcomes)
+
+
+def _drift(request: PortRequest | EvaluateRequest, prepared: Prepared, binary: Any) -> Any:
+    """Run one long stream through the binary and the float graphs."""
+    return drift(
+        binary=binary,
+        reference=prepared.reference,
+        speech=prepared.test_speech,
+        family=plugin("models", prepared.family, "stream"),
+        session=(
+            *session_of(prepared.decode, prepared.host, prepared.host_board),
+            *session_of(prepared.decode, prepared.target, prepared.board),
+        ),
+        board=prepared.board,
+        host=prepared.host_board,
+        options=DriftOptions(**({"seconds": request.drift} if request.drift else {}), language=request.language),
+    )

@@ -7,48 +7,44 @@ from typing import Any
 
 from prefect import flow
 
-from flows.port import port
+from flows.port import run_port
 from nightjar.boards.config import find_board
 from nightjar.deploy.bundle import PortSummary
 from nightjar.deploy.rollout import draw_canary, roll_out
-from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.resolve import model_family, speech_source
-from nightjar.plugins.target import session_of, target_of
-from nightjar.request import DeployRequest, PortRequest
+from nightjar.plugins.resolve import speech_source
+from nightjar.plugins.target import session_of
+from nightjar.request import DeployRequest, as_port
 from nightjar.speech.manifest import file_safe_id, load_speech
 from nightjar.store.artifact import Artifact
 from tasks.bundle import bundle
 from tasks.judge import read_scores
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 @flow(name="deploy", flow_run_name="deploy-{request.model}-{request.target}-{request.board}")
 def deploy(request: DeployRequest) -> dict[str, Any]:
     """Port, bundle, and put the bundle on the board; a port that fails is not put there without --force."""
-    with joining(request.refresh) as run:
+    with current_or_new_run(request.refresh) as run:
         find_board(request.board)  # a name that is none is refused before the port, not after it
-        asked = PortRequest(**request.model_dump(include=set(PortRequest.model_fields)))
-        ported = port.fn(asked)
+        prepared, ported = run_port(as_port(request))
         name = request.name or file_safe_id(request.model)[:64]
         results: dict[str, Any] = {"port": ported, "name": name, "board": request.board}
         if ported["verdict"] == "FAIL" and not request.force:
             failed = next(gate["sentence"] for gate in ported["gates"] if gate["outcome"] == "FAIL")
             return {**results, "reason": f"the port's verdict is FAIL ({failed}); --force deploys it all the same"}
-        family, target = model_family(asked), target_of(request.target, request.board)
-        board = board_of(target, request.board)
         packed = bundle(
             binary=_artifact(ported["made_from"]["binary"]),
-            session=session_of(plugin("models", family, "decode"), target, board),
-            vocabulary=plugin("models", family, "vocabulary"),
-            board=board,
+            session=session_of(prepared.decode, prepared.target, prepared.board),
+            vocabulary=plugin("models", prepared.family, "vocabulary"),
+            board=prepared.board,
             model=request.model,
             language=request.language,
             port=PortSummary.of(ported),
         )
         scores = read_scores(run.store.path(_artifact(ported["made_from"]["verdict"])))
         canary = draw_canary(
-            load_speech(speech_source(asked, "test").path),
+            load_speech(speech_source(request.model, request.test_set, "test").path),
             scores["binary" if request.canary_against == "port" else "float"].clips,
             request.canary_clips,
             request.language,

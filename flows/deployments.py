@@ -17,7 +17,7 @@ from nightjar.files import digest
 from nightjar.paths import ROOT
 from nightjar.plugins.registry import names, plugin
 from nightjar.request import PortRequest
-from nightjar.toolchains.environment import with_toolchain
+from nightjar.toolchains.environment import toolchain_targets
 
 FILE = ROOT / "deployments" / "prefect.yaml"
 HERE = "{{ $PWD }}"  # what `prefect deploy` puts the current folder for
@@ -122,7 +122,7 @@ class Deployment(Section):
         return schema
 
 
-class Book(Section):
+class DeploymentFile(Section):
     """Everything that is to be deployed."""
 
     nightjar: Choices = Choices()
@@ -137,7 +137,7 @@ class Book(Section):
         return found
 
 
-def read_book(file: Path = FILE, pool: str | None = None, work_dir: Path = ROOT) -> Book:
+def read_deployments(file: Path = FILE, pool: str | None = None, work_dir: Path = ROOT) -> DeploymentFile:
     """Read the file and add the ports that it does not name.
 
     pool: another work pool than the file's; work_dir: the project's folder on the workers. Raises BadOptions in one
@@ -152,12 +152,12 @@ def read_book(file: Path = FILE, pool: str | None = None, work_dir: Path = ROOT)
     definitions = known.pop("definitions") or {}
     given = known["deployments"] or []
     named = {one.get("parameters", {}).get("target") for one in given if isinstance(one, dict)}
-    given += [derived(target, definitions) for target in names("targets") if target not in named]
+    given += [target_entry(target, definitions) for target in names("targets") if target not in named]
     known["nightjar"] = known["nightjar"] or {}
     if pool is not None:
         known["nightjar"]["pool"] = {**known["nightjar"].get("pool", {}), "name": pool}
     try:
-        book = Book.model_validate(_placed(known, str(work_dir)))
+        book = DeploymentFile.model_validate(_placed(known, str(work_dir)))
         for one in book.deployments:
             for number, schedule in enumerate(one.schedules):
                 _checked(one, number, schedule)
@@ -173,13 +173,13 @@ def read_book(file: Path = FILE, pool: str | None = None, work_dir: Path = ROOT)
     return book.model_copy(update={"deployments": moved})
 
 
-def derived(target: str, definitions: Mapping[str, Any]) -> dict[str, Any]:
+def target_entry(target: str, definitions: Mapping[str, Any]) -> dict[str, Any]:
     """Write the entry of a target, as the file would have it."""
     module = plugin("targets", target).load()
     said = (module.__doc__ or "").strip().partition("\n")[0]
     default = PortRequest.model_fields["precision"].default
     choice = {} if default in precisions(target) else {"precision": precisions(target)[0]}
-    queue = target if target in with_toolchain() else "host"
+    queue = target if target in toolchain_targets() else "host"
     return {
         **definitions.get("port", {}),
         "name": target,

@@ -31,12 +31,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 
 from flows.port_form import filled
-from flows.server import patiently
+from flows.server import retry_on_outage
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
-from nightjar.nightly.config import Asked
-from nightjar.nightly.outcomes import Ended, Failure, failure_of, failure_said
+from nightjar.nightly.config import CellRequest
+from nightjar.nightly.outcomes import CellResult, Failure, failure_from_exception, failure_from_message
 from nightjar.request import PortRequest
-from nightjar.store.run_lock import forget
+from nightjar.store.run_lock import remove_lock
 from tasks.announce import RESULTS
 from tasks.publish import command_line
 from tasks.stage import current_run
@@ -51,11 +51,11 @@ PAGE = 100  # runs asked for at once
 class Child(NamedTuple):
     """A cell and the flow run that ports it."""
 
-    asked: Asked
+    cell_request: CellRequest
     run_id: UUID
 
 
-def hand_out(asked: Sequence[Asked], night: str, patience_s: float) -> list[Ended]:
+def dispatch_cells(cell_requests: Sequence[CellRequest], night: str, patience_s: float) -> list[CellResult]:
     """Give every cell to its target's queue, wait for all of them, and read what came of each, in their order.
 
     Raises ServerMissing without a Prefect server: there are no queues then.
@@ -63,22 +63,22 @@ def hand_out(asked: Sequence[Asked], night: str, patience_s: float) -> list[Ende
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise ServerMissing("cells are given to work queues by a Prefect server: set PREFECT_API_URL, or leave it out")
-    ended: dict[str, Ended] = {}
+    ended: dict[str, CellResult] = {}
     with get_client(sync_client=True) as client:
         children = []
-        for each in asked:
+        for each in cell_requests:
             try:
                 key = f"{night}-{each.cell}"
-                children.append(Child(each, patiently(partial(_started, client, each, key))))
+                children.append(Child(each, retry_on_outage(partial(_started, client, each, key))))
             except NightjarError as error:
-                ended[each.cell] = _ended(each, 0.0, failure_of(error))
+                ended[each.cell] = _ended(each, 0.0, failure_from_exception(error))
         for child, run in _finished(client, children, patience_s):
-            done = patiently(partial(_read, client, child.asked, run))
-            ended[done.asked.cell] = done
+            done = retry_on_outage(partial(_read, client, child.cell_request, run))
+            ended[done.cell_request.cell] = done
             _note(done.results or {})
             what = done.failure.outcome if done.failure is not None else (done.results or {}).get("verdict")
-            log.info("%s: %s after %.0f s", done.asked.cell, what, done.seconds)
-    return [ended[each.cell] for each in asked]
+            log.info("%s: %s after %.0f s", done.cell_request.cell, what, done.seconds)
+    return [ended[each.cell] for each in cell_requests]
 
 
 def _note(results: dict[str, Any]) -> None:
@@ -102,14 +102,14 @@ def parameters_for(deployment: DeploymentResponse, request: PortRequest) -> dict
     return {name: value for name, value in answers.items() if name in fields}
 
 
-def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:
+def _started(client: SyncPrefectClient, cell_request: CellRequest, key: str) -> UUID:
     """Return the cell's child run: a new one, or that of an earlier try, going again unless it came to a verdict."""
     wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
     for run in client.read_flow_runs(flow_run_filter=wanted, limit=1):
         if run.state is not None and run.state.is_final() and _results(client, run) is None:
             _revive(client, run)
         return run.id
-    name = f"port/{asked.request.target}"
+    name = f"port/{cell_request.request.target}"
     try:
         deployment = client.read_deployment_by_name(name)
     except ObjectNotFound as error:
@@ -118,9 +118,9 @@ def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:
         ) from error
     started: Any = run_deployment(
         deployment.id,
-        parameters=parameters_for(deployment, asked.request),
+        parameters=parameters_for(deployment, cell_request.request),
         idempotency_key=key,
-        flow_run_name=f"port-{asked.cell.replace('/', '-')}",
+        flow_run_name=f"port-{cell_request.cell.replace('/', '-')}",
         timeout=0,
     )
     run_id: UUID = started.id
@@ -130,7 +130,7 @@ def _started(client: SyncPrefectClient, asked: Asked, key: str) -> UUID:
 def _revive(client: SyncPrefectClient, run: FlowRun) -> None:
     """Let a worker take up a run again, the same one: its finished stages are in the store."""
     log.warning("%s ended as %s: setting it going again", run.name, run.state_name)
-    forget(str(run.id))
+    remove_lock(str(run.id))
     client.set_flow_run_state(run.id, AwaitingRetry(message="asked for again by the night"))
 
 
@@ -143,7 +143,7 @@ def _finished(
     end = time.monotonic() + patience_s
     while waiting:
         late = time.monotonic() > end
-        runs = {run.id: run for run in patiently(partial(_runs, client, list(waiting)))}
+        runs = {run.id: run for run in retry_on_outage(partial(_runs, client, list(waiting)))}
         for run_id in list(waiting):
             run = runs.get(run_id)
             if run is None or late or (run.state is not None and run.state.is_final()):
@@ -161,22 +161,24 @@ def _runs(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
     return [run for page in pages for run in client.read_flow_runs(flow_run_filter=page, limit=PAGE)]
 
 
-def _read(client: SyncPrefectClient, asked: Asked, run: FlowRun | None) -> Ended:
+def _read(client: SyncPrefectClient, cell_request: CellRequest, run: FlowRun | None) -> CellResult:
     """Read what came of a child: the results that it left as an artifact, or the message that it ended with."""
     if run is None:
-        return _ended(asked, 0.0, Failure(kind="", exit_code=4, message="somebody deleted its flow run"))
+        return _ended(cell_request, 0.0, Failure(kind="", exit_code=4, message="somebody deleted its flow run"))
     seconds = run.total_run_time.total_seconds() if run.total_run_time else 0.0
     state = run.state
     if state is None or not state.is_final():
         said = f"{run.name} is still {run.state_name or 'waiting'}: is a worker running, and are the queues not paused?"
-        return _ended(asked, seconds, Failure(kind="", exit_code=4, message=said))
+        return _ended(cell_request, seconds, Failure(kind="", exit_code=4, message=said))
     results = _results(client, run)
     if results is not None:
-        return Ended(asked=asked, seconds=seconds, command=command_line(asked.request), results=results)
+        return CellResult(
+            cell_request=cell_request, seconds=seconds, command=command_line(cell_request.request), results=results
+        )
     if state.is_completed():
         said = f"{run.name} left no results: is its worker's checkout as new as this one?"
-        return _ended(asked, seconds, Failure(kind="", exit_code=4, message=said))
-    return _ended(asked, seconds, failure_said(state.message or f"{run.name} ended as {state.name}"))
+        return _ended(cell_request, seconds, Failure(kind="", exit_code=4, message=said))
+    return _ended(cell_request, seconds, failure_from_message(state.message or f"{run.name} ended as {state.name}"))
 
 
 def _results(client: SyncPrefectClient, run: FlowRun) -> dict[str, Any] | None:
@@ -196,5 +198,7 @@ def _results(client: SyncPrefectClient, run: FlowRun) -> dict[str, Any] | None:
     return results
 
 
-def _ended(asked: Asked, seconds: float, failure: Failure) -> Ended:
-    return Ended(asked=asked, seconds=seconds, command=command_line(asked.request), failure=failure)
+def _ended(cell_request: CellRequest, seconds: float, failure: Failure) -> CellResult:
+    return CellResult(
+        cell_request=cell_request, seconds=seconds, command=command_line(cell_request.request), failure=failure
+    )

@@ -12,7 +12,7 @@ import sys
 from typing import Any, TextIO
 from uuid import UUID
 
-from nightjar.store.run_lock import attending
+from nightjar.store.run_lock import hold_run
 
 
 class Lasting:
@@ -56,7 +56,7 @@ def main() -> None:
     sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
     logging.getLogger("prefect.task_runs").addFilter(_without_empty_trace)
     logging.getLogger("prefect.flow_runs").addFilter(_unexpected)
-    with attending(run, lambda: _number(run)):
+    with hold_run(run, lambda: _number(run)):
         runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 

@@ -1,39 +1,45 @@
-"""Speech heard by a binary of a family on a target's board: the one way in which flows evaluate."""
+"""Evaluate a binary on a board, or the float graphs on this machine: the one way in which flows evaluate."""
 
 from typing import Any
 
-from nightjar.boards.ref import BoardRef
-from nightjar.plugins.board_choice import board_of
-from nightjar.plugins.registry import Plugin, plugin
+from flows.prepare import Prepared
+from nightjar.plugins.registry import plugin
 from nightjar.plugins.target import session_of
 from tasks.evaluate import evaluate
 from tasks.hypotheses import EvaluateOptions
 
 
-def hear(
-    family: str,
-    target: Plugin,
-    board: BoardRef,
-    *,
+def evaluate_binary(
+    prepared: Prepared,
     binary: Any,
+    *,
     speech: Any,
-    reference: Any = None,
     options: EvaluateOptions,
     label: str,
+    reference: Any = None,
+    on_host: bool = False,
+    session: tuple[Any, ...] = (),
+    **encoder: Any,
 ) -> Any:
-    """Evaluate a binary on a board; the tokens of `reference`, another evaluation, measure agreement."""
+    """Evaluate a binary on the request's board; the tokens of `reference`, another evaluation, measure agreement.
+
+    session: modules that travel to the board beside those of every session; encoder: another binary, whose encoder
+    runs in place of this one's, as `encoder=`.
+    """
+    target, board = (prepared.host, prepared.host_board) if on_host else (prepared.target, prepared.board)
     return evaluate(
         binary=binary,
         speech=speech,
-        session=session_of(plugin("models", family, "decode"), target, board),
-        words=plugin("models", family, "tokens"),
+        session=(*session_of(prepared.decode, target, board), *session),
+        words=plugin("models", prepared.family, "tokens"),
         board=board,
         reference=reference,
         options=options,
         label=label,
+        **encoder,
     )
 
 
-def hear_here(family: str, host: Plugin, **heard: Any) -> Any:
-    """Evaluate on this machine: the float graphs, mostly."""
-    return hear(family, host, board_of(host, "local"), **heard)
+def evaluate_reference(prepared: Prepared, *, speech: Any, options: EvaluateOptions, label: str) -> Any:
+    """Evaluate the float graphs on this machine."""
+    return evaluate_binary(prepared, prepared.reference, speech=speech, options=options, label=label, on_host=True)

@@ -5,37 +5,38 @@ from typing import Any
 
 from prefect import flow
 
-from flows.port import calibration_options, recipe_for
+from flows.port import calibrate_on
+from flows.prepare import Prepared, build_reference, recipe_for
 from flows.program import program_of
 from nightjar.errors import BadOptions
+from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source
-from nightjar.plugins.target import make_options, target_of
+from nightjar.plugins.target import target_of
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.request import ImportRequest
-from tasks.build import build
-from tasks.calibrate import calibrate
 from tasks.export import export
 from tasks.import_dumps import dumps_source, import_dumps, ordered_source
 from tasks.run_program import dump_program, read_excluded_dumps
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 @flow(name="import-dumps", flow_run_name="import-dumps-{request.model}-{request.target}")
 def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
     """Export, check and take in the dumps, calibrate; return where the set lies and what is in it."""
-    with joining(request.refresh, request.board_wait) as run:
+    with current_or_new_run(request.refresh, request.board_wait) as run:
         family = model_family(request)
-        if not plugin("models", family, "calibrate").load().HARVESTED_ONLY:
+        if not plugin("models", family, "calibrate").load().REQUIRES_HARVEST:
             raise BadOptions(
                 f"a {family} is calibrated by what it hears itself: import nothing, and run `nightjar port`"
             )
-        recipe = recipe_for(request, target_of(request.target, request.board).load().recipe(family))
+        target = target_of(request.target, request.board)
+        recipe = recipe_for(request, target.load().recipe(family))
         if (request.program is None) == (request.bin_dir is None):
             raise BadOptions("give the folder of the dumps with --bin-dir, or the --program that dumps: one of the two")
         dumps: Any = None if request.bin_dir is None else dumps_source(request.bin_dir)
-        speech = speech_source(request, "calibration")
-        program = program_of(request, target_of(request.target, request.board), request.dumps)
+        speech = speech_source(request.model, request.calibration_set, "calibration")
+        program = program_of(request, target, request.dumps)
         checkpoint = checkpoint_source(request, family)
         host = plugin("targets", recipe.graph_format)
         graphs = export(
@@ -61,17 +62,20 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
             samples=request.calibration_samples,
             seed=0,
         )
-        reference = build(
-            graphs=graphs, calibration=None, target=host, options=make_options(host, "fp"), label="reference"
+        host_board = board_of(host, "local")
+        prepared = Prepared(
+            family=family,
+            target=target,
+            board=host_board,  # nothing of ours runs on the target's board
+            host=host,
+            host_board=host_board,
+            checkpoint=checkpoint,
+            calibration_speech=speech,
+            test_speech=None,
+            graphs=graphs,
+            reference=build_reference(graphs, host),
         )
-        calibration = calibrate(
-            reference=reference,
-            hidden=hidden,
-            speech=speech,
-            model=plugin("models", family, "calibrate"),
-            runner=plugin("targets", host.load().NAME, "runner"),
-            options=calibration_options(request, family),
-        )
+        calibration = calibrate_on(request, prepared, hidden)
         return {
             "model": request.model,
             "target": request.target,

@@ -1,4 +1,4 @@
-"""Say what a target will refuse in a model: of the plain export, and of the target's own recipe.
+"""List what a target refuses in a model: in the plain export, and in the export by the target's own recipe.
 
 checkpoint ─export─▶ graphs ─lint─▶ findings, twice
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.port import recipe_for
+from flows.prepare import recipe_for
 from nightjar.errors import ToolchainMissing
 from nightjar.plugins.lint import Finding
 from nightjar.plugins.registry import Plugin, plugin
@@ -18,13 +18,13 @@ from nightjar.request import LintRequest
 from nightjar.toolchains.environment import toolchain
 from tasks.export import export
 from tasks.lint import lint
-from tasks.stage import current_run, joining
+from tasks.stage import current_or_new_run, current_run
 
 
 @flow(name="lint", flow_run_name="lint-{request.model}-{request.target}")
 def lint_model(request: LintRequest) -> dict[str, Any]:
-    """Export a model twice, as the reference has it and as the target wants it, and let the target's lint read both."""
-    with joining(request.refresh):
+    """Export a model by the recipes of the reference and of the target, and run the target's lint on both."""
+    with current_or_new_run(request.refresh):
         target, linter = plugin("targets", request.target), linter_of(request.target)
         results: dict[str, Any] = {"target": request.target, "model": request.model, "plain": [], "recipe": []}
         if linter is None:
@@ -39,14 +39,14 @@ def lint_model(request: LintRequest) -> dict[str, Any]:
         for name, recipe in recipes.items():
             clamp = name == "plain" or request.window is None
             graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=clamp, label=name)
-            found = lint(graphs=graphs, linter=with_tools(linter), label=name)
+            found = lint(graphs=graphs, linter=with_toolchain(linter), label=name)
             text = (current_run().store.path(found) / "findings.json").read_text(encoding="utf-8")
             results[name] = [Finding.model_validate(entry).model_dump() for entry in json.loads(text)]
         return results | {"linted": True, "recipes": {name: recipe.model_dump() for name, recipe in recipes.items()}}
 
 
-def with_tools(linter: Plugin) -> tuple[Plugin, ...]:
-    """Add the environment that a lint sees more with, where it is installed."""
+def with_toolchain(linter: Plugin) -> tuple[Plugin, ...]:
+    """Add the toolchain that the lint uses, where it is installed."""
     name = getattr(linter.load(), "TOOLCHAIN", "")
     try:
         return (linter, Plugin(module=f"targets.{toolchain(name).target}")) if name else (linter,)

@@ -5,7 +5,7 @@ from typing import Any
 from prefect.context import FlowRunContext
 
 from flows.form import make_form, make_request
-from flows.nightly import due
+from flows.nightly import night_name
 from flows.nightly import nightly as night
 from nightjar.nightly.config import NightRequest
 
@@ -13,7 +13,7 @@ from nightjar.nightly.config import NightRequest
 def _run_name() -> str:
     context = FlowRunContext.get()
     asked: dict[str, Any] = (context.parameters or {}) if context is not None else {}
-    return f"night-{asked.get('night') or due()}"
+    return f"night-{asked.get('night') or night_name()}"
 
 
 nightly = make_form(

@@ -15,28 +15,30 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
-from flows.dispatch import hand_out
+from flows.dispatch import dispatch_cells
 from flows.port import port
-from flows.server import patiently
+from flows.server import retry_on_outage
 from nightjar.errors import NightjarError
-from nightjar.nightly.config import Asked, NightRequest, read_config
+from nightjar.nightly.config import CellRequest, NightRequest, read_config
 from nightjar.nightly.evidence import Evidence, read_evidence
 from nightjar.nightly.history import Cell, Finding, History, Night
-from nightjar.nightly.outcomes import Ended, Failure, cell_row, failure_of, night_row, sentence
-from nightjar.nightly.regression import best_night, findings
+from nightjar.nightly.outcomes import CellResult, Failure, cell_row, failure_from_exception, night_row, night_summary
+from nightjar.nightly.regression import best_night, cell_findings
 from nightjar.paths import reports_folder
+from nightjar.progress import StageOutcome
 from nightjar.report.site.build import write_site
 from nightjar.store.artifact import Store
+from nightjar.store.remote import open_store
 from tasks.announce import announce_night
 from tasks.publish import command_line, publish_night
-from tasks.stage import Outcome, Run, apart, default_store, joining, running
+from tasks.stage import Run, current_or_new_run, running, separate_run
 
 log = logging.getLogger("nightjar.nightly")
 
 STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def due() -> str:
+def night_name() -> str:
     """Name the night: when the flow run was due in UTC, which a retry does not change; now where there is no run."""
     context = FlowRunContext.get()
     planned = context.flow_run.expected_start_time if context is not None and context.flow_run is not None else None
@@ -46,23 +48,23 @@ def due() -> str:
 def _run_name() -> str:
     context = FlowRunContext.get()
     request = (context.parameters or {}).get("request") if context is not None else None
-    return f"night-{getattr(request, 'night', None) or due()}"
+    return f"night-{getattr(request, 'night', None) or night_name()}"
 
 
 @flow(name="nightly", flow_run_name=_run_name, persist_result=False)
 def nightly(request: NightRequest) -> Any:
     """Run every cell, keep the night in the history, and say what failed and what changed since earlier nights."""
-    asked = read_config(request.file())
-    night, started = request.night or due(), datetime.now(UTC).strftime(STAMP)
-    with joining(()) as run:
+    cell_requests = read_config(request.file())
+    night, started = request.night or night_name(), datetime.now(UTC).strftime(STAMP)
+    with current_or_new_run(()) as run:
         if request.hand_out:
-            ended = hand_out(asked, night, request.patience_h * 3600)
+            ended = dispatch_cells(cell_requests, night, request.patience_h * 3600)
         else:
-            ended = [_run_here(each, run) for each in asked]
-        row, cells, found = concluded(night, started, ended, run.store, History())
+            ended = [_run_here(each, run) for each in cell_requests]
+        row, cells, found = record_night(night, started, ended, run.store, History())
         if request.site:
             _write_site(run.store)
-    said = sentence(row, cells, found)
+    said = night_summary(row, cells, found)
     results = {
         "night": row.model_dump(mode="json"),
         "cells": [cell.model_dump(mode="json") for cell in cells],
@@ -71,14 +73,14 @@ def nightly(request: NightRequest) -> Any:
     }
     if FlowRunContext.get() is None:
         return results
-    patiently(lambda: publish_night(row, cells, found))
+    retry_on_outage(lambda: publish_night(row, cells, found))
     announce_night(row, said, found)
     ending: State[Any] = (Failed if row.outcome == "FAIL" else Completed)(message=said, data=results)
     return ending
 
 
-def concluded(
-    night: str, started: str, ended: Sequence[Ended], store: Store, history: History
+def record_night(
+    night: str, started: str, ended: Sequence[CellResult], store: Store, history: History
 ) -> tuple[Night, list[Cell], list[Finding]]:
     """Hold what ended against earlier nights and write it all into the history; a night of this name is replaced.
 
@@ -86,7 +88,7 @@ def concluded(
     """
     before = history.rows_before(night)
     cells = [cell_row(night, each) for each in ended]
-    failures = {each.asked.cell: each.failure for each in ended if each.failure is not None}
+    failures = {each.cell_request.cell: each.failure for each in ended if each.failure is not None}
     found = [
         finding
         for cell in cells
@@ -100,18 +102,18 @@ def concluded(
     return row, cells, found
 
 
-def planned(request: NightRequest) -> list[tuple[str, list[Outcome] | Failure]]:
+def plan_night(request: NightRequest) -> list[tuple[str, list[StageOutcome] | Failure]]:
     """Say of every cell what would run and why, or why it cannot; nothing is run."""
-    said: list[tuple[str, list[Outcome] | Failure]] = []
-    for asked in read_config(request.file()):
-        run = Run(default_store(), frozenset(asked.request.refresh), plan=True)
+    said: list[tuple[str, list[StageOutcome] | Failure]] = []
+    for cell_request in read_config(request.file()):
+        run = Run(open_store(), frozenset(cell_request.request.refresh), plan=True)
         try:
             with running(run):
-                port.fn(asked.request)
+                port.fn(cell_request.request)
         except NightjarError as error:
-            said.append((asked.cell, failure_of(error)))
+            said.append((cell_request.cell, failure_from_exception(error)))
         else:
-            said.append((asked.cell, run.outcomes))
+            said.append((cell_request.cell, run.outcomes))
     return said
 
 
@@ -132,32 +134,38 @@ def _looked_back(store: Store, cell: Cell, before: list[Cell], failure: Failure 
     against: list[Evidence | None] = [
         read_evidence(store, row) if row is not None and cell.wer is not None else None for row in (last, best)
     ]
-    return findings(tonight, against[0], against[1], before, failure.behind if failure is not None else "")
+    return cell_findings(tonight, against[0], against[1], before, failure.behind if failure is not None else "")
 
 
-def _run_here(asked: Asked, run: Run) -> Ended:
+def _run_here(cell_request: CellRequest, run: Run) -> CellResult:
     """Run a cell in this process; whatever it ends in, the next one has its turn."""
     began = time.monotonic()
     results, failure = None, None
     try:
-        results = _ported(asked)
+        results = _ported(cell_request)
     except Exception as error:  # not KeyboardInterrupt, not Prefect's termination: those end the night
-        failure = failure_of(error)
-        log.warning("%s is %s: %s", asked.cell, failure.outcome, failure.message)
+        failure = failure_from_exception(error)
+        log.warning("%s is %s: %s", cell_request.cell, failure.outcome, failure.message)
     seconds = time.monotonic() - began
     why = failure.outcome if failure is not None else str((results or {})["verdict"])
-    run.tell(Outcome(name=asked.cell, seconds=max(seconds, 0.01), cached=False, why=why))
-    log.info("%s: %s after %.0f s", asked.cell, why, seconds)
-    return Ended(asked=asked, seconds=seconds, command=command_line(asked.request), results=results, failure=failure)
+    run.on_outcome(StageOutcome(name=cell_request.cell, seconds=max(seconds, 0.01), cached=False, why=why))
+    log.info("%s: %s after %.0f s", cell_request.cell, why, seconds)
+    return CellResult(
+        cell_request=cell_request,
+        seconds=seconds,
+        command=command_line(cell_request.request),
+        results=results,
+        failure=failure,
+    )
 
 
-def _ported(asked: Asked) -> dict[str, Any]:
+def _ported(cell_request: CellRequest) -> dict[str, Any]:
     """Run the flow `port`; where the Prefect server went away meanwhile, wait for it and take what is in the store."""
 
     def once() -> dict[str, Any]:
-        with apart(asked.request.refresh, asked.request.board_wait):
+        with separate_run(cell_request.request.refresh, cell_request.request.board_wait):
             served = FlowRunContext.get() is not None
-            results: dict[str, Any] = port(asked.request) if served else port.fn(asked.request)
+            results: dict[str, Any] = port(cell_request.request) if served else port.fn(cell_request.request)
             return results
 
-    return patiently(once)
+    return retry_on_outage(once)

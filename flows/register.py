@@ -15,11 +15,11 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from flows.deployments import Book, Deployment, fingerprint
-from flows.server import asking
+from flows.deployments import Deployment, DeploymentFile, fingerprint
+from flows.server import prefect_client
 from nightjar.boards.config import read_boards
 from nightjar.errors import BadOptions
-from nightjar.toolchains.environment import with_toolchain
+from nightjar.toolchains.environment import toolchain_targets
 
 
 class Row(NamedTuple):
@@ -31,13 +31,13 @@ class Row(NamedTuple):
     detail: str = ""
 
 
-def register(book: Book, reset: bool = False) -> list[Row]:
+def register(book: DeploymentFile, reset: bool = False) -> list[Row]:
     """Create what is missing on the server and bring in line what is new in the file.
 
     reset: as the file says, whatever was changed or switched off on the server. Raises BadOptions for a work pool of
     another type, ServerMissing.
     """
-    with asking() as client:
+    with prefect_client() as client:
         return [
             *_pool(client, book, reset),
             *_limits(client, book, reset),
@@ -46,7 +46,7 @@ def register(book: Book, reset: bool = False) -> list[Row]:
         ]
 
 
-def _pool(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:
+def _pool(client: SyncPrefectClient, book: DeploymentFile, reset: bool) -> Iterator[Row]:
     wanted = book.nightjar.pool
     try:
         found = client.read_work_pool(wanted.name)
@@ -76,9 +76,9 @@ def _pool(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:
         client.update_work_queue(identity, priority=priority)
 
 
-def _limits(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:
+def _limits(client: SyncPrefectClient, book: DeploymentFile, reset: bool) -> Iterator[Row]:
     limits = book.nightjar.limits
-    wanted = {f"toolchain:{target}": limits.toolchain for target in with_toolchain()}
+    wanted = {f"toolchain:{target}": limits.toolchain for target in toolchain_targets()}
     wanted |= {f"board:{alias}": limits.board for alias in sorted(read_boards())}
     for name, limit in wanted.items():
         try:
@@ -96,7 +96,7 @@ def _limits(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]
             yield Row("limit", name, "created", f"{limit} at once")
 
 
-def _deployments(client: SyncPrefectClient, book: Book, reset: bool) -> Iterator[Row]:
+def _deployments(client: SyncPrefectClient, book: DeploymentFile, reset: bool) -> Iterator[Row]:
     for wanted in book.deployments:
         flow = wanted.flow()
         name, fields = f"{flow.name}/{wanted.name}", _fields(wanted, wanted.form(flow))

@@ -34,8 +34,8 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFi
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.types._datetime import now
 
-from flows.server import asking
-from nightjar.store.run_lock import attendance, forget
+from flows.server import prefect_client
+from nightjar.store.run_lock import remove_lock, run_status
 
 log = logging.getLogger("nightjar.revive")
 
@@ -72,7 +72,7 @@ def revive(
     older_than_s: how long a run whose lock cannot be seen must have been silent. crashed: let also those go on that
     Prefect itself saw crash in the last day, up to five attempts each. Raises ServerMissing.
     """
-    with asking() as client:
+    with prefect_client() as client:
         looks = {run.id: (run, _look(client, run, older_than_s)) for run in _runs(client, AT_WORK)}
         found = [Revived(run.id, run.name, "alive", look.said) for run, look in looks.values() if look.alive]
         suspects = {run.id: look for run, look in looks.values() if not look.alive}
@@ -108,7 +108,7 @@ def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | 
 def _look(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> Look:
     """Say whether somebody is at work on a run: by its lock, or by what was last heard of it."""
     pending = run.state_type == StateType.PENDING
-    seen, attempt = attendance(str(run.id), run.run_count + pending)
+    seen, attempt = run_status(str(run.id), run.run_count + pending)
     if seen == "held":
         return Look(True, f"process {attempt.pid} on {attempt.host} holds its lock" if attempt else "its lock is held")
     if seen == "gone" and attempt is not None:
@@ -146,7 +146,7 @@ def _end(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
 
 
 def _retry(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
-    forget(str(run.id))
+    remove_lock(str(run.id))
     client.set_flow_run_state(run.id, AwaitingRetry(message=f"revived by `nightjar flows revive`: {why}"))
     return Revived(run.id, run.name, "revived", why)
 

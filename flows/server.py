@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")
 
 
 @contextlib.contextmanager
-def asking() -> Iterator[SyncPrefectClient]:
+def prefect_client() -> Iterator[SyncPrefectClient]:
     """Give a client of the server that PREFECT_API_URL names.
 
     Raises ServerMissing where none is configured or it does not answer, Broken where it refuses what it is asked.
@@ -35,7 +35,7 @@ def asking() -> Iterator[SyncPrefectClient]:
             "no Prefect server is configured: start one with `prefect server start`, and set PREFECT_API_URL, such as "
             "http://127.0.0.1:4200/api"
         )
-    if reason := server_answers(url):
+    if reason := server_problem(url):
         raise ServerMissing(f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL")
     try:
         with get_client(sync_client=True) as client:
@@ -53,7 +53,7 @@ def asking() -> Iterator[SyncPrefectClient]:
         ) from error
 
 
-def patiently(call: Callable[[], Answer]) -> Answer:
+def retry_on_outage(call: Callable[[], Answer]) -> Answer:
     """Do what needs the server, and again once it is back if it went away meanwhile; raises what the last try did."""
     tries = 0
     while True:
@@ -68,7 +68,7 @@ def patiently(call: Callable[[], Answer]) -> Answer:
 
 def _is_back() -> bool:
     url, end = PREFECT_API_URL.value(), time.monotonic() + BACK_S
-    while url and (reason := server_answers(url)):
+    while url and (reason := server_problem(url)):
         if time.monotonic() > end:
             return False
         log.warning("the Prefect server does not answer (%s): waiting for it", reason)
@@ -76,7 +76,7 @@ def _is_back() -> bool:
     return bool(url)
 
 
-def server_answers(url: str) -> str:
+def server_problem(url: str) -> str:
     """Ask the Prefect server at this API address for its health; return why there is no answer, or "" when there is.
 
     A server that wants to know who asks (401, 403) is there.
@@ -96,4 +96,4 @@ def server_answers(url: str) -> str:
 def configured_server() -> tuple[str, str]:
     """Return the address of the Prefect server that is configured and why it does not answer, each empty for none."""
     url = PREFECT_API_URL.value() or ""
-    return url, server_answers(url) if url else ""
+    return url, server_problem(url) if url else ""

@@ -8,30 +8,29 @@ from prefect.client.schemas.objects import State
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_URL
 
-from flows.server import server_answers
+from flows.server import server_problem
 from nightjar.errors import ServerMissing
 from nightjar.progress import Screen
 from nightjar.store.artifact import Store
-from tasks.stage import Run, default_store, running
+from nightjar.store.remote import open_store
+from tasks.stage import Run, running
 
 
-def run_flow(
-    flow: Flow[..., Any], request: Any, screen: Screen, refresh: tuple[str, ...] = (), plan: bool = False
-) -> tuple[dict[str, Any], Run]:
-    """Run a flow on the default store, telling `screen` of each stage; return its results and the run.
+def run_flow(flow: Flow[..., Any], request: Any, screen: Screen, plan: bool = False) -> tuple[dict[str, Any], Run]:
+    """Run a flow on the default store and report each stage to `screen`; return its results and the run.
 
-    Without PREFECT_API_URL the flow's function is called as it is: Prefect would start a temporary server
-    first, 13 silent seconds for a run that nobody can look at afterwards. With it, raises ServerMissing when the
-    server does not answer.
+    Without PREFECT_API_URL the flow's function is called directly: Prefect would first start a temporary server, 13
+    silent seconds for a run that nobody can inspect afterwards. With it, raises ServerMissing when the server does not
+    answer.
     """
     url = PREFECT_API_URL.value()
     served = bool(url) and not plan
-    if served and (reason := server_answers(url)):
+    if served and (reason := server_problem(url)):
         raise ServerMissing(f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL")
-    store: Store = default_store()
-    wait_s = getattr(request, "board_wait", None)
-    run = Run(store, frozenset(refresh), plan, wait_s, show=screen.progress, tell=screen.outcome)
-    gc.freeze()  # what is imported stays: neither a collection nor the end of this process has to look at it
+    store: Store = open_store()
+    refresh, wait_s = (getattr(request, name, None) for name in ("refresh", "board_wait"))
+    run = Run(store, frozenset(refresh or ()), plan, wait_s, on_progress=screen.progress, on_outcome=screen.outcome)
+    gc.freeze()  # imported objects stay for good: no collection has to visit them
     gc.set_threshold(100_000, 20, 20)
     gc.enable()
     with running(run), screen:
@@ -39,7 +38,7 @@ def run_flow(
             return cast("dict[str, Any]", flow.fn(request)), run
         with _without_heartbeat():
             ended: State[Any] = flow(request, return_state=True)  # type: ignore[assignment]
-    # A flow may end as Failed and have results all the same: a night of which one cell failed.
+    # A flow that ends as Failed may have results: a night of which one cell failed.
     results = ended.result(raise_on_failure=False)
     if isinstance(results, BaseException):
         raise results
@@ -47,9 +46,9 @@ def run_flow(
 
 
 def _without_heartbeat() -> SettingsContext:
-    """Make Prefect's settings without its heartbeat, whose thread ends with a nap of up to a second.
+    """Make Prefect's settings without its heartbeat, whose thread takes up to a second to end.
 
-    It tells an automation that a flow run is alive; who runs one from here sees it stop.
+    The heartbeat tells an automation that a flow run is alive; a person at the command line sees it stop.
     """
     own = get_settings_context()
     flows = own.settings.flows.model_copy(update={"heartbeat_frequency": None})

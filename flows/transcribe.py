@@ -1,53 +1,56 @@
-"""Print what a port hears: build its binary, or take it from the store, and run it on a board."""
+"""Transcribe audio files: build a port's binary, or take it from the store, and run it on a board."""
 
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from flows.evaluation import hear
-from flows.port import built, calibrated, prepared
+from flows.evaluation import evaluate_binary
+from flows.port import build_binary, make_calibration
+from flows.prepare import prepare
 from nightjar.errors import BadAudio
-from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.resolve import speech_source
-from nightjar.request import TranscribeRequest
+from nightjar.request import PortRequest, TranscribeRequest, as_port
 from nightjar.speech.manifest import load_speech, speech_digest
 from nightjar.store.artifact import Source
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.stage import joining
+from tasks.stage import current_or_new_run
 
 
 @flow(name="transcribe", flow_run_name="transcribe-{request.model}-{request.target}-{request.precision}")
 def transcribe(request: TranscribeRequest) -> dict[str, Any]:
-    """Export, calibrate where the precision wants it, build, and let the binary hear every file, each cached."""
-    with joining(request.refresh, request.board_wait) as run:
+    """Export, calibrate where the precision needs it, build, and transcribe every file; each step is cached."""
+    with current_or_new_run(request.refresh, request.board_wait) as run:
         audio = {path: _audio_source(path) for path in request.files}
-        made = prepared(request, _calibration_speech)
-        board = board_of(made.target, request.board)
-        calibration = calibrated(request, made) if request.precision != "fp" else None
-        binary, _ = built(request, made, calibration)
-        heard: list[dict[str, Any]] = []
+        port = as_port(request)
+        prepared = prepare(port, _calibration_speech)
+        calibration = make_calibration(port, prepared) if request.precision != "fp" else None
+        binary, _ = build_binary(port, prepared, calibration)
+        options = EvaluateOptions(language=request.language, long=request.long, transcribed=False)
+        transcripts: list[dict[str, Any]] = []
         for path, speech in audio.items():
-            options = EvaluateOptions(language=request.language, long=request.long, transcribed=False)
-            evaluated = hear(
-                made.family, made.target, board, binary=binary, speech=speech, options=options, label=path.name
-            )
-            lines = [line for line in read_hypotheses(run.store.path(evaluated)) if not line["probe"]]
-            heard += [_described(path, line) for line in lines]
+            hypotheses = evaluate_binary(prepared, binary, speech=speech, options=options, label=path.name)
+            lines = [line for line in read_hypotheses(run.store.path(hypotheses)) if not line["probe"]]
+            transcripts += [_transcript(path, line) for line in lines]
         return {
             "model": request.model,
             "target": request.target,
-            "tier": board.tier,
+            "tier": prepared.board.tier,
             "precision": request.precision,
             "language": request.language,
-            "window_s": float(made.graphs.meta["window_s"]),
-            "files": heard,
-            "stages": [outcome.model_dump(include={"name", "seconds", "cached", "why"}) for outcome in run.outcomes],
+            "window_s": float(prepared.graphs.meta["window_s"]),
+            "files": transcripts,
+            "stages": [
+                {"name": each.name, "seconds": each.seconds, "cached": each.cached, "why": each.why}
+                for each in run.outcomes
+            ],
         }
 
 
-def _calibration_speech(request: TranscribeRequest) -> tuple[Source | None, None]:
-    return (speech_source(request, "calibration") if request.precision != "fp" else None), None
+def _calibration_speech(request: PortRequest) -> tuple[Source | None, None]:
+    if request.precision == "fp":
+        return None, None
+    return speech_source(request.model, request.calibration_set, "calibration"), None
 
 
 def _audio_source(path: Path) -> Source:
@@ -56,13 +59,8 @@ def _audio_source(path: Path) -> Source:
     return Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
 
 
-def _described(path: Path, line: dict[str, Any]) -> dict[str, Any]:
-    """Say what was heard; a clip of a folder or manifest is called by both."""
+def _transcript(path: Path, line: dict[str, Any]) -> dict[str, Any]:
+    """Describe one transcript; a clip of a folder or manifest is named by both."""
     listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")
-    return {
-        "file": f"{path.as_posix()}#{line['id']}" if listed else path.as_posix(),
-        "text": line["text"],
-        "tokens": line["tokens"],
-        "seconds": line["seconds"],
-        "audio_s": line["audio_s"],
-    }
+    name = f"{path.as_posix()}#{line['id']}" if listed else path.as_posix()
+    return {"file": name, **{key: line[key] for key in ("text", "tokens", "seconds", "audio_s")}}

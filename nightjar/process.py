@@ -19,14 +19,14 @@ from typing import IO, TypeVar
 
 log = logging.getLogger(__name__)
 
-PIECE = re.compile(rb"[\r\n]")
+LINE_END = re.compile(rb"[\r\n]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile(r"^(?:[DIWE] )?(\w[\w .]*?)\s*:\s*\d+%\|.*?\|\s*(\d+)/(\d+)")  # tqdm's
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 _started: ContextVar[list[int] | None] = ContextVar("started", default=None)  # process groups of calls made together
 
-WATCH_S = 1.0  # between looks at the memory of a command
+MEMORY_CHECK_S = 1.0  # between looks at the memory of a command
 
 Progress = Callable[[str, int, int], None]  # what, done, total: of the SDK's own progress bars
 
@@ -38,12 +38,12 @@ def run_logged(
     log_file: Path,
     timeout_s: float,
     on_progress: Progress | None = None,
-    most_bytes: int | None = None,
+    memory_limit_bytes: int | None = None,
 ) -> int | None:
     """Run a command in a process group of its own, write its cleaned output to a file and to this module's log.
 
     Returns its exit status, or None when it outlived `timeout_s`. The group is killed on every way out. Raises
-    Outgrown when all its processes together hold more than `most_bytes` of memory.
+    Outgrown when all its processes together hold more than `memory_limit_bytes` of memory.
     """
     process = subprocess.Popen(
         command,
@@ -58,11 +58,11 @@ def run_logged(
         others.append(process.pid)
     assert process.stdout is not None
     assert process.stdin is not None
-    said = (_listen, process.stdout, log_file, on_progress)
+    said = (_copy_output, process.stdout, log_file, on_progress)
     reader = threading.Thread(target=contextvars.copy_context().run, args=said, daemon=True)  # it ticks for the caller
     reader.start()
     try:
-        return _waited(process, timeout_s, most_bytes)
+        return _wait(process, timeout_s, memory_limit_bytes)
     except subprocess.TimeoutExpired:
         return None
     finally:
@@ -75,25 +75,25 @@ def run_logged(
         process.stdout.close()
 
 
-class Outgrown(Exception):
+class MemoryLimitExceeded(Exception):
     """A command held more memory than it was given: bytes held, bytes given."""
 
 
-def _waited(process: "subprocess.Popen[bytes]", timeout_s: float, most_bytes: int | None) -> int:
-    if most_bytes is None:
+def _wait(process: "subprocess.Popen[bytes]", timeout_s: float, memory_limit_bytes: int | None) -> int:
+    if memory_limit_bytes is None:
         return process.wait(timeout_s)
     end = time.monotonic() + timeout_s
     while True:
         try:
-            return process.wait(min(WATCH_S, max(0.0, end - time.monotonic())))
+            return process.wait(min(MEMORY_CHECK_S, max(0.0, end - time.monotonic())))
         except subprocess.TimeoutExpired:
-            if (held := held_bytes(process.pid)) > most_bytes:
-                raise Outgrown(held, most_bytes) from None
+            if (held := group_memory_bytes(process.pid)) > memory_limit_bytes:
+                raise MemoryLimitExceeded(held, memory_limit_bytes) from None
             if time.monotonic() >= end:
                 raise
 
 
-def held_bytes(group: int) -> int:
+def group_memory_bytes(group: int) -> int:
     """Sum the memory of a process group, what its processes share counted once.
 
     An address space says nothing of it: TensorFlow reserves a hundred gigabytes and touches two.
@@ -107,7 +107,7 @@ def held_bytes(group: int) -> int:
     return total
 
 
-def together(calls: Sequence[Callable[[], Made]], workers: int) -> list[Made]:
+def run_parallel(calls: Sequence[Callable[[], Result]], workers: int) -> list[Result]:
     """Make calls that run commands, some at a time, and return what they give, in order.
 
     The first to fail, or an interrupt, ends the commands of the others; that failure is raised.
@@ -146,10 +146,10 @@ def last_line(said: str) -> str:
     return (errors or [line for line in lines if not line.startswith(("File ", "Traceback"))] or [""])[-1][:300]
 
 
-def _listen(stream: IO[bytes], log_file: Path, on_progress: Progress | None) -> None:
+def _copy_output(stream: IO[bytes], log_file: Path, on_progress: Progress | None) -> None:
     """Pass output on without colours and without progress bars, which go to `on_progress`."""
     with log_file.open("a", encoding="utf-8") as kept:
-        for piece in _pieces(stream):
+        for piece in _output_lines(stream):
             text = ANSI.sub("", piece).rstrip()
             if bar := BAR.match(text):
                 if on_progress is not None:
@@ -159,16 +159,16 @@ def _listen(stream: IO[bytes], log_file: Path, on_progress: Progress | None) -> 
                 log.debug("%s", text)
 
 
-def _pieces(stream: IO[bytes]) -> Iterator[str]:
+def _output_lines(stream: IO[bytes]) -> Iterator[str]:
     """Split a stream at line ends and carriage returns as they come."""
     rest = b""
     while block := os.read(stream.fileno(), 65536):
-        *whole, rest = PIECE.split(rest + block)
+        *whole, rest = LINE_END.split(rest + block)
         yield from (piece.decode(errors="replace") for piece in whole)
     yield rest.decode(errors="replace")
 
 
-def holder() -> str:
+def lock_owner() -> str:
     """Say who we are to those who wait: user@host, process, since when."""
     since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     return f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}, since {since}"

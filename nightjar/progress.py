@@ -4,24 +4,21 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 Listener = Callable[[int, int], None]
 
 _listener: ContextVar[Listener | None] = ContextVar("progress", default=None)
 
 
-class StageOutcome(Protocol):
-    """The outcome of a finished or planned stage."""
+class StageOutcome(NamedTuple):
+    """The outcome of a finished or planned stage; `key` is empty when it depends on a stage that has yet to run."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def cached(self) -> bool: ...
-    @property
-    def why(self) -> str: ...
+    name: str
+    seconds: float
+    cached: bool
+    why: str
+    key: str = ""
 
 
 class Screen(Protocol):

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from nightjar.plugins.registry import Plugin
-from tasks.concurrency import compiling
+from tasks.concurrency import hold_toolchain
 from tasks.stage import stage
 
 
@@ -32,6 +32,6 @@ def build(
     given = {name: path for name, path in given.items() if path is not None}
     if "work" in inspect.signature(compile).parameters:
         given["work"] = work
-    with compiling(target):
+    with hold_toolchain(target):
         compile(graphs, calibration, options, out, **given)
     return {"target": target.name}

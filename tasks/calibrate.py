@@ -48,12 +48,12 @@ def calibrate(
     description = json.loads((reference / "model.json").read_text(encoding="utf-8"))
     parts = json.loads((reference / "binary.json").read_text(encoding="utf-8"))["parts"]
     clips, _ = split_by_window(load_speech(speech), description["recipe"]["window_s"])
-    if module.HARVESTED_ONLY:  # a clip may have been set aside
+    if module.REQUIRES_HARVEST:  # a clip may have been set aside
         listed = (hidden / "clips.jsonl").read_text(encoding="utf-8").split("\n")
         harvested = {json.loads(line) for line in listed if line}
         clips = [clip for clip in clips if clip.id in harvested]
     # A stream's chunk is too little work for two cores: clips are heard side by side instead.
-    opened = runner.load().open_runner(reference, parts, {} if module.HARVESTED_ONLY else {"threads": 1})
+    opened = runner.load().open_runner(reference, parts, {} if module.REQUIRES_HARVEST else {"threads": 1})
     try:
         module.calibrate(reference, hidden, clips, options, opened, out, lanes=parts["decoder"].get("lanes", 1))
     finally:

@@ -34,7 +34,7 @@ TRY_S = 3.0  # between looks at whether anything is left to do
 
 
 @contextlib.contextmanager
-def holding(board: Board, over: Callable[[], bool]) -> Iterator[None]:
+def hold_board(board: Board, over: Callable[[], bool]) -> Iterator[None]:
     """Hold a board for a session: its slot where a Prefect server knows this run, then the lock on it.
 
     A simulator is its toolchain's. Waits for a board as long as the run's --board-wait says, in all; raises BoardBusy.
@@ -51,7 +51,7 @@ def holding(board: Board, over: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def compiling(target: Plugin) -> Iterator[None]:
+def hold_toolchain(target: Plugin) -> Iterator[None]:
     """Hold the slot of a target's toolchain while its SDK works; a target without an SDK needs none."""
     with contextlib.ExitStack() as held:
         if target.tools():

@@ -37,7 +37,7 @@ from nightjar.store.artifact import Store
 from nightjar.store.remote import open_store
 from nightjar.store.usage import Usage
 from nightjar.toolchains.environment import toolchain
-from tasks.concurrency import holding
+from tasks.concurrency import hold_board
 
 log = logging.getLogger("nightjar.sharded")
 
@@ -89,7 +89,7 @@ def run_clips(
             waves=waves,
             encoder=encoder,
             earlier=earlier,
-            lock_board=holding,
+            lock_board=hold_board,
             **settings,
         )
     sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})

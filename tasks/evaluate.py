@@ -18,7 +18,7 @@ from nightjar.sessions.run import split_excluded
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, load_speech, split_by_window
 from tasks.dask import run_clips
-from tasks.hypotheses import EvaluateOptions, read_hypotheses, select_clips, told, write_hypotheses
+from tasks.hypotheses import EvaluateOptions, excluded_meta, read_hypotheses, select_clips, write_hypotheses
 from tasks.stage import stage
 
 SAMPLE_RATE_HZ = 16000
@@ -78,7 +78,7 @@ def evaluate(
     aside = whole_clips(aside, pieces)
     clips = [clip for clip in clips if clip.id not in aside]
     write_hypotheses(out, stitch(lines, clips, pieces), clips, skipped, aside)
-    return {"clips": str(len(clips)), "skipped": str(len(skipped)), "tier": board.tier} | told(aside)
+    return {"clips": str(len(clips)), "skipped": str(len(skipped)), "tier": board.tier} | excluded_meta(aside)
 
 
 def _scored(text: Any, model: Any, language: str, tokens: list[int]) -> list[str]:

@@ -8,7 +8,7 @@ from nightjar.plugins.registry import Plugin
 from nightjar.sessions.run import split_excluded
 from nightjar.speech.manifest import load_speech, shuffled, split_by_window
 from tasks.dask import run_clips
-from tasks.hypotheses import told
+from tasks.hypotheses import excluded_meta
 from tasks.stage import earlier_results, stage
 
 
@@ -46,4 +46,4 @@ def harvest(
     (out / "clips.jsonl").write_text("".join(json.dumps(line["id"]) + "\n" for line in lines), encoding="utf-8")
     if aside:
         (out / "aside.json").write_text(json.dumps(aside, ensure_ascii=False), encoding="utf-8")
-    return {"clips": str(len(lines)), "skipped": str(len(skipped)), "tier": board.tier} | told(aside)
+    return {"clips": str(len(lines)), "skipped": str(len(skipped)), "tier": board.tier} | excluded_meta(aside)

@@ -48,7 +48,7 @@ def select_clips(clips: list[Clip], window_s: float, options: EvaluateOptions) -
     return kept, skipped
 
 
-def told(aside: Mapping[str, str]) -> dict[str, str]:
+def excluded_meta(aside: Mapping[str, str]) -> dict[str, str]:
     """Say in a record how many clips were set aside, and why the first of them was."""
     return {"aside": f"{len(aside)}: {next(iter(aside.values()))}"} if aside else {}
 
@@ -68,7 +68,7 @@ def write_hypotheses(
         (out / "aside.json").write_text(json.dumps(aside, ensure_ascii=False), encoding="utf-8")
 
 
-def read_aside(folder: Path) -> dict[str, str]:
+def read_excluded(folder: Path) -> dict[str, str]:
     """Read why by clip id for the clips that a runner crashed or hung on."""
     path = folder / "aside.json"
     found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -6,11 +6,11 @@ from typing import Any
 
 from nightjar.errors import BadManifest
 from nightjar.scoring.drift import read_drift
-from nightjar.scoring.score import Score, Tier, hear_silence, score
+from nightjar.scoring.score import Score, Tier, score, score_silence
 from nightjar.scoring.verdict import Budgets
 from nightjar.scoring.verdict import judge as judge_scores
 from nightjar.speech.manifest import Clip
-from tasks.hypotheses import read_aside, read_hypotheses
+from tasks.hypotheses import read_excluded, read_hypotheses
 from tasks.stage import stage
 
 
@@ -30,7 +30,7 @@ def judge(
     heard = {"stock": read_hypotheses(stock), "float": read_hypotheses(expected), "binary": read_hypotheses(obtained)}
     ids = [{line["id"] for line in lines if not line["probe"]} for lines in heard.values()]
     common = set.intersection(*ids)
-    clips = [clip for clip in clips_of(heard["binary"]) if clip.id in common]
+    clips = [clip for clip in clips_from_lines(heard["binary"]) if clip.id in common]
     if not clips:
         raise BadManifest(
             "stock, float and binary have no clip in common: give speech that fits the window, or pass --long chunk"
@@ -41,13 +41,13 @@ def judge(
     }
     probes = {subject: [line for line in lines if line["probe"]] for subject, lines in heard.items()}
     # A board's own program, read from what it printed, heard no probes.
-    silence = hear_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
+    silence = score_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
     # Who sets clips aside is asked about it; a session that set none says nothing of it.
-    failed = read_aside(obtained) if (obtained / "aside.json").exists() else None
+    failed = read_excluded(obtained) if (obtained / "aside.json").exists() else None
     streamed = read_drift(drift) if drift is not None else None
     verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, failed, streamed)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
-    aside = {name: why for folder in (expected, obtained) for name, why in read_aside(folder).items()}
+    aside = {name: why for folder in (expected, obtained) for name, why in read_excluded(folder).items()}
     content: dict[str, Any] = {
         "verdict": verdict.model_dump(mode="json"),
         "budgets": budgets.model_dump(mode="json"),
@@ -66,7 +66,7 @@ def read_scores(folder: Path) -> dict[str, Score]:
     return {subject: Score.model_validate(said) for subject, said in content["scores"].items()}
 
 
-def clips_of(lines: list[dict[str, Any]]) -> list[Clip]:
+def clips_from_lines(lines: list[dict[str, Any]]) -> list[Clip]:
     """Say which clips hypotheses are of, with their references; the silent probes are none."""
     return [
         Clip(id=line["id"], audio=Path(), text=line["reference"], duration_s=line["audio_s"], speaker=line["speaker"])

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from nightjar.plugins.registry import Plugin
-from tasks.concurrency import compiling
+from tasks.concurrency import hold_toolchain
 from tasks.stage import stage
 
 
@@ -12,7 +12,7 @@ from tasks.stage import stage
 def lint(*, graphs: Path, linter: tuple[Plugin, ...], out: Path) -> dict[str, str]:
     """Write `findings.json`, what the target's lint finds; behind the lint itself stands what it may look with."""
     first, *tools = linter
-    with compiling(tools[0] if tools else first):
+    with hold_toolchain(tools[0] if tools else first):
         findings = first.load().lint(graphs)
     text = json.dumps([finding.model_dump() for finding in findings], indent=1)
     (out / "findings.json").write_text(text + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nightjar.report.site.urls import INDEX, cell_id, cell_page, night_page, report_page
+from nightjar.report.site.urls import INDEX, cell_name, cell_url, night_url, report_url
 from nightjar.scoring.verdict import STAND_IN_NOTE, headline
 
 if TYPE_CHECKING:  # it brings pandas, half a second that a port does not need
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # it brings pandas, half a second that a port does not need
 MARKS = {True: "▼", False: "•"}
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Write a text that markdown takes for nothing else."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split()))
 
@@ -23,7 +23,7 @@ def verdict_markdown(results: Mapping[str, Any]) -> str:
     """Write a port's verdict for the Prefect UI: the word, the figures, where to read on, every gate, the versions."""
     low, high = results["interval"]
     unit = "CER" if results["unit"] == "character" else "WER"
-    model, target, precision = (plain(str(results[name])) for name in ("model", "target", "precision"))
+    model, target, precision = (escape_markdown(str(results[name])) for name in ("model", "target", "precision"))
     lines = [
         f"# {headline(results['tier'], results['verdict'])} · {model} on {target}, {precision}",
         "",
@@ -44,9 +44,9 @@ def verdict_markdown(results: Mapping[str, Any]) -> str:
         )
     lines += ["", "| gate | |", "|---|---|"]
     worst = sorted(results["gates"], key=lambda gate: ("FAIL", "UNDECIDED", "PASS").index(gate["outcome"]))
-    lines += [f"| **{gate['outcome']}** | {plain(gate['sentence'])} |" for gate in worst]
-    size = ", ".join(f"{plain(part)} {count / 1e6:.1f} MB" for part, count in results["size_bytes"].items())
-    lines += ["", f"Size: {size}.", "", f"Versions: {plain(_versions(results))}.", ""]
+    lines += [f"| **{gate['outcome']}** | {escape_markdown(gate['sentence'])} |" for gate in worst]
+    size = ", ".join(f"{escape_markdown(part)} {count / 1e6:.1f} MB" for part, count in results["size_bytes"].items())
+    lines += ["", f"Size: {size}.", "", f"Versions: {escape_markdown(_versions(results))}.", ""]
     return "\n".join([*lines, "Again:", "", "```", results["command"].replace("```", "'''"), "```", ""])
 
 
@@ -56,10 +56,10 @@ def _where(results: Mapping[str, Any]) -> str:
     if not (base := site_url()):
         return said
     asked = results["request"].get("board") or ""
-    cell = cell_page(cell_id(results["model"], results["target"], results["precision"], asked))
+    cell = cell_url(cell_name(results["model"], results["target"], results["precision"], asked))
     return (
         f"[Scoreboard]({base}/{INDEX}) · [all nights of this cell]({base}/{cell}) · "
-        f"[report]({base}/{report_page(results['report_key'])})\n\n{said}"
+        f"[report]({base}/{report_url(results['report_key'])})\n\n{said}"
     )
 
 
@@ -75,18 +75,18 @@ def night_markdown(night: "Night", cells: Sequence["Cell"], findings: Sequence["
     lines = [f"# {night.outcome} · the night of {night.night}", ""]
     base = site_url()
     if base:
-        lines += [f"[Scoreboard]({base}/{INDEX}) · [this night]({base}/{night_page(night.night)})", ""]
-    lines += [plain(night.failed) or "No gate failed.", ""]
+        lines += [f"[Scoreboard]({base}/{INDEX}) · [this night]({base}/{night_url(night.night)})", ""]
+    lines += [escape_markdown(night.failed) or "No gate failed.", ""]
     if findings:
         lines += ["## What changed", ""]
         ordered = sorted(findings, key=lambda finding: not finding.regression)
-        lines += [f"- {MARKS[finding.regression]} {plain(finding.sentence)}" for finding in ordered]
+        lines += [f"- {MARKS[finding.regression]} {escape_markdown(finding.sentence)}" for finding in ordered]
         lines.append("")
     lines += ["| cell | | tier | WER % | Δ [95 %] | size | RTF p50 |", "|---|---|---|---:|---|---:|---:|"]
     for cell in cells:
-        named = plain(cell.cell)
+        named = escape_markdown(cell.cell)
         if base:
-            named = f"[{named}]({base}/{cell_page(cell.cell)})"
+            named = f"[{named}]({base}/{cell_url(cell.cell)})"
         word = headline(cell.tier, cell.outcome) if cell.tier == "stand-in" else f"**{cell.outcome}**"
         whole = cell.delta_wer is not None and cell.low is not None and cell.high is not None
         delta = f"{cell.delta_wer:+.2f} [{cell.low:+.2f}, {cell.high:+.2f}]" if whole else "–"
@@ -95,7 +95,7 @@ def night_markdown(night: "Night", cells: Sequence["Cell"], findings: Sequence["
         rtf = "–" if cell.rtf is None else f"{cell.rtf:.4f}"
         lines.append(f"| {named} | {word} | {cell.tier or '–'} | {wer} | {delta} | {size} | {rtf} |")
     if unscored := [cell for cell in cells if cell.wer is None and cell.error]:
-        lines += ["", *(f"- {plain(cell.cell)}: {plain(cell.error)}" for cell in unscored)]
+        lines += ["", *(f"- {escape_markdown(cell.cell)}: {escape_markdown(cell.error)}" for cell in unscored)]
     return "\n".join([*lines, ""])
 
 

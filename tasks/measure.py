@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.quantization.mixed_precision import Measured
+from nightjar.quantization.mixed_precision import Measurement
 from nightjar.scoring.score import errors_and_words, score
 from nightjar.scoring.wer import paired_bootstrap
 from tasks.hypotheses import read_hypotheses
-from tasks.judge import clips_of
+from tasks.judge import clips_from_lines
 from tasks.stage import stage
 
 
@@ -20,14 +20,14 @@ from tasks.stage import stage
 def measure(*, expected: Path, obtained: Path, language: str, out: Path) -> dict[str, str]:
     """Write `measured.json`: divergence and agreement on the float text's prefix, and what free decoding loses."""
     wanted, got = read_hypotheses(expected), read_hypotheses(obtained)
-    clips = clips_of(wanted)
+    clips = clips_from_lines(wanted)
     scores = [score(name, "host", clips, lines, language) for name, lines in (("float", wanted), ("binary", got))]
     bad = [{clip.id for clip in each.clips if clip.empty or clip.looping or clip.capped} for each in scores]
     kl, steps = divergence(wanted, got)
     float_errors, words = errors_and_words(scores[0].clips)
     errors, _ = errors_and_words(scores[1].clips)
     agree, tokens = (sum(line["agree"][i] for line in got if line["agree"]) for i in (0, 1))
-    measured = Measured(
+    measured = Measurement(
         kl=float(f"{kl:.4g}"),
         agree=agree,
         tokens=tokens,
@@ -83,6 +83,6 @@ def _distribution(step: Step) -> np.ndarray:
     return np.asarray(np.maximum(np.append(likely, max(1.0 - likely.sum(), 0.0)), 1e-9))
 
 
-def read_measured(folder: Path) -> Measured:
+def read_measurement(folder: Path) -> Measurement:
     """Read what `measure` wrote."""
-    return Measured.model_validate(json.loads((folder / "measured.json").read_text(encoding="utf-8")))
+    return Measurement.model_validate(json.loads((folder / "measured.json").read_text(encoding="utf-8")))

@@ -5,16 +5,16 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from nightjar.quantization.mixed_precision import Measured, ladder, pareto, write_plan
+from nightjar.quantization.mixed_precision import Measurement, ladder, pareto, write_plan
 from nightjar.quantization.sensitivity import read_ranking
 from tasks.stage import stage
 
 
-class Tried(BaseModel, frozen=True):
+class SearchRecord(BaseModel, frozen=True):
     """What a search measured, by rung."""
 
     calls: dict[str, float]
-    measured: dict[int, Measured]
+    measured: dict[int, Measurement]
 
 
 @stage
@@ -26,7 +26,7 @@ def plan(*, ranking: Path, calls: dict[str, float], rung: int, out: Path) -> dic
 
 
 @stage
-def frontier(*, ranking: Path, tried: Tried, found: int, out: Path) -> dict[str, str]:
+def frontier(*, ranking: Path, tried: SearchRecord, found: int, out: Path) -> dict[str, str]:
     """Write `pareto.json`: every rung that was measured, and which one was taken."""
     plans = ladder(read_ranking(ranking / "ranking.json"), tried.calls)
     points = pareto([(plans[number], measured) for number, measured in sorted(tried.measured.items())])

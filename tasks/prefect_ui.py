@@ -23,7 +23,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL
 
 from nightjar.progress import Listener
-from tasks.markdown import plain
+from tasks.markdown import escape_markdown
 
 log = logging.getLogger("nightjar.stage")
 
@@ -38,7 +38,7 @@ LONGEST_LINE = 300
 LOUD = re.compile(r"(E |W |ERROR|WARNING|\w*(Error|Warning): )")
 
 
-def put_up(artifacts: Iterable[ArtifactCreate]) -> None:
+def create_artifacts(artifacts: Iterable[ArtifactCreate]) -> None:
     """Show artifacts with the flow run and task that we are in; without a server there is nobody to show them to."""
     if (owner := _owner()) is None:
         return
@@ -48,7 +48,7 @@ def put_up(artifacts: Iterable[ArtifactCreate]) -> None:
             client.create_artifact(artifact.model_copy(update=owner))
 
 
-def slug(text: str) -> str:
+def artifact_key(text: str) -> str:
     """Write a name as Prefect takes it for the key of an artifact: small letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
@@ -57,7 +57,7 @@ def slug(text: str) -> str:
 
 
 @contextlib.contextmanager
-def progress_shown(label: str, show: Listener) -> Iterator[Listener]:
+def progress_artifact(label: str, show: Listener) -> Iterator[Listener]:
     """Give a listener that passes ticks on to `show` and, in a run on a server, to a progress artifact."""
     if (owner := _owner()) is None:
         yield show
@@ -109,7 +109,7 @@ class Progress:
                     if artifact is None:
                         wanted = ArtifactCreate(
                             type="progress",
-                            key=f"progress-{slug(self.label)}",
+                            key=f"progress-{artifact_key(self.label)}",
                             description=f"how far {self.label} is",
                             data=percent,
                         )
@@ -151,7 +151,7 @@ def toolchain_log(label: str, out: Path) -> Iterator[None]:
             said = f"{kept.lines:,} lines of the toolchain in {took:.0f} s, {kept.loud:,} of them warnings or errors"
             log.info("%s: %s; kept as %s", label, said, LOG if not failure else out / LOG)
             with contextlib.suppress(Exception):  # a server that is away must not hide what happened
-                put_up([_log_artifact(label, said, kept, failure)])
+                create_artifacts([_log_artifact(label, said, kept, failure)])
 
 
 class _KeptLog:
@@ -205,11 +205,11 @@ def _log_artifact(label: str, said: str, kept: _KeptLog, failure: str) -> Artifa
     text = [f"# {'Failed' if failure else 'Log'} · {label}", ""]
     if failure:
         shown = "\n".join(lines[-LAST_LINES:]).replace("```", "'''")
-        text += [f"**{plain(failure)}**", "", "```", shown, "```", ""]
+        text += [f"**{escape_markdown(failure)}**", "", "```", shown, "```", ""]
     # One block of HTML without an empty line: what is markdown would not fold with it, in either of Prefect's UIs.
     folded = "\n".join(escape(line) for line in lines)
     text += [whole, "", f"<details><summary>the last {len(lines)} lines</summary><pre>{folded}</pre></details>", ""]
-    return ArtifactCreate(type="markdown", key=f"log-{slug(label)}", description=said, data="\n".join(text))
+    return ArtifactCreate(type="markdown", key=f"log-{artifact_key(label)}", description=said, data="\n".join(text))
 
 
 def _owner() -> dict[str, UUID | None] | None:

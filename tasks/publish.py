@@ -10,20 +10,22 @@ from prefect.context import FlowRunContext
 
 from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
-from nightjar.report.page import complete
-from nightjar.request import PortRequest
+from nightjar.plugins.registry import plugin
+from nightjar.progress import StageOutcome
+from nightjar.report.page import add_run
+from nightjar.request import EvaluateRequest, PortRequest
 from nightjar.scoring.verdict import headline
 from nightjar.store.artifact import Artifact
 from tasks.announce import announce_verdict, results_artifact
 from tasks.markdown import night_markdown, verdict_markdown
-from tasks.prefect_ui import put_up, slug
-from tasks.stage import Outcome, current_run
+from tasks.prefect_ui import artifact_key, create_artifacts
+from tasks.stage import current_run
 
 if TYPE_CHECKING:
     from nightjar.nightly.history import Cell, Finding, Night
 
 
-def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> dict[str, Any]:
+def publish(request: PortRequest | EvaluateRequest, page: Artifact, outcomes: list[StageOutcome]) -> dict[str, Any]:
     """Copy the report to where reports go, with what became of the stages in this run, and show both in the UI."""
     made = current_run().store.path(page)
     results: dict[str, Any] = json.loads((made / "results.json").read_text(encoding="utf-8"))
@@ -31,18 +33,18 @@ def publish(request: PortRequest, page: Artifact, outcomes: list[Outcome]) -> di
         {"name": outcome.name, "seconds": outcome.seconds, "cached": outcome.cached, "why": outcome.why}
         for outcome in outcomes
     ]
-    name = slug(f"{request.model}-{request.target}-{request.precision}")
-    folder = reports_folder() / name
-    results["request"] = request.model_dump(mode="json", exclude=_unasked(request))
+    name = artifact_key(f"{request.model}-{request.target}-{results['precision']}")
+    folder = reports_folder() / artifact_key(f"{name}{board_suffix(request.target, request.board)}")
+    results["request"] = request.model_dump(mode="json")
     results["command"] = command_line(request)
     results["report"] = shown(folder / "report.html")
     results["report_key"] = page.key
     with storage_errors():
         folder.mkdir(parents=True, exist_ok=True)
         page_text = (made / "report.html").read_text(encoding="utf-8")
-        write_atomic(folder / "report.html", complete(page_text, results))
+        write_atomic(folder / "report.html", add_run(page_text, results))
         write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    put_up([*_artifacts(name, results), results_artifact(results)])
+    create_artifacts([*_artifacts(name, results), results_artifact(results)])
     if FlowRunContext.get() is not None:
         announce_verdict(results)
     return results
@@ -52,15 +54,13 @@ def publish_night(night: "Night", cells: Sequence["Cell"], findings: Sequence["F
     """Show a night with its flow run, if there is one on a server: its verdict, what changed, every cell."""
     described = f"{night.outcome}: the night of {night.night}"
     text = night_markdown(night, cells, findings)
-    put_up([ArtifactCreate(type="markdown", key="night", description=described, data=text)])
+    create_artifacts([ArtifactCreate(type="markdown", key="night", description=described, data=text)])
 
 
-def command_line(request: PortRequest) -> str:
+def command_line(request: PortRequest | EvaluateRequest) -> str:
     """Return the command that asks for this request again; what was run again on purpose is left out, and patience."""
-    words = ["nightjar", "evaluate" if "files" in type(request).model_fields else "port"]
-    asked = request.model_dump(
-        mode="json", exclude_defaults=True, exclude={"refresh", "board_wait", *_unasked(request)}
-    )
+    words = ["nightjar", "port" if isinstance(request, PortRequest) else "evaluate"]
+    asked = request.model_dump(mode="json", exclude_defaults=True, exclude={"refresh", "board_wait"})
     for name, value in asked.items():
         values = [str(each) for each in (value if isinstance(value, list) else [value])]
         if name == "files":
@@ -72,9 +72,10 @@ def command_line(request: PortRequest) -> str:
     return shlex.join(words)
 
 
-def _unasked(request: PortRequest) -> set[str]:
-    """Name what a request for files made elsewhere does not ask for: their precision is as given."""
-    return {"precision"} if "files" in type(request).model_fields else set()
+def board_suffix(target: str, board: str | None) -> str:
+    """Return `-board` for the name of a report, empty for the target's default board."""
+    default = plugin("targets", target).load().DEFAULT_BOARD
+    return "" if board in (None, default) else f"-{board}"
 
 
 def _artifacts(name: str, results: dict[str, Any]) -> Iterator[ArtifactCreate]:

@@ -5,12 +5,12 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from nightjar.plugins.registry import Plugin
-from tasks.concurrency import compiling
+from tasks.concurrency import hold_toolchain
 from tasks.stage import stage
 
 
 @stage
 def quantize(*, graphs: Path, calibration: Path, target: Plugin, options: BaseModel, out: Path) -> None:
     """Write what the target's `quantization` makes of the graphs and their calibration set."""
-    with compiling(target):
+    with hold_toolchain(target):
         target.load().quantization(graphs, calibration, options, out)

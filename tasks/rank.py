@@ -8,12 +8,14 @@ from typing import Any
 from nightjar.plugins.registry import Plugin
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.part_chain import Chain
-from nightjar.quantization.sensitivity import Settings
+from nightjar.quantization.sensitivity import RankingSettings
 from tasks.stage import stage
 
 
 @stage
-def rank(*, graphs: Path, calibration: Path, settings: Settings, follow: Plugin | None, out: Path) -> dict[str, str]:
+def rank(
+    *, graphs: Path, calibration: Path, settings: RankingSettings, follow: Plugin | None, out: Path
+) -> dict[str, str]:
     """Write `ranking.json`: each group of each part in int8 alone, and the rewrites that are exact in float.
 
     follow: the model's own `chain` module, where its parts are not simply run one behind the other.

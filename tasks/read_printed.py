@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.errors import BadInput
-from nightjar.plugins.program_output import Printed
+from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.speech.manifest import load_speech
 from nightjar.store.fingerprint import module_file
-from tasks.adopt import GivenFiles
+from tasks.adopt import InputFiles
 from tasks.hypotheses import write_hypotheses
 from tasks.stage import stage
 
 SUFFIXES = (".txt", ".log")
 
 
-class PrintedFiles(GivenFiles, frozen=True):
+class PrintedFiles(InputFiles, frozen=True):
     """Name a program's outputs, whose names say which clip each is of."""
 
     def identity(self) -> dict[str, str]:
@@ -25,7 +25,7 @@ class PrintedFiles(GivenFiles, frozen=True):
         return {path.stem: sha256 for path, sha256 in zip(self.paths, self.sha256, strict=True)}
 
 
-def reader(target: str, files: GivenFiles) -> Plugin | None:
+def reader(target: str, files: InputFiles) -> Plugin | None:
     """Return the module that reads a target's programs' output, if that is what these files are."""
     said = all(path.suffix in SUFFIXES for path in files.paths)
     return plugin("targets", target, "printed") if said and module_file(f"targets.{target}.printed") else None
@@ -56,7 +56,7 @@ def read_printed(
     return {"clips": str(len(lines))}
 
 
-def hypothesis_line(name: str, said: Printed, duration_s: float) -> dict[str, Any]:
+def hypothesis_line(name: str, said: ProgramOutput, duration_s: float) -> dict[str, Any]:
     """Make a line of hypotheses of what a program printed."""
     seconds = {} if said.seconds is None else {"total": said.seconds}
     line = {"id": name, "text": said.text, "tokens": [], "steps": 0, "capped": False, "agree": None}

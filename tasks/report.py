@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.files import digest
-from nightjar.report.page import render
+from nightjar.report.page import render_report
 from nightjar.scoring.drift import read_drift
 from nightjar.scoring.score import Score
 from nightjar.scoring.verdict import Verdict
@@ -100,7 +100,7 @@ def report(
     coverage = None
     if calibration is not None:
         coverage = json.loads((calibration / "calibration.json").read_text(encoding="utf-8"))["coverage"]
-    page = render(results, outcome, scores, coverage)
+    page = render_report(results, outcome, scores, coverage)
     (out / "report.html").write_text(page, encoding="utf-8")
     return {"verdict": outcome.outcome}
 

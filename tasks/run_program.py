@@ -7,13 +7,13 @@ from typing import Any
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadInput, SessionFailed
 from nightjar.files import digest_file
-from nightjar.plugins.program_output import Printed
+from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin
 from nightjar.sessions.board_program import BoardProgram, ProgramResult
 from nightjar.sessions.board_program import run_program as run_on_board
 from nightjar.speech.manifest import Clip, load_speech, shuffled, split_by_window
 from nightjar.text import printable
-from tasks.adopt import GivenFiles
+from tasks.adopt import InputFiles
 from tasks.evaluate import silent_probes
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses
 from tasks.import_dumps import COLLECTED, check_sizes
@@ -23,7 +23,7 @@ from tasks.stage import stage
 TEXT_CHARACTERS = 10_000  # twenty times what a window of speech can hold
 
 
-class NamedFiles(GivenFiles, frozen=True):
+class NamedFiles(InputFiles, frozen=True):
     """Name files that a program gets, which knows them by their names."""
 
     def identity(self) -> dict[str, str]:
@@ -91,11 +91,11 @@ def run_program(
     return {"clips": str(len(heard)), "aside": str(len(aside)), "tier": board.tier}
 
 
-def _read(said: ProgramResult, program: BoardProgram, reader: Plugin) -> Printed | str:
+def _read(said: ProgramResult, program: BoardProgram, reader: Plugin) -> ProgramOutput | str:
     """Return what a program printed of a clip, or why that does not count."""
     if trouble := said.trouble(program.timeout_s):
         return trouble
-    printed: Printed | None = reader.load().parse(said.text())
+    printed: ProgramOutput | None = reader.load().parse(said.text())
     if printed is None:
         return f"it printed no text that can be read; {reader.load().WANTED} is wanted"
     if len(printed.text) > TEXT_CHARACTERS:

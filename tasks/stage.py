@@ -1,10 +1,10 @@
-"""`@stage`: a function from artifacts to an artifact, run once per content of what goes into it.
+"""`@stage`: a function from artifacts to an artifact, executed once per content of its inputs.
 
 The key is ours, not Prefect's (docs/decisions/001-stage-key.md): stage name, inputs by content, options, the import
-closure of the code, the versions of the libraries it imports, board facts. A result found in the store ends the Prefect
-task as `Cached`; so a retry of a failed run, tomorrow's run and a second worker on this store all take the same way.
+closure of the code, the versions of the libraries it imports, board facts. If the store has the result, the Prefect
+task ends as `Cached`. So a retry, the next night and another worker on this store all continue in the same way.
 
-Without a server there is no Prefect run around a stage and the same body is called directly.
+Without a server there is no Prefect run around a stage, and the same body is called directly.
 """
 
 import contextlib
@@ -28,34 +28,27 @@ from pydantic import BaseModel
 from nightjar.errors import NightjarError
 from nightjar.files import digest, storage_errors
 from nightjar.plugins.registry import Plugin
-from nightjar.progress import listening
-from nightjar.store.artifact import Artifact, Record, Source, Store
+from nightjar.progress import StageOutcome, listening
+from nightjar.store.artifact import NOT_STORED, Artifact, Record, Source, Store
 from nightjar.store.fingerprint import closure
 from nightjar.store.remote import open_store
 from nightjar.store.usage import Usage
-from tasks.prefect_ui import progress_shown, toolchain_log
+from tasks.prefect_ui import progress_artifact, toolchain_log
 
 log = logging.getLogger("nightjar.stage")
 
-
-class Outcome(BaseModel, frozen=True):
-    """Say what became of one stage in this run; `key` is empty when it depends on a stage that is yet to run."""
-
-    name: str
-    seconds: float
-    cached: bool
-    why: str
-    key: str = ""
+LOG_EVERY_S = 15.0
+SHOWN_DIFFERENCES = 3  # in the reason for a miss
 
 
 class Pending(NamedTuple):
-    """Stand for an artifact that a plan cannot know yet."""
+    """An artifact that a plan cannot know yet."""
 
     stage: str
 
 
 class Run:
-    """One flow run's settings, and what became of its stages."""
+    """One flow run's settings and the outcomes of its stages."""
 
     def __init__(
         self,
@@ -63,13 +56,20 @@ class Run:
         refresh: frozenset[str] = frozenset(),
         plan: bool = False,
         board_wait_s: float | None = None,
-        show: Callable[[str, int, int], None] = lambda stage, done, total: None,
-        tell: Callable[[Outcome], None] = lambda outcome: None,
+        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        on_outcome: Callable[[StageOutcome], None] = lambda outcome: None,
     ) -> None:
-        self.store, self.refresh, self.plan, self.show, self.tell = store, refresh, plan, show, tell
-        self.board_wait_s = board_wait_s  # for a board that somebody else holds; None: as long as it takes
-        self.outcomes: list[Outcome] = []
+        self.store, self.refresh, self.plan = store, refresh, plan
+        self.on_progress, self.on_outcome = on_progress, on_outcome
+        self.board_wait_s = board_wait_s  # for a board in use by others; None: without limit
+        self.outcomes: list[StageOutcome] = []
         self.usage = Usage(store)
+
+    def finish(self, outcome: StageOutcome) -> StageOutcome:
+        """Record and report the outcome of a stage."""
+        self.outcomes.append(outcome)
+        self.on_outcome(outcome)
+        return outcome
 
 
 _run: ContextVar[Run] = ContextVar("run")
@@ -77,7 +77,7 @@ _run: ContextVar[Run] = ContextVar("run")
 
 @contextlib.contextmanager
 def running(run: Run) -> Iterator[Run]:
-    """Let the stages called inside belong to `run`."""
+    """Make `run` the run of all stages called inside."""
     token = _run.set(run)
     try:
         yield run
@@ -87,45 +87,40 @@ def running(run: Run) -> Iterator[Run]:
 
 
 @contextlib.contextmanager
-def joining(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
-    """Let the stages called inside belong to the caller's run, or to a new one on the default store."""
+def current_or_new_run(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+    """Use the caller's run for the stages called inside, or a new one on the default store if there is none."""
     if (run := _run.get(None)) is not None:
         yield run
         return
-    run = Run(default_store(), frozenset(refresh), board_wait_s=board_wait_s, show=_LoggedProgress())
-    with running(run):
+    with running(Run(open_store(), frozenset(refresh), False, board_wait_s, _progress_logger())) as run:
         yield run
 
 
 @contextlib.contextmanager
-def apart(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
-    """Let the stages called inside belong to a run of their own, shown and told where the caller's run is, if any."""
+def separate_run(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+    """Use a run of their own for the stages called inside; it reports to the caller's run if there is one."""
     outer = _run.get(None)
     if outer is None:
-        with joining(refresh, board_wait_s) as run:
+        with current_or_new_run(refresh, board_wait_s) as run:
             yield run
         return
-    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.show, outer.tell)
-    own.usage = Usage(outer.store, outer.usage)  # what a night's cells made stays until the night is in the history
+    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.on_progress, outer.on_outcome)
+    own.usage = Usage(outer.store, outer.usage)  # gc keeps a night's cells until the night is in the history
     with running(own):
         yield own
 
 
-def default_store() -> Store:
-    """Open the store of this checkout, or the folder or URL that NIGHTJAR_STORE names."""
-    return open_store()
+def _progress_logger() -> Callable[[str, int, int], None]:
+    """Return a listener that logs progress at most every 15 seconds, for the run's log in the Prefect UI."""
+    logged_at = time.monotonic()
 
-
-class _LoggedProgress:
-    """Log where a stage is, at most every 15 seconds: what a person sees in the Prefect UI."""
-
-    def __init__(self) -> None:
-        self.said_at = time.monotonic()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if total and (done == total or time.monotonic() - self.said_at > 15):
-            self.said_at = time.monotonic()
+    def log_progress(stage: str, done: int, total: int) -> None:
+        nonlocal logged_at
+        if total and (done == total or time.monotonic() - logged_at > LOG_EVERY_S):
+            logged_at = time.monotonic()
             log.info("%s: %d of %d", stage, done, total)
+
+    return log_progress
 
 
 def current_run() -> Run:
@@ -134,12 +129,21 @@ def current_run() -> Run:
 
 
 def earlier_results(stage: str) -> list[Path]:
-    """List the folders of what a stage made before in this store, newest first; nobody vouches for their content."""
+    """List the folders of a stage's earlier results in this store, newest first, without verifying their content."""
     run = _run.get(None)
     return [run.store.path(record.artifact) for record in run.store.records(stage)] if run is not None else []
 
 
 Body = Callable[..., dict[str, str] | None]
+
+
+class Call(NamedTuple):
+    """One call of a stage."""
+
+    name: str
+    label: str  # the name, and what tells several calls in one run apart
+    body: Body
+    arguments: dict[str, Any]
 
 
 @overload
@@ -149,18 +153,18 @@ def stage(*, view: Callable[[Path], None]) -> Callable[[Body], Callable[..., Any
 def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = None) -> Callable[..., Any]:
     """Make a cached stage of `body(*, inputs…, options…, out, work)`.
 
-    The body gets every Artifact and Source as a path, writes its files into the empty folder `out`, may keep what a
-    killed run should not lose in `work`, and returns meta for the record. The stage returns an Artifact, or a Pending
-    when planning. `view` is called with an artifact's folder each time it is given out: to write what depends on where
-    the store lies and so cannot be content.
+    The body gets every Artifact and Source as a path, writes its files into the empty folder `out`, may keep in `work`
+    what a killed run must not lose, and returns meta for the record. The stage returns an Artifact, or a Pending in a
+    plan. `view` is called with an artifact's folder each time the stage returns it, to write what depends on the
+    store's place and therefore cannot be content.
     """
     if body is None:
         return functools.partial(stage, view=view)
     name = body.__name__
     signature = inspect.signature(body)
 
-    def resolve(label: str, arguments: dict[str, Any]) -> tuple[Outcome, Artifact | Pending]:
-        outcome, artifact = _resolve(name, label, body, arguments)
+    def resolve(label: str, arguments: dict[str, Any]) -> tuple[StageOutcome, Artifact | Pending]:
+        outcome, artifact = _resolve(Call(name, label, body, arguments))
         if view is not None and isinstance(artifact, Artifact) and not current_run().plan:
             view(current_run().store.path(artifact))
         return outcome, artifact
@@ -168,13 +172,13 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
     def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
         try:
             outcome, artifact = resolve(label, arguments)
-        except (NightjarError, OSError) as error:  # a line says it: raised, it would be a traceback in the run's log
+        except (NightjarError, OSError) as error:  # raised, it would be a traceback in the run's log
             return Failed(message=f"{type(error).__name__}: {error}", data=error)
         if outcome.cached:
             return Completed(name="Cached", message=f"taken from the store: {outcome.key[:12]}", data=artifact)
-        return Completed(message=f"ran because {outcome.why}", data=artifact)
+        return Completed(message=f"executed: {outcome.why}", data=artifact)
 
-    # One retry-free task per stage; NO_CACHE because the store decides, and it verifies what it gives out.
+    # One task without retries per stage; NO_CACHE because the store decides and verifies what it returns.
     prefect_task = task(name=name, description=inspect.getdoc(body), cache_policy=NO_CACHE, task_run_name="{label}")(
         run_stage
     )
@@ -193,73 +197,58 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
     return call
 
 
-def _resolve(
-    name: str, label: str, body: Callable[..., Any], arguments: dict[str, Any]
-) -> tuple[Outcome, Artifact | Pending]:
-    run = current_run()
-    waits_for = sorted({value.stage for value in arguments.values() if isinstance(value, Pending)})
+def _resolve(call: Call) -> tuple[StageOutcome, Artifact | Pending]:
+    run, pending = current_run(), Pending(call.label)
+    waits_for = sorted({value.stage for value in call.arguments.values() if isinstance(value, Pending)})
     if waits_for:
-        why = f"depends on {', '.join(waits_for)}"
-        return _finish(run, Outcome(name=label, seconds=0, cached=False, why=why), label)
-    parts = key_parts(name, body, arguments)
+        return run.finish(StageOutcome(call.label, 0, False, f"depends on {', '.join(waits_for)}")), pending
+    parts = key_parts(call.name, call.body, call.arguments)
     key = digest(parts)[:24]
-    run.show(label, 0, 0)
-    if not run.plan or run.store.root.exists():  # a plan makes nothing
-        run.usage.note(name, key)
-    record, why = _look_up(run, name, key, parts)
+    run.on_progress(call.label, 0, 0)
+    if not run.plan or run.store.root.exists():  # a plan creates no store
+        run.usage.note(call.name, key)
+    record, why = _look_up(run, call.name, key, parts)
     if record is not None:
-        return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
+        return run.finish(StageOutcome(call.label, 0, True, "", key)), record.artifact
     if run.plan:
-        return _finish(run, Outcome(name=label, seconds=0, cached=False, why=why, key=key), label)
-    with run.store.lock(name, key, on_wait=lambda: log.warning("%s: another run is making it; waiting", name)):
-        record, _ = _look_up(run, name, key, parts, held=True)  # the run we waited for may have made it
+        return run.finish(StageOutcome(call.label, 0, False, why, key)), pending
+    with run.store.lock(call.name, key, lambda: log.warning("%s: waiting for another run's result", call.name)):
+        record, _ = _look_up(run, call.name, key, parts, has_lock=True)  # the other run may have made it
         if record is not None:
-            return _finish(run, Outcome(name=label, seconds=0, cached=True, why="", key=key), record.artifact)
-        log.info("%s: running, %s", label, why)
-        with progress_shown(label, lambda done, total: run.show(label, done, total)) as heard, listening(heard):
-            record = _execute(run, label, name, key, parts, body, arguments)
-    return _finish(run, Outcome(name=label, seconds=record.seconds, cached=False, why=why, key=key), record.artifact)
+            return run.finish(StageOutcome(call.label, 0, True, "", key)), record.artifact
+        log.info("%s: running (%s)", call.label, why)
+        record = _execute(run, call, key, parts)
+    return run.finish(StageOutcome(call.label, record.seconds, False, why, key)), record.artifact
 
 
-def _finish(run: Run, outcome: Outcome, result: Artifact | str) -> tuple[Outcome, Artifact | Pending]:
-    run.outcomes.append(outcome)
-    run.tell(outcome)
-    return outcome, Pending(result) if isinstance(result, str) else result
-
-
-def _look_up(run: Run, name: str, key: str, parts: dict[str, str], held: bool = False) -> tuple[Record | None, str]:
-    already = any(outcome.key == key for outcome in run.outcomes)
-    if name in run.refresh and not already:
-        return None, "refresh was asked for"
-    record, why = run.store.find(name, key, held)
-    if why == "never made":
+def _look_up(run: Run, name: str, key: str, parts: dict[str, str], has_lock: bool = False) -> tuple[Record | None, str]:
+    if name in run.refresh and all(outcome.key != key for outcome in run.outcomes):
+        return None, "refresh was requested"
+    record, why = run.store.find(name, key, has_lock)
+    if why == NOT_STORED:
         why = _explain_miss(run.store, name, parts)
     return record, why
 
 
-def _execute(
-    run: Run,
-    label: str,
-    name: str,
-    key: str,
-    parts: dict[str, str],
-    body: Callable[..., Any],
-    arguments: dict[str, Any],
-) -> Record:
-    work = run.store.work(name, key)
-    out = work / "out"
+def _execute(run: Run, call: Call, key: str, parts: dict[str, str]) -> Record:
+    work = run.store.work(call.name, key)
+    own = {"out": work / "out"}
     with storage_errors():
-        shutil.rmtree(out, ignore_errors=True)  # half-written by a run that was killed
-        out.mkdir(parents=True)
-    own: dict[str, Path] = {"out": out}
-    if "work" in inspect.signature(body).parameters:
-        own["work"] = work / "kept"
-        with storage_errors():
+        shutil.rmtree(own["out"], ignore_errors=True)  # left by a killed run
+        own["out"].mkdir(parents=True)
+        if "work" in inspect.signature(call.body).parameters:
+            own["work"] = work / "kept"
             own["work"].mkdir(exist_ok=True)
+    paths = {name: _as_path(run.store, value) for name, value in call.arguments.items()}
     start = time.perf_counter()
-    with storage_errors(), toolchain_log(label, out):
-        meta = body(**{key: _as_path(run.store, value) for key, value in arguments.items()}, **own)
-    record = run.store.publish(name, key, out, parts, meta or {}, time.perf_counter() - start)
+    with (
+        progress_artifact(call.label, functools.partial(run.on_progress, call.label)) as listener,
+        listening(listener),
+        storage_errors(),
+        toolchain_log(call.label, own["out"]),
+    ):
+        meta = call.body(**paths, **own)
+    record = run.store.publish(call.name, key, own["out"], parts, meta or {}, time.perf_counter() - start)
     shutil.rmtree(work, ignore_errors=True)
     return record
 
@@ -277,52 +266,45 @@ def key_parts(name: str, body: Callable[..., Any], arguments: dict[str, Any]) ->
     for argument, value in arguments.items():
         if isinstance(value, Artifact | Source):
             parts[f"input {argument}"] = value.sha256
-        elif plugins := _plugins(value):
+        elif plugins := [each for each in (value if isinstance(value, tuple) else [value]) if isinstance(each, Plugin)]:
             parts[f"plug-in {argument}"] = " ".join(each.module for each in plugins)
             for each in plugins:
                 modules += [each.module, *each.tools()]
-                parts |= {f"sdk {name}": version for name, version in each.sdk().items()}
+                parts |= {f"sdk {package}": version for package, version in each.sdk().items()}
         elif hasattr(value, "identity"):
-            parts |= _flat(argument, value.identity())
+            parts |= _flatten(argument, value.identity())
         else:
-            parts |= _flat(argument, value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+            parts |= _flatten(argument, value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
     files, libraries = closure(modules)
     parts |= {f"code {path}": sha256 for path, sha256 in files.items()}
     return parts | {f"library {library}": version for library, version in libraries.items()}
 
 
-def _plugins(value: Any) -> list[Plugin]:
-    return [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Plugin)]
-
-
-def _flat(name: str, value: Any) -> dict[str, str]:
+def _flatten(name: str, value: Any) -> dict[str, str]:
     if isinstance(value, dict):
-        return {k: v for key in sorted(value) for k, v in _flat(f"{name}.{key}", value[key]).items()}
+        return {k: v for key in sorted(value) for k, v in _flatten(f"{name}.{key}", value[key]).items()}
     return {name: str(value)}
 
 
 def _explain_miss(store: Store, name: str, parts: dict[str, str]) -> str:
-    """Say what differs from the nearest earlier artifact of this stage, made by the same model's and target's code."""
-    nearest: list[str] | None = None
+    """Describe how a key differs from the nearest earlier one of this stage with the same model and target."""
     plug_ins = {part: module for part, module in parts.items() if part.startswith("plug-in ")}
-    for record in store.records(name):
-        if any(record.parts.get(part) != module for part, module in plug_ins.items()):
-            continue
-        differing = sorted(
-            part for part in parts.keys() | record.parts.keys() if parts.get(part) != record.parts.get(part)
-        )
-        if nearest is None or len(differing) < len(nearest):
-            nearest, old = differing, record.parts
-    if nearest is None:
-        return "never made"
-    said = [_difference(part, old.get(part), parts.get(part)) for part in nearest]
-    return ", ".join(said[:3]) + (f" and {len(said) - 3} more" if len(said) > 3 else "")
+    earlier = [record.parts for record in store.records(name) if plug_ins.items() <= record.parts.items()]
+    if not earlier:
+        return "first run"
+    old, differing = min(
+        ((old, sorted(p for p in parts.keys() | old.keys() if parts.get(p) != old.get(p))) for old in earlier),
+        key=lambda each: len(each[1]),
+    )
+    shown = [_difference(part, old.get(part), parts.get(part)) for part in differing[:SHOWN_DIFFERENCES]]
+    more = len(differing) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _difference(part: str, old: str | None, new: str | None) -> str:
     if old is None:
         return f"{part} is new"
     if new is None:
-        return f"{part} is gone"
+        return f"{part} was removed"
     short = len(old) < 24 and len(new) < 24
     return f"{part} {old or 'empty'} → {new or 'empty'}" if short else f"{part} changed"

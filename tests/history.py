@@ -8,8 +8,8 @@ from typing import Any
 
 from nightjar.files import digest
 from nightjar.nightly.history import Cell, Finding, History, Night
-from nightjar.report.page import render
-from nightjar.scoring.score import Score, Tier, hear_silence, score
+from nightjar.report.page import render_report
+from nightjar.scoring.score import Score, Tier, score, score_silence
 from nightjar.scoring.verdict import Verdict, judge
 from nightjar.speech.manifest import Clip
 from nightjar.store.artifact import Store
@@ -54,7 +54,7 @@ def verdict_of(heard: Sequence[Clip], wrong: int, tier: Tier, instead: str = "zu
         "float": score("float", "host", heard, lines(0)),
         "binary": score("binary", tier, heard, lines(wrong)),
     }
-    verdict = judge(scores["stock"], scores["float"], scores["binary"], silence=hear_silence(QUIET, QUIET))
+    verdict = judge(scores["stock"], scores["float"], scores["binary"], silence=score_silence(QUIET, QUIET))
     return {
         "verdict": verdict.model_dump(mode="json"),
         "scores": {name: said.model_dump(mode="json") for name, said in scores.items()},
@@ -95,7 +95,7 @@ def report_of(name: str, verdict: dict[str, Any]) -> str:
         "made_from": {},
         "recipe": {},
     }
-    return render(results, said, {who: Score.model_validate(score) for who, score in scores.items()}, None)
+    return render_report(results, said, {who: Score.model_validate(score) for who, score in scores.items()}, None)
 
 
 def scored(store: Store, night: str, name: str, verdict: dict[str, Any], **given: Any) -> Cell:

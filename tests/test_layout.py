@@ -13,10 +13,21 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("nightjar", "models", "targets", "tasks", "flows")
 
 
+# targets/ is a namespace, which an editable install would join to the copy: without its finder
+LINT = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+sys.path_hooks = [hook for hook in sys.path_hooks if "editable" not in str(hook)]
+from importlinter.cli import lint_imports_command
+lint_imports_command(["--no-cache"])
+"""
+
+
 def lint(checkout: Path) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("lint-imports")
-    there = {**os.environ, "PYTHONPATH": str(checkout)}  # targets/ is a namespace, which an installed copy would join
-    return subprocess.run([program, "--no-cache"], cwd=checkout, env=there, capture_output=True, text=True, check=False)
+    there = {**os.environ, "PYTHONPATH": str(checkout)}
+    return subprocess.run(
+        [sys.executable, "-c", LINT], cwd=checkout, env=there, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ NATS_PER_PERCENT = 0.0008
 FILES = ("*",)  # of a checkpoint that is a folder: all of it
 
 # What a person may ask of a stream and not of a Whisper, and why.
-WITHOUT = {
+UNSUPPORTED_OPTIONS = {
     "calibration_states": "its encoder keeps no states, and its decoder is calibrated at real steps",
     "calibration_features": "it hears log-mels of its own kind alone",
     "drift": "it hears each window anew, and nothing drifts",

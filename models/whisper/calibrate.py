@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-from models.whisper.decode import Job, decode, decode_jobs, features
+from models.whisper.decode import EncodedClip, decode, decode_clips, features
 from models.whisper.protocols import MASKED, Runner, Tensors
 from nightjar.errors import BadInput
-from nightjar.graphs.tensor_spec import Input
+from nightjar.graphs.tensor_spec import TensorSpec
 from nightjar.progress import tick
-from nightjar.quantization.calibration_set import CalibrationWriter, Ref
+from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip
 
 log = logging.getLogger(__name__)
 
 AGAIN = "run the same command with --refresh harvest"
-HARVESTED_ONLY = True  # a clip needs its hidden states
+REQUIRES_HARVEST = True  # a clip needs its hidden states
 FEW = 100  # samples below which ranges depend on which clips were drawn
 SHARE = 0.1  # of the decoder's samples that one clip may give beyond the steps nobody else has
 
@@ -83,7 +83,7 @@ def calibrate(
     """
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(graphs.glob("*_embedding.npy"))}
-    parts = {name: [Input(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
+    parts = {name: [TensorSpec(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
     order = shuffled(clips, options.seed)[: options.samples]
     if not order:
         raise BadInput(
@@ -91,17 +91,17 @@ def calibrate(
         )
     writer = CalibrationWriter(out, parts, options.seed)
 
-    def jobs() -> Iterator[Job]:
+    def jobs() -> Iterator[EncodedClip]:
         for number, clip in enumerate(order):
             wave = load_audio(clip.audio).astype(np.float32) / 32768.0
             _store_whole(writer, "encoder", number, features(wave, model))
             encoded = {"hidden": load_hidden(hidden, clip.id, model)}
             if "cross" in parts:
                 _store_whole(writer, "cross", number, encoded)
-            yield Job(clip.id, encoded)
+            yield EncodedClip(clip.id, encoded)
 
     results: dict[str, tuple[int, bool]] = {}
-    for name, heard in decode_jobs(runner, jobs(), model, options.language, tables, lanes):
+    for name, heard in decode_clips(runner, jobs(), model, options.language, tables, lanes):
         results[name] = (heard["steps"], heard["capped"])
         tick(len(results), 2 * len(order))
     results = {clip.id: results[clip.id] for clip in order}
@@ -196,9 +196,9 @@ def _store_whole(writer: CalibrationWriter, part: str, number: int, tensors: Ten
     writer.add(part, {name: writer.store(part, name, _file(name, number), value) for name, value in tensors.items()})
 
 
-def _store_steps(writer: CalibrationWriter, number: int, inputs: Sequence[Input], recorder: Recorder) -> None:
+def _store_steps(writer: CalibrationWriter, number: int, inputs: Sequence[TensorSpec], recorder: Recorder) -> None:
     """Store a clip's kept steps: what is constant and the KV caches once, the rest per step."""
-    refs: dict[str, Ref] = {}
+    refs: dict[str, ArrayRef] = {}
     rows = {step: _rows(tensors) for step, tensors in recorder.kept.items()}
     for spec in inputs:
         if spec.name not in recorder.shared:
@@ -214,7 +214,7 @@ def _store_steps(writer: CalibrationWriter, number: int, inputs: Sequence[Input]
                 file = _file(spec.name, writer.count("decoder"))
                 sample[spec.name] = writer.store("decoder", spec.name, file, tensors[spec.name])
             elif spec.name.startswith("self_"):
-                sample[spec.name] = Ref(file=refs[spec.name].file, rows=rows[step])
+                sample[spec.name] = ArrayRef(file=refs[spec.name].file, rows=rows[step])
             else:
                 sample[spec.name] = refs[spec.name]
         writer.add("decoder", sample)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nightjar.errors import BadInput
-from nightjar.graphs.prebuilt import Given, GivenPart, Graph, tell
-from nightjar.graphs.tensor_spec import Input
+from nightjar.graphs.prebuilt import FileInterface, PrebuiltFiles, PrebuiltPart
+from nightjar.graphs.tensor_spec import TensorSpec
 
 FRAMES_PER_S = 100  # of the mel
 UNDERSTOOD = (
@@ -49,12 +49,12 @@ SIGNATURES = (
 )
 
 
-def recognise(graphs: Mapping[Path, Graph]) -> Given:
+def recognise(graphs: Mapping[Path, FileInterface]) -> PrebuiltFiles:
     """Say which file is which part, and which recipe their shapes are of.
 
     Raises BadInput with the file and the tensor that is not understood, and for a part too many or too few.
     """
-    parts: dict[str, GivenPart] = {}
+    parts: dict[str, PrebuiltPart] = {}
     recipe: dict[str, Any] = {}
     for file, graph in graphs.items():
         signature = _signature(file, graph)
@@ -62,7 +62,7 @@ def recognise(graphs: Mapping[Path, Graph]) -> Given:
             raise BadInput(
                 f"{parts[signature.part].file} and {file} are both the {signature.part}: give one file per part"
             )
-        parts[signature.part] = GivenPart(file=file, graph=graph, rename=signature.rename)
+        parts[signature.part] = PrebuiltPart(file=file, graph=graph, rename=signature.rename)
         recipe |= signature.recipe
     protocol = recipe.get("decoder")
     wanted = {"encoder", "decoder"} | ({"cross"} if protocol == "cached" else set())
@@ -83,10 +83,10 @@ def recognise(graphs: Mapping[Path, Graph]) -> Given:
         recipe["decoder_length"] = _length(parts["decoder"], tensors["mask"], "(1, 1, 1, cache rows + 1)") - 1
     elif protocol == "static":
         recipe |= _static(parts["decoder"], tensors)
-    return Given(parts=parts, recipe=recipe)
+    return PrebuiltFiles(parts=parts, recipe=recipe)
 
 
-def _static(part: GivenPart, tensors: Mapping[str, Input]) -> dict[str, Any]:
+def _static(part: PrebuiltPart, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
     """Read how a `static` decoder gives its logits: which rows, in how many slices."""
     slices = len(part.graph.outputs)
     if "last" in tensors:
@@ -100,16 +100,16 @@ def _static(part: GivenPart, tensors: Mapping[str, Input]) -> dict[str, Any]:
     return {"decoder_length": length, "logits_rows": rows, "logits_slices": slices}
 
 
-def _length(part: GivenPart, tensor: Input, expected: str) -> int:
+def _length(part: PrebuiltPart, tensor: TensorSpec, expected: str) -> int:
     """Read the last dimension of a tensor whose rank is that of `expected`."""
     if len(tensor.shape) != expected.count(",") + 1:
         raise BadInput(
-            f"{part.file}: input {tell(tensor)} is not understood, expected {expected}: export with this shape"
+            f"{part.file}: input {tensor.label} is not understood, expected {expected}: export with this shape"
         )
     return tensor.shape[-1]
 
 
-def _signature(file: Path, graph: Graph) -> Signature:
+def _signature(file: Path, graph: FileInterface) -> Signature:
     """Find the part whose inputs and outputs a graph has; raises BadInput with what keeps it from the nearest one."""
     inputs, outputs = _kinds(graph.inputs), _kinds(graph.outputs)
     for signature in SIGNATURES:
@@ -119,11 +119,11 @@ def _signature(file: Path, graph: Graph) -> Signature:
     for kind, found, wanted in (("input", inputs, nearest.inputs), ("output", outputs, nearest.outputs)):
         foreign = [tensor for name, tensor in found.items() if name not in wanted]
         if foreign:
-            raise BadInput(f"{file}: {kind} {tell(foreign[0])} is not understood; {UNDERSTOOD}")
+            raise BadInput(f"{file}: {kind} {foreign[0].label} is not understood; {UNDERSTOOD}")
     lacking = [*sorted(nearest.inputs - inputs.keys()), *sorted(nearest.outputs - outputs.keys())]
     raise BadInput(f"{file}: as {nearest.part} it lacks {', '.join(lacking)}; {UNDERSTOOD}")
 
 
-def _kinds(tensors: tuple[Input, ...]) -> dict[str, Input]:
+def _kinds(tensors: tuple[TensorSpec, ...]) -> dict[str, TensorSpec]:
     """Give one tensor by each name, numbers of layers cut off."""
     return {re.sub(r"^((?:self|cross|new)_[kv]|logits)_\d+$", r"\1", tensor.name): tensor for tensor in tensors}

@@ -64,7 +64,7 @@ def agree(
     return matching
 
 
-class Job(NamedTuple):
+class EncodedClip(NamedTuple):
     """One clip to hear: what the encoder made of it, and perhaps the tokens to measure agreement with.
 
     watch: the ids whose logits are kept at each step of those tokens, or of the clip's own where there are none; empty
@@ -77,9 +77,9 @@ class Job(NamedTuple):
     watch: list[list[int]] | None = None
 
 
-def decode_jobs(
+def decode_clips(
     runner: Runner,
-    jobs: Iterable[Job],
+    jobs: Iterable[EncodedClip],
     model: Model,
     language: str = "en",
     tables: Tensors | None = None,

@@ -21,7 +21,7 @@ from models.whisper.surgery import load
 from models.whisper.tokens import token_table
 from models.whisper.trace import Part, shape
 from nightjar.errors import BadOptions
-from nightjar.graphs.parameter_map import Places, locate, write_places
+from nightjar.graphs.parameter_map import ParameterMap, locate_parameters, write_parameter_map
 from nightjar.plugins.recipe import Recipe
 from nightjar.store.fingerprint import closure
 
@@ -133,11 +133,13 @@ def _write_places(parts: Mapping[str, Part], out: Path) -> None:
     A converter that reads TorchScript traces those modules with the torch of its own environment.
     """
     places = {
-        name: locate(onnx.load(out / f"{name}.onnx"), {n: t.numpy() for n, t in part.module.state_dict().items()})
+        name: locate_parameters(
+            onnx.load(out / f"{name}.onnx"), {n: t.numpy() for n, t in part.module.state_dict().items()}
+        )
         for name, part in parts.items()
     }
     code = {path: sha256 for path, sha256 in closure([trace.__name__]).files.items()}
-    write_places(out, Places(module=trace.__name__, code=code, parts=places))
+    write_parameter_map(out, ParameterMap(module=trace.__name__, code=code, parts=places))
 
 
 def _write_onnx(part: Part, file: Path) -> None:

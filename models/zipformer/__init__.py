@@ -15,7 +15,7 @@ NAMES: tuple[str, ...] = ()  # none is fetched by name
 FILES = ("*.onnx", "tokens.txt")  # of a checkpoint
 
 # What a person may ask of a Whisper and not of a stream, and why.
-WITHOUT = {
+UNSUPPORTED_OPTIONS = {
     "window": "a stream has no window; the length of its chunks is in the model",
     "decoder": "a transducer has one way to decode",
     "decoder_length": "its decoder sees the last tokens alone, as many as the model says",

@@ -34,17 +34,17 @@ from models.zipformer.stream import (
     tail_samples,
 )
 from nightjar.errors import BadInput, BadOptions
-from nightjar.graphs.tensor_spec import Input
+from nightjar.graphs.tensor_spec import TensorSpec
 from nightjar.progress import tick
-from nightjar.quantization.calibration_set import CalibrationWriter, Ref
-from nightjar.scoring.streaming import STRATA, stratum_of
+from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter
+from nightjar.scoring.streaming import STRATA, stratum_index
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, shuffled
 
 log = logging.getLogger(__name__)
 
 AGAIN = "run the same command with --refresh harvest"
-HARVESTED_ONLY = False  # steps are drawn of all speech there is
+REQUIRES_HARVEST = False  # steps are drawn of all speech there is
 FEW = 100  # samples below which ranges depend on which steps were drawn
 LEAST = 0.05  # of the samples that each stratum of chunks is owed
 GIB = 2**30
@@ -85,7 +85,7 @@ def calibrate(
     model: Model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     if not clips:
         raise BadInput("no clip of the calibration set is left: give some with --calibration-set")
-    parts = {name: [Input(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
+    parts = {name: [TensorSpec(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
     if options.states == "full":
         refuse_beyond(estimate_bytes(clips, model), options.full_gib)
     least = max(1, round(LEAST * options.samples))
@@ -157,7 +157,7 @@ def _hear(
         except StreamError as exc:
             raise BadInput(f"clip '{clip.id}', {exc}: look at the clip and at the float graphs") from exc
         rows.append(encoded)
-        seen[stratum_of(number)] += 1
+        seen[stratum_index(number)] += 1
     if mine := [(name, number) for name, number in mine if name in steps]:
         _add_rows(runner, model, _harvested(hidden, clip.id, rows), mine, steps)
     return seen
@@ -194,7 +194,7 @@ def _harvested(hidden: Path, clip: str, rows: list[np.ndarray]) -> np.ndarray:
 def store_steps(
     writer: CalibrationWriter,
     steps: Steps,
-    parts: Mapping[str, Sequence[Input]],
+    parts: Mapping[str, Sequence[TensorSpec]],
     runner: Runner,
     options: CalibrationOptions,
 ) -> None:
@@ -212,7 +212,7 @@ def store_steps(
         step, _, place = name.rpartition("/")
         wanted.setdefault(step, []).append(int(place))
     contexts: set[tuple[int, ...]] = set()
-    zero: dict[str, Ref] = {}
+    zero: dict[str, ArrayRef] = {}
     for number, step in enumerate(chosen):
         content, sample = steps.read(step), {}
         for spec in parts["encoder"]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from models.zipformer.stream import Model, Search, Tensors, initial_states
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.part_chain import Distance, Run, decibels, divergence, runs
+from nightjar.quantization.part_chain import Distance, PartFunction, kl_divergence, part_function, snr_decibels
 
 
 class StreamChain:
@@ -24,7 +24,7 @@ class StreamChain:
         self.model, self.order = model, ["encoder", "decoder", "joiner"]
         self.streams = calibration.streams()[:clips]
         self.clips = len(self.streams)
-        self._float = {part: runs(session) for part, session in sessions.items()}
+        self._float = {part: part_function(session) for part, session in sessions.items()}
         self._steps = [self._encode(stream, self._float["encoder"]) for stream in self.streams]
         self._contexts: list[list[tuple[int, ...]]] = []  # of each row, on the float path
         for made in self._steps:
@@ -36,7 +36,7 @@ class StreamChain:
         self._decoded = self._decode(self._float["decoder"])
         self._logits = self._join(self._steps, self._decoded, self._float["joiner"])
 
-    def distance(self, changed: Mapping[str, Run]) -> Distance:
+    def distance(self, changed: Mapping[str, PartFunction]) -> Distance:
         """Run with some parts exchanged (host, simulator or board), and everything that depends on them.
 
         A step is a row; the signal-to-noise ratio of the encoder is over its states too, and that of a part is 200 dB
@@ -48,7 +48,7 @@ class StreamChain:
         kl, agree, count = 0.0, 0, 0
         for wanted, got in zip(self._logits, logits, strict=True):
             for left, right in zip(wanted, got, strict=True):
-                kl += divergence(left, right)
+                kl += kl_divergence(left, right)
                 agree += int(left.argmax() == right.argmax())
                 count += 1
         pairs: dict[str, list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]] = {
@@ -58,7 +58,7 @@ class StreamChain:
         }
         return Distance(kl / count, agree, count, {part: _snr(pairs[part]) for part in changed})
 
-    def _encode(self, stream: Any, run: Run) -> list[Tensors]:
+    def _encode(self, stream: Any, run: PartFunction) -> list[Tensors]:
         states, made = initial_states(self.model), []
         for x in stream:
             outputs = run({"x": x[None], **states})
@@ -66,11 +66,11 @@ class StreamChain:
             made.append(outputs)
         return made
 
-    def _decode(self, run: Run) -> dict[tuple[int, ...], Any]:
+    def _decode(self, run: PartFunction) -> dict[tuple[int, ...], Any]:
         every = sorted({context for contexts in self._contexts for context in contexts})
         return {context: run({"y": np.array([context], np.int64)})["decoder_out"] for context in every}
 
-    def _join(self, steps: list[list[Tensors]], decoded: Mapping[tuple[int, ...], Any], run: Run) -> list[Any]:
+    def _join(self, steps: list[list[Tensors]], decoded: Mapping[tuple[int, ...], Any], run: PartFunction) -> list[Any]:
         found = []
         for made, contexts in zip(steps, self._contexts, strict=True):
             inputs = zip(_rows(made), contexts, strict=True)
@@ -83,7 +83,7 @@ class StreamChain:
 class _Parts:
     """Runs as a Runner."""
 
-    def __init__(self, parts: Mapping[str, Run]) -> None:
+    def __init__(self, parts: Mapping[str, PartFunction]) -> None:
         self._parts = parts
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, Any] = {}) -> Tensors:
@@ -100,4 +100,4 @@ def _snr(pairs: list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]) -> float:
         for name, value in wanted.items():
             signal += float((value.astype(np.float64) ** 2).sum())
             noise += float(((value.astype(np.float64) - got[name]) ** 2).sum())
-    return decibels(signal, noise)
+    return snr_decibels(signal, noise)

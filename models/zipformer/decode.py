@@ -49,7 +49,7 @@ def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str
     return {first: np.concatenate(rows)[None], "chunk_s": np.array(seconds), **stacked(kept, others)}
 
 
-class Job(NamedTuple):
+class EncodedClip(NamedTuple):
     """One clip to hear: what the encoder made of it, and perhaps the path to measure agreement with.
 
     forced: a token per row, 0 for none; watch: the ids whose logits are kept of each row along it, or along the clip's
@@ -62,9 +62,9 @@ class Job(NamedTuple):
     watch: list[list[int]] | None = None
 
 
-def decode_jobs(
+def decode_clips(
     runner: Runner,
-    jobs: Iterable[Job],
+    jobs: Iterable[EncodedClip],
     model: Model,
     language: str = "en",
     tables: Tensors | None = None,
@@ -132,8 +132,8 @@ def _agreement(
 def decode(
     runner: Runner, encoded: Tensors, model: Model, language: str = "en", tables: Tensors | None = None
 ) -> dict[str, Any]:
-    """Search one clip; returns what `decode_jobs` yields of it."""
-    return next(heard for _, heard in decode_jobs(runner, [Job("", encoded)], model))
+    """Search one clip; returns what `decode_clips` yields of it."""
+    return next(heard for _, heard in decode_clips(runner, [EncodedClip("", encoded)], model))
 
 
 class _Watched:

@@ -8,8 +8,8 @@ import numpy as np
 
 from models.zipformer import FAMILY, surgery
 from models.zipformer.checkpoint import NEXT, Checkpoint, load_checkpoint, states_of
-from models.zipformer.graph_editor import Editor
 from nightjar.errors import BadCheckpoint, BadOptions, Broken
+from nightjar.graphs.onnx_graph import Editor
 from nightjar.plugins.recipe import Recipe
 
 LONGEST_S = 3600.0  # of a clip that is heard in one stream: a session holds a clip's features, a stream would not

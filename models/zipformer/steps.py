@@ -10,8 +10,8 @@ import numpy as np
 
 from models.zipformer.reservoir import Reservoir
 from models.zipformer.stream import Array, Tensors
-from nightjar.graphs.tensor_spec import Input
-from nightjar.scoring.streaming import stratum_of
+from nightjar.graphs.tensor_spec import TensorSpec
+from nightjar.scoring.streaming import stratum_index
 
 
 class Rows(NamedTuple):
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 class Steps:
     """Keep a fixed number of all steps offered, or every one; several clips may offer theirs at once."""
 
-    def __init__(self, folder: Path, inputs: Sequence[Input], reservoir: Reservoir | None) -> None:
+    def __init__(self, folder: Path, inputs: Sequence[TensorSpec], reservoir: Reservoir | None) -> None:
         """Write into `folder` until all clips are heard; reservoir: None keeps every step."""
         folder.mkdir(parents=True)
         self.folder, self.inputs, self._reservoir = folder, inputs, reservoir
@@ -38,7 +38,7 @@ class Steps:
         """Keep a step's inputs and return its name, if it is drawn; drop those that it takes the place of."""
         name = f"{clip}/{chunk}"
         with self._lock:
-            gone = [] if self._reservoir is None else self._reservoir.offer(name, stratum_of(chunk))
+            gone = [] if self._reservoir is None else self._reservoir.offer(name, stratum_index(chunk))
             if gone is None:
                 return None
             for other in gone:
@@ -84,4 +84,4 @@ class Steps:
 
 def strata(names: Sequence[str]) -> Counter[int]:
     """Count steps by how far into their streams they are."""
-    return Counter(stratum_of(int(name.rpartition("/")[2])) for name in names)
+    return Counter(stratum_index(int(name.rpartition("/")[2])) for name in names)

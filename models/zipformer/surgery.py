@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from models.zipformer.graph_editor import Editor, attribute
 from nightjar.errors import BadCheckpoint
+from nightjar.graphs.onnx_graph import Editor, attribute
 
 MOVES = ("Unsqueeze", "Reshape", "Squeeze", "Transpose")
 FUSIONS = ["MatMulAddFusion", "ReshapeFusion", "ConvAddFusion", "ConvMulFusion", "ConvBNFusion", "GemmActivationFusion"]
@@ -70,14 +70,14 @@ def slice_look_ups(editor: Editor) -> int:
     from onnx import helper
 
     def rewrite(node: Any) -> list[Any] | None:
-        index = editor.constant(node.input[1]) if node.op_type == "Gather" else None
+        index = editor.find_constant(node.input[1]) if node.op_type == "Gather" else None
         shape = editor.shapes.get(node.input[0]) if index is not None else None
         if (
             index is None
             or index.size != 1
             or index.ndim > 1
             or not shape
-            or editor.constant(node.input[0]) is not None
+            or editor.find_constant(node.input[0]) is not None
         ):
             return None
         axis, out = attribute(node, "axis", 0) % len(shape), node.output[0]
@@ -105,7 +105,7 @@ def shift_distances(editor: Editor) -> int:
     def rewrite(node: Any) -> list[Any] | None:
         if node.op_type != "GatherElements":
             return None
-        index, shape = editor.constant(node.input[1]), editor.shapes.get(node.input[0], ())
+        index, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0], ())
         axis = attribute(node, "axis", 0) % max(1, len(shape))
         if index is None or axis != len(shape) - 1 or index.ndim != len(shape):
             return None
@@ -158,7 +158,7 @@ def multiply_sums(editor: Editor) -> int:
     from onnx import helper
 
     def rewrite(node: Any) -> list[Any] | None:
-        axis = editor.constant(node.input[1]) if node.op_type == "CumSum" else None
+        axis = editor.find_constant(node.input[1]) if node.op_type == "CumSum" else None
         shape = editor.shapes.get(node.input[0], ())
         plain = node.op_type == "CumSum" and not attribute(node, "exclusive", 0) and not attribute(node, "reverse", 0)
         if axis is None or not plain or len(shape) < 2:
@@ -184,7 +184,7 @@ def cut_kernels(editor: Editor, most: int) -> int:
     from onnx import helper
 
     def rewrite(node: Any) -> list[Any] | None:
-        kernel = editor.constant(node.input[1]) if node.op_type == "Conv" else None
+        kernel = editor.find_constant(node.input[1]) if node.op_type == "Conv" else None
         shape = editor.shapes.get(node.input[0], ())
         if kernel is None or kernel.ndim != 3 or len(shape) != 3 or kernel.shape[2] <= most:
             return None
@@ -232,14 +232,14 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
     from onnx import helper
 
     def counted(name: str) -> bool:
-        while (node := editor.made_by.get(name)) is not None and node.op_type in COUNTED:
+        while (node := editor.producers.get(name)) is not None and node.op_type in COUNTED:
             name = node.input[0]
         return name in counts
 
     def average_of(name: str) -> tuple[str, list[Any]] | None:
         """Find a·l behind moves: the average, and the moves from the product on."""
         moves: list[Any] = []
-        while (node := editor.made_by.get(name)) is not None and node.op_type == "Unsqueeze":
+        while (node := editor.producers.get(name)) is not None and node.op_type == "Unsqueeze":
             moves.insert(0, node)
             name = node.input[0]
         if node is None or node.op_type != "Mul" or sum(map(counted, node.input)) != 1:
@@ -249,18 +249,18 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
     def new_frames(rate: str) -> np.ndarray | None:
         """Find n of 1/(l + n), in the rate's shape."""
         name, shape = rate, editor.shapes.get(rate, ())
-        while (node := editor.made_by.get(name)) is not None and node.op_type in (*COUNTED, "Reciprocal", "Div"):
+        while (node := editor.producers.get(name)) is not None and node.op_type in (*COUNTED, "Reciprocal", "Div"):
             name = node.input[node.op_type == "Div"]
         if node is None or node.op_type != "Add" or sum(map(counted, node.input)) != 1:
             return None
-        constant = next((editor.constant(source) for source in node.input if not counted(source)), None)
+        constant = next((editor.find_constant(source) for source in node.input if not counted(source)), None)
         return None if constant is None or constant.size != np.prod(shape) else constant.reshape(shape)
 
     def rewrite(node: Any) -> list[Any] | None:
         if node.op_type != "Mul":
             return None
         for total, rate in (tuple(node.input), tuple(reversed(node.input))):
-            added = editor.made_by.get(total)
+            added = editor.producers.get(total)
             if added is None or added.op_type != "Add" or len(editor.readers[total]) != 1:
                 continue
             for running, fresh in (tuple(added.input), tuple(reversed(added.input))):
@@ -327,7 +327,7 @@ def float_counts(editor: Editor, counts: Mapping[str, str]) -> int:
 
 def _float_constants(editor: Editor, node: Any) -> None:
     for number, name in enumerate(node.input):
-        values = editor.constant(name)
+        values = editor.find_constant(name)
         if values is not None and values.dtype == np.int64:
             new = f"{name}.float"
             if new not in {tensor.name for tensor in editor.model.graph.initializer}:

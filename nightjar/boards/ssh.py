@@ -23,7 +23,7 @@ from nightjar.boards.file_transfer import LIMIT_BYTES, get_files, put_files
 from nightjar.boards.lock import wait_for_lock
 from nightjar.boards.ssh_connection import CONNECT_S, ChannelStream, connect
 from nightjar.errors import SessionFailed
-from nightjar.process import holder
+from nightjar.process import lock_owner
 from nightjar.text import printable
 
 LINE_BYTES = 1 << 24  # the result of one clip, with logits, has some hundred KiB
@@ -95,7 +95,7 @@ class SshBoard:
     @contextlib.contextmanager
     def locked(self, limit_s: float | None = None, is_over: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Lock the board for one session; waits at most `limit_s` for another one's lock; raises BoardBusy."""
-        with self, self._agent(serve="lease", lock=self.entry.lock, holder=holder()) as link:
+        with self, self._agent(serve="lease", lock=self.entry.lock, holder=lock_owner()) as link:
             wait_for_lock(link, limit_s=limit_s, is_over=is_over)
             yield
 

@@ -89,10 +89,14 @@ def _places(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 
 def _survey(store: Any, bucket: Any, arguments: argparse.Namespace) -> list[Any]:
     from nightjar.nightly.history import History
-    from nightjar.nightly.retention import survey, survey_remote
+    from nightjar.nightly.retention import remote_retention_entries, retention_entries
 
     limits = _limits(arguments)
-    return survey_remote(bucket, History(), **limits) if bucket is not None else survey(store, History(), **limits)
+    return (
+        remote_retention_entries(bucket, History(), **limits)
+        if bucket is not None
+        else retention_entries(store, History(), **limits)
+    )
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, Any]:

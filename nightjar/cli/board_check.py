@@ -7,7 +7,7 @@ from nightjar.boards.board import BoardFacts
 from nightjar.boards.config import BoardAddress, find_board, ssh_settings
 from nightjar.boards.ssh import BoardStatus, Health, SshBoard
 from nightjar.cli.doctor import Finding
-from nightjar.plugins.board_choice import PYTHON, absent_of, board_of, findings_of
+from nightjar.plugins.board_choice import PYTHON, board_of, missing_runtimes, preflight_findings
 from nightjar.plugins.registry import Plugin, names, plugin
 from nightjar.plugins.target import probe_of
 from nightjar.store.fingerprint import module_file
@@ -75,12 +75,12 @@ def _python(reach: BoardAddress, status: BoardStatus) -> list[Finding]:
 def _target(target: Plugin, facts: BoardFacts, missing: Literal["missing", "absent"]) -> list[Finding]:
     module = target.load()
     name = f"target {module.NAME}"
-    absent = [each for each in absent_of(module, facts) if each != "numpy"]
+    absent = [each for each in missing_runtimes(module, facts) if each != "numpy"]
     if absent and missing == "absent":
         return [Finding(name, "absent", f"no {', '.join(absent)} on the board")]
     versions = ", ".join(f"{each} {version}" for each, version in facts.runtimes.items() if each != "numpy")
     found = [Finding(name, "missing" if absent else "ok", versions)]
-    for level, message in findings_of(target, facts):
+    for level, message in preflight_findings(target, facts):
         found.append(Finding(name, "missing" if level == "refuse" else "absent", message))
     return found
 

@@ -3,10 +3,29 @@
 import argparse
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, add_group, add_json, add_request, show_findings, write_json
-from nightjar.cli.flags import parse_options
+from nightjar.cli.command import (
+    EXIT_CODES,
+    FlowCommand,
+    add_flow,
+    add_group,
+    add_json,
+    parse_options,
+    run_flow_command,
+    show_findings,
+    write_json,
+)
 from nightjar.request import DeployRequest
 from nightjar.service.main import add_arguments, exec_service
+
+DEPLOY = FlowCommand(
+    "deploy",
+    "put a port on a board, canary first",
+    DeployRequest,
+    "flows.deploy:deploy",
+    lambda request: f"{request.model} → {request.target}, {request.precision} to {request.board}",
+    "show_deployment",
+    lambda results: 1 if results["reason"] else 0,
+)
 
 
 def add(commands: Any) -> None:
@@ -22,7 +41,7 @@ def add(commands: Any) -> None:
     add_arguments(offer)
     offer.set_defaults(command=exec_service)
 
-    deploy = add_request(commands, "deploy", "a port to a board, canary first", DeployRequest, _deploy)
+    deploy = add_flow(commands, DEPLOY, _deploy)
     deploy.add_argument("--list", action="store_true", help="list the board's releases, and do nothing")
     rollback = commands.add_parser("rollback", help="the release before the current one", epilog=EXIT_CODES)
     rollback.add_argument("--board", required=True, help="ssh alias of the board")
@@ -32,34 +51,24 @@ def add(commands: Any) -> None:
 
 
 def _deploy(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen, show_deployed, show_releases, show_results
+    if not arguments.list:
+        return run_flow_command(DEPLOY, arguments)
+    from nightjar.cli.console import show_releases
+    from nightjar.deploy.rollout import list_deployments
 
     request = parse_options(arguments, DeployRequest)
-    if arguments.list:
-        from nightjar.deploy.rollout import list_deployments
-
-        listed = {name: state.model_dump() for name, state in list_deployments(request.board).items()}
-        show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
-        write_json(arguments, listed)
-        return 0
-    screen = Screen()
-    screen.say(f"[bold]deploy[/bold] {request.model} → {request.target}, {request.precision} to {request.board}")
-    from flows.deploy import deploy
-    from flows.start import run_flow
-
-    results, _ = run_flow(deploy, request, screen, refresh=request.refresh)
-    show_results(screen, results["port"])
-    show_deployed(screen, results)
-    write_json(arguments, results)
-    return 1 if results["reason"] else 0
+    listed = {name: state.model_dump() for name, state in list_deployments(request.board).items()}
+    show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
+    write_json(arguments, listed)
+    return 0
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen, show_deployed
+    from nightjar.cli.console import Screen, show_release
     from nightjar.deploy.rollout import roll_back
 
     done = roll_back(arguments.board, arguments.name, arguments.to).model_dump(mode="json")
-    show_deployed(Screen(), {**done, "board": arguments.board})
+    show_release(Screen(), {**done, "board": arguments.board})
     write_json(arguments, done)
     return 0
 

@@ -1,35 +1,82 @@
-"""The commands, one module per group; each has `add(commands)`. They import what they need when they are called."""
+"""What commands are made of: flags from a request's fields, one row per command that runs a flow, JSON output.
+
+Each group of commands is a module with `add(commands)`. It imports what a command needs when the command runs.
+"""
 
 import argparse
+import importlib
 import json
+import types
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from nightjar.cli.flags import add_options
+from pydantic import BaseModel, ValidationError
+
+from nightjar.errors import BadOptions
 
 EXIT_CODES = """exit codes: 0 pass; 1 fail or undecided; 2 bad input; 3 a toolchain, board or server is missing;
-4 a tool or board broke on the way (can be run again); 130 interrupted"""
+4 a tool or board failed (can be run again); 130 interrupted"""
 
 Command = Callable[[argparse.Namespace], int]
 
 
-def add_group(commands: Any, name: str, said: str) -> Any:
+class FlowCommand(NamedTuple):
+    """A command that runs one flow on one request and prints its results."""
+
+    name: str
+    help: str
+    request: type[BaseModel]
+    flow: str  # module:name, imported when the title is on the screen: Prefect takes a second
+    title: Callable[[Any], str]
+    show: str  # name in nightjar.cli.console, or module:name
+    exit_code: Callable[[dict[str, Any]], int] = lambda results: 0
+
+
+def add_group(commands: Any, name: str, description: str) -> Any:
     """Add a command that has commands of its own; return what takes those."""
-    return commands.add_parser(name, help=said).add_subparsers(title="commands", required=True, metavar="COMMAND")
+    return commands.add_parser(name, help=description).add_subparsers(
+        title="commands", required=True, metavar="COMMAND"
+    )
 
 
-def add_request(commands: Any, name: str, said: str, request: type[Any], command: Command) -> argparse.ArgumentParser:
-    """Add a command whose flags are a request's."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=said, epilog=EXIT_CODES)
-    add_options(parser, request, getattr(request, "FLAGS", ()))
-    add_json(parser, command)
+def add_flow(commands: Any, row: FlowCommand, command: Command | None = None) -> argparse.ArgumentParser:
+    """Add a command of a row; `command` runs it in place of run_flow_command."""
+    parser: argparse.ArgumentParser = commands.add_parser(row.name, help=row.help, epilog=EXIT_CODES)
+    add_options(parser, row.request)
+    add_json(parser, command or (lambda arguments: run_flow_command(row, arguments)))
     return parser
+
+
+def run_flow_command(row: FlowCommand, arguments: argparse.Namespace) -> int:
+    """Run the flow of a command, or with --plan print what would run; return the exit code."""
+    from nightjar.cli.console import Screen, show_plan
+
+    request = parse_options(arguments, row.request)
+    screen = Screen()
+    screen.say(f"[bold]{row.name}[/bold] {row.title(request)}")
+    flow = _load(row.flow)
+    from flows.start import run_flow
+
+    plan = getattr(arguments, "plan", False)
+    results, run = run_flow(flow, request, screen, plan=plan)
+    if plan:
+        show_plan(screen, run.outcomes)
+        return 0
+    _load(row.show if ":" in row.show else f"nightjar.cli.console:{row.show}")(screen, results)
+    write_json(arguments, results)
+    return row.exit_code(results)
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def add_json(parser: argparse.ArgumentParser, command: Command) -> None:
     """Let a command write its results to a file too."""
-    parser.add_argument("--json", type=Path, metavar="F", help="write the results here too")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the results to this file")
     parser.set_defaults(command=command)
 
 
@@ -40,8 +87,61 @@ def write_json(arguments: argparse.Namespace, results: Any) -> None:
 
 
 def show_findings(findings: Sequence[Any]) -> int:
-    """Print what was looked at; return the exit code."""
+    """Print the findings of `doctor` or `board check`; return the exit code."""
     from nightjar.cli.console import show_doctor
 
     show_doctor(findings)
     return 3 if any(finding.outcome == "missing" for finding in findings) else 0
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[BaseModel]) -> None:
+    """Give a parser one flag per field of a pydantic model: its name, type, choices, default.
+
+    A field called `files` becomes the positional arguments.
+    """
+    parser.set_defaults(called=parser.prog)
+    for name, field in options.model_fields.items():
+        inner, many = _plain_type(field.annotation)
+        choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else None
+        default = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
+        description = f"{field.description}{default}".replace("%", "%%")
+        if name == "files":
+            nargs = "+" if field.is_required() else "*"
+            parser.add_argument(name, type=inner, nargs=nargs, metavar="FILE", help=description)
+            continue
+        flag, given = f"--{name.replace('_', '-')}", argparse.SUPPRESS
+        if inner is bool:
+            switch = argparse.BooleanOptionalAction
+            parser.add_argument(flag, dest=name, default=given, action=switch, help=description)
+            continue
+        parser.add_argument(
+            flag,
+            dest=name,
+            default=given,
+            required=field.is_required(),
+            type=str if choices else inner,
+            choices=choices,
+            nargs="+" if many else None,
+            metavar=None if choices and not many else name.rpartition("_")[2].upper(),
+            help=description,
+        )
+
+
+def parse_options(arguments: argparse.Namespace, options: type[BaseModel]) -> Any:
+    """Make the pydantic model of the given flags; raises BadOptions with the wrong flag."""
+    given = {name: getattr(arguments, name) for name in options.model_fields if hasattr(arguments, name)}
+    try:
+        return options(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise BadOptions(f"{flag} {first['input']}: {first['msg']}; see `{arguments.called} --help`") from error
+
+
+def _plain_type(annotation: Any) -> tuple[Any, bool]:
+    """Strip `| None` and `tuple[…, ...]` off a field's type; the second value tells whether it takes many."""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        annotation = next(each for each in typing.get_args(annotation) if each is not type(None))
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True
+    return annotation, False

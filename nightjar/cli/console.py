@@ -243,20 +243,25 @@ def show_harvest(screen: Screen, index: Any, made: int) -> None:
     screen.say(f"{index.clips} clips in {len(index.shards)} shards, {made} of them new{skipped}; float16: {tensors}")
 
 
-def show_deployed(screen: Screen, results: dict[str, Any]) -> None:
+def show_deployment(screen: Screen, results: dict[str, Any]) -> None:
+    """Print the verdict of a deployed port, and what is current on the board."""
+    show_results(screen, results["port"])
+    show_release(screen, results)
+
+
+def show_release(screen: Screen, results: dict[str, Any]) -> None:
     """Print what is current on a board now, or why nothing was switched."""
     if results.get("canary_wer") is not None:
         screen.say(f"canary: WER {results['canary_wer']:.2f} % on {results['canary_clips']} clips")
     if results["reason"]:
         screen.console.print(f"[red]not deployed[/red]: {escape(results['reason'])}")
-        screen.say(
-            f"board {results['board']}: current is {results.get('current') or 'what it was'}, nothing was switched"
-        )
+        current = f"current is still {results['current']}" if results.get("current") else "the current release stays"
+        screen.say(f"board {results['board']}: {current}, nothing was switched")
         return
     same = results["before"] == results["current"]
     before = "it was current before" if same else f"before: {results['before'] or 'none'}"
     screen.say(f"[green]current[/green] on board {results['board']}: {results['name']} {results['current']}; {before}")
-    screen.console.print(f"there: {results['path']}", markup=False)
+    screen.console.print(f"path on the board: {results['path']}", markup=False)
 
 
 def show_releases(listed: dict[str, dict[str, Any]], board: str) -> None:

@@ -10,7 +10,7 @@ from nightjar.paths import remote_url, store_folder
 from nightjar.plugins.registry import names, plugin
 from nightjar.plugins.resolve import shipped_models
 from nightjar.store.fingerprint import version
-from nightjar.toolchains.environment import pinned, requirements_of, toolchain, vendor_of, with_toolchain
+from nightjar.toolchains.environment import pinned_versions, requirements_file, sdk_spec, toolchain, toolchain_targets
 
 NEEDED = ("numpy", "torch", "onnx", "onnxruntime", "whisper", "prefect", "librosa", "soundfile", "pydantic")
 
@@ -92,16 +92,16 @@ def _targets() -> list[Finding]:
 def _toolchains() -> list[Finding]:
     """Look at versions alone; `nightjar toolchain status NAME` starts the SDK."""
     findings = []
-    for name in with_toolchain():
+    for name in toolchain_targets():
         try:
             found = toolchain(name)
         except ToolchainMissing as error:
             findings.append(Finding(f"toolchain {name}", "absent", str(error)))
         else:
-            vendor, have = vendor_of(name), found.versions()
+            vendor, have = sdk_spec(name), found.versions()
             own = [wheel.name.replace("_", "-") for wheel in vendor.wheels] if vendor else []
             own += [program.name for program in vendor.programs] if vendor else []
             said = [f"{each} {have[each]}" for each in own if each in have]
-            count = f"{len(pinned(requirements_of(name)))} packages as pinned"
+            count = f"{len(pinned_versions(requirements_file(name)))} packages as pinned"
             findings.append(Finding(f"toolchain {name}", "ok", ", ".join([count, *said])))
     return findings

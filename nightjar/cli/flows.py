@@ -45,11 +45,11 @@ def add(commands: Any) -> None:
 
 
 def _deploy(arguments: argparse.Namespace) -> int:
-    from flows.deployments import FILE, read_book
+    from flows.deployments import FILE, read_deployments
     from flows.register import register
     from nightjar.cli.console import Screen, show_rows
 
-    book = read_book(arguments.file or FILE, arguments.pool, arguments.work_dir.resolve())
+    book = read_deployments(arguments.file or FILE, arguments.pool, arguments.work_dir.resolve())
     rows = register(book, arguments.reset)
     show_rows(rows)
     pool = book.nightjar.pool.name

@@ -23,13 +23,13 @@ def _report(arguments: argparse.Namespace) -> int:
     from nightjar.nightly.history import History
     from nightjar.paths import reports_folder
     from nightjar.report.site.build import write_site
-    from nightjar.report.site.history_view import read_past
+    from nightjar.report.site.history_view import read_history
     from nightjar.store.remote import open_store
 
     if arguments.out is not None and not arguments.site:
         raise BadOptions("--out says where --site writes: add --site")
     history, screen = History(), Screen()
-    past = read_past(history)
+    past = read_history(history)
     if past.nights:
         _show_last(screen, past)
     else:
@@ -44,7 +44,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _show_last(screen: Any, past: Any) -> None:
     """Print the last night as `nightjar nightly` does."""
     from nightjar.cli.show_nights import show_night
-    from nightjar.nightly.outcomes import sentence
+    from nightjar.nightly.outcomes import night_summary
 
     night = past.nights[-1]
     cells, findings = past.by_night.get(night.night, ()), past.findings.get(night.night, ())
@@ -52,6 +52,6 @@ def _show_last(screen: Any, past: Any) -> None:
         "night": night.model_dump(mode="json"),
         "cells": [cell.model_dump(mode="json") for cell in cells],
         "findings": [finding.model_dump(mode="json") for finding in findings],
-        "sentence": sentence(night, cells, findings),
+        "sentence": night_summary(night, cells, findings),
     }
     show_night(screen, said)

@@ -1,11 +1,19 @@
-"""harvest, calibrate: encoder outputs of speech, ours and other tools'."""
+"""harvest, calibrate: encoder outputs of speech, from Nightjar and from other tools."""
 
 import argparse
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, add_group, add_request, write_json
-from nightjar.cli.flags import add_options, parse_options
+from nightjar.cli.command import EXIT_CODES, FlowCommand, add_flow, add_group, add_options, parse_options
 from nightjar.request import HarvestRequest, ImportRequest
+
+IMPORT_DUMPS = FlowCommand(
+    "import-dumps",
+    "turn enc_*.bin dumps into a calibration set",
+    ImportRequest,
+    "flows.import_dumps:import_dumps_flow",
+    lambda request: f"{request.bin_dir or request.program} for {request.model} → {request.target}",
+    "show_calibration",
+)
 
 
 def add(commands: Any) -> None:
@@ -15,8 +23,7 @@ def add(commands: Any) -> None:
     )
     add_options(harvest, HarvestRequest)
     harvest.set_defaults(command=_harvest)
-    calibrating = add_group(commands, "calibrate", "calibration sets made of other tools' files")
-    add_request(calibrating, "import-dumps", "enc_*.bin dumps to a calibration set", ImportRequest, _import_dumps)
+    add_flow(add_group(commands, "calibrate", "calibration sets made of other tools' files"), IMPORT_DUMPS)
 
 
 def _harvest(arguments: argparse.Namespace) -> int:
@@ -32,19 +39,4 @@ def _harvest(arguments: argparse.Namespace) -> int:
     show_harvest(screen, harvested.dataset, harvested.made)
     if request.dumps is not None:
         screen.say(f"dumps: {harvested.dumps} files enc_*.bin in {request.dumps}")
-    return 0
-
-
-def _import_dumps(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen, show_calibration
-
-    request = parse_options(arguments, ImportRequest)
-    screen = Screen()
-    screen.say(f"[bold]import-dumps[/bold] {request.bin_dir or request.program} for {request.model} → {request.target}")
-    from flows.import_dumps import import_dumps_flow
-    from flows.start import run_flow
-
-    results, _ = run_flow(import_dumps_flow, request, screen, refresh=request.refresh)
-    show_calibration(screen, results)
-    write_json(arguments, results)
     return 0

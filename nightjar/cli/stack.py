@@ -16,11 +16,11 @@ from nightjar.errors import ServerMissing, StackBroken, UnknownName
 from nightjar.stack.state import (
     State,
     choose_ports,
-    is_kept,
-    keeping,
+    is_supervised,
     read_state,
+    set_stopped,
     stack_folder,
-    stay_down,
+    supervisor_lock,
     ui_address,
     write_known_hosts,
     write_secrets,
@@ -53,12 +53,12 @@ def _add(stack: Any, name: str, said: str, command: Callable[[argparse.Namespace
 
 def _up(arguments: argparse.Namespace) -> int:
     from nightjar.stack.native_services import native_parts, prepare
-    from nightjar.stack.supervisor import end_leftovers, keep
+    from nightjar.stack.supervisor import end_leftovers, supervise
 
     folder = stack_folder(arguments.folder)
     if arguments.detach:
         return _detach(folder, arguments.port)
-    with keeping(folder) as ours:
+    with supervisor_lock(folder) as ours:
         if not ours:
             return _found(folder)
         end_leftovers(folder, read_state(folder))
@@ -71,7 +71,7 @@ def _up(arguments: argparse.Namespace) -> int:
         told = _Told(folder, ports, [part.name for part in parts])
         gc.enable()  # the command line goes without, and this goes on for days
         try:
-            keep(folder, ports, parts, told)
+            supervise(folder, ports, parts, told)
         except KeyboardInterrupt:
             print("the stack is down; the same command goes on from here", flush=True)
     return 0
@@ -111,7 +111,7 @@ def _found(folder: Path) -> int:
 def _detach(folder: Path, port: int | None) -> int:
     from nightjar.stack.native_services import postgres_program, sshd_program
 
-    if is_kept(folder):
+    if is_supervised(folder):
         return _found(folder)
     write_secrets(folder)
     postgres_program("postgres")  # what is missing is said here
@@ -140,10 +140,10 @@ def _down(arguments: argparse.Namespace) -> int:
         print(f"there is no stack in {folder}")
         return 0
     state = read_state(folder)
-    if is_kept(folder) and state is not None:
+    if is_supervised(folder) and state is not None:
         os.kill(state.pid, signal.SIGTERM)
         end = time.monotonic() + STOP_S
-        while is_kept(folder):
+        while is_supervised(folder):
             if time.monotonic() > end:
                 raise StackBroken(f"the stack of {folder} does not end within {STOP_S} s: see {folder}/logs")
             time.sleep(0.2)
@@ -176,7 +176,7 @@ def _ask(arguments: argparse.Namespace, down: bool) -> int:
     state = _running(folder)
     if name not in state.parts:
         raise UnknownName(f"the stack has no part {name!r}; have {', '.join(state.parts)}: see `nightjar stack status`")
-    stay_down(folder, name, down)
+    set_stopped(folder, name, down)
     wanted = ("stopped",) if down else ("healthy", "done")
     _wait(folder, lambda state: state.parts[name].doing in wanted, f"has its {name} not {wanted[0]}", STOP_S)
     print(f"  {name:<9} {wanted[0]}")
@@ -192,7 +192,7 @@ def _secrets(arguments: argparse.Namespace) -> int:
 
 def _running(folder: Path) -> State:
     state = read_state(folder)
-    if state is None or not is_kept(folder):
+    if state is None or not is_supervised(folder):
         raise ServerMissing(f"no stack runs in {folder}: `make stack`, or --folder with another one's")
     return state
 

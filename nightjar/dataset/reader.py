@@ -22,7 +22,7 @@ INDEX = "dataset.json"
 AGAIN = "run the same `nightjar harvest` again, it makes anew what is missing or altered"
 
 
-class EncodedClip(NamedTuple):
+class HarvestedClip(NamedTuple):
     """What an encoder made of one clip: float16 tensors without the batch axis; wave: sha256 of its int16 samples."""
 
     id: str

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nightjar.dataset.reader import INDEX, EncodedClip, Index, ShardEntry, ShardFile, ShardRecord, record_file
+from nightjar.dataset.reader import INDEX, HarvestedClip, Index, ShardEntry, ShardFile, ShardRecord, record_file
 from nightjar.errors import BadOptions
 from nightjar.files import digest_file, storage_errors, write_atomic
 from nightjar.locks import locked
@@ -65,7 +65,7 @@ class Writer:
             shard.close()
         self._lock.close()
 
-    def add(self, encoded: EncodedClip) -> None:
+    def add(self, encoded: HarvestedClip) -> None:
         """Keep one clip; when this returns, no kill of ours loses it."""
         number = self._place[encoded.id]
         with storage_errors():
@@ -161,7 +161,7 @@ class _OpenShard:
             file.sha256(slot) == entry.tensors.get(tensor) for tensor, file in self._files.items()
         )
 
-    def add(self, encoded: EncodedClip) -> None:
+    def add(self, encoded: HarvestedClip) -> None:
         """Write a clip's tensors, then its line of the journal."""
         if self._journal is None:
             for file in self._files.values():

@@ -17,7 +17,7 @@ from nightjar.deploy.bundle import MANIFEST, SCRIPT, read_manifest
 from nightjar.errors import BadInput, NightjarError, SessionFailed
 from nightjar.scoring.normalize import normalise
 from nightjar.scoring.score import ClipScore
-from nightjar.scoring.wer import compare, corpus
+from nightjar.scoring.wer import corpus_wer, count_errors
 from nightjar.sessions.board_program import ALL, BoardProgram, ProgramResult, run_program
 from nightjar.speech.manifest import Clip, shuffled
 from nightjar.text import printable
@@ -155,8 +155,8 @@ def check_canary(said: ProgramResult, canary: Canary) -> tuple[dict[str, str], f
         return heard, None, f"its {SCRIPT} failed: {trouble}"
     if silent := [clip.id for clip in canary.clips if clip.id not in heard]:
         return heard, None, f"its {SCRIPT} said nothing of {silent[0]}"
-    counts = {clip.id: compare(canary.expected[clip.id], heard[clip.id], canary.language) for clip in canary.clips}
-    wer = corpus(counts.values())
+    counts = {clip.id: count_errors(canary.expected[clip.id], heard[clip.id], canary.language) for clip in canary.clips}
+    wer = corpus_wer(counts.values())
     if wer <= canary.limit:
         return heard, wer, ""
     worst = max(counts, key=lambda clip: counts[clip].errors)

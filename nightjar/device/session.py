@@ -74,16 +74,16 @@ class Session:
             return
         begun: dict[str, dict[str, Any]] = {}
 
-        def decode_jobs() -> Iterator[Any]:
+        def encoded_clips() -> Iterator[Any]:
             for clip, features in self._features_ahead(clips):
                 begun[clip["id"]], encoded = self._encode(clip, features)
-                yield self.family.Job(clip["id"], encoded, clip.get("forced"), clip.get("watch"))
+                yield self.family.EncodedClip(clip["id"], encoded, clip.get("forced"), clip.get("watch"))
 
         tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in self.folder.glob("*_embedding.npy")}
         lanes = job["parts"]["decoder"].get("lanes", 1)
         settings = {"tables": tables, "lanes": lanes, "clock": self.parts.seconds}
-        for name, decoded in self.family.decode_jobs(
-            self.parts, decode_jobs(), job["model"], job["language"], **settings
+        for name, decoded in self.family.decode_clips(
+            self.parts, encoded_clips(), job["model"], job["language"], **settings
         ):
             result = begun.pop(name)
             seconds, spent = result["seconds"], decoded.pop("seconds")

@@ -9,13 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+from nightjar.graphs.macs import count_macs
+from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
 
-from nightjar.errors import Broken
-from nightjar.graphs.macs import count_macs, tensor_shapes
-
-# The same values in another place, or some of them.
-MOVES = ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split")
 LINEAR = ("MatMul", "Gemm", "Conv")
 GELU = ("Div", "Erf", "Add", "Mul")
 RMS = ("ReduceMean", "Add", "Pow", "Mul")  # behind the squares: a frame by its root mean square (icefall's BasicNorm)
@@ -39,80 +35,13 @@ class Group:
     macs: int = 0
 
 
-class Graph:
-    """Answer what the functions here ask of an onnx.ModelProto: producers, readers, constants, shapes."""
-
-    def __init__(self, model: Any) -> None:
-        import onnx
-        from onnx import numpy_helper
-
-        self.model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        graph = self.model.graph
-        for number, node in enumerate(graph.node):
-            node.name = node.name or f"{node.op_type}_{number}"
-        self.nodes = list(graph.node)
-        self.made_by = {name: node for node in self.nodes for name in node.output}
-        self.read_by: dict[str, list[Any]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.read_by.setdefault(name, []).append(node)
-        self.outputs = [value.name for value in graph.output]
-        self.values = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
-        self._stored = {tensor.name: tensor for tensor in graph.initializer}
-        self._stored |= {
-            n.output[0]: n.attribute[0].t
-            for n in self.nodes
-            if n.op_type == "Constant" and n.attribute[0].HasField("t")
-        }
-        self.shapes: dict[str, tuple[int, ...]] = tensor_shapes(self.model) | {
-            name: tuple(t.dims) for name, t in self._stored.items()
-        }
-        self.inputs = [value.name for value in graph.input if value.name not in self._stored]
-        self._array = numpy_helper.to_array
-
-    def is_constant(self, name: str) -> bool:
-        """Say whether a tensor is an initializer or made by a Constant."""
-        return name in self._stored
-
-    def constant(self, name: str) -> np.ndarray:
-        """Return a constant's values."""
-        return np.asarray(self._array(self._stored[name]))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape; Broken where it is not fixed."""
-        dims = self.shapes.get(name, (0,))
-        if 0 in dims and name not in self._stored:
-            raise Broken(f"no fixed shape for tensor '{name}'; export with fixed shapes (--refresh export)")
-        return dims
-
-    def is_float(self, name: str) -> bool:
-        """Say whether a tensor is a float32 activation."""
-        value = self.values.get(name)
-        return value is not None and value.type.tensor_type.elem_type == 1 and not self.is_constant(name)
-
-    def root(self, name: str) -> str:
-        """Follow a tensor back through moves to where its values are made."""
-        while (node := self.made_by.get(name)) is not None and node.op_type in MOVES:
-            name = node.input[0]
-        return name
-
-    def activations(self, node: Any) -> list[str]:
-        """List a node's inputs that are no constants."""
-        return [name for name in node.input if name and not self.is_constant(name)]
-
-    def only_reader(self, name: str) -> Any | None:
-        """Return the node that reads a tensor where there is exactly one and it is no output of the graph."""
-        readers = self.read_by.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self.outputs else None
-
-
 def fuse(model: Any) -> list[Group]:
     """Group a graph's nodes in graph order; constants and moves belong to no group."""
     graph = Graph(model)
     groups: list[Group] = []
     taken: set[str] = set()
     for node in graph.nodes:
-        if node.name in taken or node.op_type == "Constant" or node.op_type in MOVES:
+        if node.name in taken or node.op_type == "Constant" or node.op_type in DATA_MOVEMENT:
             continue
         if not graph.activations(node):
             continue
@@ -121,6 +50,12 @@ def fuse(model: Any) -> list[Group]:
         taken.update(group.nodes)
         groups.append(group)
     return groups
+
+
+def quantizable_groups(model: Any) -> list[Group]:
+    """List the groups whose output is a float tensor."""
+    graph = Graph(model)
+    return [group for group in fuse(model) if graph.is_float(group.tensor)]
 
 
 def logit_outputs(names: Sequence[str]) -> list[str]:
@@ -177,7 +112,7 @@ def _norm(graph: Graph, node: Any) -> Group | None:
         return None
     chain, at = [node, centred], centred
     for op in NORM:
-        readers = [reader for reader in graph.read_by.get(at.output[0], []) if reader.op_type == op]
+        readers = [reader for reader in graph.readers.get(at.output[0], []) if reader.op_type == op]
         if len(readers) != 1:
             return None
         at = readers[0]

@@ -12,16 +12,6 @@ FIXED = "export with fixed shapes (a graph of ours: --refresh export)"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Return every tensor's shape of an onnx.ModelProto after shape inference; an unknown dimension is 0."""
-    graph = model.graph
-    shapes = {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.output, *graph.value_info)
-    }
-    return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-
-
 def count_macs(node: Any, shapes: Shapes) -> int:
     """Count the multiply-accumulates of a MatMul, Gemm or Conv; Broken where its shapes are not fixed."""
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Move = Sequence[Any]
+LayoutStep = Sequence[Any]
 
 
 def nhwc_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -27,7 +27,7 @@ def to_nhwc(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(laid, np.float32)
 
 
-def from_nhwc(array: NDArray[Any], shape: Sequence[int], moves: Sequence[Move] = ()) -> NDArray[Any]:
+def from_nhwc(array: NDArray[Any], shape: Sequence[int], moves: Sequence[LayoutStep] = ()) -> NDArray[Any]:
     """Lay a tensor out as the graph has it, then make the moves; ValueError where it does not have as many elements.
 
     array: with or without the batch, as runtimes give it; shape: the graph's, of what the NPU puts out.

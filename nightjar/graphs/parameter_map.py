@@ -15,23 +15,23 @@ from nightjar.errors import BadOptions, Broken
 
 FILE = "parameters.json"
 
-Place = tuple[str, bool]  # the initializer, and whether it holds the parameter transposed
+Location = tuple[str, bool]  # the initializer, and whether it holds the parameter transposed
 
 
-class Places(BaseModel, frozen=True):
+class ParameterMap(BaseModel, frozen=True):
     """The content of parameters.json."""
 
     module: str = Field(description="what builds modules from parameters: rebuild(model, part, weights)")
     code: dict[str, str] = Field(description="that module's files, by content: a graph is of another key with them")
-    parts: dict[str, dict[str, Place]]
+    parts: dict[str, dict[str, Location]]
 
 
-def write_places(graphs: Path, places: Places) -> None:
+def write_parameter_map(graphs: Path, places: ParameterMap) -> None:
     """Write parameters.json."""
     (graphs / FILE).write_text(places.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read_places(graphs: Path) -> Places:
+def read_parameter_map(graphs: Path) -> ParameterMap:
     """Read parameters.json; raises BadOptions for graphs that have none."""
     path = graphs / FILE
     if not path.is_file():
@@ -39,10 +39,10 @@ def read_places(graphs: Path) -> Places:
             f"{graphs} does not say which weights are which parameters: these graphs cannot be traced elsewhere; "
             "export them as ONNX with a family that has a trace.py"
         )
-    return Places.model_validate_json(path.read_bytes())
+    return ParameterMap.model_validate_json(path.read_bytes())
 
 
-def locate(model: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Place]:
+def locate_parameters(model: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Location]:
     """Find every parameter among a graph's initializers, by name where the exporter kept it, else by value.
 
     Of several with equal values that one is taken whose reader has the parameter's scope in its name. Raises Broken.
@@ -52,7 +52,7 @@ def locate(model: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Place]
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, node.name)
-    places: dict[str, Place] = {}
+    places: dict[str, Location] = {}
     taken: set[str] = set()
     for name, value in parameters.items():
         if name in stored and _equal(stored[name], value):
@@ -68,7 +68,7 @@ def locate(model: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Place]
     return places
 
 
-def read_parameters(model: Any, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
+def read_parameters(model: Any, places: Mapping[str, Location]) -> dict[str, np.ndarray]:
     """Return a graph's weights by their parameters' names, contiguous float32."""
     stored = _stored(model)
     return {

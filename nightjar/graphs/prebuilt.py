@@ -1,4 +1,4 @@
-"""Files made elsewhere: what they say of themselves, and whether that is what a checkpoint's graphs have."""
+"""Files compiled elsewhere: their inputs and outputs, checked against the graphs of a checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,53 +7,48 @@ from typing import Any
 from pydantic import BaseModel
 
 from nightjar.errors import BadInput
-from nightjar.graphs.tensor_spec import Input
+from nightjar.graphs.tensor_spec import TensorSpec
 
 
-class Graph(BaseModel, frozen=True):
-    """Describe a compiled file as its target reads it: inputs and outputs with name, shape and dtype, in order."""
+class FileInterface(BaseModel, frozen=True):
+    """Inputs and outputs of a compiled file, in order, as its target reads them."""
 
-    inputs: tuple[Input, ...]
-    outputs: tuple[Input, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
-class GivenPart(BaseModel, frozen=True):
-    """Say which part a file is, and what this project calls those of its tensors that have other names there."""
+class PrebuiltPart(BaseModel, frozen=True):
+    """The file of one part; `rename` maps its tensor names to this project's where they differ."""
 
     file: Path
-    graph: Graph
+    graph: FileInterface
     rename: dict[str, str] = {}
 
 
-class Given(BaseModel, frozen=True):
-    """Say what a set of files is: its parts by name, and the fields of the recipe that their shapes fix."""
+class PrebuiltFiles(BaseModel, frozen=True):
+    """A set of files: its parts by name, and the fields of the recipe that their shapes fix."""
 
-    parts: dict[str, GivenPart]
+    parts: dict[str, PrebuiltPart]
     recipe: dict[str, Any]
 
 
-def hold_against(given: GivenPart, part: str, described: Mapping[str, Any]) -> None:
-    """Hold a file's tensors against a part of model.json; raises BadInput with the first that differs.
+def check_interface(prebuilt: PrebuiltPart, part: str, described: Mapping[str, Any]) -> None:
+    """Check a file's tensors against a part of model.json; raises BadInput with the first that differs.
 
     `described` has "inputs" and "outputs" of name, shape and dtype; their order is free, as sessions pass names.
     """
-    for kind, found in (("input", given.graph.inputs), ("output", given.graph.outputs)):
-        expected = {entry["name"]: Input(**entry) for entry in described[f"{kind}s"]}
-        for tensor in found:
-            wanted = expected.pop(given.rename.get(tensor.name, tensor.name), None)
+    advice = "give the --model or --checkpoint that the files were made from"
+    for kind, tensors in (("input", prebuilt.graph.inputs), ("output", prebuilt.graph.outputs)):
+        expected = {entry["name"]: TensorSpec(**entry) for entry in described[f"{kind}s"]}
+        for tensor in tensors:
+            wanted = expected.pop(prebuilt.rename.get(tensor.name, tensor.name), None)
             if wanted is None or (wanted.shape, wanted.dtype) != (tensor.shape, tensor.dtype):
-                has = f"has {tell(wanted)} there" if wanted else f"has no such {kind}"
+                has = f"has {wanted.label} there" if wanted else f"has no such {kind}"
                 raise BadInput(
-                    f"{given.file}: {kind} {tell(tensor)} does not fit: the {part} of this checkpoint {has}; "
-                    "give the --model or --checkpoint that the files were made from"
+                    f"{prebuilt.file}: {kind} {tensor.label} does not fit: the {part} of this checkpoint {has}; "
+                    f"{advice}"
                 )
-        if expected:
+        for missing in expected.values():
             raise BadInput(
-                f"{given.file}: {kind} {tell(next(iter(expected.values())))} of this checkpoint's {part} is not in it; "
-                "give the --model or --checkpoint that the files were made from"
+                f"{prebuilt.file}: {kind} {missing.label} of this checkpoint's {part} is not in the file; {advice}"
             )
-
-
-def tell(tensor: Input) -> str:
-    """Say a tensor's name, shape and dtype."""
-    return f"{tensor.name} ({', '.join(map(str, tensor.shape))}) {tensor.dtype}"

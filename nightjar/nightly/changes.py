@@ -12,7 +12,7 @@ LIKELIEST = ("checkpoint", "toolchain", "options", "code", "board", "speech", "c
 CONTENT = ("checkpoint", "test-set", "calibration-set")  # flags that name files: what is in them is compared
 
 
-def changes(tonight: Evidence, other: Evidence) -> list[str]:
+def cell_changes(tonight: Evidence, other: Evidence) -> list[str]:
     """List all that differs in what two nights of a cell were made from, likeliest cause of a difference first."""
     found = list(_asked(tonight.cell, other.cell))
     for name in STAGES:
@@ -23,13 +23,13 @@ def changes(tonight: Evidence, other: Evidence) -> list[str]:
     return _ordered(found)
 
 
-def causes(tonight: Evidence, other: Evidence) -> list[str]:
+def likely_causes(tonight: Evidence, other: Evidence) -> list[str]:
     """List what can have made a difference: what differs where a stage's bytes do, and not only because its inputs do.
 
     An export whose code was edited and which gives the same bytes as before is the cause of nothing.
     """
     if not (tonight.made_from and other.made_from):
-        return changes(tonight, other)
+        return cell_changes(tonight, other)
     found = list(_asked(tonight.cell, other.cell))
     for name in STAGES:
         new, old = tonight.made_from.get(name), other.made_from.get(name)

@@ -20,7 +20,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,7 +29,7 @@ from nightjar.errors import BadInput, BadOptions, BoardMissing, NightjarError
 from nightjar.paths import ROOT
 from nightjar.plugins.resolve import model_family, shipped_models
 from nightjar.plugins.target import make_options, target_of
-from nightjar.request import PortRequest
+from nightjar.request import ModelName, PortOptions, PortRequest
 
 AXES = {"models": "model", "targets": "target", "precisions": "precision"}
 OPTIONS = tuple(name for name in PortRequest.model_fields if name not in {*AXES.values(), "checkpoint"})
@@ -65,18 +65,14 @@ class NightRequest(BaseModel):
         return ROOT / self.config
 
 
-class BisectRequest(PortRequest):
-    """Run one cell under two checkpoints or two toolchains, and say what differs."""
+class BisectRequest(PortOptions, ModelName):
+    """Run one cell under two checkpoints or two toolchains, and list what differs."""
 
-    FLAGS: ClassVar[tuple[str, ...]] = tuple(
-        name for name in PortRequest.model_fields if name not in ("checkpoint", "refresh")
-    )
-
-    checkpoints: tuple[Path, ...] = Field((), max_length=2, description="as --checkpoint of port; two are compared")
-    toolchains: tuple[Path, ...] = Field((), max_length=2, description="folders of the target's SDK; two are compared")
+    checkpoint: tuple[Path, ...] = Field((), max_length=2, description="as --checkpoint of port; two are compared")
+    toolchain: tuple[Path, ...] = Field((), max_length=2, description="folders of the target's SDK; two are compared")
 
 
-class Asked(BaseModel, frozen=True):
+class CellRequest(BaseModel, frozen=True):
     """One cell of a config: its name, what is asked for, and the tier that its target's board has."""
 
     cell: str
@@ -89,7 +85,7 @@ class Asked(BaseModel, frozen=True):
         return self.tier in ("vendor-simulator", "device", "host")
 
 
-def read_config(path: Path) -> list[Asked]:
+def read_config(path: Path) -> list[CellRequest]:
     """Return the cells of a config, in its order; raises BadInput in one line for anything wrong in it."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -106,13 +102,13 @@ def read_config(path: Path) -> list[Asked]:
     cells = tables.get("cells", [])
     if not isinstance(cells, list) or not cells or not all(isinstance(each, dict) for each in cells):
         raise _refused(path, "[[cells]]", "asks for no cell: give models, targets and precisions")
-    found: dict[str, Asked] = {}
+    found: dict[str, CellRequest] = {}
     for number, table in enumerate(cells, 1):
-        for asked in _expanded(path, f"[[cells]] {number}", table, checkpoints, defaults):
-            if asked.cell in found:
-                raise _refused(path, f"[[cells]] {number}", f"cell {asked.cell} is there twice")
-            found[asked.cell] = asked
-    if unused := sorted(checkpoints.keys() - {asked.request.model for asked in found.values()}):
+        for cell_request in _expanded(path, f"[[cells]] {number}", table, checkpoints, defaults):
+            if cell_request.cell in found:
+                raise _refused(path, f"[[cells]] {number}", f"cell {cell_request.cell} is there twice")
+            found[cell_request.cell] = cell_request
+    if unused := sorted(checkpoints.keys() - {cell_request.request.model for cell_request in found.values()}):
         raise _refused(path, f"[checkpoints] {unused[0]}", "no cell asks for it")
     return list(found.values())
 
@@ -124,7 +120,7 @@ def cell_name(request: PortRequest) -> str:
 
 def _expanded(
     path: Path, entry: str, table: Mapping[str, Any], checkpoints: Mapping[str, Path], defaults: Mapping[str, Any]
-) -> Iterator[Asked]:
+) -> Iterator[CellRequest]:
     options = {**defaults, **_options(path, entry, {k: v for k, v in table.items() if k not in AXES})}
     axes = {axis: _names(path, entry, table, axis) for axis in AXES}
     for model, target, precision in itertools.product(*axes.values()):
@@ -132,7 +128,7 @@ def _expanded(
         said = {"model": model, "checkpoint": checkpoints.get(model), "target": target, "precision": precision}
         try:
             request = PortRequest(**said, **options)
-            yield Asked(cell=cell_name(request), request=request, tier=_checked(request))
+            yield CellRequest(cell=cell_name(request), request=request, tier=_checked(request))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

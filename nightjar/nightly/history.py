@@ -19,7 +19,7 @@ from nightjar.files import storage_errors, write_atomic
 from nightjar.locks import locked
 from nightjar.paths import ROOT
 
-Became = Literal["PASS", "FAIL", "UNDECIDED", "BROKEN", "MISSING"]
+CellOutcome = Literal["PASS", "FAIL", "UNDECIDED", "BROKEN", "MISSING"]
 
 
 class Night(BaseModel, frozen=True):
@@ -44,7 +44,7 @@ class Cell(BaseModel, frozen=True):
     precision: str
     board: str = ""
     tier: str = Field("", description="device, vendor-simulator, host, stand-in; empty if it never ran")
-    outcome: Became = Field(description="the verdict; BROKEN: ended with exit 4; MISSING: exit 3, or bad input")
+    outcome: CellOutcome = Field(description="the verdict; BROKEN: ended with exit 4; MISSING: exit 3, or bad input")
     counts: bool = Field(description="its gates are gates of the night: a stand-in's are not")
     error: str = ""
     wer: float | None = Field(None, description="percent, as the two below")

@@ -8,14 +8,14 @@ from pydantic import BaseModel
 
 from nightjar import errors
 from nightjar.files import digest
-from nightjar.nightly.config import Asked
-from nightjar.nightly.history import Became, Cell, Finding, Night
+from nightjar.nightly.config import CellRequest
+from nightjar.nightly.history import Cell, CellOutcome, Finding, Night
 
 RAISED = re.compile(r"(?:exception:\s+|^)([A-Z]\w+): (.*)", re.DOTALL)  # Prefect's message of a failed run
 SHORT = 500  # characters of a message that is kept
 
 # What stands behind a failure, by the class of the error.
-BEHIND = {
+FAILURE_ORIGIN = {
     "BoardMissing": "board",
     "BoardBusy": "board",
     "SessionFailed": "board",
@@ -41,34 +41,34 @@ class Failure(BaseModel, frozen=True):
     message: str
 
     @property
-    def outcome(self) -> Became:
+    def outcome(self) -> CellOutcome:
         """Say what the row says: MISSING where running again changes nothing."""
         return "MISSING" if self.exit_code in (2, 3) else "BROKEN"
 
     @property
     def behind(self) -> str:
         """Name what stands behind it, empty where the class does not tell."""
-        return BEHIND.get(self.kind, "")
+        return FAILURE_ORIGIN.get(self.kind, "")
 
 
-class Ended(BaseModel, frozen=True):
+class CellResult(BaseModel, frozen=True):
     """A cell that has ended: with the results of `port`, or with a failure."""
 
-    asked: Asked
+    cell_request: CellRequest
     seconds: float
     command: str
     results: dict[str, Any] | None = None
     failure: Failure | None = None
 
 
-def failure_of(error: BaseException) -> Failure:
+def failure_from_exception(error: BaseException) -> Failure:
     """Say of an exception what the command line would: its line and exit code; 4 for what nobody has explained."""
     if isinstance(error, errors.NightjarError):
         return _failure(type(error).__name__, error.exit_code, str(error))
     return _failure(type(error).__name__, 4, f"{type(error).__name__}: {error}")
 
 
-def failure_said(message: str) -> Failure:
+def failure_from_message(message: str) -> Failure:
     """Read a failure off the message of a Prefect run that failed elsewhere."""
     found = RAISED.search(message.strip())
     kind = getattr(errors, found[1], None) if found else None
@@ -81,13 +81,13 @@ def _failure(kind: str, exit_code: int, text: str) -> Failure:
     return Failure(kind=kind, exit_code=exit_code, message=" ".join(text.split())[:SHORT])
 
 
-def cell_row(night: str, ended: Ended) -> Cell:
+def cell_row(night: str, ended: CellResult) -> Cell:
     """Make a cell's row: of a verdict with its figures and keys, of a failure with its line."""
-    asked, failure = ended.asked, ended.failure
-    request = asked.request
+    cell_request, failure = ended.cell_request, ended.failure
+    request = cell_request.request
     same: dict[str, Any] = {
         "night": night,
-        "cell": asked.cell,
+        "cell": cell_request.cell,
         "model": request.model,
         "target": request.target,
         "precision": request.precision,
@@ -97,7 +97,7 @@ def cell_row(night: str, ended: Ended) -> Cell:
     }
     if ended.results is None:
         failure = failure or _failure("", 4, "ended without results")
-        return Cell(**same, outcome=failure.outcome, counts=asked.counts, error=failure.message)
+        return Cell(**same, outcome=failure.outcome, counts=cell_request.counts, error=failure.message)
     said = ended.results
     made: Mapping[str, Any] = said["made_from"]
     held = [gate["sentence"] for gate in said["gates"] if gate["outcome"] == said["verdict"] != "PASS"]
@@ -182,7 +182,7 @@ def _reason(cell: Cell, failure: Failure | None, known: bool) -> str:
     return ""
 
 
-def sentence(night: Night, cells: Sequence[Cell], findings: Sequence[Finding]) -> str:
+def night_summary(night: Night, cells: Sequence[Cell], findings: Sequence[Finding]) -> str:
     """Say what a person needs of a night in the morning: what failed first, then what got worse, then the rest."""
     counted = {kind: sum(cell.outcome == kind for cell in cells) for kind in ("PASS", "UNDECIDED", "MISSING")}
     parts = [f"{night.outcome}: {night.failed}" if night.failed else f"{night.outcome}: no gate failed"]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from nightjar.nightly.changes import causes, changes
+from nightjar.nightly.changes import cell_changes, likely_causes
 from nightjar.nightly.evidence import Evidence
 from nightjar.nightly.history import Cell, Finding
 from nightjar.scoring.score import TIMED_TIERS, ClipScore, Score
@@ -52,7 +52,7 @@ def best_night(rows: Sequence[Cell], speech: str) -> Cell | None:
     return max(scored, key=lambda row: (RANKS[row.outcome], -(row.wer or 0), -(row.size_bytes or 0)), default=None)
 
 
-def findings(
+def cell_findings(
     tonight: Evidence, last: Evidence | None, best: Evidence | None, before: Sequence[Cell], behind: str = ""
 ) -> list[Finding]:
     """List what changed in one cell.
@@ -116,7 +116,7 @@ def _outcome(
     why = [behind] if behind else []
     said = f": {now.error}" if now.error else ""
     if now.wer is not None and then.wer is not None and scored is not None:
-        why = causes(tonight, scored if scored.cell.night == then.night else other)
+        why = likely_causes(tonight, scored if scored.cell.night == then.night else other)
         said += _likely(why)
     yield _finding(
         now,
@@ -138,7 +138,7 @@ def _wer(tonight: Evidence, other: Evidence, against: Against) -> Iterator[Findi
     both = paired(mine, theirs)
     if both is None or both.low <= 0 <= both.high:
         return
-    why = causes(tonight, other)
+    why = likely_causes(tonight, other)
     worse = both.low > 0
     rate = "WER" if mine.unit == "word" else "CER"
     yield _finding(
@@ -176,7 +176,7 @@ def _size(tonight: Evidence, other: Evidence, against: Against) -> Iterator[Find
     }
     most = max(parts, key=lambda part: (abs(parts[part]), part), default="")
     of = f", most of it in {most} ({parts[most] / 1e6:+.2f} MB)" if most and other.size_bytes else ""
-    why = causes(tonight, other)
+    why = likely_causes(tonight, other)
     before, after = f"{then.size_bytes / 1e6:.2f} MB", f"{now.size_bytes / 1e6:.2f} MB"
     said = f"is {'larger' if larger else 'smaller'} than {_when(then, against)}: {before} → {after}{of}{_likely(why)}"
     yield _finding(now, then, against, "size", larger, (before, after), why, said)
@@ -198,7 +198,7 @@ def _rtf(tonight: Evidence, other: Evidence, against: Against, before: Sequence[
     if abs(ratio) - noise <= math.log(RTF_CHANGE[now.tier]):
         return
     slower = ratio > 0
-    why = causes(tonight, other)
+    why = likely_causes(tonight, other)
     said = f"is {'slower' if slower else 'faster'} than {_when(then, against)}: RTF {then.rtf:.4f} → {now.rtf:.4f}"
     yield _finding(
         now,
@@ -238,7 +238,7 @@ def _earlier_spread(before: Sequence[Cell], like: Cell) -> float:
 def _versions(tonight: Evidence, last: Evidence) -> Iterator[Finding]:
     """Say what a night was made from that the last was not, where no figure tells."""
     now, then = tonight.cell, last.cell
-    what = changes(tonight, last)
+    what = cell_changes(tonight, last)
     if not what:
         return
     if now.speech != then.speech:

@@ -11,7 +11,7 @@ from nightjar.nightly.regression import best_night
 from nightjar.paths import reports_folder
 from nightjar.store.artifact import Store
 from nightjar.store.bucket import Bucket
-from nightjar.store.gc import Entry, Known, Ref, known_artifact
+from nightjar.store.gc import ArtifactInfo, Entry, Ref, inspect_artifact
 from nightjar.store.remote_gc import read_record, records
 from nightjar.store.usage import in_use
 from nightjar.text import DAY_S, age
@@ -21,7 +21,7 @@ OLDER_THAN_S = 2 * DAY_S  # a night that failed half-way is asked for again the 
 REMOTE_OLDER_THAN_S = 30 * DAY_S  # since it was written: a bucket does not say when it was used last
 
 
-def survey(
+def retention_entries(
     store: Store,
     history: History,
     *,
@@ -33,8 +33,8 @@ def survey(
 
     Raises StoreBroken when the history cannot be read: what it needs is not known then.
     """
-    return explain(
-        {ref: known_artifact(store, ref) for ref in store.refs()},
+    return reasons_to_keep(
+        {ref: inspect_artifact(store, ref) for ref in store.refs()},
         in_use(store),
         history,
         keep_nights,
@@ -43,8 +43,8 @@ def survey(
     )
 
 
-def explain(
-    known: Mapping[Ref, Known],
+def reasons_to_keep(
+    known: Mapping[Ref, ArtifactInfo],
     used: Iterable[Ref],
     history: History,
     keep_nights: int,
@@ -78,7 +78,7 @@ def explain(
     ]
 
 
-def _by_content(known: Mapping[Ref, Known]) -> dict[str, list[Ref]]:
+def _by_content(known: Mapping[Ref, ArtifactInfo]) -> dict[str, list[Ref]]:
     """Index artifacts by content: of each stage the one that was used last."""
     found: dict[str, dict[str, Ref]] = {}
     for ref, each in sorted(known.items(), key=lambda item: item[1].used_s):
@@ -87,7 +87,7 @@ def _by_content(known: Mapping[Ref, Known]) -> dict[str, list[Ref]]:
     return {sha256: list(refs.values()) for sha256, refs in found.items()}
 
 
-def _lineage(refs: Iterable[Ref], known: Mapping[Ref, Known], by_content: dict[str, list[Ref]]) -> set[Ref]:
+def _lineage(refs: Iterable[Ref], known: Mapping[Ref, ArtifactInfo], by_content: dict[str, list[Ref]]) -> set[Ref]:
     """Return artifacts with everything in the store that they were made from."""
     todo, seen = list(refs), set[Ref]()
     while todo:
@@ -119,7 +119,7 @@ def _best(history: History, cells: list[dict[Any, Any]], last: set[str]) -> list
     return chosen + [ref for cell in cells if (cell["night"], cell["cell"]) in named for ref in _scored(cell)]
 
 
-def _reported(reports: Path, known: Mapping[Ref, Known]) -> Iterator[tuple[str, list[Ref]]]:
+def _reported(reports: Path, known: Mapping[Ref, ArtifactInfo]) -> Iterator[tuple[str, list[Ref]]]:
     """Yield each report that lies in reports/ and what it says it was made from, with its own artifact."""
     for path in sorted(reports.glob("*/results.json")):
         try:
@@ -136,16 +136,16 @@ def _reported(reports: Path, known: Mapping[Ref, Known]) -> Iterator[tuple[str, 
         yield path.parent.name, refs + own
 
 
-def survey_remote(
+def remote_retention_entries(
     bucket: Bucket, history: History, *, keep_nights: int = KEEP_NIGHTS, older_than_s: float = REMOTE_OLDER_THAN_S
 ) -> list[Entry]:
     """List every artifact of a bucket with the reasons to keep it; changes nothing.
 
     Raises StoreBroken when the bucket or the history cannot be read.
     """
-    known: dict[Ref, Known] = {}
+    known: dict[Ref, ArtifactInfo] = {}
     for seen, ref in records(bucket):
         record = read_record(bucket, seen.name, ref)
         size = sum(count for count, _ in record.files.values()) if record is not None else 0
-        known[ref] = Known(record, size, seen.written_s, seen.written_s)
-    return explain(known, (), history, keep_nights, older_than_s, None)
+        known[ref] = ArtifactInfo(record, size, seen.written_s, seen.written_s)
+    return reasons_to_keep(known, (), history, keep_nights, older_than_s, None)

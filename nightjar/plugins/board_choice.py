@@ -11,9 +11,9 @@ from nightjar.boards.ref import BoardRef
 from nightjar.device.adb import devices
 from nightjar.errors import BadOptions, BoardMissing, ToolchainMissing
 from nightjar.plugins.registry import Plugin
-from nightjar.plugins.target import INSIDE, probe_of
+from nightjar.plugins.target import TOOLCHAIN_TIERS, probe_of
 from nightjar.store.fingerprint import module_file
-from nightjar.toolchains.environment import pinned, requirements_of, toolchain
+from nightjar.toolchains.environment import pinned_versions, requirements_file, toolchain
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +33,17 @@ def board_of(target: Plugin, alias: str | None) -> BoardRef:
     if alias not in module.TIERS:
         return _remote(target, alias)
     tier = module.TIERS[alias]
-    if tier in INSIDE and target.tools():
+    if tier in TOOLCHAIN_TIERS and target.tools():
         versions = toolchain(module.NAME).versions()
         facts = LocalBoard().facts(()).model_copy(update={"python": versions.pop("python"), "runtimes": versions})
         return BoardRef(alias=alias, tier=tier, facts=facts, toolchain=module.NAME)
     facts = LocalBoard().facts(module.RUNTIMES, probe_of(target))
-    if absent := absent_of(module, facts):
+    if absent := missing_runtimes(module, facts):
         raise BoardMissing(
             f"this machine has no {', '.join(absent)}, which runs {module.NAME} on board {alias!r}; "
             f"run this on the board itself, or pass --board with another of {', '.join(module.TIERS)}"
         )
-    preflight(target, alias, facts)
+    check_preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=tier, facts=facts)
 
 
@@ -68,12 +68,12 @@ def _remote(target: Plugin, alias: str) -> BoardRef:
             f"board {alias} has Python {facts.python} and a session needs {PYTHON[0]}.{PYTHON[1]} or later: install it "
             f"there, and give its path as python in {boards_file()}"
         )
-    if absent := absent_of(module, facts):
+    if absent := missing_runtimes(module, facts):
         raise BoardMissing(
             f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it there (a Python package "
             f"for {reach.entry.python}), then `nightjar board check {alias} --target {module.NAME}`"
         )
-    preflight(target, alias, facts)
+    check_preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, remote=True)
 
 
@@ -128,9 +128,9 @@ def _by_adb(target: Plugin, alias: str, serial: str) -> BoardRef:
     here = LocalBoard().facts(())
     runtimes = {name: version for name, version in said.items() if name != "soc"}
     facts = here.model_copy(update={"soc": said["soc"], "runtimes": {**here.runtimes, **runtimes}})
-    if absent := absent_of(module, facts):
+    if absent := missing_runtimes(module, facts):
         raise BoardMissing(f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it there")
-    preflight(target, alias, facts)
+    check_preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, adb=serial, runner=way)
 
 
@@ -157,25 +157,25 @@ def _visited(target: Plugin, alias: str, runtimes: tuple[str, ...]) -> tuple[Boa
         return reach, board.facts(runtimes, probe_of(target))
 
 
-def absent_of(module: ModuleType, facts: BoardFacts) -> list[str]:
+def missing_runtimes(module: ModuleType, facts: BoardFacts) -> list[str]:
     """List what a session of this target needs and the board has not."""
     return [name for name in ("numpy", *module.RUNTIMES) if facts.runtimes.get(name, "absent") == "absent"]
 
 
-def findings_of(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
+def preflight_findings(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
     """List what stands against running this target's files on a board: (`refuse` or `warn`, why)."""
     if module_file(f"{target.module}.preflight") is None:
         return []
     name = target.load().NAME
-    made_by = pinned(requirements_of(name))
+    made_by = pinned_versions(requirements_file(name))
     with contextlib.suppress(ToolchainMissing):  # what only the vendor gives is no pin, and perhaps not here
         made_by |= toolchain(name).versions()
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
 
 
-def preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
+def check_preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
     """Warn of what stands against a run on a board; raises BoardMissing where it refuses."""
-    for level, message in findings_of(target, facts):
+    for level, message in preflight_findings(target, facts):
         if level == "refuse":
             raise BoardMissing(f"board {alias} does not run this target's files: {message}")
         log.warning("board %s: %s", alias, message)

@@ -58,6 +58,6 @@ def place_of(node: str) -> str:
     return ", ".join(said) or "the graph itself"
 
 
-def refused(findings: list[Finding]) -> list[Finding]:
+def refusals(findings: list[Finding]) -> list[Finding]:
     """Keep what does not compile."""
     return [finding for finding in findings if finding.level == "refuse"]

@@ -3,7 +3,7 @@
 from pydantic import BaseModel
 
 
-class Printed(BaseModel, frozen=True):
+class ProgramOutput(BaseModel, frozen=True):
     """One clip's text, and how long the program worked on how much audio, where it says so."""
 
     text: str

@@ -9,17 +9,16 @@ from nightjar.errors import BadCheckpoint, BadOptions, UnknownName
 from nightjar.files import digest, digest_file
 from nightjar.paths import ROOT
 from nightjar.plugins.registry import names, plugin
-from nightjar.request import PortRequest
+from nightjar.request import ModelChoice, PortRequest
 from nightjar.speech.manifest import Clip, check_disjoint, load_speech, speech_digest
 from nightjar.store.artifact import Source
-from nightjar.store.file_memo import Memo
+from nightjar.store.file_memo import FileMemo
 
+SpeechKind = Literal["calibration", "test"]
 CHECKPOINTS = (
     "an openai-whisper .pt file, a Hugging Face folder, or a folder of encoder, decoder, joiner .onnx and tokens.txt"
 )
-
-
-_digests = Memo("checkpoints", digest_file)
+_digests = FileMemo("checkpoints", digest_file)
 
 
 def shipped_models() -> list[str]:
@@ -27,20 +26,20 @@ def shipped_models() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "data").glob("*/calibration.jsonl"))
 
 
-def model_family(request: PortRequest) -> str:
-    """Return the folder of models/ that knows the requested model: by its checkpoint if one is given, else by its name.
+def model_family(request: ModelChoice) -> str:
+    """Return the folder of models/ that the requested model belongs to: by its checkpoint if given, else by its name.
 
-    Raises UnknownName or BadCheckpoint when no family does, BadOptions for an option that the family has no use for.
+    Raises UnknownName or BadCheckpoint when there is none, BadOptions for an option that the family does not have.
     """
     families = {name: plugin("models", name).load() for name in names("models")}
     family = _family(request, families)
-    for option, why in families[family].WITHOUT.items():
-        if getattr(request, option) is not None:
-            raise BadOptions(f"{request.model} is a {family}: {why}: leave out --{option.replace('_', '-')}")
+    for option, why in families[family].UNSUPPORTED_OPTIONS.items():
+        if getattr(request, option, None) is not None:
+            raise BadOptions(f"{request.model} is a {family}: {why}: remove --{option.replace('_', '-')}")
     return family
 
 
-def _family(request: PortRequest, families: Mapping[str, ModuleType]) -> str:
+def _family(request: ModelChoice, families: Mapping[str, ModuleType]) -> str:
     if request.checkpoint is not None:
         if not request.checkpoint.exists():
             raise BadCheckpoint(f"no checkpoint at {request.checkpoint}: give --checkpoint {CHECKPOINTS}")
@@ -57,8 +56,8 @@ def _family(request: PortRequest, families: Mapping[str, ModuleType]) -> str:
     )
 
 
-def checkpoint_source(request: PortRequest, family: str) -> Source:
-    """Find (and for a public name fetch) the checkpoint and name it by content."""
+def checkpoint_source(request: ModelChoice, family: str) -> Source:
+    """Find the checkpoint, or download it for a public name; identify it by content."""
     shipped = ROOT / "data" / request.model / f"{request.model}.pt"
     path = request.checkpoint or (shipped if shipped.exists() else None)
     if path is None:
@@ -79,34 +78,20 @@ def speech_sources(request: PortRequest) -> tuple[Source, Source]:
 
     Raises BadOptions when a model that ships no speech is given none, SpeakersOverlap when the two share a speaker.
     """
-    found: list[tuple[Path, list[Clip]]] = []
-    for given, shipped, flag in (
-        (request.calibration_set, "calibration.jsonl", "--calibration-set"),
-        (request.test_set, "evaluation.jsonl", "--test-set"),
-    ):
-        path = given or ROOT / "data" / request.model / shipped
-        if given is None and not path.exists():
-            raise BadOptions(
-                f"{request.model} ships no speech: give {flag} a NeMo manifest, LibriSpeech tree or folder"
-            )
-        found.append((path.resolve(), load_speech(path)))
-    (calibration, calibration_clips), (evaluation, evaluation_clips) = found
-    check_disjoint(calibration_clips, evaluation_clips)
-    return (
-        Source(path=calibration, sha256=speech_digest(calibration_clips)),
-        Source(path=evaluation, sha256=speech_digest(evaluation_clips)),
-    )
+    calibration, calibration_clips = _load(request.model, request.calibration_set, "calibration")
+    test, test_clips = _load(request.model, request.test_set, "test")
+    check_disjoint(calibration_clips, test_clips)
+    return calibration, test
 
 
-def speech_source(request: PortRequest, kind: Literal["calibration", "test"]) -> Source:
-    """Return one list of speech by content; raises BadOptions when none is given to a model that ships none."""
-    given, shipped = {
-        "calibration": (request.calibration_set, "calibration.jsonl"),
-        "test": (request.test_set, "evaluation.jsonl"),
-    }[kind]
-    path = given or ROOT / "data" / request.model / shipped
-    if given is None and not path.exists():
-        raise BadOptions(
-            f"{request.model} ships no speech: give --{kind}-set a NeMo manifest, LibriSpeech tree or folder"
-        )
-    return Source(path=path.resolve(), sha256=speech_digest(load_speech(path)))
+def speech_source(model: str, path: Path | None, kind: SpeechKind) -> Source:
+    """Return one list of speech by content, `path` or the model's; raises BadOptions when neither is there."""
+    return _load(model, path, kind)[0]
+
+
+def _load(model: str, path: Path | None, kind: SpeechKind) -> tuple[Source, list[Clip]]:
+    shipped = ROOT / "data" / model / {"calibration": "calibration.jsonl", "test": "evaluation.jsonl"}[kind]
+    if path is None and not shipped.exists():
+        raise BadOptions(f"{model} ships no speech: give --{kind}-set a NeMo manifest, LibriSpeech tree or folder")
+    clips = load_speech(path or shipped)
+    return Source(path=(path or shipped).resolve(), sha256=speech_digest(clips)), clips

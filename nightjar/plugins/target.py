@@ -1,21 +1,19 @@
-"""What the flow asks of a target's folder, whichever target it is.
+"""The contract of a target's folder, and what flows read from it.
 
 A target is a module `targets/<name>/__init__.py` with
 
-    NAME, TIERS {board: tier}, DEFAULT_BOARD, RUNTIMES (what runs on the board; their versions enter the key)
+    NAME, TIERS {board: tier}, DEFAULT_BOARD, RUNTIMES (packages on the board; their versions enter the key)
     Options                                    frozen pydantic, with `precision`
     recipe(model) -> Recipe
-    compile(graphs, calibration, options, out)  and, where it goes on after a failure, work: a folder that stays
+    compile(graphs, calibration, options, out)  with `work` too, if it resumes after a failure: a folder that stays
     RUNNERS                                    other targets whose runners run some of its parts; none by default
     INTEGERS_ONLY                              tiers on which nothing computes in float; none by default
 
-and `runner.py`, the one file that runs a part on the board. A target whose boards have more to say than RUNTIMES adds
-`preflight.py`, standard library only: versions() is asked on the board, fit(made_by, versions) says what stands against
-a run.
+and `runner.py`, the one file that runs a part on the board. A target that checks more of a board than RUNTIMES adds
+`preflight.py`, standard library only: versions() runs on the board, fit(made_by, versions) lists what prevents a run.
 
-What stands in for a vendor's SDK is a target of the same contract in the target's folder, `targets/<name>/stand_in/`,
-called NAME "<name>.stand_in", with one board, `stand-in`. It is what runs where that board is asked for, and nowhere
-else.
+The stand-in for a vendor's SDK is a target of the same contract in `targets/<name>/stand_in/`, with NAME
+"<name>.stand_in" and one board, `stand-in`. It runs only where a request names that board.
 """
 
 import logging
@@ -31,26 +29,27 @@ from nightjar.store.fingerprint import module_file
 
 log = logging.getLogger(__name__)
 
-STAND_IN = "stand-in"  # the board, and the tier of all that it gives
-INSIDE = ("vendor-simulator", STAND_IN)  # tiers that run in the toolchain's environment, where the target has one
+STAND_IN = "stand-in"  # a board, and the tier of its results
+# Tiers that run in the environment of the toolchain, where the target has one.
+TOOLCHAIN_TIERS = ("vendor-simulator", STAND_IN)
 
 
 def target_of(name: str, board: str | None) -> Plugin:
-    """Return the target that a request means: the folder of this name or, on board `stand-in`, what stands in for it.
+    """Return the target of a request: the folder of this name or, on board `stand-in`, its stand-in.
 
-    Raises UnknownName where there is no such folder, BoardMissing where nothing stands in.
+    Raises UnknownName when there is no such folder, BoardMissing when it has no stand-in.
     """
     found = plugin("targets", name)
     if board != STAND_IN:
         return found
     if module_file(f"{found.module}.stand_in") is None:
         boards = ", ".join(found.load().TIERS)
-        raise BoardMissing(f"nothing stands in for target {name}; it has board {boards}: pass --board with one of them")
+        raise BoardMissing(f"target {name} has no stand-in; it has board {boards}: pass --board with one of them")
     return Plugin(module=f"{found.module}.stand_in")
 
 
 def linter_of(name: str) -> Plugin | None:
-    """Return what looks at graphs before they are compiled for a target, None where the target cannot tell."""
+    """Return the module that checks graphs before they are compiled for a target, None where the target has none."""
     found = plugin("targets", name)
     return Plugin(module=f"{found.module}.lint") if module_file(f"{found.module}.lint") else None
 
@@ -61,17 +60,24 @@ def boards_of(name: str) -> dict[str, str]:
     return tiers | ({STAND_IN: STAND_IN} if module_file(f"targets.{name}.stand_in") else {})
 
 
-def make_options(
-    target: Plugin, precision: str, float_nodes: tuple[str, ...] = (), chosen: tuple[str, ...] = ()
-) -> BaseModel:
-    """Make a target's options; chosen: `name=value` of those that are the target's own.
+def tier_of(name: str, board: str | None) -> str:
+    """Return the tier of a target's board by its name alone; boards behind ssh or adb have that of `local`."""
+    module = target_of(name, board).load()
+    tiers: dict[str, str] = module.TIERS
+    return tiers.get(board or module.DEFAULT_BOARD) or tiers.get("local", "device")
 
-    Raises BadOptions when it does not build this precision, keeps no nodes float, or does not take what was chosen.
+
+def make_options(
+    target: Plugin, precision: str, float_nodes: tuple[str, ...] = (), target_options: tuple[str, ...] = ()
+) -> BaseModel:
+    """Make a target's options; target_options: `name=value` of those that only this target has.
+
+    Raises BadOptions for a precision, float nodes or a value that the target does not take.
     """
     module = target.load()
     if float_nodes and "float_nodes" not in module.Options.model_fields:
-        raise BadOptions(f"target {module.NAME} has no say over single nodes: leave out --float-nodes")
-    given: dict[str, Any] = {"precision": precision, **_chosen(module, chosen)}
+        raise BadOptions(f"target {module.NAME} cannot keep single nodes in float: remove --float-nodes")
+    given: dict[str, Any] = {"precision": precision, **_own_options(module, target_options)}
     if float_nodes:
         given["float_nodes"] = float_nodes
     try:
@@ -84,23 +90,23 @@ def make_options(
                 f"target {module.NAME} does not build --precision {precision}: {first['msg']}; see `nightjar targets`"
             ) from error
         raise BadOptions(
-            f"target {module.NAME} is not built with {name} {first['input']}: {first['msg']}; its README.md says what "
-            "it may be"
+            f"target {module.NAME} is not built with {name} {first['input']}: {first['msg']}; its README.md lists "
+            "what is allowed"
         ) from error
     return options
 
 
-def _chosen(module: ModuleType, entries: tuple[str, ...]) -> dict[str, Any]:
-    """Read `name=value` entries by the fields of a target's options; many values are parted by commas."""
+def _own_options(module: ModuleType, entries: tuple[str, ...]) -> dict[str, Any]:
+    """Parse `name=value` entries by the fields of a target's options; commas separate several values."""
     fields: dict[str, Any] = module.Options.model_fields
     own = sorted(fields.keys() - {"precision", "float_nodes"})
     given: dict[str, Any] = {}
     for entry in entries:
-        name, said, value = entry.partition("=")
-        if not said or name not in own:
+        name, equals, value = entry.partition("=")
+        if not equals or name not in own:
             raise BadOptions(
                 f"target {module.NAME} takes no --target-options {entry!r}: give NAME=VALUE with a NAME of "
-                f"{', '.join(own) or 'none: leave it out'}"
+                f"{', '.join(own) or 'none: remove it'}"
             )
         many = get_origin(fields[name].annotation) is tuple
         given[name] = [each for each in value.split(",") if each] if many else value
@@ -108,18 +114,18 @@ def _chosen(module: ModuleType, entries: tuple[str, ...]) -> dict[str, Any]:
 
 
 def computes_float(target: Plugin, board: BoardRef) -> bool:
-    """Say whether a target's float binary runs on a board: some NPUs compute with integers alone."""
+    """Tell whether a target's float binary runs on a board: some NPUs compute with integers only."""
     return board.tier not in getattr(target.load(), "INTEGERS_ONLY", ())
 
 
 def probe_of(target: Plugin) -> str:
-    """Return the source that asks a board for versions of the target's own, empty where it has none."""
+    """Return the source that reads the versions of a target's runtime on a board, empty where the target has none."""
     path = module_file(f"{target.module}.preflight")
     return path.read_text(encoding="utf-8") if path else ""
 
 
 def session_of(decode: Plugin, target: Plugin, board: BoardRef) -> tuple[Plugin, ...]:
-    """List the modules that travel to the board, so that their code enters the key."""
+    """List the modules that travel to the board; their code enters the stage's key."""
     own = runner_module(board) if board.toolchain or board.runner else f"{target.module}.runner"
     others = (f"targets.{name}.runner" for name in getattr(target.load(), "RUNNERS", ()))
     return decode, *(Plugin(module=module) for module in (own, *others))

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from nightjar.errors import BadInput
-from nightjar.graphs.tensor_spec import Input
+from nightjar.graphs.tensor_spec import TensorSpec
 
 Tensors = dict[str, np.ndarray]
 
@@ -21,7 +21,7 @@ INDEX = "calibration.json"
 AGAIN = "run the same command with --refresh calibrate"
 
 
-class Ref(BaseModel, frozen=True):
+class ArrayRef(BaseModel, frozen=True):
     """A stored array, whole or its first `rows` of axis 1, zero-padded to the input's shape."""
 
     file: str
@@ -35,24 +35,24 @@ class Ref(BaseModel, frozen=True):
         return file
 
 
-class Part(BaseModel):
+class PartSamples(BaseModel):
     """The inputs of a part in graph order, and its samples."""
 
-    inputs: list[Input]
-    samples: list[dict[str, Ref]] = []
+    inputs: list[TensorSpec]
+    samples: list[dict[str, ArrayRef]] = []
 
 
-class Index(BaseModel):
+class CalibrationIndex(BaseModel):
     """The content of calibration.json."""
 
     seed: int
     warnings: list[str] = []
-    parts: dict[str, Part]
+    parts: dict[str, PartSamples]
     streams: list[str] = []  # files of whole streams' features, for what shows only step after step
     coverage: dict[str, Any] = {}
 
 
-class Spread:
+class RunningHistogram:
     """Collect minimum, maximum and approximate percentiles of a stream of arrays in constant memory.
 
     The histogram spans [-reach, reach] and doubles its reach by merging neighbouring bins, so a late outlier
@@ -127,14 +127,14 @@ class CalibrationWriter:
     `close` writes calibration.json last, so a folder without it is unfinished and is never opened.
     """
 
-    def __init__(self, folder: Path, parts: Mapping[str, Sequence[Input]], seed: int = 0) -> None:
+    def __init__(self, folder: Path, parts: Mapping[str, Sequence[TensorSpec]], seed: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._index = Index(seed=seed, parts={p: Part(inputs=list(i)) for p, i in parts.items()})
-        self._spreads = {p: {i.name: Spread() for i in inputs} for p, inputs in parts.items()}
+        self._index = CalibrationIndex(seed=seed, parts={p: PartSamples(inputs=list(i)) for p, i in parts.items()})
+        self._spreads = {p: {i.name: RunningHistogram() for i in inputs} for p, inputs in parts.items()}
         self._stored: set[str] = set()
 
-    def store(self, part: str, name: str, file: str, array: np.ndarray, rows: bool = False) -> Ref:
+    def store(self, part: str, name: str, file: str, array: np.ndarray, rows: bool = False) -> ArrayRef:
         """Store an array of `part`'s input `name` under `file` and return the ref to it.
 
         `rows=True` allows fewer rows on axis 1 than the input has. A wrong shape, an unknown input or a second
@@ -151,9 +151,9 @@ class CalibrationWriter:
         self._spreads[part][name].add(array)
         np.save(self._folder / file, array, allow_pickle=False)
         self._stored.add(file)
-        return Ref(file=file)
+        return ArrayRef(file=file)
 
-    def add(self, part: str, sample: Mapping[str, Ref]) -> None:
+    def add(self, part: str, sample: Mapping[str, ArrayRef]) -> None:
         """Append one sample to a part; it must name every input of the part, and only stored files."""
         entry = self._index.parts[part]
         _check_names(sample, entry, f"sample {len(entry.samples)} of part '{part}'")
@@ -187,7 +187,7 @@ class CalibrationWriter:
 class CalibrationSet:
     """Read a calibration folder, one sample in memory at a time."""
 
-    def __init__(self, folder: Path, index: Index) -> None:
+    def __init__(self, folder: Path, index: CalibrationIndex) -> None:
         self.folder = folder
         self.index = index
 
@@ -196,7 +196,7 @@ class CalibrationSet:
         """Open a folder; BadInput where calibration.json is missing or malformed."""
         path = folder / INDEX
         try:
-            index = Index.model_validate_json(path.read_bytes())
+            index = CalibrationIndex.model_validate_json(path.read_bytes())
         except FileNotFoundError as exc:
             raise BadInput(f"no {INDEX} in {folder}: not a calibration set, or one cut short; {AGAIN}") from exc
         except ValidationError as exc:
@@ -210,7 +210,7 @@ class CalibrationSet:
         """Return the names of the parts it has samples for."""
         return tuple(self.index.parts)
 
-    def inputs(self, part: str) -> tuple[Input, ...]:
+    def inputs(self, part: str) -> tuple[TensorSpec, ...]:
         """Return a part's inputs in graph order."""
         return tuple(self._part(part).inputs)
 
@@ -280,7 +280,7 @@ class CalibrationSet:
         (out / "dataset.txt").write_text("".join(lines), encoding="utf-8")
         return out / "dataset.txt"
 
-    def _part(self, part: str) -> Part:
+    def _part(self, part: str) -> PartSamples:
         if part not in self.index.parts:
             raise BadInput(
                 f"{self.folder} has no samples for part '{part}'; it has {', '.join(self.parts)},"
@@ -297,7 +297,7 @@ class CalibrationSet:
         return array
 
 
-def _materialise(array: np.ndarray, ref: Ref, spec: Input, where: str) -> np.ndarray:
+def _materialise(array: np.ndarray, ref: ArrayRef, spec: TensorSpec, where: str) -> np.ndarray:
     where = f"{where}, file '{ref.file}'"
     if array.dtype != np.dtype(spec.dtype):
         raise BadInput(f"{where}: dtype {array.dtype}, but input '{spec.name}' is {spec.dtype}; {AGAIN}")
@@ -311,7 +311,7 @@ def _materialise(array: np.ndarray, ref: Ref, spec: Input, where: str) -> np.nda
     return full
 
 
-def _check_shape(array: np.ndarray, spec: Input, where: str, rows: bool) -> None:
+def _check_shape(array: np.ndarray, spec: TensorSpec, where: str, rows: bool) -> None:
     wanted = list(spec.shape)
     if rows and array.ndim == len(wanted) > 1:
         wanted[1] = min(wanted[1], array.shape[1])
@@ -319,7 +319,7 @@ def _check_shape(array: np.ndarray, spec: Input, where: str, rows: bool) -> None
         raise BadInput(f"{where}: shape {array.shape}, but input '{spec.name}' is {spec.shape}; {AGAIN}")
 
 
-def _check_names(sample: Mapping[str, Ref], part: Part, where: str) -> None:
+def _check_names(sample: Mapping[str, ArrayRef], part: PartSamples, where: str) -> None:
     wanted = {i.name for i in part.inputs}
     if set(sample) != wanted:
         missing, extra = sorted(wanted - set(sample)), sorted(set(sample) - wanted)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightjar.graphs.fusion import LINEAR, Graph, Group
+from nightjar.graphs.fusion import LINEAR, Group
+from nightjar.graphs.onnx_graph import Graph
 
 Ranges = Mapping[str, tuple[float, float]]
 

@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 
 from nightjar.errors import Broken
-from nightjar.graphs.fusion import Graph, Group, fuse
+from nightjar.graphs.fusion import Group, fuse
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.graphs.parameter_map import FILE as PLACES
-from nightjar.graphs.parameter_map import Place, read_places, write_places
+from nightjar.graphs.parameter_map import Location, read_parameter_map, write_parameter_map
 from nightjar.quantization.calibration_set import Tensors
 from nightjar.quantization.fake_quantize import open_session
 
-Move = Mapping[str, Any]
+Rewrite = Mapping[str, Any]
 
 BRANCH = ".outlier"  # ends the names of a split's new tensors, before what each of them is
 MANY = 0.01  # of a feed-forward's neurons that a split may take
 HUGE = 4.0  # times the peak of the first neuron that stays in any case
 
 
-def propose(model: Any, samples: Iterable[Tensors]) -> list[dict[str, Any]]:
+def propose_rewrites(model: Any, samples: Iterable[Tensors]) -> list[dict[str, Any]]:
     """List the moves these samples call for: a split where single neurons are huge, a scale wherever it is exact."""
     graph, groups = Graph(model), fuse(model)
     splits = {add: feed for feed in _feeds(graph, groups) if (add := feed["add"])}
@@ -42,13 +43,13 @@ def propose(model: Any, samples: Iterable[Tensors]) -> list[dict[str, Any]]:
         factors = _balance(peaks[entry["peaks"]])
         moves.append({"move": "scale", "tensor": entry["tensor"], "factors": [float(f"{f:.6g}") for f in factors]})
     for add, feed in splits.items():
-        neurons = huge_neurons(peaks[feed["hidden"]])
+        neurons = outlier_neurons(peaks[feed["hidden"]])
         if neurons:
             moves.append({"move": "split", "add": add, "neurons": neurons})
     return moves
 
 
-def huge_neurons(peaks: np.ndarray) -> list[int]:
+def outlier_neurons(peaks: np.ndarray) -> list[int]:
     """Return the indices of at most MANY of the neurons, each HUGE times above the largest of the others."""
     order = np.argsort(-peaks, kind="stable")
     most = max(1, int(len(peaks) * MANY))
@@ -56,7 +57,7 @@ def huge_neurons(peaks: np.ndarray) -> list[int]:
     return sorted(int(i) for i in order[:most] if peaks[i] > HUGE * ordinary)
 
 
-def apply(model: Any, moves: Sequence[Move]) -> Any:
+def apply_rewrites(model: Any, moves: Sequence[Rewrite]) -> Any:
     """Return the graph with every move made; Broken for a move that does not fit it."""
     import onnx
 
@@ -74,28 +75,28 @@ def apply(model: Any, moves: Sequence[Move]) -> Any:
     return out
 
 
-def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Move]], out: Path) -> None:
+def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Rewrite]], out: Path) -> None:
     """Copy a folder of graphs with each part's moves made; names, shapes of inputs and outputs, and results stay."""
     import onnx
 
     shutil.copytree(graphs, out, dirs_exist_ok=True)
     files = {name: part["file"] for name, part in json.loads((graphs / "model.json").read_text())["parts"].items()}
-    places = read_places(graphs) if (graphs / PLACES).is_file() else None
+    places = read_parameter_map(graphs) if (graphs / PLACES).is_file() else None
     for part, moves in rewrites.items():
         if moves:
             model = onnx.load(graphs / files[part])
             if places is not None:
                 places.parts[part].update(_branches(Graph(model), moves, places.parts[part]))
-            onnx.save(apply(model, moves), out / files[part])
+            onnx.save(apply_rewrites(model, moves), out / files[part])
     if places is not None:
-        write_places(out, places)
+        write_parameter_map(out, places)
 
 
-def _branches(graph: Graph, moves: Sequence[Move], places: Mapping[str, Place]) -> dict[str, Place]:
+def _branches(graph: Graph, moves: Sequence[Rewrite], places: Mapping[str, Location]) -> dict[str, Location]:
     """Say where the parameters of a split's branch lie: `NAME.outlier` is cut from parameter NAME."""
     named = {initializer: name for name, (initializer, _) in places.items()}
     feeds = {feed["add"]: feed for feed in _feeds(graph, fuse(graph.model))}
-    found: dict[str, Place] = {}
+    found: dict[str, Location] = {}
     for move in moves:
         if move["move"] == "split":
             for kind in ("w1", "b1", "w2", "b2"):
@@ -137,7 +138,7 @@ def _split(graph: Graph, add: str, neurons: Sequence[int]) -> None:
         ("Add", [feed["residual"], f"{name}.second"], "sum"),
     ]
     new = [helper.make_node(op, inputs, [f"{name}.{out}"], name=f"{name}.{out}") for op, inputs, out in steps]
-    node = graph.made_by[add]
+    node = graph.producers[add]
     node.input[list(node.input).index(feed["residual"])] = f"{name}.sum"
     nodes = []
     for other in graph.model.graph.node:
@@ -169,11 +170,11 @@ def _feeds(graph: Graph, groups: Sequence[Group]) -> list[dict[str, str]]:
             first = by_tensor.get(gelu.inputs[0]) if gelu is not None and gelu.kind == "gelu" else None
             if second is None or gelu is None or first is None or first.kind != "linear":
                 continue
-            node = graph.made_by[add.tensor]
+            node = graph.producers[add.tensor]
             residual = next((n for n in node.input if graph.root(n) != second.tensor), None)
             bias = [n for g in (first, second) for n in _bias(graph, g)]
             weights = (first.weights[0], second.weights[0], *bias)
-            if residual is None or len(bias) != 2 or any(len(graph.read_by[w]) != 1 for w in weights):
+            if residual is None or len(bias) != 2 or any(len(graph.readers[w]) != 1 for w in weights):
                 continue
             found.append(
                 {
@@ -212,7 +213,7 @@ def _scalable(graph: Graph, groups: Sequence[Group]) -> list[dict[str, Any]]:
             continue
         made_by = _per_channel(graph, source)
         read_by = [g.weights[0] for g in readers if g.kind == "linear"]
-        shared = any(len(graph.read_by[name]) != 1 for name in (*made_by, *read_by))
+        shared = any(len(graph.readers[name]) != 1 for name in (*made_by, *read_by))
         if group.tensor in graph.outputs or source.tensor in graph.outputs or shared or not made_by or not readers:
             continue
         channels = graph.shape(read_by[0])[0] if len(read_by) == len(readers) else 0

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from nightjar.errors import BadInput
-from nightjar.quantization.sensitivity import Entry, Ranking
+from nightjar.quantization.sensitivity import GroupSensitivity, Ranking
 
 HEAD = "vocabulary_head"
 MOVED = 16  # multiply-accumulates that an element moved in float16 is worth: keeps norms and adds from being free
@@ -25,7 +25,7 @@ REAL = 0.3  # of what the ranking expects is what a simulator measures, over all
 GUESSES = 3  # rungs tried where the last one's loss puts the budget, before halving
 LOSS = 0.5  # nats per step: beyond it a transcript is noise, and finer rungs tell nothing
 
-Keep = dict[str, tuple[str, ...]]
+LayersByPart = dict[str, tuple[str, ...]]
 
 
 class Expected(BaseModel, frozen=True):
@@ -41,18 +41,18 @@ class Rung(BaseModel):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    keep: Keep = Field(alias="float")
+    float16_layers: LayersByPart = Field(alias="float")
     whole: tuple[str, ...] = ()  # parts of which nothing is int8, so that they need not be quantized at all
     rewrites: dict[str, list[dict[str, Any]]]
     expected: Expected
 
     def key(self) -> str:
         """Name what is measured, whatever ranking it came from."""
-        content = json.dumps([self.keep, self.rewrites], sort_keys=True)
+        content = json.dumps([self.float16_layers, self.rewrites], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-class Measured(BaseModel, frozen=True):
+class Measurement(BaseModel, frozen=True):
     """What a target measured of a rung on calibration clips, against the float graphs."""
 
     kl: float  # nats per step, teacher-forced
@@ -76,7 +76,7 @@ class Budget(BaseModel, frozen=True):
         """Return the divergence allowed, in nats per step."""
         return self.kl_per_percent * self.delta_wer
 
-    def allows(self, measured: Measured) -> bool:
+    def allows(self, measured: Measurement) -> bool:
         """Say whether a measured rung is within the budget: in nats, bad hypotheses, and words not shown to be more.
 
         Without an interval the point decides.
@@ -115,7 +115,7 @@ def rungs(
     """
     calls = calls or {}
 
-    def order(pair: tuple[str, Entry]) -> tuple[float, str, str]:
+    def order(pair: tuple[str, GroupSensitivity]) -> tuple[float, str, str]:
         part, entry = pair
         cost = calls.get(part, 1.0) * (entry.macs + MOVED * entry.elements + weight_cost * entry.parameters)
         return -entry.kl / cost, part, entry.tensor
@@ -124,7 +124,7 @@ def rungs(
     always = [pair for pair in every if pair[0] in whole]
     pairs = sorted((pair for pair in every if pair[0] not in whole), key=order)
     left = sum(entry.kl for _, entry in pairs)
-    result, kept, level = [_rung(ranking, always, calls)], list[tuple[str, Entry]](), LOSS
+    result, kept, level = [_rung(ranking, always, calls)], list[tuple[str, GroupSensitivity]](), LOSS
     for pair in pairs:
         if left <= level and kept:
             result.append(_rung(ranking, [*always, *kept], calls))
@@ -140,10 +140,10 @@ def rungs(
 
 def search(
     ladder: Sequence[Rung],
-    measure: Callable[[Rung], Measured],
+    measure: Callable[[Rung], Measurement],
     budget: Budget,
-    known: dict[str, Measured] | None = None,
-) -> tuple[Rung, Measured]:
+    known: dict[str, Measurement] | None = None,
+) -> tuple[Rung, Measurement]:
     """Find the most int8 rung within the budget: guesses by what is expected, then halves.
 
     `known` is read, and completed by what is measured.
@@ -179,13 +179,13 @@ def search(
     return ladder[found], known[ladder[found].key()]
 
 
-def pareto(measured: Sequence[tuple[Rung, Measured]]) -> list[dict[str, Any]]:
+def pareto(measured: Sequence[tuple[Rung, Measurement]]) -> list[dict[str, Any]]:
     """List what was measured by int8 share, as JSON; `dominated` where another has more int8 and less loss."""
     points = [
         {
             "int8_mac_share": rung.expected.int8_mac_share,
             "size_bytes": rung.expected.size_bytes,
-            "float_tensors": {part: len(names) for part, names in rung.keep.items()},
+            "float_tensors": {part: len(names) for part, names in rung.float16_layers.items()},
             "expected_kl": rung.expected.kl,
             **result.model_dump(),
         }
@@ -212,7 +212,7 @@ def read_plan(path: Path) -> Rung:
     return Rung.model_validate_json(path.read_bytes())
 
 
-def _rung(ranking: Ranking, kept: Sequence[tuple[str, Entry]], calls: Mapping[str, float]) -> Rung:
+def _rung(ranking: Ranking, kept: Sequence[tuple[str, GroupSensitivity]], calls: Mapping[str, float]) -> Rung:
     keep = {part: tuple(sorted(e.tensor for p, e in kept if p == part)) for part in ranking.parts}
     whole = tuple(part for part, entries in ranking.parts.items() if len(keep[part]) == len(entries))
     loss, counted, sizes = sum(kl for part, kl in ranking.io_kl.items() if part not in whole), {}, {}
@@ -222,7 +222,7 @@ def _rung(ranking: Ranking, kept: Sequence[tuple[str, Entry]], calls: Mapping[st
         counted[part] = [(entry.kind, entry.macs, entry.tensor in names) for entry in entries]
         sizes[part] = sum(entry.parameters * (2 if entry.tensor in names else 1) for entry in entries)
     expected = Expected(kl=float(f"{loss:.4g}"), int8_mac_share=_shares(counted, calls), size_bytes=sizes)
-    return Rung(keep=keep, whole=whole, rewrites=ranking.rewrites, expected=expected)
+    return Rung(float16_layers=keep, whole=whole, rewrites=ranking.rewrites, expected=expected)
 
 
 def _shares(counted: Mapping[str, Sequence[tuple[str, int, bool]]], calls: Mapping[str, float]) -> dict[str, float]:

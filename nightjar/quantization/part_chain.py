@@ -13,10 +13,12 @@ import numpy as np
 
 from nightjar.errors import BadInput
 from nightjar.graphs.fusion import logit_outputs
-from nightjar.quantization.calibration_set import CalibrationSet, Index, Part, Tensors
+from nightjar.quantization.calibration_set import CalibrationIndex, CalibrationSet, PartSamples, Tensors
 from nightjar.quantization.fake_quantize import open_session
 
-Run = Callable[[Tensors], Tensors]  # a part: its inputs by name -> its outputs by name (the first one at least)
+PartFunction = Callable[
+    [Tensors], Tensors
+]  # a part: its inputs by name -> its outputs by name (the first one at least)
 
 WIRES = {"audio": "hidden"}  # input ← output, where the names differ (Whisper's `window` and `static` decoders)
 
@@ -55,7 +57,7 @@ class Chain:
         self.clips = len(next(iter(self.samples.values())))
         self._float = [self._forward(clip, {}, None) for clip in range(self.clips)]
 
-    def distance(self, changed: Mapping[str, Run]) -> Distance:
+    def distance(self, changed: Mapping[str, PartFunction]) -> Distance:
         """Run with some parts exchanged (host, simulator or board), and everything that depends on them."""
         kl, agree, steps = 0.0, 0, 0
         energy = {part: [0.0, 0.0] for part in changed}
@@ -68,10 +70,10 @@ class Chain:
                         sums[1] += float(((value.astype(np.float64) - mine[output]) ** 2).sum())
             for mine, theirs in zip(got[self.last], wanted[self.last], strict=True):
                 right, left = (np.concatenate([made[name] for name in self.outputs], -1) for made in (theirs, mine))
-                kl += divergence(right, left)
+                kl += kl_divergence(right, left)
                 agree += int((right.argmax(-1) == left.argmax(-1)).all())
                 steps += 1
-        snr = {part: decibels(signal, noise) for part, (signal, noise) in energy.items()}
+        snr = {part: snr_decibels(signal, noise) for part, (signal, noise) in energy.items()}
         return Distance(kl / steps, agree, steps, snr)
 
     def _wanted(self, part: str) -> list[str]:
@@ -84,7 +86,7 @@ class Chain:
         return fed(self.sessions, self._wires)[part]
 
     def _forward(
-        self, clip: int, changed: Mapping[str, Run], known: Mapping[str, list[Tensors]] | None
+        self, clip: int, changed: Mapping[str, PartFunction], known: Mapping[str, list[Tensors]] | None
     ) -> dict[str, list[Tensors]]:
         """Run a clip's samples through the parts in order; what no change reaches is taken from `known`."""
         made: dict[str, list[Tensors]] = {}
@@ -95,7 +97,7 @@ class Chain:
                 made[part] = known[part]
                 continue
             touched.add(part)
-            run = changed[part] if part in changed else runs(self.sessions[part], self._wanted(part))
+            run = changed[part] if part in changed else part_function(self.sessions[part], self._wanted(part))
             results = []
             for sample in self.samples[part][clip]:
                 outputs = run(sample | {name: made[p][0][output] for name, (p, output) in sources.items()})
@@ -104,8 +106,8 @@ class Chain:
         return made
 
 
-def runs(session: Any, outputs: Sequence[str] | None = None) -> Run:
-    """Make a Run of an onnxruntime session."""
+def part_function(session: Any, outputs: Sequence[str] | None = None) -> PartFunction:
+    """Make a PartFunction of an onnxruntime session."""
     names = list(outputs or [value.name for value in session.get_outputs()])
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
@@ -134,8 +136,8 @@ def choose_samples(
     for part in order:
         picked = [_spread(numbered[part][number], steps if part == last else 1) for number in drawn]
         entry = calibration.index.parts[part]
-        flat = Part(inputs=entry.inputs, samples=[entry.samples[i] for indices in picked for i in indices])
-        loaded = CalibrationSet(calibration.folder, Index(seed=0, parts={part: flat})).samples(part)
+        flat = PartSamples(inputs=entry.inputs, samples=[entry.samples[i] for indices in picked for i in indices])
+        loaded = CalibrationSet(calibration.folder, CalibrationIndex(seed=0, parts={part: flat})).samples(part)
         chosen[part] = [[next(loaded) for _ in indices] for indices in picked]
     return chosen
 
@@ -154,13 +156,13 @@ def fed(sessions: Mapping[str, Any], wires: Mapping[str, str] = WIRES) -> dict[s
     return result
 
 
-def divergence(wanted: np.ndarray, got: np.ndarray) -> float:
+def kl_divergence(wanted: np.ndarray, got: np.ndarray) -> float:
     """Return KL(softmax(wanted) || softmax(got)) in nats, the mean over all rows."""
     left, right = (_log_softmax(values) for values in (wanted, got))
     return float((np.exp(left) * (left - right)).sum(-1).mean())
 
 
-def decibels(signal: float, noise: float) -> float:
+def snr_decibels(signal: float, noise: float) -> float:
     """Return a signal-to-noise ratio, 200 at most."""
     return float(min(200.0, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
 
@@ -189,6 +191,6 @@ def _order(sessions: Mapping[str, Any], wires: Mapping[str, str]) -> list[str]:
     return order
 
 
-def open_parts(models: Mapping[str, Any]) -> dict[str, Any]:
+def open_sessions(models: Mapping[str, Any]) -> dict[str, Any]:
     """Open a session per graph."""
     return {part: open_session(model) for part, model in models.items()}

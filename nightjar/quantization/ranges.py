@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from nightjar.errors import BadInput
-from nightjar.graphs.fusion import Graph, Group
+from nightjar.graphs.fusion import Group
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.quantization.calibration_set import Tensors
 
 Range = tuple[float, float]
@@ -22,7 +23,7 @@ MANY = 2**15  # elements that make a sample's extremes a statistic; a decoder's 
 SILENT = -3.5  # GELU puts out -0.001 here and less below: what is cut off there is not missed (-2.5 costs 0.04 nats)
 
 
-def rounded_tensors(graph: Graph, groups: Sequence[Group]) -> list[str]:
+def quantized_tensors(graph: Graph, groups: Sequence[Group]) -> list[str]:
     """Name the float tensors that groups read, hold or put out."""
     wanted = {name for group in groups for name in (*group.inputs, *group.inner, group.tensor)}
     return sorted(name for name in wanted if graph.is_float(name))
@@ -61,7 +62,7 @@ def collect_extremes(graph: Graph, names: Sequence[str], samples: Iterable[Tenso
     return found
 
 
-def settle_ranges(graph: Graph, groups: Sequence[Group], extremes: Extremes) -> dict[str, Range]:
+def choose_ranges(graph: Graph, groups: Sequence[Group], extremes: Extremes) -> dict[str, Range]:
     """Return one (low, high) per tensor: of SHARE of the samples, and nothing that a GELU behind would silence."""
     silenced = _read_by_gelu(graph, groups)
     settled = {}
@@ -76,7 +77,7 @@ def settle_ranges(graph: Graph, groups: Sequence[Group], extremes: Extremes) -> 
 def collect_ranges(model: object, groups: Sequence[Group], samples: Iterable[Tensors]) -> dict[str, Range]:
     """Run every sample (at least one) in float and return the range of each float tensor of the groups."""
     graph = model if isinstance(model, Graph) else Graph(model)
-    return settle_ranges(graph, groups, collect_extremes(graph, rounded_tensors(graph, groups), samples))
+    return choose_ranges(graph, groups, collect_extremes(graph, quantized_tensors(graph, groups), samples))
 
 
 def _read_by_gelu(graph: Graph, groups: Sequence[Group]) -> set[str]:

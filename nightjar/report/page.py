@@ -6,9 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nightjar.report.search_section import frontier_section
+from nightjar.report.search_section import search_section
 from nightjar.report.stream_section import stream_section
-from nightjar.report.style import STYLE, environment, fitting, heard_differently
+from nightjar.report.style import STYLE, clips_that_fit, differing_clips, environment
 from nightjar.scoring.score import Score
 from nightjar.scoring.verdict import STAND_IN_NOTE, Verdict, headline
 
@@ -103,15 +103,15 @@ RUN = """<h2>This run</h2><div class="card"><table>
 THIS_RUN = "<!-- this run -->"  # where `complete` puts what a cached page cannot know
 
 
-def render(
+def render_report(
     results: Mapping[str, Any],
     verdict: Verdict,
     scores: Mapping[str, Score],
     coverage: Mapping[str, Any] | None,
 ) -> str:
     """Return the page for one port; `results` as report writes them, `coverage` from the calibration if there was one."""
-    differing = heard_differently(scores["float"].clips, scores["binary"].clips, scores["binary"].language)
-    shown = fitting(differing)
+    differing = differing_clips(scores["float"].clips, scores["binary"].clips, scores["binary"].language)
+    shown = clips_that_fit(differing)
     return (
         environment()
         .from_string(TEMPLATE)
@@ -127,13 +127,13 @@ def render(
             differing=shown,
             left_out=len(differing) - len(shown),
             stream=stream_section(results["stream"]) if "stream" in results else "",
-            search=frontier_section(results["search"]) if "search" in results else "",
+            search=search_section(results["search"]) if "search" in results else "",
             this_run=Markup(THIS_RUN),
         )
     )
 
 
-def complete(page: str, results: Mapping[str, Any]) -> str:
+def add_run(page: str, results: Mapping[str, Any]) -> str:
     """Add to a page the stages of a run, the command that repeats it, and the results themselves for `embedded`."""
     # "<" may not end the script element early; JSON reads \\u003c as the same character
     text = json.dumps(results, ensure_ascii=False).replace("<", "\\u003c")
@@ -145,7 +145,7 @@ def complete(page: str, results: Mapping[str, Any]) -> str:
     return page.replace(THIS_RUN, run, 1)
 
 
-def embedded(page: str) -> dict[str, Any]:
+def embedded_results(page: str) -> dict[str, Any]:
     """Read the results that `complete` put into a page; raises ValueError when there are none."""
     _, found, rest = page.partition('<script type="application/json" id="results">')
     if not found:

@@ -7,19 +7,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from nightjar.errors import BadInput
-from nightjar.report.page import embedded
+from nightjar.report.page import embedded_results
 from nightjar.request import EvaluateRequest, PortRequest
 
 FIGURES = ("verdict", "clips", "words", "skipped", "wer", "wer_float", "wer_stock", "delta_wer", "interval")
 
 
-def read_report(path: Path) -> tuple[dict[str, Any], PortRequest]:
+def read_report(path: Path) -> tuple[dict[str, Any], PortRequest | EvaluateRequest]:
     """Return the results in a report.html or results.json, and the request they answer; raises BadInput otherwise."""
     try:
         text = path.read_text(encoding="utf-8")
-        results: dict[str, Any] = json.loads(text) if path.suffix == ".json" else embedded(text)
-        asked = results["request"]
-        return results, EvaluateRequest(**asked) if "files" in asked else PortRequest(**asked)
+        results: dict[str, Any] = json.loads(text) if path.suffix == ".json" else embedded_results(text)
+        given = results["request"]
+        if "files" not in given:
+            return results, PortRequest(**given)
+        # Earlier reports list fields of a port that an evaluation does not have.
+        fields = EvaluateRequest.model_fields
+        return results, EvaluateRequest(**{name: value for name, value in given.items() if name in fields})
     except OSError as error:
         raise BadInput(f"cannot read {path} ({error.strerror}): give a report.html or results.json") from error
     except (ValueError, KeyError, TypeError, ValidationError) as error:

@@ -38,7 +38,7 @@ taken on the float text's prefix; SNR is that of the logits of its likeliest tok
 """
 
 
-def frontier_section(search: Mapping[str, Any]) -> Markup:
+def search_section(search: Mapping[str, Any]) -> Markup:
     """Return the report's section on a search; `search` as in pareto.json."""
     points = [_point(point, search["taken"]) for point in search["points"]]
     floor = math.floor(math.log10(min(point["level"] for point in points)))

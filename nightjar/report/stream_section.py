@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from nightjar.report.style import environment
-from nightjar.scoring.drift import Drift, by_kind
+from nightjar.scoring.drift import Drift, worst_by_kind
 from nightjar.scoring.streaming import STRATA
 
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 624.0, 16.0, 236.0  # of the plot inside its 640 × 280
@@ -81,7 +81,7 @@ def _drawn(drift: Drift) -> dict[str, Any]:
         level = max(0.0, min(snr, MOST_DB)) / MOST_DB
         return f"{LEFT + (RIGHT - LEFT) * chunk / width:.1f},{BOTTOM - (BOTTOM - TOP) * level:.1f}"
 
-    kinds = {kind: found for kind, found in by_kind(drift.courses).items() if found[0] != drift.output}
+    kinds = {kind: found for kind, found in worst_by_kind(drift.courses).items() if found[0] != drift.output}
     lines = [("", drift.output, drift.courses[drift.output]), *((k, name, c) for k, (name, c) in kinds.items())]
     curves = [
         {

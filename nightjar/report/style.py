@@ -55,7 +55,7 @@ MOST_BYTES = 700_000  # … under a megabyte, however much is said in a clip
 MOST_WORDS = 200  # of a text
 
 
-class Heard(NamedTuple):
+class DifferingClip(NamedTuple):
     """One clip that two heard differently, ready for a page."""
 
     id: str
@@ -79,7 +79,7 @@ def environment(templates: dict[str, str] | None = None) -> jinja2.Environment:
     )
 
 
-def heard_differently(before: Iterable[ClipScore], after: Iterable[ClipScore], language: str) -> list[Heard]:
+def differing_clips(before: Iterable[ClipScore], after: Iterable[ClipScore], language: str) -> list[DifferingClip]:
     """Compare two who heard the same clips, in the same order; what became worst comes first."""
     differing = [
         _heard(one, other, language)
@@ -90,7 +90,7 @@ def heard_differently(before: Iterable[ClipScore], after: Iterable[ClipScore], l
     return sorted(differing, key=lambda clip: (clip.errors_before - clip.errors_after, clip.id))
 
 
-def fitting(clips: Sequence[Heard]) -> Sequence[Heard]:
+def clips_that_fit(clips: Sequence[DifferingClip]) -> Sequence[DifferingClip]:
     """Return as many of the first clips as a page of a megabyte holds."""
     held = 0
     for number, clip in enumerate(clips[:MOST_CLIPS]):
@@ -100,8 +100,8 @@ def fitting(clips: Sequence[Heard]) -> Sequence[Heard]:
     return clips[:MOST_CLIPS]
 
 
-def _heard(before: ClipScore, after: ClipScore, language: str) -> Heard:
-    return Heard(
+def _heard(before: ClipScore, after: ClipScore, language: str) -> DifferingClip:
+    return DifferingClip(
         id=after.id,
         speaker=after.speaker,
         duration_s=after.duration_s,
@@ -109,12 +109,12 @@ def _heard(before: ClipScore, after: ClipScore, language: str) -> Heard:
         errors_after=after.counts.errors,
         flags=[kind for kind in ("empty", "looping", "capped") if getattr(after, kind)],
         reference=_cut(normalise(after.reference, language)),
-        before=coloured(before.reference, before.hypothesis, language),
-        after=coloured(after.reference, after.hypothesis, language),
+        before=coloured_diff(before.reference, before.hypothesis, language),
+        after=coloured_diff(after.reference, after.hypothesis, language),
     )
 
 
-def coloured(reference: str, hypothesis: str, language: str) -> Markup:
+def coloured_diff(reference: str, hypothesis: str, language: str) -> Markup:
     """Mark a hypothesis against its reference: substituted, deleted and inserted words."""
     words: list[Markup] = []
     for edit in align(normalise(reference, language).split(), normalise(hypothesis, language).split()):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-Cells = Mapping[tuple[str, str], "Cell"]  # (encoder's precision, decoder's) -> what was heard
+PartPairs = Mapping[tuple[str, str], "PartPair"]  # (encoder's precision, decoder's) -> what was heard
 
 
-class Cell(BaseModel, frozen=True):
+class PartPair(BaseModel, frozen=True):
     """What one encoder with one decoder comes to; `float` with `float` is the measure."""
 
     wer: float  # percent
@@ -18,7 +18,7 @@ class Cell(BaseModel, frozen=True):
     clips: int
 
 
-def owner(precision: str, cells: Cells, budget: float) -> str:
+def attribute_loss(precision: str, cells: PartPairs, budget: float) -> str:
     """Say in a sentence which part loses more than `budget` points of WER in this precision.
 
     Each part is first tried alone with the other in float; a loss that neither has alone is the pair's.

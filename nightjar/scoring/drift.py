@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 CLEAN_DB = 40.0  # above it nothing that is heard depends on the error: float16 alone is there
 
 
-class Course(BaseModel, frozen=True):
+class SnrCurve(BaseModel, frozen=True):
     """One tensor's signal-to-noise ratio over a stream, in dB; 200 at most."""
 
     snr_db: tuple[float, ...] = Field(description="of each chunk looked at")
@@ -29,7 +29,7 @@ class Drift(BaseModel, frozen=True):
     count: int = Field(description="chunks of the stream")
     chunks: tuple[int, ...] = Field(description="those looked at")
     output: str = Field(description="the output that is searched")
-    courses: dict[str, Course] = Field(description="by tensor: the output, then every state")
+    courses: dict[str, SnrCurve] = Field(description="by tensor: the output, then every state")
     agree: tuple[tuple[int, int], ...] = Field(description="by quarter: tokens in the same row as float's, of both's")
 
     @property
@@ -38,7 +38,7 @@ class Drift(BaseModel, frozen=True):
         course = self.courses[self.output]
         return max(0.0, min(course.first_db, CLEAN_DB) - min(course.last_db, CLEAN_DB))
 
-    def worst_state(self) -> tuple[str, Course]:
+    def worst_state(self) -> tuple[str, SnrCurve]:
         """Return the state that is furthest from float's in the last quarter."""
         states = [(name, course) for name, course in self.courses.items() if name != self.output]
         return min(states, key=lambda item: item[1].last_db)
@@ -51,7 +51,7 @@ def read_drift(folder: Path) -> Drift:
 
 def compare_streams(
     expected: Path, obtained: Path, names: Sequence[str], *, count: int, chunks: Sequence[int], rows_a_chunk: int
-) -> dict[str, Course]:
+) -> dict[str, SnrCurve]:
     """Hold one stream's harvested tensors against another's; expected, obtained: `<folder>/<stream>` without suffix.
 
     The first of `names` has rows (count · rows_a_chunk, …), the others a step per chunk looked at. Memory is mapped.
@@ -64,7 +64,7 @@ def compare_streams(
             at = slice(chunk * rows_a_chunk, (chunk + 1) * rows_a_chunk) if number == 0 else place
             left, right = (np.asarray(array[at], np.float64) for array in (wanted, got))
             energies.append((float((left**2).sum()), float(((left - right) ** 2).sum())))
-        courses[name] = Course(
+        courses[name] = SnrCurve(
             snr_db=tuple(round(_decibels([pair]), 2) for pair in energies),
             first_db=round(_decibels([e for e, c in zip(energies, chunks, strict=True) if 4 * c < count]), 2),
             last_db=round(_decibels([e for e, c in zip(energies, chunks, strict=True) if 4 * c >= 3 * count]), 2),
@@ -82,9 +82,9 @@ def agreement(expected: Sequence[int], obtained: Sequence[int]) -> tuple[tuple[i
     return tuple(found)
 
 
-def by_kind(courses: Mapping[str, Course]) -> dict[str, tuple[str, Course]]:
+def worst_by_kind(courses: Mapping[str, SnrCurve]) -> dict[str, tuple[str, SnrCurve]]:
     """Return of each kind of state (`new_cached_key_3` is a `cached_key`) the one that ends furthest from float's."""
-    worst: dict[str, tuple[str, Course]] = {}
+    worst: dict[str, tuple[str, SnrCurve]] = {}
     for name, course in courses.items():
         kind = name.removeprefix("new_").rstrip("0123456789").rstrip("_")
         if kind not in worst or course.last_db < worst[kind][1].last_db:

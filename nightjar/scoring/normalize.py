@@ -20,7 +20,7 @@ def normalise(text: str, language: str = "en") -> str:
     return str(_normaliser(_code(language))(text)).strip()
 
 
-def unit(language: str) -> Literal["word", "character"]:
+def error_unit(language: str) -> Literal["word", "character"]:
     """Say what an error is counted in: characters where words are not spaced apart."""
     return "character" if _code(language) in CHARACTER_LANGUAGES else "word"
 

@@ -8,13 +8,13 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from nightjar.errors import BadInput, SessionFailed
-from nightjar.scoring.normalize import normalise, unit
-from nightjar.scoring.streaming import STRATA, ChunkTimes, chunk_times, stratum_of
-from nightjar.scoring.wer import Counts, Edit, align, bootstrap, corpus, count, looping
+from nightjar.scoring.normalize import error_unit, normalise
+from nightjar.scoring.streaming import STRATA, ChunkTimes, chunk_times, stratum_index
+from nightjar.scoring.wer import Counts, Edit, align, bootstrap_interval, corpus_wer, count_edits, looping
 from nightjar.speech.manifest import Clip
 
 Tier = Literal["device", "vendor-simulator", "host", "stand-in"]
-AGAIN = "run the same command with --refresh evaluate stock"
+RERUN_HINT = "run the same command with --refresh evaluate stock"
 TIMED_TIERS = ("device", "host")  # a simulator's or a stand-in's seconds say nothing of the port
 
 
@@ -122,7 +122,7 @@ def score(
     if missing:
         raise SessionFailed(
             f"{subject}: no hypothesis for {len(missing)} of {len(clips)} clips "
-            f"({', '.join(missing[:5])}); every clip is scored or none: {AGAIN}"
+            f"({', '.join(missing[:5])}); every clip is scored or none: {RERUN_HINT}"
         )
     ordered = sorted(clips, key=lambda clip: clip.id)
     scores = tuple(_clip_score(clip, heard[clip.id], language) for clip in ordered)
@@ -131,10 +131,10 @@ def score(
         subject=subject,
         tier=tier,
         language=language,
-        unit=unit(language),
+        unit=error_unit(language),
         counts=sum((clip.counts for clip in scores), Counts()),
-        wer=corpus(clip.counts for clip in scores),
-        interval=bootstrap(*errors_and_words(scores)),
+        wer=corpus_wer(clip.counts for clip in scores),
+        interval=bootstrap_interval(*errors_and_words(scores)),
         empty=sum(clip.empty for clip in scores),
         looping=sum(clip.looping for clip in scores),
         capped=sum(clip.capped for clip in scores),
@@ -147,7 +147,7 @@ def score(
     )
 
 
-def hear_silence(
+def score_silence(
     float_lines: Iterable[Mapping[str, Any]], binary_lines: Iterable[Mapping[str, Any]], language: str = "en"
 ) -> Silence:
     """Count the words in hypotheses of silent probe clips; both must have heard the same clips."""
@@ -157,7 +157,7 @@ def hear_silence(
         words.append({i: len(normalise(line.text, language).split()) for i, line in heard.items()})
     if words[0].keys() != words[1].keys():
         odd = sorted(words[0].keys() ^ words[1].keys())
-        raise SessionFailed(f"silence: only one of float and binary heard {odd[0]}; {AGAIN}")
+        raise SessionFailed(f"silence: only one of float and binary heard {odd[0]}; {RERUN_HINT}")
     return Silence(float_words=words[0], binary_words=words[1])
 
 
@@ -171,10 +171,10 @@ def _by_id(subject: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, Hypoth
             place = ".".join(map(str, first["loc"]))
             raise SessionFailed(
                 f"{subject}: hypothesis {number}: {place}: {first['msg']}; a line has id, "
-                f"text, tokens, capped, agree, seconds and audio_s: {AGAIN}"
+                f"text, tokens, capped, agree, seconds and audio_s: {RERUN_HINT}"
             ) from exc
         if heard.setdefault(one.id, one).text != one.text:
-            raise SessionFailed(f"{subject}: two different hypotheses for {one.id}; {AGAIN}")
+            raise SessionFailed(f"{subject}: two different hypotheses for {one.id}; {RERUN_HINT}")
     return heard
 
 
@@ -189,7 +189,7 @@ def _clip_score(clip: Clip, heard: Hypothesis, language: str) -> ClipScore:
         duration_s=clip.duration_s,
         reference=clip.text,
         hypothesis=heard.text,
-        counts=count(edits),
+        counts=count_edits(edits),
         tokens=len(heard.tokens),
         empty=bool(reference) and not words,
         # the raw words too: the English normaliser makes one number of "one one one one"
@@ -222,8 +222,10 @@ def _strata(clips: Sequence[ClipScore]) -> tuple[Stratum, ...]:
         total = sum(counts, Counts())
         if not total.reference and not total.errors:
             continue
-        wer = corpus(counts) if total.reference else None
-        interval = bootstrap([c.errors for c in counts], [c.reference for c in counts]) if total.reference else None
+        wer = corpus_wer(counts) if total.reference else None
+        interval = (
+            bootstrap_interval([c.errors for c in counts], [c.reference for c in counts]) if total.reference else None
+        )
         found.append(Stratum(name=name, counts=total, wer=wer, interval=interval))
     return tuple(found)
 
@@ -246,6 +248,6 @@ def counts_by_stratum(edits: Sequence[Edit], chunks: Sequence[int]) -> dict[str,
     for edit in edits:
         if edit.hypothesis is not None:
             at, heard = chunks[heard], heard + 1
-        name = STRATA[stratum_of(at)]
+        name = STRATA[stratum_index(at)]
         found[name] = found.get(name, Counts()) + Counts(**{kinds[edit.op]: 1})
     return found

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 STRATA = ("first", "second", "3rd to 4th", "5th to 8th", "9th to 16th", "later")
 
 
-def stratum_of(chunk: int) -> int:
+def stratum_index(chunk: int) -> int:
     """Sort chunks by how far into a stream they are, as STRATA has them: 0, 1, 2-3, 4-7, 8-15, 16 and later."""
     return min(len(STRATA) - 1, chunk.bit_length())
 

@@ -8,12 +8,12 @@ from pydantic import BaseModel, Field
 from nightjar.errors import BadInput
 from nightjar.scoring.drift import Drift
 from nightjar.scoring.score import ClipScore, Score, Silence, Tier, errors_and_words
-from nightjar.scoring.wer import MANY, Counts, clips_to_decide, corpus, paired_bootstrap
+from nightjar.scoring.wer import MOST_CLIPS, Counts, clips_to_decide, corpus_wer, paired_bootstrap
 
 Outcome = Literal["PASS", "FAIL", "UNDECIDED"]
 DURATIONS_S = (2, 5, 10, 20, 30)
 STAND_IN_NOTE = "a public runtime in place of the vendor's: no score of this NPU, and it counts for nothing"
-DUST = 1e-9  # a WER of exactly the budget must not fail by its last binary digit
+ROUNDING = 1e-9  # a WER of exactly the budget must not fail by its last binary digit
 
 
 class Budgets(BaseModel, frozen=True):
@@ -176,13 +176,13 @@ def _wer_gate(
     if clips < min_clips:
         needed = min_clips
         said += f": {clips} clip(s) give no interval, {min_clips} are the least"
-    elif hi <= limit + DUST:
+    elif hi <= limit + ROUNDING:
         outcome = "PASS"
-    elif lo > limit + DUST:
+    elif lo > limit + ROUNDING:
         outcome = "FAIL"
     else:
         needed = clips_to_decide(value, interval, limit, clips)
-        often = f"about {needed}" if needed < MANY else "a million or more"
+        often = f"about {needed}" if needed < MOST_CLIPS else "a million or more"
         said += f": {clips} clips leave it open, {often} would decide"
     return Gate(
         name=name, value=value, limit=limit, outcome=outcome, sentence=said, interval=interval, clips_needed=needed
@@ -218,7 +218,7 @@ def _drift_gate(drift: Drift, limit: float) -> Gate:
         f"over {drift.seconds:g} s in one stream {drift.output} goes from {course.first_db:.1f} to "
         f"{course.last_db:.1f} dB of float's: its error grows by {grown:.1f} dB, limit {limit:.1f}"
     )
-    return Gate(name="drift", value=grown, limit=limit, outcome=_outcome(grown <= limit + DUST), sentence=said)
+    return Gate(name="drift", value=grown, limit=limit, outcome=_outcome(grown <= limit + ROUNDING), sentence=said)
 
 
 def _agreement_gate(binary: Score, limit: float) -> Gate:
@@ -260,7 +260,7 @@ def _groups(stock: Score, float_: Score, binary: Score, name_of: Callable[[ClipS
     for name in sorted({name_of(clip) for clip in binary.clips}):
         inside = [[clip for clip in score.clips if name_of(clip) == name] for score in (stock, float_, binary)]
         totals = [sum((clip.counts for clip in clips), Counts()) for clips in inside]
-        wer_stock, wer_float, wer = (corpus([total]) if total.reference else None for total in totals)
+        wer_stock, wer_float, wer = (corpus_wer([total]) if total.reference else None for total in totals)
         groups.append(
             Group(
                 name=name,

@@ -15,7 +15,7 @@ LOOP_NGRAM = 8  # longest repeated piece, in tokens
 LOOP_REPEATS = 3  # how often it stands there in a row, and …
 LOOP_SPAN = 8  # … how many tokens the row must cover at least
 
-MANY = 1_000_000  # the most clips `clips_to_decide` names
+MOST_CLIPS = 1_000_000  # the most clips `clips_to_decide` names
 
 
 class Edit(NamedTuple):
@@ -97,7 +97,7 @@ def _costs(reference: Sequence[str], hypothesis: Sequence[str]) -> NDArray[np.in
     return cost
 
 
-def count(edits: Iterable[Edit]) -> Counts:
+def count_edits(edits: Iterable[Edit]) -> Counts:
     """Count an alignment's hits, substitutions, deletions and insertions."""
     ops = [edit.op for edit in edits]
     return Counts(
@@ -105,12 +105,12 @@ def count(edits: Iterable[Edit]) -> Counts:
     )
 
 
-def compare(reference: str, hypothesis: str, language: str = "en") -> Counts:
+def count_errors(reference: str, hypothesis: str, language: str = "en") -> Counts:
     """Count the errors of one hypothesis text after normalising both."""
-    return count(align(normalise(reference, language).split(), normalise(hypothesis, language).split()))
+    return count_edits(align(normalise(reference, language).split(), normalise(hypothesis, language).split()))
 
 
-def corpus(counts: Iterable[Counts]) -> float:
+def corpus_wer(counts: Iterable[Counts]) -> float:
     """Give WER in percent: all errors over all reference words, never a mean over utterances.
 
     A clip without reference words (silence) adds its insertions; BadInput if no clip has any.
@@ -124,7 +124,9 @@ def corpus(counts: Iterable[Counts]) -> float:
 # -- intervals ---------------------------------------------------------------------------------
 
 
-def bootstrap(errors: Sequence[int], words: Sequence[int], seed: int = 0, n: int = 10_000) -> tuple[float, float]:
+def bootstrap_interval(
+    errors: Sequence[int], words: Sequence[int], seed: int = 0, n: int = 10_000
+) -> tuple[float, float]:
     """Give the 95 % interval of corpus WER in percent by resampling clips (Bisani & Ney 2004).
 
     `errors`, `words`: one entry per clip. Needs no model of the errors, only that clips are alike.
@@ -175,8 +177,8 @@ def clips_to_decide(estimate: float, interval: tuple[float, float], budget: floa
     """
     distance = abs(estimate - budget)
     reach = interval[1] - estimate if estimate <= budget else estimate - interval[0]
-    if distance * math.sqrt(MANY) <= max(reach, 0.0) * math.sqrt(clips):
-        return max(MANY, clips + 1)
+    if distance * math.sqrt(MOST_CLIPS) <= max(reach, 0.0) * math.sqrt(clips):
+        return max(MOST_CLIPS, clips + 1)
     return max(clips + 1, math.ceil(clips * (reach / distance) ** 2))
 
 

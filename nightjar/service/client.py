@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from nightjar.boards.board import BoardFacts
 from nightjar.boards.config import BoardAddress, relative_to_boards_file
-from nightjar.dataset.reader import EncodedClip
+from nightjar.dataset.reader import HarvestedClip
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from nightjar.service import service_pb2 as pb
 from nightjar.service.protocol import (
@@ -93,7 +93,7 @@ class ServiceBoard:
         clips: Iterable[tuple[str, np.ndarray]],
         deadline_s: float = DEADLINE_S,
         reconnect_s: float = RECONNECT_S,
-    ) -> Iterator[EncodedClip]:
+    ) -> Iterator[HarvestedClip]:
         """Yield the encoder outputs of clips (id, int16 wave), each once, in the order in which they end.
 
         When the board disconnects, the clips without a result are sent again. Raises SessionFailed when the board stays
@@ -134,7 +134,7 @@ class ServiceBoard:
 
     def _stream(
         self, source: Iterator[tuple[str, np.ndarray]], pending: dict[str, pb.Clip], limit: int, deadline_s: float
-    ) -> Iterator[EncodedClip]:
+    ) -> Iterator[HarvestedClip]:
         """Run one stream to its end; when it breaks, the clips without a result stay in `pending`."""
         outbox: queue.SimpleQueue[pb.Clip | None] = queue.SimpleQueue()
         for clip in pending.values():
@@ -166,7 +166,7 @@ class ServiceBoard:
             outbox.put(None)
             call.cancel()
 
-    def _check(self, result: pb.Result, pending: Mapping[str, pb.Clip]) -> EncodedClip:
+    def _check(self, result: pb.Result, pending: Mapping[str, pb.Clip]) -> HarvestedClip:
         """Convert a result; the board is not trusted."""
         if result.id not in pending:
             raise SessionFailed(
@@ -188,7 +188,7 @@ class ServiceBoard:
                 f"board {self.alias} gave {', '.join(tensors) or 'nothing'} for {result.id} instead of "
                 f"{', '.join(self._shapes)}; serve a folder that build wrote"
             )
-        return EncodedClip(result.id, result.audio_s, pending[result.id].sha256.hex(), tensors)
+        return HarvestedClip(result.id, result.audio_s, pending[result.id].sha256.hex(), tensors)
 
     def _not_a_service(self) -> BoardMissing:
         return BoardMissing(

@@ -14,10 +14,10 @@ import numpy as np
 from nightjar.boards.board import Board
 from nightjar.boards.config import BoardAddress, find_board
 from nightjar.dataset.dumps import write_dumps
-from nightjar.dataset.reader import EncodedClip, Index, open_dataset
+from nightjar.dataset.reader import HarvestedClip, Index, open_dataset
 from nightjar.dataset.writer import Writer
 from nightjar.errors import BadOptions, BoardMissing
-from nightjar.plugins.board_choice import board_of, preflight
+from nightjar.plugins.board_choice import board_of, check_preflight
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.progress import tick
 from nightjar.request import HarvestRequest
@@ -79,7 +79,7 @@ def _harvested(request: HarvestRequest, asked: HarvestInput) -> HarvestResult:
                     f"board {reach.alias} serves another binary ({served.binary[:12]}) than {asked.binary} "
                     f"({asked.content[:12]}): start its service with this one"
                 )
-            preflight(asked.target, reach.alias, served.facts)
+            check_preflight(asked.target, reach.alias, served.facts)
             with _writer(request, asked, module.TIERS["local"], served.facts.model_dump()) as writer:
                 todo = [clip for clip in asked.clips if clip.id not in writer.done]
                 return _kept(writer, asked, board.encode((clip.id, load_audio(clip.audio)) for clip in todo))
@@ -144,7 +144,7 @@ def _writer(request: HarvestRequest, asked: HarvestInput, tier: str, facts: dict
     )
 
 
-def _kept(writer: Writer, asked: HarvestInput, results: Iterator[EncodedClip]) -> HarvestResult:
+def _kept(writer: Writer, asked: HarvestInput, results: Iterator[HarvestedClip]) -> HarvestResult:
     before = len(writer.done)
     for encoded in results:
         writer.add(encoded)
@@ -154,7 +154,7 @@ def _kept(writer: Writer, asked: HarvestInput, results: Iterator[EncodedClip]) -
 
 def _by_sessions(
     board: Board, asked: HarvestInput, clips: Sequence[Clip], request: HarvestRequest
-) -> Iterator[EncodedClip]:
+) -> Iterator[HarvestedClip]:
     """Harvest by sessions of at most a shard's bytes, so that the disk holds little twice."""
     names, folder = list(asked.shapes()), request.out / ".session"
     at_once = max(1, request.shard_mib * 2**20 // sum(2 * math.prod(shape) for shape in asked.shapes().values()))
@@ -163,7 +163,7 @@ def _by_sessions(
         for line in run_session(board, asked.binary, some, folder, decode=False, harvest=names):
             wave = np.load(folder / "clips" / f"{line['id']}.npy")
             tensors = {name: np.load(folder / "harvest" / f"{line['id']}.{name}.npy") for name in names}
-            yield EncodedClip(line["id"], line["audio_s"], _sha256(wave), tensors)
+            yield HarvestedClip(line["id"], line["audio_s"], _sha256(wave), tensors)
         shutil.rmtree(folder)
 
 

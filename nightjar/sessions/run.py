@@ -70,9 +70,10 @@ def run_session(
     """Run clips, then `waves` (int16 by id), through a binary and return the session's results in that order.
 
     Several boards share the clips. folder: the job's scratch folder; clips that a killed run finished there do not run
-    again. encoder: another binary whose encoder replaces this one's; forced, watch: by clip, as in a model's `Job`;
-    earlier: folders of tensors harvested before; equal tensors are not transferred again. A clip on which the runner
-    crashed or hung twice has the result {"id", "error"}. Raises SessionFailed when the session ends early.
+    again. encoder: another binary whose encoder replaces this one's; forced, watch: by clip, as in a model's
+    `EncodedClip`; earlier: folders of tensors harvested before; equal tensors are not transferred again. A clip on
+    which the runner crashed or hung twice has the result {"id", "error"}. Raises SessionFailed when the session ends
+    early.
     """
     shared = list(boards) if isinstance(boards, Sequence) else [boards]
     first = shared[0]

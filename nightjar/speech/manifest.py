@@ -12,10 +12,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from nightjar.errors import BadAudio, BadManifest, SpeakersOverlap
 from nightjar.speech.audio import SUFFIXES, duration_s, load_audio
-from nightjar.store.file_memo import Memo
+from nightjar.store.file_memo import FileMemo
 
 KINDS = "a .jsonl manifest, a LibriSpeech tree, or a folder with a .txt beside each audio file"
-_durations = Memo("durations", duration_s)
+_durations = FileMemo("durations", duration_s)
 LINE = '{"audio_filepath": "a.wav", "text": "what is said"}'
 
 
@@ -259,7 +259,7 @@ def _sha256(path: Path) -> str:
         raise BadAudio(f"{path}: cannot be read ({exc.strerror}); check the path") from exc
 
 
-_digests = Memo("digests", _sha256)
+_digests = FileMemo("digests", _sha256)
 
 
 def _same_samples(one: Clip, other: Clip) -> bool:

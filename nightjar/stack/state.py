@@ -138,7 +138,7 @@ def write_state(folder: Path, state: State) -> None:
 
 
 @contextlib.contextmanager
-def keeping(folder: Path) -> Iterator[bool]:
+def supervisor_lock(folder: Path) -> Iterator[bool]:
     """Hold the right to keep a stack running; gives False where another process has it."""
     lock = None
     for attempt in range(10):  # a process that only asks whether it is held holds it for a moment
@@ -152,15 +152,15 @@ def keeping(folder: Path) -> Iterator[bool]:
             os.close(lock)
 
 
-def is_kept(folder: Path) -> bool:
+def is_supervised(folder: Path) -> bool:
     """Say whether some process keeps the stack of this folder running."""
     if not (folder / "lock").exists():
         return False
-    with keeping(folder) as ours:
+    with supervisor_lock(folder) as ours:
         return not ours
 
 
-def stay_down(folder: Path, part: str, down: bool) -> None:
+def set_stopped(folder: Path, part: str, down: bool) -> None:
     """Ask who keeps the stack running to leave a part down, or to have it up again."""
     mark = folder / "stopped" / part
     if down:
@@ -170,7 +170,7 @@ def stay_down(folder: Path, part: str, down: bool) -> None:
         mark.unlink(missing_ok=True)
 
 
-def stays_down(folder: Path, part: str) -> bool:
+def is_stopped(folder: Path, part: str) -> bool:
     """Say whether a part is to stay down."""
     return (folder / "stopped" / part).exists()
 

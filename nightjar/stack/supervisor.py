@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nightjar.paths import ROOT
 from nightjar.stack.native_services import ENVIRONMENT_MARK, Part
-from nightjar.stack.state import PartState, State, stays_down, write_state
+from nightjar.stack.state import PartState, State, is_stopped, write_state
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 TICK_S = 0.2
@@ -127,7 +127,7 @@ class Kept:
         return PartState(self.doing, pid, born(pid) if pid else 0, self.restarts)
 
 
-def keep(folder: Path, ports: dict[str, int], parts: list[Part], tell: Tell) -> None:
+def supervise(folder: Path, ports: dict[str, int], parts: list[Part], tell: Tell) -> None:
     """Start the parts and keep them running until KeyboardInterrupt, then end them in the other order."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
@@ -153,7 +153,7 @@ def keep(folder: Path, ports: dict[str, int], parts: list[Part], tell: Tell) -> 
 
 def _step(folder: Path, each: Kept, kept: dict[str, Kept]) -> None:
     running = each.process is not None
-    if stays_down(folder, each.part.name):
+    if is_stopped(folder, each.part.name):
         if each.doing != "stopped":
             each.stop()
     else:

@@ -1,7 +1,7 @@
 """Artifacts: folders named by the content of what made them, in a store that survives kills.
 
 A store is `artifacts/<stage>/<key>/{files, record.json}`. The record is written last: a folder without one does not
-exist. Nothing in an artifact or a record is an absolute path, so a store may be moved or shared.
+exist. Artifacts and records contain no absolute paths, so a store may be moved or shared.
 """
 
 import contextlib
@@ -11,22 +11,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ValidationError
 
 from nightjar.files import digest, digest_file, mtime_ns, storage_errors, write_atomic
 from nightjar.locks import acquire, locked
+from nightjar.store.file_memo import file_stamp, read_json_object
 
 RECORD = "record.json"
-VIEWS = frozenset(
-    {"dataset.txt", "toolchain.txt"}
-)  # of where the store lies and of when it was made: no part of the content
+DAMAGED = f"{RECORD} is damaged"
+NOT_STORED = "not in the store"
+VIEWS = frozenset({"dataset.txt", "toolchain.txt"})  # depend on the store's place or on time: not part of the content
 
 
 class Artifact(BaseModel, frozen=True):
-    """Name a stage's result by its key (what made it) and its sha256 (what it is)."""
+    """A stage's result: its key (what made it) and its sha256 (what it is)."""
 
     kind: str
     key: str
@@ -35,14 +35,14 @@ class Artifact(BaseModel, frozen=True):
 
 
 class Source(BaseModel, frozen=True):
-    """Name a file or folder from outside the store; only its content enters a key."""
+    """A file or folder from outside the store; only its content enters a key."""
 
     path: Path
     sha256: str
 
 
 class Record(BaseModel, frozen=True):
-    """Say what a finished artifact holds, what made it and how long that took."""
+    """What a finished artifact contains, what made it and how long that took."""
 
     stage: str
     key: str
@@ -57,82 +57,109 @@ class Record(BaseModel, frozen=True):
     def artifact(self) -> Artifact:
         return Artifact(kind=self.stage, key=self.key, sha256=self.sha256, meta=self.meta)
 
+    @property
+    def bytes(self) -> int:
+        """The size of all its files."""
+        return sum(size for size, _ in self.files.values())
+
+    @property
+    def file_digests(self) -> set[str]:
+        """The sha256 of all its files."""
+        return {sha256 for _, sha256 in self.files.values()}
+
+
+def parse_record(data: bytes, stage: str, key: str) -> Record | None:
+    """Parse a record; return None if it is damaged, of another artifact, or names files outside its folder."""
+    try:
+        record = Record.model_validate_json(data)
+    except (ValidationError, UnicodeDecodeError):
+        return None
+    names = [PurePosixPath(name) for name in record.files]
+    inside = all(not name.is_absolute() and name.parts and ".." not in name.parts for name in names)
+    hashes = all(len(sha256) == 64 and sha256.isalnum() for sha256 in record.file_digests)
+    consistent = record.sha256 == content_digest(record.files)
+    return record if inside and hashes and consistent and (record.stage, record.key) == (stage, key) else None
+
+
+def content_digest(files: dict[str, tuple[int, str]]) -> str:
+    """Return the sha256 of an artifact's content from its files' names and digests."""
+    return digest({name: sha256 for name, (_, sha256) in files.items()})
+
 
 def content_files(folder: Path) -> list[Path]:
-    """List the files that are a folder's content: all but its record and its views, sorted."""
+    """List the files that are a folder's content, sorted: all except its record and its views."""
     return sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name not in VIEWS and path != folder / RECORD
     )
 
 
 class Store:
-    """Keep artifacts on disk: find, lock, publish, verify."""
+    """Artifacts on disk: find, lock, publish, verify."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
 
+    def folder(self, stage: str, key: str) -> Path:
+        """Return the folder of a key, whether it exists or not."""
+        return self.root / stage / key
+
     def path(self, artifact: Artifact) -> Path:
-        """Return where an artifact's files lie in this store."""
-        return self.root / artifact.kind / artifact.key
+        """Return the folder with an artifact's files."""
+        return self.folder(artifact.kind, artifact.key)
 
-    def find(self, stage: str, key: str, held: bool = False) -> tuple[Record | None, str]:
-        """Return the verified record of a key, or None and the reason it cannot be used.
+    def find(self, stage: str, key: str, has_lock: bool = False) -> tuple[Record | None, str]:
+        """Return the verified record of a key, or None and the reason why it cannot be used.
 
-        held: the caller holds the key's lock, which a store that fetches from elsewhere needs to know.
+        has_lock: the caller holds the key's lock. A store that fetches from elsewhere needs to know.
         """
-        folder = self.root / stage / key
+        folder = self.folder(stage, key)
         if not folder.exists():
-            return None, "never made"
+            return None, NOT_STORED
         try:
-            record = Record.model_validate_json((folder / RECORD).read_bytes())
+            record = parse_record((folder / RECORD).read_bytes(), stage, key)
         except FileNotFoundError:
-            return None, "its record is missing"
-        except (ValidationError, UnicodeDecodeError):
-            return None, "its record is damaged"
+            return None, f"{RECORD} is missing"
+        if record is None:
+            return None, DAMAGED
         damage = self._damage(folder, record)
         return (None, damage) if damage else (record, "")
 
     def _damage(self, folder: Path, record: Record) -> str:
-        """Say what differs between the files and their record; empty when nothing does.
+        """Return how the files differ from their record; empty if they do not.
 
-        A file whose size, mtime, ctime and inode are those of its last full check is not read again: ctime
-        cannot be set back, so a flipped byte is always seen.
+        A file whose size, mtime, ctime and inode are as at its last full check is not read again. ctime cannot be set
+        back, so a flipped byte is always detected.
         """
-        if record.key != folder.name:
-            return "its record is damaged"
-        memo_path = self.memo(record.stage, record.key)
-        memo = _read_json(memo_path)
-        seen: dict[str, list[int]] = {}
+        checked_path = self.checked_path(record.stage, record.key)
+        checked = read_json_object(checked_path)
+        stamps: dict[str, list[int]] = {}
         for name, (size, sha256) in record.files.items():
             path = folder / name
             try:
-                stat = path.stat()
+                stamps[name] = file_stamp(path)
+                if stamps[name][0] != size:
+                    return f"{name} has the wrong size"
+                if checked.get(name) != stamps[name] and digest_file(path) != sha256:
+                    return f"{name} was altered"
             except FileNotFoundError:
                 return f"{name} was deleted"
-            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-            if stat.st_size != size:
-                return f"{name} was truncated or grew"
-            if memo.get(name) != stamp and (altered := _altered(path, sha256)):
-                return f"{name} was {altered}"
-            seen[name] = stamp
-        if seen != memo:
-            with contextlib.suppress(OSError):  # a memo saves time next time; a full disk must not stop a reader
-                write_atomic(memo_path, json.dumps(seen))
+        if stamps != checked:
+            with contextlib.suppress(OSError):  # only saves time in the next run: a full disk must not stop a reader
+                write_atomic(checked_path, json.dumps(stamps))
         return ""
 
-    def memo(self, stage: str, key: str) -> Path:
-        """Return where it is noted which of an artifact's files were checked; touched when a run uses it."""
+    def checked_path(self, stage: str, key: str) -> Path:
+        """Return the file that lists an artifact's checked files; its mtime is when a run last used the artifact."""
         return self.root / ".verified" / f"{stage}-{key}.json"
 
     def refs(self) -> Iterator[tuple[str, str]]:
-        """Yield stage and key of every folder there is, whole or not, in order."""
+        """Yield stage and key of every folder in the store, complete or not, sorted."""
         for folder in sorted(self.root.glob("[!.]*/*/")):
             yield folder.parent.name, folder.name
 
     def records(self, stage: str) -> Iterator[Record]:
         """Yield the readable records of a stage, newest first, without verifying files."""
-        found = (self.root / stage).glob(f"*/{RECORD}")
-        dated = [(mtime_ns(path), path) for path in found]
+        dated = [(mtime_ns(path), path) for path in (self.root / stage).glob(f"*/{RECORD}")]
         for _, path in sorted(dated, reverse=True):
             with contextlib.suppress(ValidationError, OSError):
                 yield Record.model_validate_json(path.read_bytes())
@@ -143,15 +170,15 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold the only right to make a key; the lock dies with its process."""
+        """Hold the exclusive right to make a key; the lock ends with its process."""
         with contextlib.ExitStack() as held:
             with storage_errors():
                 held.enter_context(locked(self._lock_file(stage, key), on_wait=on_wait))
             yield
 
     @contextlib.contextmanager
-    def lock_now(self, stage: str, key: str) -> Iterator[bool]:
-        """Hold a key's lock if nobody else does; yield whether we do."""
+    def try_lock_key(self, stage: str, key: str) -> Iterator[bool]:
+        """Hold a key's lock if it is free; yield whether it is held."""
         handle = acquire(self._lock_file(stage, key), wait=False)
         try:
             yield handle is not None
@@ -167,7 +194,7 @@ class Store:
     ) -> Record:
         """Move a finished folder to its place and write its record last.
 
-        Raises StoreBroken when the disk is full or cannot be written; the store then still holds its old state.
+        Raises StoreBroken if the disk is full or not writable; the store then keeps its old state.
         """
         with storage_errors():
             files = {}
@@ -181,7 +208,7 @@ class Store:
                 key=key,
                 parts=parts,
                 files=files,
-                sha256=digest({name: sha256 for name, (_, sha256) in files.items()}),
+                sha256=content_digest(files),
                 meta=meta,
                 seconds=round(seconds, 3),
                 finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -190,28 +217,12 @@ class Store:
         return record
 
     def place(self, out: Path, record: Record) -> None:
-        """Move a whole folder to its place and write its record last; the key's lock is the caller's."""
+        """Move a complete folder to its place and write its record last; the caller holds the key's lock."""
         with storage_errors():
-            folder = self.root / record.stage / record.key
+            folder = self.folder(record.stage, record.key)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.exists():  # damaged: the record goes first, so that no reader takes the rest for whole
+            if folder.exists():  # damaged: remove the record first, so that no reader trusts the rest
                 (folder / RECORD).unlink(missing_ok=True)
                 shutil.rmtree(folder)
             out.rename(folder)
             write_atomic(folder / RECORD, record.model_dump_json(indent=1))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def _altered(path: Path, sha256: str) -> str:
-    """Say what became of a file that had this sha256; empty when nothing did."""
-    try:
-        return "" if digest_file(path) == sha256 else "altered"
-    except FileNotFoundError:
-        return "deleted"

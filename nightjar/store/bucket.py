@@ -1,8 +1,9 @@
-"""A place that fsspec reaches (S3 and its kin, a shared folder): whole files in and out, every failure one line."""
+"""Files at a URL that fsspec supports (S3, GCS, a shared folder): read, write, list and remove whole files."""
 
 import contextlib
 import datetime
 import errno
+import hashlib
 import re
 import secrets
 from collections.abc import Iterator
@@ -13,15 +14,14 @@ from urllib.parse import urlsplit
 from nightjar.errors import BadOptions, Missing, NightjarError, StoreBroken
 from nightjar.files import storage_errors
 
-WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl"})  # a file appears there when all of it is there
+ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl"})  # an object appears only when it is complete
 EXTRAS = {"s3": "nightjar[remote]", "s3a": "nightjar[remote]"}
-CHUNK = 16 << 20
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-NAMES = ("LastModified", "mtime", "last_modified", "updated", "created")  # what file systems call the time of writing
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+TIME_KEYS = ("LastModified", "mtime", "last_modified", "updated", "created")  # differs between file systems
 
 
-class Seen(NamedTuple):
-    """A file there: its name below the bucket, bytes, and seconds since 1970 when it was written."""
+class RemoteFile(NamedTuple):
+    """A file in a bucket: its name below the bucket's URL, size, and time of writing in seconds since 1970."""
 
     name: str
     bytes: int
@@ -29,18 +29,18 @@ class Seen(NamedTuple):
 
 
 class Bucket:
-    """Read, write, list and remove files by their names below a URL; nothing is cached, nothing is reached before."""
+    """Files below a URL, by name. Listings are not cached; the constructor does not connect."""
 
     def __init__(self, url: str) -> None:
-        """Raises BadOptions for a URL of no protocol or with a password, Missing without its library."""
+        """Raises BadOptions for an unknown protocol or a URL with a password, Missing if a library is missing."""
         import fsspec
 
         parts = urlsplit(url)
         if parts.password is not None:
             raise BadOptions(
-                f"NIGHTJAR_STORE={parts.scheme}://…@{parts.hostname}{parts.path} holds a password, and ends up in "
-                "logs: give it by the protocol's own way (AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY for s3)"
+                f"NIGHTJAR_STORE={parts.scheme}://…@{parts.hostname}{parts.path} holds a password, which would appear "
+                "in logs: remove it and pass credentials as the protocol expects (for s3: AWS_PROFILE, or "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
             )
         settings: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if parts.scheme in ("s3", "s3a"):
@@ -56,96 +56,96 @@ class Bucket:
         except ValueError as error:
             raise BadOptions(
                 f"NIGHTJAR_STORE={url}: {error}; give a folder, file:///folder, s3://bucket/prefix or another URL that "
-                "fsspec knows"
+                "fsspec supports"
             ) from error
         self.url, self.root = url.rstrip("/"), str(root).rstrip("/")
-        self.whole = parts.scheme in WHOLE
+        self.atomic = parts.scheme in ATOMIC
 
     def read(self, name: str) -> bytes | None:
-        """Return a small file, None where there is none."""
-        with self._reaching(), contextlib.suppress(FileNotFoundError):
+        """Return the content of a small file, None if it does not exist."""
+        with self._connected(), contextlib.suppress(FileNotFoundError):
             found: bytes = self.files.cat_file(self._path(name))
             return found
         return None
 
-    def look(self, name: str) -> Seen | None:
-        """Return what is known of a file, None where there is none."""
-        with self._reaching(), contextlib.suppress(FileNotFoundError):
-            return _seen(name, self.files.info(self._path(name)))
+    def stat(self, name: str) -> RemoteFile | None:
+        """Return a file's size and time, None if it does not exist."""
+        with self._connected(), contextlib.suppress(FileNotFoundError):
+            return _remote_file(name, self.files.info(self._path(name)))
+        return None
+
+    def sha256(self, name: str) -> str | None:
+        """Return the sha256 of a file's content, None if it does not exist."""
+        with (
+            self._connected(),
+            contextlib.suppress(FileNotFoundError),
+            self.files.open(self._path(name), "rb") as file,
+        ):
+            return hashlib.file_digest(file, "sha256").hexdigest()
         return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file; a reader sees the old one or the new one."""
+        """Write a small file; a reader sees the old or the new content."""
         with self._writing(name) as path:
             self.files.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file unless there is one: return whether it was us.
+        """Write a small file unless it exists; return whether this call created it.
 
-        Of all who try at once one succeeds, where the protocol can tell (S3, folders); else perhaps several.
+        If several try at once, exactly one succeeds on S3 and in folders; on other protocols several may.
         """
-        with self._reaching():
+        with self._connected():
             path = self._path(name)
             self._make_folder(path)
             try:
                 self.files.pipe_file(path, data, mode="create")
             except FileExistsError:
                 return False
-            except (NotImplementedError, ValueError, TypeError):  # a protocol that knows no such mode
+            except (NotImplementedError, ValueError, TypeError):  # the protocol does not support this mode
                 if self.files.exists(path):
                     return False
                 self.files.pipe_file(path, data)
         return True
 
     def upload(self, local: Path, name: str) -> None:
-        """Write a file of any size; until it is whole it has another name, or none."""
+        """Write a file of any size; it gets its name when it is complete."""
         with self._writing(name) as path:
             self.files.put_file(str(local), path)
 
     def download(self, name: str, local: Path) -> bool:
-        """Fetch a file to a local path; return whether there is one. What was cut off stays half."""
-        with self._reaching(), contextlib.suppress(FileNotFoundError):
+        """Fetch a file to a local path; return whether it exists. An interrupted download leaves a partial file."""
+        with self._connected(), contextlib.suppress(FileNotFoundError):
             self.files.get_file(self._path(name), str(local))
             return True
         return False
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """Yield a file piece by piece, the last one empty; nothing where there is none."""
-        with self._reaching(), contextlib.suppress(FileNotFoundError):
-            size = int(self.files.info(self._path(name))["size"])
-            for start in range(0, size, CHUNK):
-                yield self.files.cat_file(self._path(name), start=start, end=min(start + CHUNK, size))
-            yield b""
-
     def remove(self, name: str) -> None:
-        """Remove a file; one that is gone already is no error."""
-        with self._reaching(), contextlib.suppress(FileNotFoundError):
+        """Remove a file if it exists."""
+        with self._connected(), contextlib.suppress(FileNotFoundError):
             self.files.rm_file(self._path(name))
 
-    def list(self, folder: str) -> Iterator[Seen]:
-        """Yield every file below a folder, by name."""
-        with self._reaching():
-            try:
-                found = self.files.find(self._path(folder), detail=True)
-            except FileNotFoundError:
-                found = {}
+    def list(self, folder: str) -> Iterator[RemoteFile]:
+        """Yield every file below a folder, sorted by name."""
+        found: dict[str, Any] = {}
+        with self._connected(), contextlib.suppress(FileNotFoundError):
+            found = self.files.find(self._path(folder), detail=True)
         start = len(self._path("")) if self.root else 0
         for path, info in sorted(found.items()):
-            yield _seen(path[start:].lstrip("/"), info)
+            yield _remote_file(path[start:].lstrip("/"), info)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def _make_folder(self, path: str) -> None:
-        if not self.whole:
+        if not self.atomic:
             self.files.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[str]:
-        """Give a path to write to, and bring what was written there to its name."""
-        with self._reaching():
+        """Yield a path to write to, and rename it to its name afterwards where writes are not atomic."""
+        with self._connected():
             path = self._path(name)
-            if self.whole:
+            if self.atomic:
                 yield path
                 return
             self._make_folder(path)
@@ -159,24 +159,24 @@ class Bucket:
                 raise
 
     @contextlib.contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Turn whatever a protocol raises into StoreBroken, with the reason in its own words."""
+    def _connected(self) -> Iterator[None]:
+        """Turn every protocol's errors into StoreBroken."""
         try:
             yield
         except NightjarError:
             raise
-        except Exception as error:  # every protocol has errors of its own, and they share no class
-            if isinstance(error, OSError) and error.errno in DISK:
+        except Exception as error:  # protocols share no error class
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 with storage_errors():
                     raise
             reason = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
             raise StoreBroken(
                 f"the store {self.url} cannot be reached or used ({reason}): check its address, the network and the "
-                "credentials, then run the same command again; what is finished lies in the cache"
+                "credentials, then run the same command again; finished results are in the local cache"
             ) from error
 
 
-def _seen(name: str, info: dict[str, Any]) -> Seen:
-    written = next((info[key] for key in NAMES if info.get(key) is not None), 0.0)
+def _remote_file(name: str, info: dict[str, Any]) -> RemoteFile:
+    written = next((info[key] for key in TIME_KEYS if info.get(key) is not None), 0.0)
     seconds = written.timestamp() if isinstance(written, datetime.datetime) else float(written)
-    return Seen(name, int(info["size"] or 0), seconds)
+    return RemoteFile(name, int(info["size"] or 0), seconds)

@@ -1,8 +1,8 @@
-"""Remember what was read from files: as long as a file is the same one, untouched, it is not read again.
+"""Cache values computed from files, valid as long as a file is untouched.
 
-A memo saves time and decides nothing: a file whose size, mtime, ctime or inode differs from when it was read is read
-again, and ctime cannot be set back. One that changed a moment before it was read is not remembered, since it could
-change again within the same tick of the file system's clock.
+The cache only saves time. A file whose size, mtime, ctime or inode changed is read again, and ctime cannot be set back.
+A file that changed within two seconds before it was read is not cached: it could change again within one tick of the
+file system's clock.
 """
 
 import contextlib
@@ -19,52 +19,63 @@ from nightjar.paths import store_folder
 SETTLED_NS = 2_000_000_000  # no file system's clock is coarser
 
 
-class Memo:
-    """JSON values of one kind, by file, in the store under `.memo`; lost or damaged, they are made again."""
+class FileMemo:
+    """JSON values of one kind by file, in the store under `.memo`; a lost or damaged memo is made again."""
 
     def __init__(self, name: str, make: Callable[..., Any]) -> None:
-        """Name the memo, and what makes a value of a path; its module edited, another memo is used."""
+        """make: computes the value of a path. An edit of its module starts a new memo."""
         code = Path(make.__code__.co_filename).read_bytes()
         self.file, self.make = f"{name}-{hashlib.sha256(code).hexdigest()[:12]}.json", make
         self.path: Path | None = None
-        self.kept: dict[str, list[Any]] = {}
-        self.new = False
+        self.entries: dict[str, Any] = {}
+        self.changed = False
 
     def get(self, path: Path, *arguments: Any) -> Any:
-        """Return a file's value, remembered or made with `arguments`; what that raises is not remembered."""
+        """Return a file's value, cached or computed with `arguments`; exceptions are not cached."""
         self._open()
         try:
-            stat = path.stat()
+            stamp = file_stamp(path)
         except OSError:
             return self.make(path, *arguments)
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        known = self.kept.get(str(path))
-        if isinstance(known, list) and known[:1] == [stamp]:
-            return known[1]
+        entry = self.entries.get(str(path))
+        if isinstance(entry, list) and entry[:1] == [stamp]:
+            return entry[1]
         read_ns = time.time_ns()
         value = self.make(path, *arguments)
-        if read_ns - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED_NS:
-            self.kept[str(path)] = [stamp, value]
-            self.new = True
+        _, mtime_ns, ctime_ns, _ = stamp
+        if read_ns - max(mtime_ns, ctime_ns) > SETTLED_NS:
+            self.entries[str(path)] = [stamp, value]
+            self.changed = True
         return value
 
     def save(self) -> None:
-        """Write what is new, without files that are gone; a store that cannot be written costs time, not the run."""
-        if not self.new or self.path is None:
+        """Write new values and drop deleted files; a store that is not writable costs time but stops no run."""
+        if not self.changed or self.path is None:
             return
-        self.new = False
-        kept = {name: entry for name, entry in self.kept.items() if Path(name).exists()}
+        self.changed = False
+        existing = {name: entry for name, entry in self.entries.items() if Path(name).exists()}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(kept), encoding="utf-8")
+            temporary.write_text(json.dumps(existing), encoding="utf-8")
             temporary.rename(self.path)
 
     def _open(self) -> None:
         path = store_folder() / ".memo" / self.file
-        if path == self.path:
-            return
-        self.path, self.kept, self.new = path, {}, False
-        with contextlib.suppress(OSError, ValueError):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            self.kept = kept if isinstance(kept, dict) else {}
+        if path != self.path:
+            self.path, self.entries, self.changed = path, read_json_object(path), False
+
+
+def file_stamp(path: Path) -> list[int]:
+    """Return size, mtime, ctime and inode of a file: equal stamps mean an untouched file."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; return an empty one for a file that is missing or damaged."""
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}

@@ -1,4 +1,4 @@
-"""Which of this repository's files, and which libraries, make a result: the code part of a stage's key."""
+"""The code part of a stage's key: which files of this repository and which libraries make a result."""
 
 import ast
 import functools
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nightjar.paths import ROOT
-from nightjar.store.file_memo import Memo
+from nightjar.store.file_memo import FileMemo
 
 PACKAGES = ("nightjar", "models", "targets", "tasks", "flows")
 
-# The orchestration decides when a stage runs, and ssh how bytes travel, checked at both ends; never what is made.
-ORCHESTRATION = frozenset(
+# They decide when and where a stage runs and how bytes travel (checked at both ends), but never what is made.
+EXCLUDED = frozenset(
     {"tasks.stage", "tasks.concurrency", "tasks.dask", "prefect", "nightjar.boards.ssh", "nightjar.boards.config"}
 )
+DISTRIBUTIONS = {"whisper": "openai-whisper", "yaml": "PyYAML"}  # of modules with another name
 
 
 class Closure(NamedTuple):
@@ -31,28 +32,28 @@ class Closure(NamedTuple):
 def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
     """Follow the imports of `modules` through this repository.
 
-    Function-level imports count, `if TYPE_CHECKING` does not; the packages on the way to a module count, as Python runs
-    them, except a target's on the way to its runner. A library counts with its version when this repository's code
-    imports it directly.
+    Imports in functions count, those under `if TYPE_CHECKING` do not. The packages that contain a module count, because
+    Python runs them, except a target's package above its runner. A library counts with its version if this
+    repository's code imports it directly.
     """
     todo, seen, leaves = list(modules), set[str](), set[str]()
     files: dict[str, str] = {}
     libraries: dict[str, str] = {}
     while todo:
         module = todo.pop()
-        if module in seen or module in ORCHESTRATION:
+        if module in seen or module in EXCLUDED:
             continue
         seen.add(module)
         top, _, _ = module.partition(".")
         if top not in PACKAGES:
-            foreign = top not in sys.stdlib_module_names and top not in ORCHESTRATION
+            foreign = top not in sys.stdlib_module_names and top not in EXCLUDED
             if foreign and (found := version(top)):
                 libraries[top] = found
             continue
         parent = module.rpartition(".")[0]
-        if parent in leaves:  # a name in a module, no module
+        if parent in leaves:  # a name in a module, not a module
             continue
-        # A target's package compiles; its runner runs on boards that have nothing of it, so it is no way to the runner.
+        # A target's package compiles; its runner runs on boards without that package, so the package does not count.
         if parent and not parent.startswith("targets."):
             todo.append(parent)
         if (path := module_file(module, root)) is not None:
@@ -66,7 +67,7 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
 
 
 def module_file(module: str, root: Path = ROOT) -> Path | None:
-    """Return the .py file of a module of this repository, None for a folder without one or a name that is no module."""
+    """Return the .py file of a module of this repository, None if there is none."""
     stem = root.joinpath(*module.split("."))
     for path in (stem / "__init__.py", stem.with_suffix(".py")):
         if path.is_file():
@@ -85,7 +86,7 @@ def _read(path: Path, package: str) -> tuple[str, tuple[str, ...]]:
     return hashlib.sha256(source).hexdigest(), tuple(_imports(ast.parse(source), package))
 
 
-_scans = Memo("scans", _read)
+_scans = FileMemo("scans", _read)
 
 
 def _imports(tree: ast.AST, package: str) -> Iterable[str]:
@@ -95,24 +96,25 @@ def _imports(tree: ast.AST, package: str) -> Iterable[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-            prefix = ".".join([*parents, node.module or ""]).strip(".") if node.level else node.module or ""
+            prefix = node.module or ""
+            if node.level:
+                prefix = importlib.util.resolve_name("." * node.level + prefix, package)
             yield prefix
-            yield from (f"{prefix}.{alias.name}" for alias in node.names)  # may be a module, may be a name
-        elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):  # no expression imports
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)  # a module or a name in one
+        elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):  # expressions cannot import
             yield from _imports(node, package)
 
 
 @functools.cache
 def version(top: str) -> str:
-    """Return the installed version of the distribution that provides a top-level module, empty when none does."""
-    for name in (top, {"whisper": "openai-whisper", "yaml": "PyYAML"}.get(top)):
+    """Return the installed version of the distribution that provides a top-level module, empty if none does."""
+    for name in (top, DISTRIBUTIONS.get(top)):
         if name:
             try:
                 return importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 continue
-    if importlib.util.find_spec(top) is None:  # an SDK of another environment; asking for all distributions is slow
+    if importlib.util.find_spec(top) is None:  # an SDK in another environment; the search below would be slow
         return ""
     distributions = importlib.metadata.packages_distributions().get(top, [])
     return importlib.metadata.version(distributions[0]) if distributions else ""

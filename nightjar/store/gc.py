@@ -1,9 +1,8 @@
-"""What a store keeps and why; the rest goes, a record before its files, so that a kill leaves no half artifact.
+"""Garbage collection and verification of a store folder.
 
-Kept are: the verdict and report of every night in the history; what the last nights, the best night of each cell and
-the latest reports were made from, step by step back to the export; what a live run has looked up; and what was made or
-used lately. An input is known by its content, so of two artifacts of one stage and the same bytes the one that was
-used last is kept: it is the one that the next run finds.
+gc removes the artifacts for which a survey (nightjar/nightly/retention.py) found no reason to keep them. Runs may go on
+meanwhile: an artifact used after the survey stays. A record is removed before its files, so that a kill leaves no
+artifact that looks complete.
 """
 
 import contextlib
@@ -14,22 +13,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from nightjar.files import digest_file, mtime_ns
 from nightjar.progress import tick
-from nightjar.store.artifact import RECORD, Record, Store, content_files
-from nightjar.store.usage import gate, in_use
+from nightjar.store.artifact import DAMAGED, RECORD, Record, Store, content_files, parse_record
+from nightjar.store.usage import gc_lock, in_use
 from nightjar.text import DAY_S
 
-WORK_S = DAY_S  # a dead run's unfinished work: what it had is not lost before somebody is there in the morning
+WORK_S = DAY_S  # unfinished work of a dead run: somebody may continue it the next morning
 MEMO_S = 30 * DAY_S  # memos of code that was edited since
 
 Ref = tuple[str, str]  # stage and key
 
 
 class Entry(BaseModel, frozen=True):
-    """One artifact: what it takes, when it was made and last used (seconds since 1970), and why it is kept."""
+    """One artifact: its size, when it was made and last used (seconds since 1970), and why it is kept."""
 
     stage: str
     key: str
@@ -44,66 +43,73 @@ class Entry(BaseModel, frozen=True):
 
 
 class Collected(BaseModel, frozen=True):
-    """Say what a gc removed, or would have, and what it left."""
+    """What gc removed, or would remove, and what it left."""
 
     removed: tuple[Entry, ...]
     kept: int
     kept_bytes: int
-    loose: tuple[str, ...]  # what belongs to no artifact: unfinished work of dead runs, files that no record names
+    loose: tuple[str, ...]  # of no artifact: unfinished work of dead runs, files that no record names
     freed_bytes: int
     dry_run: bool
 
 
 class Damage(BaseModel, frozen=True):
-    """One thing that is not as its record says."""
+    """One difference between an artifact and its record."""
 
     stage: str
     key: str
     what: str
 
 
-class Known(NamedTuple):
-    """What a look at an artifact tells."""
+class ArtifactInfo(NamedTuple):
+    """An artifact's record (None if missing or damaged), size and times."""
 
-    record: Record | None  # None: missing or damaged
+    record: Record | None
     bytes: int
     made_s: float
     used_s: float
 
 
 def collect(store: Store, entries: Sequence[Entry], *, dry_run: bool = False) -> Collected:
-    """Remove the artifacts that have no reason to be kept, and what dead runs left behind.
+    """Remove the surveyed artifacts that have no reason to be kept, and what dead runs left behind.
 
-    entries: a survey of the store (nightjar/nightly/retention.py). Runs may go on meanwhile: an artifact that was used
-    after the survey stays. Unfinished work goes a day after its run died; locks and memos go with their artifacts.
+    Unfinished work is removed a day after its run died; locks and memos go with their artifacts.
     """
     removed = tuple(entry for entry in entries if not entry.why and (dry_run or _remove(store, entry)))
-    gone = {entry.ref for entry in removed}
-    kept = [entry for entry in entries if entry.ref not in gone]
-    loose = list(_sweep_work(store, dry_run))
+    work = list(_sweep_work(store, dry_run))
     if not dry_run:
         _sweep_traces(store)
+    freed_bytes = sum(entry.bytes for entry in removed) + sum(size for _, size in work)
+    return summarize(entries, removed, [name for name, _ in work], freed_bytes, dry_run)
+
+
+def summarize(
+    entries: Sequence[Entry], removed: Sequence[Entry], loose: Sequence[str], freed_bytes: int, dry_run: bool
+) -> Collected:
+    """Return the result of a gc."""
+    gone = {entry.ref for entry in removed}
+    kept = [entry for entry in entries if entry.ref not in gone]
     return Collected(
-        removed=removed,
+        removed=tuple(removed),
         kept=len(kept),
         kept_bytes=sum(entry.bytes for entry in kept),
-        loose=tuple(name for name, _ in loose),
-        freed_bytes=sum(entry.bytes for entry in removed) + sum(size for _, size in loose),
+        loose=tuple(loose),
+        freed_bytes=freed_bytes,
         dry_run=dry_run,
     )
 
 
 def verify(store: Store) -> tuple[int, list[Damage]]:
-    """Read every byte of a store again; return how many artifacts there are and what is damaged or half-written.
+    """Read every byte of a store; return the number of artifacts and what is damaged or incomplete.
 
-    Nothing is taken from memos, and nothing is deleted: a run that needs a damaged artifact makes it again.
+    Uses no memo and deletes nothing: a run that needs a damaged artifact makes it again.
     """
     refs, found = list(store.refs()), list[Damage]()
     for number, (stage, key) in enumerate(refs, 1):
-        damages = list(_damages(store.root / stage / key))
-        if damages:
-            with store.lock_now(stage, key) as ours:  # else it is being made
-                if ours and (store.root / stage / key).exists():
+        folder = store.folder(stage, key)
+        if damages := list(_damages(folder)):
+            with store.try_lock_key(stage, key) as ours:  # otherwise a run is making it
+                if ours and folder.exists():
                     found += [Damage(stage=stage, key=key, what=what) for what in damages]
         tick(number, len(refs))
     return len(refs), found
@@ -111,99 +117,100 @@ def verify(store: Store) -> tuple[int, list[Damage]]:
 
 def _damages(folder: Path) -> Iterator[str]:
     try:
-        record = Record.model_validate_json((folder / RECORD).read_bytes())
+        record = parse_record((folder / RECORD).read_bytes(), folder.parent.name, folder.name)
     except FileNotFoundError:
-        yield "half-written: its record is missing"
+        yield f"incomplete: {RECORD} is missing"
         return
-    except (ValidationError, UnicodeDecodeError):
-        yield "its record is damaged"
+    if record is None:
+        yield DAMAGED
         return
-    if (record.stage, record.key) != (folder.parent.name, folder.name):
-        yield "its record is of another artifact"
     for name, (size, sha256) in record.files.items():
         path = folder / name
         try:
             if path.stat().st_size != size:
-                yield f"{name} was truncated or grew"
+                yield f"{name} has the wrong size"
             elif digest_file(path) != sha256:
                 yield f"{name} was altered"
         except FileNotFoundError:
             yield f"{name} was deleted"
     for path in content_files(folder):
         if (name := path.relative_to(folder).as_posix()) not in record.files:
-            yield f"{name} is not in its record"
+            yield f"{name} is not in {RECORD}"
 
 
-def known_artifact(store: Store, ref: Ref) -> Known:
-    """Look at one artifact: its record, size and times."""
-    folder = store.root.joinpath(*ref)
+def inspect_artifact(store: Store, ref: Ref) -> ArtifactInfo:
+    """Read an artifact's record, size and times."""
+    folder = store.folder(*ref)
     made_s = (mtime_ns(folder / RECORD) or mtime_ns(folder)) / 1e9
-    used_s = max(made_s, mtime_ns(store.memo(*ref)) / 1e9)
-    try:
-        record = Record.model_validate_json((folder / RECORD).read_bytes())
-    except (OSError, ValidationError, UnicodeDecodeError):
-        return Known(None, _bytes(folder), made_s, used_s)
-    return Known(record, sum(size for size, _ in record.files.values()), made_s, used_s)
+    used_s = max(made_s, mtime_ns(store.checked_path(*ref)) / 1e9)
+    record = None
+    with contextlib.suppress(OSError):
+        record = parse_record((folder / RECORD).read_bytes(), *ref)
+    return ArtifactInfo(record, record.bytes if record is not None else _folder_bytes(folder), made_s, used_s)
 
 
 def _remove(store: Store, entry: Entry) -> bool:
-    """Remove an artifact unless a run is making it, has looked it up, or used it since the survey."""
-    folder = store.root.joinpath(*entry.ref)
-    with store.lock_now(*entry.ref) as ours:
+    """Remove an artifact unless a run makes it, has looked it up, or used it since the survey."""
+    folder = store.folder(*entry.ref)
+    with store.try_lock_key(*entry.ref) as ours:
         if not ours:
             return False
-        with gate(store, alone=True):
-            used = known_artifact(store, entry.ref).used_s > entry.used_s
+        with gc_lock(store, exclusive=True):
+            used = inspect_artifact(store, entry.ref).used_s > entry.used_s
             if used or entry.ref in in_use(store, clear=True):
                 return False
-            (folder / RECORD).unlink(missing_ok=True)  # from here on nobody finds it
+            (folder / RECORD).unlink(missing_ok=True)  # from here on no run finds it
         shutil.rmtree(folder)
-        store.memo(*entry.ref).unlink(missing_ok=True)
+        store.checked_path(*entry.ref).unlink(missing_ok=True)
     return True
 
 
 def _sweep_work(store: Store, dry_run: bool) -> Iterator[tuple[str, int]]:
-    """Remove what runs left unfinished that died a day ago; yield its name and bytes."""
+    """Remove the unfinished work of runs that died at least a day ago; yield its name and bytes."""
     before_ns = (time.time() - WORK_S) * 1e9
     for folder in sorted((store.root / ".work").glob("*")):
         stage, _, key = folder.name.rpartition("-")
-        with store.lock_now(stage, key) as ours:
+        with store.try_lock_key(stage, key) as ours:
             newest = max(mtime_ns(path) for path in (folder, *_files(folder)))
-            if not ours or not folder.exists() or newest > before_ns:  # its run ended since we listed it
+            if not ours or not folder.exists() or newest > before_ns:
                 continue
-            size = _bytes(folder)
+            size = _folder_bytes(folder)
             if not dry_run:
                 shutil.rmtree(folder)
         yield folder.name, size
 
 
 def _sweep_traces(store: Store) -> None:
-    """Remove locks and memos of what is gone, notes of dead runs, and files that a kill left beside their place."""
-    with gate(store, alone=True):
+    """Remove locks and memos of removed artifacts, notes of dead runs, and temporary files of killed writers."""
+    with gc_lock(store, exclusive=True):
         in_use(store, clear=True)
     for path in (store.root / ".locks").glob("*.lock"):
         stage, _, key = path.stem.rpartition("-")
-        if not (store.root / stage / key).exists() and not store.work(stage, key).exists():
-            with store.lock_now(stage, key) as ours:
+        if not store.folder(stage, key).exists() and not store.work(stage, key).exists():
+            with store.try_lock_key(stage, key) as ours:
                 if ours:
                     path.unlink(missing_ok=True)
     now_ns = time.time_ns()
-    notes = (".verified", ".sent")
-    for path in [path for name in (*notes, ".memo") for path in (store.root / name).glob("*")]:
-        stage, _, key = path.stem.rpartition("-")
-        half_written = path.name.startswith(".") and now_ns - mtime_ns(path) > DAY_S * 1e9
-        forgotten = path.parent.name in notes and path.name[0] != "." and not (store.root / stage / key).exists()
-        old = path.parent.name == ".memo" and now_ns - mtime_ns(path) > MEMO_S * 1e9
-        if half_written or forgotten or old:
-            path.unlink(missing_ok=True)
+    for name in (".verified", ".sent", ".memo"):
+        for path in (store.root / name).glob("*"):
+            age_s = (now_ns - mtime_ns(path)) / 1e9
+            stage, _, key = path.stem.rpartition("-")
+            if path.name.startswith("."):  # temporary
+                unneeded = age_s > DAY_S
+            elif name == ".memo":
+                unneeded = age_s > MEMO_S
+            else:
+                unneeded = not store.folder(stage, key).exists()
+            if unneeded:
+                path.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):  # passes over what goes meanwhile
+    for parent, _, names in os.walk(folder):  # ignores folders that vanish meanwhile
         yield from (Path(parent) / name for name in names)
 
 
-def _bytes(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     total = 0
     for path in _files(folder):
         with contextlib.suppress(FileNotFoundError):

@@ -1,12 +1,12 @@
-"""A store shared by URL: stages read and write a local cache, and what is made there is put where others find it.
+"""A store shared by URL: stages read and write a local cache, and new artifacts are sent to the URL.
 
-    blobs/<2 digits>/<sha256>      the files, by content: what is there is not sent again
-    records/<stage>/<key>.json     what an artifact holds, as record.json in the cache; written last
-    leases/<stage>-<key>.json      who is making it, for as long as the content changes
+    blobs/<2 digits>/<sha256>      the files, by content, sent once
+    records/<stage>/<key>.json     the same as record.json in the cache; written after all blobs that it names
+    leases/<stage>-<key>.json      who is making the artifact; the content changes as long as the holder lives
     store.json                     the format
 
-A record is there when all that it names is. So a reader sees whole artifacts only, and of two that write one key either
-is whole. Everything is verified when it is fetched (docs/decisions/014-shared-store.md).
+Readers therefore see only complete artifacts. Every file is verified when it is fetched
+(docs/decisions/014-shared-store.md).
 """
 
 import contextlib
@@ -18,252 +18,237 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
-
-from pydantic import ValidationError
+from pathlib import Path
 
 from nightjar.errors import StoreBroken
 from nightjar.files import digest, digest_file, storage_errors, write_atomic
 from nightjar.paths import remote_url, store_folder
-from nightjar.process import holder
-from nightjar.store.artifact import Record, Store, content_files
+from nightjar.process import lock_owner
+from nightjar.store.artifact import Record, Store, content_files, parse_record
 from nightjar.store.bucket import Bucket
 
 log = logging.getLogger(__name__)
 
-FORMAT = {"format": 1}
-AT_ONCE = 8  # files that travel side by side
-FRESH_S = 86400.0  # a blob that is older is sent again, so that no gc takes it between our look and our record
+FORMAT = json.dumps({"format": 1}).encode()
+PARALLEL_TRANSFERS = 8
+FRESH_S = 86400.0  # an older blob is sent again, so that gc does not remove it before our record names it
 RENEW_S = 20.0
-STALE_S = 90.0  # a lease that has not changed for so long, by our own clock, is a dead run's
-LOOK_S = 3.0
+STALE_S = 90.0  # a lease that is unchanged for so long, by our own clock, belongs to a dead run
+POLL_S = 3.0
 
 
 class RemoteStore(Store):
-    """A store in a local folder, the cache, that takes what it lacks from a bucket and puts there what it makes."""
+    """A local cache folder that fetches missing artifacts from a bucket and sends new ones to it."""
 
     def __init__(self, root: Path, bucket: Bucket) -> None:
         super().__init__(root)
         self.bucket = bucket
-        self._damaged = set[str]()  # blobs that were fetched and are not what their name says
+        self._damaged = set[str]()  # sha256 of blobs whose fetched content did not match
         self._checked = False
 
-    def find(self, stage: str, key: str, held: bool = False) -> tuple[Record | None, str]:
-        """Return the verified record of a key that lies in the cache, or now does; None and why it cannot be used.
+    def find(self, stage: str, key: str, has_lock: bool = False) -> tuple[Record | None, str]:
+        """Return the verified record of a key, fetched if needed; or None and the reason why it cannot be used.
 
-        held: the caller holds the key's lock; else it is taken to fetch, unless somebody is making the key.
-        Raises StoreBroken when the bucket cannot be reached.
+        has_lock: the caller holds the key's lock; otherwise it is taken to fetch, unless a run is making the key.
+        Raises StoreBroken if the bucket cannot be reached.
         """
         record, why = super().find(stage, key)
         if record is not None:
-            self._send(record, again=False)
+            self._send(record, overwrite=False)
             return record, why
-        self._check()
-        there = self._read(stage, key)
-        if isinstance(there, str):
-            return None, there or why
-        with contextlib.nullcontext(True) if held else self.lock_now(stage, key) as ours:
+        self._check_format()
+        remote = self._read_record(stage, key)
+        if isinstance(remote, str):
+            return None, remote or why
+        with contextlib.nullcontext(True) if has_lock else self.try_lock_key(stage, key) as ours:
             if not ours:
                 return super().find(stage, key)
-            damage = self._fetch(there)
+            damage = self._fetch(remote)
         return (None, damage) if damage else super().find(stage, key)
 
     @contextlib.contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold the only right to make a key, on this machine by a lock and among all by a lease."""
+        """Hold the exclusive right to make a key: a lock on this machine and a lease between machines."""
         with super().lock(stage, key, on_wait):
-            self._check()
-            with Lease(self.bucket, f"leases/{stage}-{key}.json").held(on_wait):
+            self._check_format()
+            with lease(self.bucket, f"leases/{stage}-{key}.json", on_wait):
                 yield
 
     def publish(
         self, stage: str, key: str, out: Path, parts: dict[str, str], meta: dict[str, str], seconds: float
     ) -> Record:
-        """Publish in the cache, then put the files into the bucket, the record last.
+        """Publish in the cache, then send the files, the record last.
 
-        Raises StoreBroken; what is in the cache then is sent when it is next found there.
+        Raises StoreBroken; the artifact is then in the cache and is sent when it is next found there.
         """
         self._sent_path(stage, key).unlink(missing_ok=True)
         record = super().publish(stage, key, out, parts, meta, seconds)
-        self._send(record, again=True)
+        self._send(record, overwrite=True)
         return record
 
-    def _check(self) -> None:
-        """Reach the bucket before anything takes long; raises StoreBroken for one that is not there or not ours."""
+    def _check_format(self) -> None:
+        """Connect before any long work; raises StoreBroken if the bucket is missing or of another format."""
         if self._checked:
             return
-        if (said := self.bucket.read("store.json")) is None:
-            self.bucket.write("store.json", json.dumps(FORMAT).encode())
-        elif said != json.dumps(FORMAT).encode():
+        found = self.bucket.read("store.json")
+        if found is None:
+            self.bucket.write("store.json", FORMAT)
+        elif found != FORMAT:
             raise StoreBroken(
-                f"{self.bucket.url}/store.json is of another format: give another prefix with NIGHTJAR_STORE"
+                f"{self.bucket.url}/store.json has another format: give another prefix with NIGHTJAR_STORE"
             )
         self._checked = True
 
-    def _read(self, stage: str, key: str) -> Record | str:
-        """Return a record in the bucket, or why there is none that can be used: empty where there is none at all."""
-        data = self.bucket.read(f"records/{stage}/{key}.json")
+    def _read_record(self, stage: str, key: str) -> Record | str:
+        """Return a record in the bucket, or why it cannot be used; empty if there is none."""
+        data = self.bucket.read(record_name(stage, key))
         if data is None:
             return ""
-        try:
-            record = Record.model_validate_json(data)
-        except (ValidationError, UnicodeDecodeError):
-            return "its remote record is damaged"
-        if (record.stage, record.key) != (stage, key) or not is_sound(record):
-            return "its remote record is damaged"
-        return record
+        return parse_record(data, stage, key) or "its record in the bucket is damaged"
 
     def _fetch(self, record: Record) -> str:
-        """Bring an artifact into the cache, whose key's lock we hold; return what is wrong with it, if anything is.
+        """Fetch an artifact into the cache and return what is wrong with it, if anything.
 
-        Whole files of an attempt that was cut off are not fetched again.
+        The caller holds the key's lock. Complete files of an interrupted attempt are not fetched again.
         """
-        folder = self.work(record.stage, record.key) / "fetched"
-        log.info("%s: fetching %d files, %d bytes", record.stage, len(record.files), sum(s for s, _ in _files(record)))
+        work = self.work(record.stage, record.key)
+        folder = work / "fetched"
+        log.info("%s: fetching %d files, %d bytes", record.stage, len(record.files), record.bytes)
         with storage_errors():
+            folder.mkdir(parents=True, exist_ok=True)
             for name in record.files:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
             wanted = [(folder / name, sha256) for name, (_, sha256) in record.files.items()]
             damages = list(pool.map(lambda each: self._fetch_file(*each), wanted))
         for name, damage in zip(record.files, damages, strict=True):
             if damage:
                 return f"{name} {damage} in {self.bucket.url}"
-        for path in content_files(folder):  # of an attempt at an earlier record
+        for path in content_files(folder):  # left by an attempt to fetch an earlier record
             if path.relative_to(folder).as_posix() not in record.files:
                 path.unlink()
         self.place(folder, record)
-        shutil.rmtree(self.work(record.stage, record.key), ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         self._note_sent(record)
         return ""
 
     def _fetch_file(self, path: Path, sha256: str) -> str:
-        """Fetch one file and hold it against its hash; return what is wrong with it."""
+        """Fetch one file and compare its hash; return what is wrong with it, if anything."""
         if path.is_file() and digest_file(path) == sha256:
             return ""
-        half = path.with_name(f"{path.name}.part")
-        for _ in range(2):  # it may have been altered on the way
-            if not self.bucket.download(_blob(sha256), half):
-                self._damaged.add(sha256)
-                return "is missing"
-            if digest_file(half) == sha256:
-                with storage_errors(), half.open("rb+") as file:
+        damage, partial = "", path.with_name(f"{path.name}.part")
+        for _ in range(2):  # the transfer may have altered it
+            if not self.bucket.download(blob_name(sha256), partial):
+                damage = "is missing"
+                break
+            if digest_file(partial) == sha256:
+                with storage_errors(), partial.open("rb+") as file:
                     os.fsync(file.fileno())
-                half.rename(path)
+                partial.rename(path)
                 return ""
-            half.unlink()
+            partial.unlink()
+            damage = "was altered"
         self._damaged.add(sha256)
-        return "was altered"
+        return damage
 
-    def _send(self, record: Record, again: bool) -> None:
-        """Put an artifact of the cache into the bucket, blobs first, the record last.
+    def _send(self, record: Record, overwrite: bool) -> None:
+        """Send an artifact of the cache to the bucket, blobs first, the record last.
 
-        again: although there is one of its key; else it is left to be, and nobody is asked where we know of it.
+        overwrite: replace the bucket's record of this key. Otherwise an existing one is kept, and the bucket is not
+        asked if this cache has noted it.
         """
-        folder = self.root / record.stage / record.key
-        text = record.model_dump_json(indent=1)
+        folder = self.folder(record.stage, record.key)
         noted = self._sent_path(record.stage, record.key)
         with contextlib.suppress(FileNotFoundError):
-            if not again and noted.read_text(encoding="utf-8") == self._sent(record):
+            if not overwrite and noted.read_text(encoding="utf-8") == self._sent_note(record):
                 return
-        self._check()
-        name = f"records/{record.stage}/{record.key}.json"
-        if again or isinstance(self._read(record.stage, record.key), str):
+        self._check_format()
+        if overwrite or isinstance(self._read_record(record.stage, record.key), str):
             by_content = {sha256: folder / file for file, (_, sha256) in record.files.items()}
-            with ThreadPoolExecutor(AT_ONCE) as pool:
+            with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
                 list(pool.map(lambda each: self._send_file(*each), by_content.items()))
-            self.bucket.write(name, text.encode())
-        self._damaged -= {sha256 for _, sha256 in _files(record)}
+            self.bucket.write(record_name(record.stage, record.key), record.model_dump_json(indent=1).encode())
+        self._damaged -= record.file_digests
         self._note_sent(record)
 
     def _send_file(self, sha256: str, path: Path) -> None:
-        seen = self.bucket.look(_blob(sha256))
-        fresh = seen is not None and seen.bytes == path.stat().st_size and time.time() - seen.written_s < FRESH_S
+        remote = self.bucket.stat(blob_name(sha256))
+        fresh = remote is not None and remote.bytes == path.stat().st_size and time.time() - remote.written_s < FRESH_S
         if not fresh or sha256 in self._damaged:
-            self.bucket.upload(path, _blob(sha256))
+            self.bucket.upload(path, blob_name(sha256))
 
     def _sent_path(self, stage: str, key: str) -> Path:
         return self.root / ".sent" / f"{stage}-{key}.json"
 
-    def _sent(self, record: Record) -> str:
+    def _sent_note(self, record: Record) -> str:
         return json.dumps({"url": self.bucket.url, "record": digest(record.model_dump(mode="json"))})
 
     def _note_sent(self, record: Record) -> None:
-        with contextlib.suppress(OSError):  # it is asked for again
-            write_atomic(self._sent_path(record.stage, record.key), self._sent(record))
+        with contextlib.suppress(OSError):  # without the note the bucket is asked again
+            write_atomic(self._sent_path(record.stage, record.key), self._sent_note(record))
 
 
-class Lease:
-    """The right to make a key, in a bucket: a file that one of many can create, and that changes as its holder lives.
+@contextlib.contextmanager
+def lease(bucket: Bucket, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the exclusive right to make a key, by a file in the bucket that only one run can create.
 
-    Clocks are not compared: who waits watches the file by its own. Where a dead run's lease is taken over by two at the
-    same moment, both make the key; that is a waste and no harm.
+    The holder rewrites the file regularly, and waiting runs watch it by their own clocks: clocks are not compared. If
+    two runs take over a dead run's lease at the same moment, both make the key, which is wasteful but harmless.
     """
+    by, over = lock_owner(), threading.Event()
+    _take_lease(bucket, name, by, on_wait)
+    renewing = threading.Thread(target=_renew_lease, args=(bucket, name, by, over), daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        renewing.join()
+        with contextlib.suppress(StoreBroken):  # then it becomes stale
+            bucket.remove(name)
 
-    def __init__(self, bucket: Bucket, name: str) -> None:
-        self.bucket, self.name, self.by = bucket, name, holder()
-        self._over = threading.Event()
 
-    @contextlib.contextmanager
-    def held(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold the lease, and renew it while the caller works."""
-        self._take(on_wait)
-        renewing = threading.Thread(target=self._renew, daemon=True)
-        renewing.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            renewing.join()
-            with contextlib.suppress(StoreBroken):  # then it goes stale
-                self.bucket.remove(self.name)
+def _take_lease(bucket: Bucket, name: str, by: str, on_wait: Callable[[], None]) -> None:
+    last, since = None, time.monotonic()
+    while not bucket.create(name, _lease_text(by, 0)):
+        if last is None:
+            on_wait()
+        now = bucket.read(name)
+        if now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > STALE_S:
+            log.warning("taking over the lease of a run that gave no sign of life for %d s", STALE_S)
+            bucket.remove(name)
+            continue
+        time.sleep(POLL_S)
 
-    def _take(self, on_wait: Callable[[], None]) -> None:
-        said, since = None, time.monotonic()
-        while not self.bucket.create(self.name, self._text(0)):
-            if said is None:
-                on_wait()
-            now = self.bucket.read(self.name)
-            if now != said:
-                said, since = now, time.monotonic()
-            elif time.monotonic() - since > STALE_S:
-                log.warning("taking over from a run that has not been heard of for %d s", STALE_S)
-                self.bucket.remove(self.name)
-                continue
-            time.sleep(LOOK_S)
 
-    def _renew(self) -> None:
-        count = 0
-        while not self._over.wait(RENEW_S):
-            count += 1
-            with contextlib.suppress(StoreBroken):
-                self.bucket.write(self.name, self._text(count))
+def _renew_lease(bucket: Bucket, name: str, by: str, over: threading.Event) -> None:
+    count = 0
+    while not over.wait(RENEW_S):
+        count += 1
+        with contextlib.suppress(StoreBroken):
+            bucket.write(name, _lease_text(by, count))
 
-    def _text(self, count: int) -> bytes:
-        return json.dumps({"by": self.by, "renewed": count}).encode()
+
+def _lease_text(by: str, count: int) -> bytes:
+    return json.dumps({"by": by, "renewed": count}).encode()
 
 
 def open_store() -> Store:
-    """Open the store that NIGHTJAR_STORE names, a folder or a URL; without it, that of this checkout.
+    """Open the store that NIGHTJAR_STORE names (a folder or a URL), or the store of this checkout.
 
-    Raises BadOptions or Missing for a URL that cannot be one; nothing is reached yet.
+    Raises BadOptions or Missing for an invalid URL; does not connect yet.
     """
     url = remote_url()
     return Store(store_folder()) if url is None else RemoteStore(store_folder(), Bucket(url))
 
 
-def is_sound(record: Record) -> bool:
-    """Tell whether a record that came from elsewhere agrees with itself and names files of its own folder only."""
-    names = [PurePosixPath(name) for name in record.files]
-    inside = all(not name.is_absolute() and name.parts and ".." not in name.parts for name in names)
-    hashes = all(len(sha256) == 64 and sha256.isalnum() for _, sha256 in record.files.values())
-    return inside and hashes and record.sha256 == digest({name: sha256 for name, (_, sha256) in record.files.items()})
-
-
-def _files(record: Record) -> list[tuple[int, str]]:
-    return list(record.files.values())
-
-
-def _blob(sha256: str) -> str:
+def blob_name(sha256: str) -> str:
+    """Return the name of a file's content in the bucket."""
     return f"blobs/{sha256[:2]}/{sha256}"
+
+
+def record_name(stage: str, key: str) -> str:
+    """Return the name of an artifact's record in the bucket."""
+    return f"records/{stage}/{key}.json"

@@ -1,21 +1,18 @@
-"""What a bucket keeps and why, beyond what nightjar/store/gc.py says of a folder: others may use it whom we do not see.
+"""Garbage collection and verification of a bucket, which machines that we cannot see may use.
 
-A run fetches an artifact whole before it uses it, so removing one there takes nothing from a run. What counts is time:
-a file that no record names may be on its way to one, and is left for GRACE_S; a writer sends again what is older than
-half of that. The history that is asked is this machine's, so a bucket is collected where its history lies.
+A run fetches an artifact completely before it uses it, so removing one from the bucket harms no run. Only time matters:
+a blob that no record names may belong to an upload, and is kept for GRACE_S; uploads send a blob again if it is older
+than half of that. The survey reads this machine's history, so collect a bucket where its history is.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 
-from pydantic import ValidationError
-
 from nightjar.progress import tick
-from nightjar.store.artifact import Record
-from nightjar.store.bucket import Bucket, Seen
-from nightjar.store.gc import Collected, Damage, Entry, Ref
-from nightjar.store.remote import is_sound
+from nightjar.store.artifact import DAMAGED, Record, parse_record
+from nightjar.store.bucket import Bucket, RemoteFile
+from nightjar.store.gc import Collected, Damage, Entry, Ref, summarize
+from nightjar.store.remote import blob_name, record_name
 from nightjar.text import DAY_S
 
 GRACE_S = 2 * DAY_S
@@ -26,89 +23,72 @@ def collect_remote(
 ) -> Collected:
     """Remove the records that have no reason to be kept, then the blobs that no record names any more.
 
-    entries: a survey of the bucket (nightjar/nightly/retention.py); grace_s: how old a blob must be. Runs may go on
-    meanwhile.
+    entries: a survey of the bucket (nightjar/nightly/retention.py); grace_s: minimum age of a removed blob. Runs may go
+    on meanwhile.
     """
-    removed = tuple(entry for entry in entries if not entry.why)
+    removed = [entry for entry in entries if not entry.why]
     gone = {entry.ref for entry in removed}
     if not dry_run:
-        for stage, key in gone:
-            bucket.remove(f"records/{stage}/{key}.json")
+        for ref in gone:
+            bucket.remove(record_name(*ref))
     named = set[str]()
-    for seen, ref in records(bucket):  # those that came since the survey, too
-        record = read_record(bucket, seen.name, ref) if ref not in gone else None
-        named |= {sha256 for _, sha256 in record.files.values()} if record is not None else set()
-    freed, loose = 0, list[str]()
+    for file, ref in records(bucket):  # including records written since the survey
+        record = read_record(bucket, file.name, ref) if ref not in gone else None
+        named |= record.file_digests if record is not None else set()
+    freed_bytes, loose = 0, list[str]()
     before = time.time() - grace_s
-    for seen in _unnamed(bucket, named):
-        now = bucket.look(seen.name) if seen.written_s <= before else None
-        if now is None or now.written_s > before:  # sent again meanwhile
+    for file in _unnamed(bucket, named):
+        now = bucket.stat(file.name) if file.written_s <= before else None
+        if now is None or now.written_s > before:  # too young, or sent again meanwhile
             continue
-        freed += seen.bytes
-        loose.append(seen.name)
+        freed_bytes += file.bytes
+        loose.append(file.name)
         if not dry_run:
-            bucket.remove(seen.name)
-    kept = [entry for entry in entries if entry.ref not in gone]
-    return Collected(
-        removed=removed,
-        kept=len(kept),
-        kept_bytes=sum(entry.bytes for entry in kept),
-        loose=tuple(loose),
-        freed_bytes=freed,
-        dry_run=dry_run,
-    )
+            bucket.remove(file.name)
+    return summarize(entries, removed, loose, freed_bytes, dry_run)
 
 
 def verify_remote(bucket: Bucket) -> tuple[int, list[Damage]]:
-    """Fetch every byte that a record names; return how many artifacts there are and what of them is damaged."""
-    found, state = list[Damage](), dict[str, str]()
+    """Read every blob that a record names; return the number of artifacts and what is damaged."""
+    found, checked = list[Damage](), dict[str, str]()
     listed = list(records(bucket))
-    for number, (seen, (stage, key)) in enumerate(listed, 1):
-        record = read_record(bucket, seen.name, (stage, key))
+    for number, (file, (stage, key)) in enumerate(listed, 1):
+        record = read_record(bucket, file.name, (stage, key))
         if record is None:
-            found.append(Damage(stage=stage, key=key, what="its record is damaged"))
+            found.append(Damage(stage=stage, key=key, what=DAMAGED))
         for name, (_, sha256) in record.files.items() if record is not None else ():
-            if sha256 not in state:
-                state[sha256] = _state(bucket, sha256)
-            if state[sha256]:
-                found.append(Damage(stage=stage, key=key, what=f"{name} {state[sha256]}"))
+            if sha256 not in checked:
+                checked[sha256] = _blob_damage(bucket, sha256)
+            if checked[sha256]:
+                found.append(Damage(stage=stage, key=key, what=f"{name} {checked[sha256]}"))
         tick(number, len(listed))
     return len(listed), found
 
 
-def records(bucket: Bucket) -> Iterator[tuple[Seen, Ref]]:
-    """Yield every record of a bucket with the artifact that it is of."""
-    for seen in bucket.list("records"):
-        _, stage, file = seen.name.split("/", 2)
-        if file.endswith(".json"):
-            yield seen, (stage, file.removesuffix(".json"))
+def records(bucket: Bucket) -> Iterator[tuple[RemoteFile, Ref]]:
+    """Yield the file of every record in a bucket, with stage and key."""
+    for file in bucket.list("records"):
+        _, stage, name = file.name.split("/", 2)
+        if name.endswith(".json"):
+            yield file, (stage, name.removesuffix(".json"))
 
 
 def read_record(bucket: Bucket, name: str, ref: Ref) -> Record | None:
-    """Read a record, None for one that is damaged or of another artifact."""
-    try:
-        record = Record.model_validate_json(bucket.read(name) or b"")
-    except (ValidationError, UnicodeDecodeError):
-        return None
-    return record if (record.stage, record.key) == ref and is_sound(record) else None
+    """Read a record; return None if it is damaged or of another artifact."""
+    return parse_record(bucket.read(name) or b"", *ref)
 
 
-def _unnamed(bucket: Bucket, named: set[str]) -> Iterator[Seen]:
-    """Yield blobs that no record names, leases of the dead, and what was cut off on its way."""
-    for seen in bucket.list("blobs"):
-        if seen.name.rpartition("/")[2] not in named:
-            yield seen
+def _unnamed(bucket: Bucket, named: set[str]) -> Iterator[RemoteFile]:
+    """Yield blobs that no record names, leases, and temporary files of interrupted uploads."""
+    for file in bucket.list("blobs"):
+        if file.name.rpartition("/")[2] not in named:
+            yield file
     yield from bucket.list("leases")
-    yield from (seen for seen in bucket.list("records") if seen.name.endswith(".part"))
+    yield from (file for file in bucket.list("records") if file.name.endswith(".part"))
 
 
-def _state(bucket: Bucket, sha256: str) -> str:
-    """Read a blob; say what is wrong with it."""
-    read = hashlib.sha256()
-    there = False
-    for chunk in bucket.chunks(f"blobs/{sha256[:2]}/{sha256}"):
-        there = True
-        read.update(chunk)
-    if not there:
+def _blob_damage(bucket: Bucket, sha256: str) -> str:
+    found = bucket.sha256(blob_name(sha256))
+    if found is None:
         return "is missing"
-    return "" if read.hexdigest() == sha256 else "was altered"
+    return "" if found == sha256 else "was altered"

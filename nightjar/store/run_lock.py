@@ -1,18 +1,17 @@
-"""Who is at work on a deployed run: a lock per run, which the kernel takes back when its holder is gone.
+"""Which process executes a deployed run: a lock per run, which the kernel releases when the process ends.
 
-A killed worker leaves its runs `Running` on the server for good. The lock tells such an orphan from a run that is
-merely silent, at once and without a clock; only where the lock's file cannot be seen (another machine, another store)
-has a heartbeat to do.
+A killed worker leaves its runs `Running` on the server forever. The lock distinguishes such an orphan from a run that
+is only silent, at once and without a clock. Where the lock file cannot be seen (another machine, another store), only
+Prefect's heartbeat is left.
 """
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,8 +20,8 @@ from nightjar.locks import locked, try_lock
 from nightjar.paths import store_folder
 
 
-class Attempt(BaseModel, frozen=True):
-    """One process's attempt at a run: the first, or after a retry a later one."""
+class RunHolder(BaseModel, frozen=True):
+    """The process that executes a run; `number` counts the run's attempts."""
 
     host: str
     pid: int
@@ -30,48 +29,44 @@ class Attempt(BaseModel, frozen=True):
 
 
 @contextlib.contextmanager
-def attending(run: str, number: Callable[[], int], folder: Path | None = None) -> Iterator[None]:
-    """Hold a run's lock while this process is at work on it; who has it already is waited for.
+def hold_run(run: str, number: Callable[[], int]) -> Iterator[None]:
+    """Hold a run's lock while this process executes it; waits for another holder.
 
-    number: asked once the lock is ours, which attempt this is. Raises StoreBroken where the folder cannot be written.
+    number: called once the lock is held, returns the number of this attempt. Raises StoreBroken if the folder is not
+    writable.
     """
-    path = _file(run, folder)
+    path = _file(run)
     with contextlib.ExitStack() as held:
         with storage_errors():
             lock = held.enter_context(locked(path))
         held.callback(path.unlink, missing_ok=True)
-        attempt = Attempt(host=socket.gethostname(), pid=os.getpid(), number=number())
+        this = RunHolder(host=socket.gethostname(), pid=os.getpid(), number=number())
         with storage_errors():
             os.ftruncate(lock, 0)
-            os.write(lock, attempt.model_dump_json().encode())
+            os.write(lock, this.model_dump_json().encode())
         yield
 
 
-def attendance(
-    run: str, number: int, folder: Path | None = None
-) -> tuple[Literal["held", "gone", "unknown"], Attempt | None]:
-    """Say whether a process is at work on this attempt at a run, was and is gone, or cannot be seen from here."""
+def run_status(run: str, number: int) -> tuple[Literal["held", "gone", "unknown"], RunHolder | None]:
+    """Return whether a process executes this attempt at a run, did and is gone, or cannot be seen from here."""
     try:
-        with _file(run, folder).open() as lock:
-            if not try_lock(lock.fileno(), fcntl.LOCK_SH):
-                return "held", _read(lock)
-            attempt = _read(lock)
+        with _file(run).open() as lock:
+            held = not try_lock(lock.fileno(), fcntl.LOCK_SH)
+            try:
+                found = RunHolder.model_validate_json(lock.read())
+            except ValidationError:  # killed before it wrote
+                found = None
     except FileNotFoundError:
         return "unknown", None
-    return ("gone" if attempt is not None and attempt.number == number else "unknown"), attempt
+    if held:
+        return "held", found
+    return ("gone" if found is not None and found.number == number else "unknown"), found
 
 
-def forget(run: str, folder: Path | None = None) -> None:
-    """Remove what a killed process left."""
-    _file(run, folder).unlink(missing_ok=True)
+def remove_lock(run: str) -> None:
+    """Remove the lock file of a killed process."""
+    _file(run).unlink(missing_ok=True)
 
 
-def _file(run: str, folder: Path | None) -> Path:
-    return (folder or store_folder() / ".attempts") / f"{run}.json"
-
-
-def _read(lock: IO[str]) -> Attempt | None:
-    try:
-        return Attempt.model_validate(json.loads(lock.read()))
-    except (ValueError, ValidationError):  # killed before it wrote
-        return None
+def _file(run: str) -> Path:
+    return store_folder() / ".attempts" / f"{run}.json"

@@ -1,8 +1,8 @@
-"""What runs use of a store: each says it in a file of its own, under a lock that ends with it, and gc asks there first.
+"""Which artifacts live runs use: each run lists them in a file of its own, locked as long as the run lives.
 
-A run notes a key before it looks it up. Noting holds the store's gate shared, and gc holds it alone from its look at
-these files to the removal of a record. So either gc sees the note and keeps the artifact, or the run finds no record
-and makes it again; never is something taken away from a run that has found it.
+A run notes a key before it looks it up. Noting holds the gc lock shared; gc holds it exclusively from reading these
+files to removing a record. So either gc sees the note and keeps the artifact, or the run finds no record and makes the
+artifact again. gc never removes what a run has found.
 """
 
 import contextlib
@@ -27,34 +27,34 @@ UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Usage:
-    """What one run took from a store or made there; known to gc until it is closed, or its process ends."""
+    """The artifacts that one run has looked up or made; gc keeps them until `close`, or until the process ends."""
 
     def __init__(self, store: Store, outer: "Usage | None" = None) -> None:
-        """outer: of a longer run that this is part of, such as a night's; it is told too, and holds until it ends."""
+        """outer: the usage of a longer run, such as a night, that also notes every key and keeps it until its end."""
         self._store, self._handle, self._noted, self._outer = store, -1, set[tuple[str, str]](), outer
         self._noting = threading.Lock()
         self._path = Path()
 
     def note(self, stage: str, key: str) -> None:
-        """Keep gc from a key, which need not be there yet; to be called before it is looked up.
+        """Protect a key from gc, whether it exists or not; call this before looking it up.
 
-        Raises StoreBroken when the disk is full. A store that this process cannot write is used without a note.
+        Raises StoreBroken if the disk is full. A store that this process cannot write is used without a note.
         """
         if self._outer is not None:
             self._outer.note(stage, key)
         with self._noting, _writing():
             if (stage, key) not in self._noted:
-                with gate(self._store):
+                with gc_lock(self._store):
                     self._open()
-                    line = f"\n{stage}/{key}\n".encode()  # the first newline ends what a full disk cut short before
+                    line = f"\n{stage}/{key}\n".encode()  # the first newline ends a line that a full disk cut short
                     if os.write(self._handle, line) < len(line):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
                 self._noted.add((stage, key))
         with contextlib.suppress(OSError):
-            os.utime(self._store.memo(stage, key))
+            os.utime(self._store.checked_path(stage, key))
 
     def close(self) -> None:
-        """Let gc have what no score needs."""
+        """Stop protecting the noted keys."""
         with self._noting:
             if self._handle >= 0:
                 self._path.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ class Usage:
             self._handle, self._noted = -1, set()
 
     def _open(self) -> None:
-        """Make our file, under the gate: nobody takes it for a dead run's before it is locked."""
+        """Create the run's file. The caller holds the gc lock: gc must not see the file before it is locked."""
         if self._handle < 0:
             folder = self._store.root / RUNNING
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,14 +72,17 @@ class Usage:
 
 
 @contextlib.contextmanager
-def gate(store: Store, alone: bool = False) -> Iterator[None]:
-    """Hold the store's gate, shared by those who note what they use, or alone to remove what nobody does."""
-    with locked(store.root / ".gate", shared=not alone):
+def gc_lock(store: Store, exclusive: bool = False) -> Iterator[None]:
+    """Hold the store's gc lock: shared by runs that note what they use, exclusive to remove artifacts."""
+    with locked(store.root / ".gate", shared=not exclusive):
         yield
 
 
 def in_use(store: Store, clear: bool = False) -> set[tuple[str, str]]:
-    """Return stage and key of everything that a live run noted; clear: remove what dead ones left, under the gate."""
+    """Return stage and key of every artifact that a live run uses.
+
+    clear: remove the notes of dead runs; the caller holds the gc lock.
+    """
     found = set[tuple[str, str]]()
     for path in (store.root / RUNNING).glob("*"):
         try:
@@ -106,4 +109,4 @@ def _writing() -> Iterator[None]:
     except StoreBroken as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in UNWRITABLE:
             raise
-        log.debug("gc is not told what this run uses: %s", error)
+        log.debug("gc cannot see what this run uses: %s", error)

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 from nightjar.errors import ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
 from nightjar.paths import ROOT
-from nightjar.process import Outgrown, Progress, last_line, run_logged
+from nightjar.process import MemoryLimitExceeded, Progress, last_line, run_logged
 from nightjar.toolchains.vendor_sdk import FILE as SDK_FILE
-from nightjar.toolchains.vendor_sdk import Program, Wanted, read_wanted
+from nightjar.toolchains.vendor_sdk import Program, SdkSpec, read_sdk_spec
 
 log = logging.getLogger(__name__)
 
 MARKER = "installed.json"
-PROBE_S = 600.0
-SAFE = (  # no import from the working folder: `-P`, which Pythons before 3.11 do not know
+PROBE_TIMEOUT_S = 600.0
+WORKER_CODE = (  # no import from the working folder: `-P`, which Pythons before 3.11 do not know
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "from nightjar.toolchains.worker import main; sys.exit(main(*sys.argv[1:]))"
 )
@@ -59,7 +59,7 @@ class Toolchain(NamedTuple):
         program = Program.model_validate(said) if said is not None else None
         if program is None or not program.path.is_file():
             where = f"is no longer at {program.path}" if program else "was not there when it was installed"
-            raise ToolchainMissing(f"{name} of the toolchain of {self.target} {where}: {how_to_install(self.target)}")
+            raise ToolchainMissing(f"{name} of the toolchain of {self.target} {where}: {install_command(self.target)}")
         return program
 
     def _programs(self) -> dict[str, Any]:
@@ -91,9 +91,9 @@ class Toolchain(NamedTuple):
         job: Mapping[str, Any],
         folder: Path,
         timeout_s: float,
-        memory_bytes: int | None = None,
+        address_space_bytes: int | None = None,
         on_progress: Progress | None = None,
-        most_bytes: int | None = None,
+        memory_limit_bytes: int | None = None,
     ) -> dict[str, Any]:
         """Run `main(job)` of one of our modules inside and return its result.
 
@@ -105,15 +105,15 @@ class Toolchain(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
-        command = [str(self.python), "-c", SAFE, module, "job.json", "result.json"]
+        command = [str(self.python), "-c", WORKER_CODE, module, "job.json", "result.json"]
         # Compilers write memory they never set into their files: let it be zero, and the same every time (glibc).
         environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
-        command.append(str(memory_bytes or 0))
+        command.append(str(address_space_bytes or 0))
         log_file = folder / "log.txt"
         try:
-            status = run_logged(command, environment, folder, log_file, timeout_s, on_progress, most_bytes)
-        except Outgrown as exc:
-            kept = self.keep_log(module, log_file)
+            status = run_logged(command, environment, folder, log_file, timeout_s, on_progress, memory_limit_bytes)
+        except MemoryLimitExceeded as exc:
+            kept = self.save_log(module, log_file)
             held, given = (count / 2**30 for count in exc.args)
             raise ToolchainFailed(
                 f"toolchain {self.target} ({module.rpartition('.')[2]}) held {held:.1f} GiB where it was given "
@@ -125,7 +125,7 @@ class Toolchain(NamedTuple):
         if status == 0 and "result" in result:
             found: dict[str, Any] = result["result"]
             return found
-        raise self._failure(module, status, result, folder / "log.txt", timeout_s, memory_bytes)
+        raise self._failure(module, status, result, folder / "log.txt", timeout_s, address_space_bytes)
 
     def _failure(
         self,
@@ -134,12 +134,12 @@ class Toolchain(NamedTuple):
         result: Mapping[str, Any],
         log_file: Path,
         timeout_s: float,
-        memory_bytes: int | None,
+        address_space_bytes: int | None,
     ) -> ToolchainBroken | ToolchainFailed:
         """Say in one line why a call gave no result, and keep its log where the message says."""
         kind, message = result.get("error", ""), result.get("message", "")
         said = log_file.read_text(encoding="utf-8", errors="replace")
-        kept = self.keep_log(module, log_file)
+        kept = self.save_log(module, log_file)
         where = f"toolchain {self.target} ({module.rpartition('.')[2]})"
         if status is None:
             return ToolchainFailed(
@@ -150,7 +150,7 @@ class Toolchain(NamedTuple):
                 f"{where} does not import: {message}; run `nightjar toolchain install {self.target}` to make it anew"
             )
         if kind == "MemoryError" or (not kind and status != -signal.SIGKILL and OUT_OF_MEMORY.search(said)):
-            limit = f" of {memory_bytes / 2**30:.1f} GiB" if memory_bytes else ""
+            limit = f" of {address_space_bytes / 2**30:.1f} GiB" if address_space_bytes else ""
             return ToolchainFailed(
                 f"{where} ran out of memory{limit}; log in {kept}: "
                 "free memory or give fewer calibration samples, then run the same command again"
@@ -165,7 +165,7 @@ class Toolchain(NamedTuple):
             f"{where} failed: {reason}; log in {kept}: mend the cause or report it, then run the same command again"
         )
 
-    def keep_log(self, module: str, log_file: Path) -> Path:
+    def save_log(self, module: str, log_file: Path) -> Path:
         """Keep a call's log beyond its folder, where a message can name it."""
         kept = self.folder.parent / "logs" / f"{self.target}.{module.rpartition('.')[2]}.txt"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -173,48 +173,48 @@ class Toolchain(NamedTuple):
         return kept
 
 
-_chosen: dict[str, Path] = {}  # of the process, since boards work in threads
+_overrides: dict[str, Path] = {}  # of the process, since boards work in threads
 
 
 @contextlib.contextmanager
-def chosen(target: str, folder: Path) -> Iterator[Toolchain]:
+def override_toolchain(target: str, folder: Path) -> Iterator[Toolchain]:
     """Use the environment in `folder`, or in its `target`, for a target in this process until the block ends.
 
     It need not be as pinned; its versions enter every key. Raises ToolchainMissing for a folder that holds none.
     """
-    requirements_of(target)
+    requirements_file(target)
     place = next((each for each in (folder / target, folder) if _is_installed(each)), None)
     if place is None:
         raise ToolchainMissing(
             f"no toolchain of {target} in {folder}: give a folder that "
             f"`NIGHTJAR_TOOLCHAINS=FOLDER nightjar toolchain install {target}` has made"
         )
-    before = _chosen.get(target)
-    _chosen[target] = place.resolve()
+    before = _overrides.get(target)
+    _overrides[target] = place.resolve()
     try:
         yield Toolchain(target, place.resolve())
     finally:
-        _chosen.pop(target)
+        _overrides.pop(target)
         if before is not None:
-            _chosen[target] = before
+            _overrides[target] = before
 
 
-def folder_of(target: str) -> Path:
+def toolchain_folder(target: str) -> Path:
     """Say where a target's environment lies, or would."""
-    return _chosen.get(target) or Path(os.environ.get("NIGHTJAR_TOOLCHAINS") or ROOT / "toolchains") / target
+    return _overrides.get(target) or Path(os.environ.get("NIGHTJAR_TOOLCHAINS") or ROOT / "toolchains") / target
 
 
-def requirements_of(target: str) -> Path:
+def requirements_file(target: str) -> Path:
     """Return a target's lock; raises UnknownName for a target that has no SDK."""
     path = ROOT.joinpath("targets", *target.split("."), "toolchain", "requirements.txt")
     if not path.is_file():
         raise UnknownName(
-            f"target {target!r} has no toolchain; have {', '.join(with_toolchain())}: see `nightjar targets`"
+            f"target {target!r} has no toolchain; have {', '.join(toolchain_targets())}: see `nightjar targets`"
         )
     return path
 
 
-def with_toolchain() -> list[str]:
+def toolchain_targets() -> list[str]:
     """List the targets, and stand-ins, that have an environment of their own: `rknn`, `mtk.stand_in`."""
     found = (ROOT / "targets").glob("**/toolchain/requirements.txt")
     return sorted(".".join(path.parent.parent.relative_to(ROOT / "targets").parts) for path in found)
@@ -222,46 +222,46 @@ def with_toolchain() -> list[str]:
 
 def toolchain(target: str) -> Toolchain:
     """Return a target's installed SDK; raises ToolchainMissing where it is absent or of other versions than pinned."""
-    found, wanted = Toolchain(target, folder_of(target)), pinned(requirements_of(target))
-    if target in _chosen:
+    found, wanted = Toolchain(target, toolchain_folder(target)), pinned_versions(requirements_file(target))
+    if target in _overrides:
         return found
     if not _is_installed(found.folder):
-        raise ToolchainMissing(f"the toolchain of {target} is not installed: {how_to_install(target)}")
+        raise ToolchainMissing(f"the toolchain of {target} is not installed: {install_command(target)}")
     have = found.versions()
     for name, version in wanted.items():
         if have.get(name) != version:
             raise ToolchainMissing(
                 f"the toolchain of {target} has {name} {have.get(name, 'not at all')} where {version} is pinned: "
-                f"{how_to_install(target)}"
+                f"{install_command(target)}"
             )
     return found
 
 
-def vendor_of(target: str) -> Wanted | None:
+def sdk_spec(target: str) -> SdkSpec | None:
     """Return what a target's vendor must give, None where a package index has all of it."""
-    path = requirements_of(target).with_name(SDK_FILE)
-    return read_wanted(path) if path.is_file() else None
+    path = requirements_file(target).with_name(SDK_FILE)
+    return read_sdk_spec(path) if path.is_file() else None
 
 
-def how_to_install(target: str) -> str:
+def install_command(target: str) -> str:
     """Say which command installs a target's SDK, and where to get what only its vendor gives."""
-    vendor = vendor_of(target)
+    vendor = sdk_spec(target)
     if vendor is None:
         return f"run `nightjar toolchain install {target}`"
     own = f"get {vendor.name} ({vendor.source}), then run `nightjar toolchain install {target} --sdk FOLDER`"
     if not (ROOT / "targets" / target / "stand_in" / "__init__.py").is_file():
         return own
-    other = f"`nightjar toolchain install {target}.stand_in`" if f"{target}.stand_in" in with_toolchain() else ""
+    other = f"`nightjar toolchain install {target}.stand_in`" if f"{target}.stand_in" in toolchain_targets() else ""
     return f"{own}; or pass --board stand-in, which is no NPU's" + (f", after {other}" if other else "")
 
 
 def probe(found: Toolchain) -> dict[str, Any]:
     """Import the SDK for real and let it do its smallest piece of work; raises what `Toolchain.call` does."""
     with tempfile.TemporaryDirectory() as scratch:
-        return found.call(f"targets.{found.target}.toolchain.probe", {}, Path(scratch), PROBE_S)
+        return found.call(f"targets.{found.target}.toolchain.probe", {}, Path(scratch), PROBE_TIMEOUT_S)
 
 
-def pinned(requirements: Path) -> dict[str, str]:
+def pinned_versions(requirements: Path) -> dict[str, str]:
     """Read a lock of `name==version` lines."""
     lines = (line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
     return {_canonical(name): version for name, _, version in (line.partition("==") for line in lines if line)}

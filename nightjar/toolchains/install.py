@@ -21,19 +21,19 @@ from nightjar.process import last_line, run_logged
 from nightjar.toolchains.environment import (
     MARKER,
     Toolchain,
-    folder_of,
-    how_to_install,
+    install_command,
     installed_versions,
-    pinned,
+    pinned_versions,
     probe,
-    requirements_of,
-    vendor_of,
+    requirements_file,
+    sdk_spec,
+    toolchain_folder,
 )
-from nightjar.toolchains.vendor_sdk import Sdk, look
+from nightjar.toolchains.vendor_sdk import Sdk, find_sdk
 
 log = logging.getLogger(__name__)
 
-INSTALL_S = 3600.0
+INSTALL_TIMEOUT_S = 3600.0
 
 
 def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None = None) -> Toolchain:
@@ -43,11 +43,11 @@ def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None
     Raises ToolchainMissing where the vendor's part is not there or not whole, ToolchainBroken when pip fails and what
     `Toolchain.call` raises when the probe does.
     """
-    requirements, folder = requirements_of(target), folder_of(target)
-    vendor = vendor_of(target)
+    requirements, folder = requirements_file(target), toolchain_folder(target)
+    vendor = sdk_spec(target)
     if vendor is None and sdk is not None:
         raise BadOptions(f"the toolchain of {target} comes from the package index: leave out --sdk")
-    found = look(target, vendor, sdk.resolve()) if vendor is not None and sdk is not None else None
+    found = find_sdk(target, vendor, sdk.resolve()) if vendor is not None and sdk is not None else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock")):
         if _is_current(folder, requirements) and found is None:
@@ -57,13 +57,13 @@ def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None
             except (ToolchainBroken, ToolchainFailed) as exc:
                 say(f"{exc}; making it anew")
         if vendor is not None and found is None:
-            raise ToolchainMissing(f"the toolchain of {target} is not installed: {how_to_install(target)}")
+            raise ToolchainMissing(f"the toolchain of {target} is not installed: {install_command(target)}")
         for stale in folder.parent.glob(f".{target}.*"):
             shutil.rmtree(stale, ignore_errors=True)
         place = Path(tempfile.mkdtemp(prefix=f".{target}.", dir=folder.parent))
         try:
             place.chmod(0o755)
-            _fill(Toolchain(target, place), requirements, say, found)
+            _build_environment(Toolchain(target, place), requirements, say, found)
             if folder.exists():
                 folder.rename(place.with_name(f".{target}.old"))
             place.rename(folder)
@@ -73,10 +73,10 @@ def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None
     return Toolchain(target, folder)
 
 
-def _fill(found: Toolchain, requirements: Path, say: Callable[[str], None], sdk: Sdk | None) -> None:
+def _build_environment(found: Toolchain, requirements: Path, say: Callable[[str], None], sdk: Sdk | None) -> None:
     """Make the environment at its temporary place, probe it, and write the marker last."""
     wheels = [path.name for path in sdk.wheels] if sdk else []
-    listed = [*(f"{n} {v}" for n, v in pinned(requirements).items()), *wheels]
+    listed = [*(f"{n} {v}" for n, v in pinned_versions(requirements).items()), *wheels]
     say(f"making an environment for {found.target}: {', '.join(listed)}")
     log_file = found.folder / "install.txt"
     outside = dict(os.environ)  # pip's own configuration says where packages come from
@@ -87,7 +87,7 @@ def _fill(found: Toolchain, requirements: Path, say: Callable[[str], None], sdk:
     if sdk and sdk.wheels:  # these files and no others: a public package of the same name is not the vendor's
         commands.append([*pip, "--no-index", *map(str, sdk.wheels)])
     for command in commands:
-        status = run_logged(command, outside, found.folder, log_file, INSTALL_S, None)
+        status = run_logged(command, outside, found.folder, log_file, INSTALL_TIMEOUT_S, None)
         if status != 0:
             reason = last_line(log_file.read_text(encoding="utf-8", errors="replace"))
             kept = found.folder.parent / "logs" / f"{found.target}.install.txt"
@@ -112,7 +112,7 @@ def _is_current(folder: Path, requirements: Path) -> bool:
     except (OSError, ValueError):
         return False
     have = installed_versions(folder)
-    return marker.get("requirements") == _sha256(requirements) and pinned(requirements).items() <= have.items()
+    return marker.get("requirements") == _sha256(requirements) and pinned_versions(requirements).items() <= have.items()
 
 
 def _sha256(path: Path) -> str:

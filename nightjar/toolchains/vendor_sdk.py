@@ -42,10 +42,10 @@ WHEEL = re.compile(
 )
 NUMBER = re.compile(r"\d+(?:\.\d+)+[\w.+-]*")
 ANSWER_S = 30.0
-DEPTH = 6  # folders below the one that is named: vendors' archives nest
+SEARCH_DEPTH = 6  # folders below the one that is named: vendors' archives nest
 
 
-class WantedWheel(BaseModel):
+class WheelSpec(BaseModel):
     """A wheel that only the vendor gives."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +56,7 @@ class WantedWheel(BaseModel):
     optional: bool = Field(False, description="taken where it lies there, not missed where it does not")
 
 
-class WantedProgram(BaseModel):
+class ProgramSpec(BaseModel):
     """A program of the vendor's that stays where it lies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +67,7 @@ class WantedProgram(BaseModel):
     version: tuple[str, ...] = ("--version",)
 
 
-class Wanted(BaseModel):
+class SdkSpec(BaseModel):
     """The content of sdk.toml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,8 +75,8 @@ class Wanted(BaseModel):
     name: str
     source: str
     python: tuple[str, ...] = Field(description="versions that the vendor's wheels are made for, the best first")
-    wheels: tuple[WantedWheel, ...] = ()
-    programs: tuple[WantedProgram, ...] = ()
+    wheels: tuple[WheelSpec, ...] = ()
+    programs: tuple[ProgramSpec, ...] = ()
 
 
 class Program(BaseModel, frozen=True):
@@ -109,12 +109,12 @@ class _Wheel(NamedTuple):
     says: str  # its tags
 
 
-def read_wanted(path: Path) -> Wanted:
+def read_sdk_spec(path: Path) -> SdkSpec:
     """Read sdk.toml, which is ours: what is wrong in it raises as it is."""
-    return Wanted.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    return SdkSpec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
-def look(target: str, wanted: Wanted, folder: Path) -> Sdk:
+def find_sdk(target: str, wanted: SdkSpec, folder: Path) -> Sdk:
     """Find an SDK's wheels and programs below a folder, and a Python that takes them.
 
     Raises ToolchainMissing that names everything that is missing, damaged, or of the wrong version.
@@ -124,15 +124,15 @@ def look(target: str, wanted: Wanted, folder: Path) -> Sdk:
             f"no folder {folder}: give the one with {wanted.name} in it, "
             f"`nightjar toolchain install {target} --sdk FOLDER`; {wanted.source}"
         )
-    lying = list(_wheels(folder, wanted.python))
+    lying = list(_find_wheels(folder, wanted.python))
     missing: list[str] = []
     for wheel in wanted.wheels:
-        said = _lacks(wheel, lying, wanted.python)
+        said = _wheel_problem(wheel, lying, wanted.python)
         if said and not (wheel.optional and not any(_same(one.name, wheel.name) for one in lying)):
             missing.append(said)
     programs = {}
     for program in wanted.programs:
-        found = _program(program, folder)
+        found = _find_program(program, folder)
         if isinstance(found, str):
             missing.append(found)
         else:
@@ -142,11 +142,11 @@ def look(target: str, wanted: Wanted, folder: Path) -> Sdk:
             f"{folder} is not the whole of {wanted.name}: {'; '.join(missing)} ({wanted.source}): "
             f"put it there, then run `nightjar toolchain install {target} --sdk {folder}` again"
         )
-    version, wheels = _together(target, wanted, folder, lying)
-    return Sdk(_interpreter(target, version, folder), wheels, programs)
+    version, wheels = _choose_wheels(target, wanted, folder, lying)
+    return Sdk(_find_python(target, version, folder), wheels, programs)
 
 
-def _lacks(wheel: WantedWheel, lying: Iterable[_Wheel], pythons: tuple[str, ...]) -> str:
+def _wheel_problem(wheel: WheelSpec, lying: Iterable[_Wheel], pythons: tuple[str, ...]) -> str:
     """Say what is wrong with all wheels of a name, empty where one will do."""
     of_name = [one for one in lying if _same(one.name, wheel.name)]
     wheels = f"{wheel.name} {_span(wheel)}".strip()
@@ -165,7 +165,7 @@ def _lacks(wheel: WantedWheel, lying: Iterable[_Wheel], pythons: tuple[str, ...]
     return ", ".join(said)
 
 
-def _together(target: str, wanted: Wanted, folder: Path, lying: list[_Wheel]) -> tuple[str, tuple[Path, ...]]:
+def _choose_wheels(target: str, wanted: SdkSpec, folder: Path, lying: list[_Wheel]) -> tuple[str, tuple[Path, ...]]:
     """Choose one wheel of each name that all fit one Python; the newest of each."""
     usable = [one for one in lying if not _damage(one)]
     for version in wanted.python:
@@ -186,14 +186,14 @@ def _together(target: str, wanted: Wanted, folder: Path, lying: list[_Wheel]) ->
     )
 
 
-def _interpreter(target: str, version: str, folder: Path) -> str:
+def _find_python(target: str, version: str, folder: Path) -> str:
     """Find a Python of a version: this one, or pythonX.Y on PATH that answers (a version manager's shim may not)."""
     if version == ".".join(map(str, sys.version_info[:2])):
         return sys.executable
     ask = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
     for place in os.environ.get("PATH", "").split(os.pathsep):
         path = shutil.which(f"python{version}", path=place)
-        if path and _said([path, "-c", ask]) == version:
+        if path and _output([path, "-c", ask]) == version:
             return path
     raise ToolchainMissing(
         f"the vendor's wheels need python{version} (with venv), and none on PATH answers: install it, "
@@ -201,9 +201,9 @@ def _interpreter(target: str, version: str, folder: Path) -> str:
     )
 
 
-def _wheels(folder: Path, pythons: tuple[str, ...]) -> Iterable[_Wheel]:
+def _find_wheels(folder: Path, pythons: tuple[str, ...]) -> Iterable[_Wheel]:
     for path in sorted(folder.rglob("*.whl")):
-        if len(path.relative_to(folder).parts) > DEPTH or not (named := WHEEL.fullmatch(path.stem)):
+        if len(path.relative_to(folder).parts) > SEARCH_DEPTH or not (named := WHEEL.fullmatch(path.stem)):
             continue
         on_linux = any(tag in named["platform"] for tag in ("any", "linux_x86_64")) or "x86_64" in named["platform"]
         fitting = tuple(v for v in pythons if on_linux and _takes(named["python"], named["abi"], v))
@@ -236,7 +236,7 @@ def _damage(wheel: _Wheel) -> str:
     return ""
 
 
-def _program(wanted: WantedProgram, folder: Path) -> Program | str:
+def _find_program(wanted: ProgramSpec, folder: Path) -> Program | str:
     """Find a program that answers; say in words where there is none."""
     tail = Path(wanted.path)
     found = [path for path in sorted(folder.rglob(tail.name)) if path.parts[-len(tail.parts) :] == tail.parts]
@@ -249,30 +249,36 @@ def _program(wanted: WantedProgram, folder: Path) -> Program | str:
     if libraries is not None and not libraries.is_dir():
         return f"no {wanted.libraries} beside {wanted.path}"
     program = Program(path=path, libraries=libraries, version="")
-    said = _said([str(path), *wanted.version], program.environment())
+    said = _output([str(path), *wanted.version], program.environment())
     if said is None:
         return f"{path} does not answer {' '.join(wanted.version)}"
     numbers = NUMBER.search(said)
     return program.model_copy(update={"version": numbers[0] if numbers else " ".join(said.split())[:80] or "unknown"})
 
 
-def _said(command: list[str], environment: dict[str, str] | None = None) -> str | None:
+def _output(command: list[str], environment: dict[str, str] | None = None) -> str | None:
     """Run a command that answers at once; return what it prints, None where it fails."""
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=ANSWER_S, check=False, errors="replace"
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_S,
+            check=False,
+            errors="replace",
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return (done.stdout.strip() or done.stderr.strip()) if done.returncode == 0 else None
 
 
-def _fits(wheel: WantedWheel, version: str) -> bool:
+def _fits(wheel: WheelSpec, version: str) -> bool:
     have = _key(version)
     return (not wheel.at_least or have >= _key(wheel.at_least)) and (not wheel.below or have < _key(wheel.below))
 
 
-def _span(wheel: WantedWheel) -> str:
+def _span(wheel: WheelSpec) -> str:
     from_, to = f">={wheel.at_least}" if wheel.at_least else "", f"<{wheel.below}" if wheel.below else ""
     return ",".join(filter(None, (from_, to)))
 

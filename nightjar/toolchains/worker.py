@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 
-def main(module: str, job_file: str, result_file: str, memory_bytes: str = "0") -> int:
+def main(module: str, job_file: str, result_file: str, address_space_bytes: str = "0") -> int:
     """Run a module on a job and write its result or its error; return the exit status."""
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    if int(memory_bytes):
-        resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    if int(address_space_bytes):
+        resource.setrlimit(resource.RLIMIT_AS, (int(address_space_bytes), int(address_space_bytes)))
     warnings.simplefilter("ignore")  # of the SDK's own code: nobody here can act on them
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     result: dict[str, Any]
     try:
-        enter_bare(module)
+        stub_target_packages(module)
         result = {"result": importlib.import_module(module).main(job)}
     except Exception as exc:  # whatever an SDK raises
         traceback.print_exc()
@@ -40,7 +40,7 @@ def main(module: str, job_file: str, result_file: str, memory_bytes: str = "0") 
     return 1 if "error" in result else 0
 
 
-def enter_bare(module: str) -> None:
+def stub_target_packages(module: str) -> None:
     """Enter the packages on the way to a target's module as bare folders.
 
     A target's package declares its options with pydantic, which a vendor's environment lacks.
@@ -62,7 +62,7 @@ def _kind(exc: Exception) -> str:
     return type(exc).__name__
 
 
-def _follow_parent() -> None:
+def _exit_with_parent() -> None:
     """End with the process that called: its end closes this pipe, even when it was killed."""
     while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when Python ends
         pass

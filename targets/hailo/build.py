@@ -16,11 +16,11 @@ import onnx
 
 from nightjar.errors import BadOptions, NightjarError, ToolchainFailed
 from nightjar.files import digest_file
-from nightjar.graphs.fusion import Graph
+from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.nhwc import nhwc_shape, to_nhwc
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import INDEX, CalibrationSet
-from nightjar.quantization.sensitivity import roundable
 from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.hailo.failures import Failure, classify, level_notes, level_used
 from targets.hailo.graph import Cut, cut, prepared
@@ -74,7 +74,7 @@ class Steps:
         folder.mkdir(parents=True, exist_ok=True)
         exported = onnx.load(graph)
         self.graph = Graph(exported)
-        self.groups = roundable(exported)
+        self.groups = quantizable_groups(exported)
         self.cut: Cut = cut(part, self.graph)
         self.onnx = folder / f"{part}.onnx"
         onnx.save(prepared(exported, options.value_by_one), self.onnx)
@@ -226,12 +226,12 @@ class Steps:
             place,
             self.options.hours * 3600,
             on_progress=lambda what, done, total: tick(done, total),
-            most_bytes=_memory_bytes(self.options),
+            memory_limit_bytes=_memory_bytes(self.options),
         )
         said = (place / "log.txt").read_text(encoding="utf-8", errors="replace")
         if refused := result.get("refused"):
             failure = classify(refused["kind"], refused["message"])
-            kept = self.found.keep_log(name, place / "log.txt")
+            kept = self.found.save_log(name, place / "log.txt")
             raise _Refused(failure, self._error(name, failure, kept))
         return result | {"log": "\n".join(line for line in said.splitlines() if "level" in line)}
 

@@ -7,8 +7,9 @@ values at the end is the host's, and what the parser does not know may only stan
 from typing import Any, NamedTuple
 
 from nightjar.errors import BadOptions
-from nightjar.graphs.fusion import MOVES, Graph, fuse
-from nightjar.graphs.nhwc import Move
+from nightjar.graphs.fusion import fuse
+from nightjar.graphs.nhwc import LayoutStep
+from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
 
 # No layer of the DFC 3.x has these of an activation: its parser says Unsupported…LayerError.
 UNKNOWN = frozenset(
@@ -26,7 +27,7 @@ class Ending(NamedTuple):
     name: str
     node: str
     shape: tuple[int, ...]
-    moves: list[Move]
+    moves: list[LayoutStep]
 
 
 class Cut(NamedTuple):
@@ -59,16 +60,16 @@ def cut(part: str, graph: Graph) -> Cut:
 
 def _ending(graph: Graph, name: str) -> Ending:
     """Walk back from an output over what only moves values."""
-    moves: list[Move] = []
-    node = graph.made_by.get(name)
+    moves: list[LayoutStep] = []
+    node = graph.producers.get(name)
     at = name
-    while node is not None and node.op_type in MOVES:
+    while node is not None and node.op_type in DATA_MOVEMENT:
         if node.op_type == "Transpose":
             moves.insert(0, ["transpose", list(node.attribute[0].ints)])
         else:  # a new shape, however it is said
             moves.insert(0, ["reshape", list(graph.shape(at))])
         at = node.input[0]
-        node = graph.made_by.get(at)
+        node = graph.producers.get(at)
     return Ending(name, node.name if node is not None else "", graph.shape(at), moves)
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import onnx
 
 from nightjar.errors import BadOptions
-from nightjar.graphs.fusion import MOVES, Graph, Group, fuse
+from nightjar.graphs.fusion import Group, fuse
+from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
 from nightjar.plugins.lint import Finding, place_of
 from targets.hailo.graph import UNKNOWN, cut
 from targets.hailo.known_windows import shorter_window, window_label, window_note
@@ -104,10 +105,10 @@ def _behind(part: str, graph: Graph) -> set[str]:
         return set()
     names: set[str] = set()
     for output in graph.outputs:
-        node = graph.made_by.get(output)
-        while node is not None and node.op_type in MOVES and node.name not in endings:
+        node = graph.producers.get(output)
+        while node is not None and node.op_type in DATA_MOVEMENT and node.name not in endings:
             names.add(node.name)
-            node = graph.made_by.get(node.input[0])
+            node = graph.producers.get(node.input[0])
     return names
 
 
@@ -161,7 +162,7 @@ def _broadcast(part: str, graph: Graph, node: Any) -> Iterator[Finding]:
 
 def _shape(part: str, graph: Graph, node: Any) -> Iterator[Finding]:
     """Look at the ranks, and at the first dimension, which is the batch to the DFC."""
-    moves = node.op_type in MOVES
+    moves = node.op_type in DATA_MOVEMENT
     for name in node.output:
         shape = graph.shapes.get(name, ())
         if len(shape) > RANK:
@@ -177,7 +178,7 @@ def _shape(part: str, graph: Graph, node: Any) -> Iterator[Finding]:
 
 def _group(part: str, graph: Graph, group: Group) -> Iterator[Finding]:
     """Look at what the compiler takes as one: products that are too wide, attention that it rewrites."""
-    node = graph.made_by[graph.root(group.tensor)] if group.kind == "attention" else None
+    node = graph.producers[graph.root(group.tensor)] if group.kind == "attention" else None
     if group.kind in ("linear", "head"):
         columns = graph.shape(group.tensor)[-1]
         if columns > COLUMNS:
@@ -205,7 +206,7 @@ def _group(part: str, graph: Graph, group: Group) -> Iterator[Finding]:
 
 def _lowest(graph: Graph, group: Group) -> float:
     """Return the lowest constant that is added inside an attention, 0 where there is none."""
-    nodes = (graph.made_by[name] for name in (graph.root(inner) for inner in group.inner))
+    nodes = (graph.producers[name] for name in (graph.root(inner) for inner in group.inner))
     sums = [node for node in nodes if node.op_type == "Add"]
     constants = [graph.constant(name) for node in sums for name in node.input if graph.is_constant(name)]
     return min((float(values.min()) for values in constants), default=0.0)

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 
 from nightjar.errors import BadInput, BadOptions
-from nightjar.graphs.fusion import Graph, fuse
-from nightjar.graphs.parameter_map import read_parameters, read_places
+from nightjar.graphs.fusion import fuse
+from nightjar.graphs.onnx_graph import Graph
+from nightjar.graphs.parameter_map import read_parameter_map, read_parameters
 from nightjar.quantization.calibration_set import CalibrationSet
 
 SAMPLES_BYTES = 1 << 30  # of one part's calibration samples on their way to an SDK
@@ -37,7 +38,7 @@ def read_model(graphs: Path) -> dict[str, Any]:
 
 def hand_over(graphs: Path, part: str, folder: Path) -> dict[str, Any]:
     """Write a part's weights as .npz, which every torch reads, into `folder`; return the job that builds it again."""
-    places = read_places(graphs)
+    places = read_parameter_map(graphs)
     weights = read_parameters(onnx.load(graphs / read_model(graphs)["parts"][part]["file"]), places.parts[part])
     save: Any = np.savez
     save(folder / f"{part}.npz", **weights)

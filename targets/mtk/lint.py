@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from nightjar.errors import ToolchainMissing
-from nightjar.graphs.fusion import Graph
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.lint import Finding, place_of
 from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.mtk.graphs import hand_over, read_model

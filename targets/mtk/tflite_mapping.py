@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from nightjar.errors import Broken
-from nightjar.graphs.fusion import Graph, Group, fuse
+from nightjar.graphs.fusion import Group, fuse
+from nightjar.graphs.onnx_graph import Graph
 from targets.mtk.tflite import Model
 
 FEW = 16  # values of a constant that tell nothing: scales, epsilons, shapes

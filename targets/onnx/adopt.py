@@ -10,14 +10,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from nightjar.errors import BadInput, Broken
-from nightjar.graphs.prebuilt import GivenPart, Graph, hold_against
-from nightjar.graphs.tensor_spec import Input
+from nightjar.graphs.prebuilt import FileInterface, PrebuiltPart, check_interface
+from nightjar.graphs.tensor_spec import TensorSpec
 from targets.onnx.audit import alone, audit, lanes_of
 from targets.onnx.options import NAME
 from targets.onnx.quantize import open_session
 
 
-def describe(file: Path) -> Graph:
+def describe(file: Path) -> FileInterface:
     """Read names, shapes and dtypes of a graph's inputs and outputs.
 
     Raises BadInput for a file that is no ONNX graph, keeps its weights in other files, or has open dimensions.
@@ -35,17 +35,17 @@ def describe(file: Path) -> Graph:
         raise BadInput(f"{file} keeps its weights in another file: save it as one, `onnx.save(onnx.load(F), G)`")
     weights = {tensor.name for tensor in graph.initializer}  # which old exporters list among the inputs
     inputs = tuple(_tensor(file, value) for value in graph.input if value.name not in weights)
-    return Graph(inputs=inputs, outputs=tuple(_tensor(file, value) for value in graph.output))
+    return FileInterface(inputs=inputs, outputs=tuple(_tensor(file, value) for value in graph.output))
 
 
-def adopt(parts: Mapping[str, GivenPart], graphs: Path, out: Path) -> None:
+def adopt(parts: Mapping[str, PrebuiltPart], graphs: Path, out: Path) -> None:
     """Write the binary of docs/files.md from given files; `graphs` is the same recipe's export, for model.json.
 
     Raises BadInput for a file whose tensors are not those of the export, or that onnxruntime cannot load.
     """
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     for name, given in parts.items():
-        hold_against(given, name, model["parts"][name])
+        check_interface(given, name, model["parts"][name])
     entries = {}
     for name, part in model["parts"].items():
         given, file = parts[name], out / part["file"]
@@ -81,7 +81,7 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
                 _rename(inner, names)
 
 
-def _tensor(file: Path, value: onnx.ValueInfoProto) -> Input:
+def _tensor(file: Path, value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim]
     if any(not isinstance(dim, int) or dim < 1 for dim in dims) or not kind.elem_type:
@@ -90,7 +90,7 @@ def _tensor(file: Path, value: onnx.ValueInfoProto) -> Input:
             "export without dynamic axes"
         )
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return Input(name=value.name, shape=tuple(int(dim) for dim in dims), dtype=dtype)
+    return TensorSpec(name=value.name, shape=tuple(int(dim) for dim in dims), dtype=dtype)
 
 
 def _audited(given: Path, file: Path) -> dict[str, Any]:

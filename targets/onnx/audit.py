@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from nightjar.graphs.macs import MULTIPLYING, count_macs, tensor_shapes
+from nightjar.graphs.macs import MULTIPLYING, count_macs
+from nightjar.graphs.onnx_graph import tensor_shapes
 from targets.onnx.quantize import open_session
 
 PLUMBING = ("Constant", "QuantizeLinear", "DequantizeLinear")

@@ -15,7 +15,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from nightjar.errors import Broken
-from nightjar.graphs.macs import FIXED, tensor_shapes
+from nightjar.graphs.macs import FIXED
+from nightjar.graphs.onnx_graph import tensor_shapes
 
 MOST = 16  # a clip and step of tiny.en takes 7.3 ms alone, 1.9 with 8 lanes, 1.4 with 16 (2 cores)
 MEMORY_BYTES = 512 * 2**20  # for what the lanes hold of their clips

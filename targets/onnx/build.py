@@ -10,7 +10,7 @@ import onnx
 
 from nightjar.errors import BadOptions, Broken
 from nightjar.progress import tick
-from nightjar.quantization.calibration_set import CalibrationSet, Spread, Tensors
+from nightjar.quantization.calibration_set import CalibrationSet, RunningHistogram, Tensors
 from targets.onnx.attention_fusion import fuse_attention
 from targets.onnx.audit import audit, count_integer_kernels
 from targets.onnx.batched_decoder import count_lanes, free_lanes
@@ -87,7 +87,7 @@ def _no_int8(part: str) -> Broken:
     return Broken(f"part '{part}' came out without one int8 layer; keep fewer nodes float or build with --precision fp")
 
 
-def _range(spread: Spread, options: Options) -> tuple[float, float]:
+def _range(spread: RunningHistogram, options: Options) -> tuple[float, float]:
     if options.method == "percentile":
         return spread.percentile(100 - options.percentile), spread.percentile(options.percentile)
     return spread.low, spread.high

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from nightjar.errors import Broken
-from nightjar.quantization.calibration_set import Spread, Tensors
+from nightjar.quantization.calibration_set import RunningHistogram, Tensors
 from targets.onnx.tied_embeddings import drop_unused, is_plain_gemm, untie
 
 
@@ -55,13 +55,15 @@ def float_by_rule(model: onnx.ModelProto) -> list[str]:
     return names
 
 
-def collect_ranges(model: onnx.ModelProto, tensors: Iterable[str], samples: Iterable[Tensors]) -> dict[str, Spread]:
+def collect_ranges(
+    model: onnx.ModelProto, tensors: Iterable[str], samples: Iterable[Tensors]
+) -> dict[str, RunningHistogram]:
     """Run every sample through the float graph and return the spread of the tensors named.
 
     Raises Broken for a tensor whose type shape inference does not find.
     """
     known = {v.name: v for v in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
-    spreads = {name: Spread() for name in sorted(set(tensors))}
+    spreads = {name: RunningHistogram() for name in sorted(set(tensors))}
     inputs = {v.name for v in model.graph.input}
     probe = onnx.ModelProto()
     probe.CopyFrom(model)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import onnx
 
 from nightjar.errors import Broken
-from nightjar.graphs.macs import count_macs, tensor_shapes
+from nightjar.graphs.macs import count_macs
+from nightjar.graphs.onnx_graph import tensor_shapes
 from targets.rknn.layer_mapping import LINEAR, MOVING, Layer, node_layers, node_name
 
 BITS = {"INT4": 4, "INT8": 8, "UINT8": 8, "INT16": 16, "FLOAT16": 16, "FLOAT": 32, "INT32": 32, "INT64": 64}

@@ -19,7 +19,7 @@ import onnx
 
 from nightjar.device.health import memory_free_bytes
 from nightjar.errors import BadInput, BadOptions
-from nightjar.process import together
+from nightjar.process import run_parallel
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.toolchains.environment import Toolchain, toolchain
@@ -94,7 +94,7 @@ def build(
                 require_int8(part, entry)
             return entry
 
-        made = together([partial(make, part) for part in files], _at_once(graphs, files))
+        made = run_parallel([partial(make, part) for part in files], _at_once(graphs, files))
         entries = dict(zip(files, made, strict=True))
     for part, entry in entries.items():
         described = {kind: model["parts"][part][kind] for kind in ("inputs", "outputs")}  # the runtime knows no names

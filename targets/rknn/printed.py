@@ -2,7 +2,7 @@
 
 import re
 
-from nightjar.plugins.program_output import Printed
+from nightjar.plugins.program_output import ProgramOutput
 
 WANTED = "the whole output of rknn_whisper_demo"
 # examples/whisper/cpp/main.cc of rknn_model_zoo v2.3.2; the first number is the work, the second the audio, in seconds.
@@ -10,10 +10,10 @@ RTF = re.compile(r"Real Time Factor \(RTF\):\s*(\d{1,9}(?:\.\d{0,9})?)\s*/\s*(\d
 TEXT = re.compile(r"^Whisper output:[ \t]*(.*)$", re.MULTILINE)
 
 
-def parse(output: str) -> Printed | None:
+def parse(output: str) -> ProgramOutput | None:
     """Return the text and the times of one clip's output, None without a `Whisper output:` line."""
     text, rtf = TEXT.search(output), RTF.search(output)
     if text is None:
         return None
     seconds, audio_s = (float(rtf[1]), float(rtf[2])) if rtf else (None, None)
-    return Printed(text=text[1].strip(), seconds=seconds, audio_s=audio_s)
+    return ProgramOutput(text=text[1].strip(), seconds=seconds, audio_s=audio_s)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from nightjar.graphs.fusion import Graph, Group
+from nightjar.graphs.fusion import Group, quantizable_groups
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.quantization.calibration_set import Tensors
-from nightjar.quantization.ranges import Range, collect_extremes, rounded_tensors, settle_ranges
-from nightjar.quantization.sensitivity import roundable
+from nightjar.quantization.ranges import Range, choose_ranges, collect_extremes, quantized_tensors
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ def write_ranges(
     the others.
     """
     graph = Graph(model)
-    groups = roundable(model)
+    groups = quantizable_groups(model)
     extremes = collect_extremes(graph, _told(graph, groups), chain([seen], samples))
-    settled = settle_ranges(graph, groups, {name: ends[1:] for name, ends in extremes.items()})
+    settled = choose_ranges(graph, groups, {name: ends[1:] for name, ends in extremes.items()})
     first = {name: ends[0] for name, ends in extremes.items()}
     count = 0
 
@@ -74,7 +74,7 @@ def write_ranges(
 def _told(graph: Graph, groups: Sequence[Group]) -> list[str]:
     """Name the tensors by whose ends the toolkit's are known: what is rounded, and what is given or cut out of it."""
     cut = (name for node in graph.nodes if node.op_type in SELECTING for name in node.output)
-    return sorted({*rounded_tensors(graph, groups), *filter(graph.is_float, (*graph.inputs, *cut))})
+    return sorted({*quantized_tensors(graph, groups), *filter(graph.is_float, (*graph.inputs, *cut))})
 
 
 def _near(found: re.Match[str], of: Mapping[str, Range]) -> list[str]:

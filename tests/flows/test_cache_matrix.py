@@ -59,7 +59,8 @@ PLANNER = """
 import json, pathlib, sys
 from flows.port import port
 from nightjar.request import PortRequest
-from tasks.stage import Run, default_store, running
+from nightjar.store.remote import open_store
+from tasks.stage import Run, running
 
 request = PortRequest(model="random", checkpoint="random.pt", calibration_set=sys.argv[1], test_set=sys.argv[2])
 for name in ["", *sys.argv[3:]]:
@@ -67,7 +68,7 @@ for name in ["", *sys.argv[3:]]:
     text = path.read_text() if name else ""
     if name:
         path.write_text(text + "\\n# edited\\n")
-    with running(Run(default_store(), plan=True)) as run:
+    with running(Run(open_store(), plan=True)) as run:
         port.fn(request)
     if name:
         path.write_text(text)
@@ -156,7 +157,7 @@ def test_the_plan_of_a_damaged_store_is_what_then_runs(checkout: Path) -> None:
     os.truncate(next((store / "judge").glob("*/record.json")), 10)
     misses = planned(checkout)[""]
     assert misses["harvest"] == f"{hidden.name} was altered"
-    assert misses["stock"].startswith("never made")
+    assert misses["stock"].startswith("first run")
     assert {"calibrate", "build binary", "judge", "report"} <= misses.keys()
     done = run(checkout, "-m", "nightjar.cli.main", "port", *speech(checkout), "--json", "again.json")
     assert done.returncode in (0, 1), done.stderr

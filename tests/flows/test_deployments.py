@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from flows.deployments import FILE, derived, read_book
+from flows.deployments import FILE, read_deployments, target_entry
 from nightjar.errors import BadOptions
 from nightjar.plugins.registry import names
 from tests.flows.conftest import ROOT, Cli
@@ -22,7 +22,7 @@ from tests.prefect_server import prefect_server
 def test_the_file_has_every_target_as_a_folder_alone_would_be_deployed() -> None:
     said = yaml.safe_load(FILE.read_text())
     ports = {one["name"]: one for one in said["deployments"] if "port" in one["tags"]}
-    assert ports == {target: derived(target, said["definitions"]) for target in names("targets")}
+    assert ports == {target: target_entry(target, said["definitions"]) for target in names("targets")}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_mistake_in_the_file_is_one_line(tmp_path: Path, old: str, new: str, r
     file = tmp_path / "prefect.yaml"
     file.write_text(FILE.read_text().replace(old, new))
     with pytest.raises(BadOptions) as refused:
-        read_book(file)
+        read_deployments(file)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -193,19 +193,20 @@ import httpx, os
 from prefect import flow
 from nightjar.boards.board import LocalBoard
 from nightjar.plugins.registry import Plugin
-from tasks.concurrency import compiling, holding
-from tasks.stage import joining
+from tasks.concurrency import hold_board, hold_toolchain
+from tasks.stage import current_or_new_run
 
 def active():
     return httpx.get(os.environ["PREFECT_API_URL"] + "/v2/concurrency_limits/toolchain:rknn").json()["active_slots"]
 
 @flow
 def work():
-    with compiling(Plugin(module="targets.onnx")):
+    with hold_toolchain(Plugin(module="targets.onnx")):
         print("onnx", active(), flush=True)
-    with compiling(Plugin(module="targets.rknn")):
+    with hold_toolchain(Plugin(module="targets.rknn")):
         print("compiling", active(), flush=True)
-    with joining(()), holding(LocalBoard(runners={"rknn": "targets.rknn.toolchain.simulate"}), lambda: False):
+    board = LocalBoard(runners={"rknn": "targets.rknn.toolchain.simulate"})
+    with current_or_new_run(()), hold_board(board, lambda: False):
         print("simulating", active(), flush=True)
 
 work()

@@ -11,7 +11,7 @@ from flows.port import port
 from flows.start import run_flow
 from nightjar.cli.console import Screen
 from nightjar.request import PortRequest
-from nightjar.toolchains.environment import chosen
+from nightjar.toolchains.environment import override_toolchain
 from tasks.markdown import verdict_markdown
 from tests.flows.conftest import ROOT, Cli, shipped_speech
 from tests.targets.hailo.environment import make_environment
@@ -117,7 +117,7 @@ def test_a_port_through_the_doubles_goes_from_checkpoint_to_verdict(
         calibration_samples=8,
         limit=3,
     )
-    with chosen("hailo", make_environment(tmp_path / "doubles")):
+    with override_toolchain("hailo", make_environment(tmp_path / "doubles")):
         results, _ = run_flow(port, request, Screen())
     assert results["tier"] == "vendor-simulator"
     assert results["verdict"] in ("PASS", "FAIL", "UNDECIDED")

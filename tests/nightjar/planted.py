@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from nightjar.graphs.tensor_spec import Input
+from nightjar.graphs.tensor_spec import TensorSpec
 from nightjar.quantization.calibration_set import CalibrationSet, CalibrationWriter
 
 T, D, H, VOCAB = 24, 16, 128, 256
@@ -102,7 +102,7 @@ def calibration(folder: Path, models: dict[str, Any], clips: int = 4, steps: int
     """Write samples whose file names carry the clip's number, as models/whisper/calibrate.py does."""
     parts = {
         part: [
-            Input(name=v.name, shape=tuple(d.dim_value for d in v.type.tensor_type.shape.dim), dtype="float32")
+            TensorSpec(name=v.name, shape=tuple(d.dim_value for d in v.type.tensor_type.shape.dim), dtype="float32")
             for v in model.graph.input
         ]
         for part, model in models.items()

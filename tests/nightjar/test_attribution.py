@@ -2,12 +2,12 @@
 
 import pytest
 
-from nightjar.scoring.attribution import Cell, owner
+from nightjar.scoring.attribution import PartPair, attribute_loss
 
 
-def cells(encoder: float, decoder: float, both: float) -> dict[tuple[str, str], Cell]:
-    def cell(wer: float) -> Cell:
-        return Cell(wer=wer, interval=(wer, wer), snr_db=20, kl=0, bad=0, clips=1)
+def cells(encoder: float, decoder: float, both: float) -> dict[tuple[str, str], PartPair]:
+    def cell(wer: float) -> PartPair:
+        return PartPair(wer=wer, interval=(wer, wer), snr_db=20, kl=0, bad=0, clips=1)
 
     return {
         ("float", "float"): cell(10),
@@ -28,7 +28,7 @@ def cells(encoder: float, decoder: float, both: float) -> dict[tuple[str, str], 
     ],
 )
 def test_the_owner_is_who_loses_alone(encoder: float, decoder: float, both: float, named: str) -> None:
-    sentence = owner("int8", cells(encoder, decoder, both), budget=1.0)
+    sentence = attribute_loss("int8", cells(encoder, decoder, both), budget=1.0)
     assert sentence.partition(":")[0] == named
     assert f"encoder alone {encoder:+.2f}" in sentence
     assert f"{both:+.2f} points together" in sentence

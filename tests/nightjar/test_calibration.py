@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from nightjar.errors import BadInput
-from nightjar.graphs.tensor_spec import Input
-from nightjar.quantization.calibration_set import CalibrationSet, CalibrationWriter, Spread
+from nightjar.graphs.tensor_spec import TensorSpec
+from nightjar.quantization.calibration_set import CalibrationSet, CalibrationWriter, RunningHistogram
 
 PARTS = {
-    "encoder": [Input(name="mel", shape=(1, 4, 6), dtype="float32")],
+    "encoder": [TensorSpec(name="mel", shape=(1, 4, 6), dtype="float32")],
     "decoder": [
-        Input(name="token", shape=(1, 1), dtype="int64"),
-        Input(name="self_k_0", shape=(1, 8, 3), dtype="float32"),
-        Input(name="cross_k_0", shape=(1, 5, 3), dtype="float32"),
+        TensorSpec(name="token", shape=(1, 1), dtype="int64"),
+        TensorSpec(name="self_k_0", shape=(1, 8, 3), dtype="float32"),
+        TensorSpec(name="cross_k_0", shape=(1, 5, 3), dtype="float32"),
     ],
 }
 
@@ -147,7 +147,7 @@ def test_spread_is_close_to_numpy_and_does_not_depend_on_order() -> None:
     found = []
     for seed in range(3):
         random.Random(seed).shuffle(arrays)
-        spread = Spread()
+        spread = RunningHistogram()
         for array in arrays:
             spread.add(array)
         found.append((spread.summary(), spread.percentile(1), spread.percentile(75)))

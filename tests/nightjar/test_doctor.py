@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from flows.server import server_answers
+from flows.server import server_problem
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -33,13 +33,13 @@ def url() -> Iterator[str]:
 
 @pytest.mark.parametrize(("code", "why"), [(200, ""), (401, ""), (403, ""), (404, "404"), (500, "500")])
 def test_a_server_is_there_when_it_is_healthy_or_asks_who_is_there(url: str, code: int, why: str) -> None:
-    for said in (server_answers(f"{url}/{code}"), server_answers(f"{url}/{code}/")):
+    for said in (server_problem(f"{url}/{code}"), server_problem(f"{url}/{code}/")):
         assert why in said
         assert bool(said) == bool(why)
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/api", "localhost:4200/api", "no address", "http://a b/api"])
 def test_where_nobody_answers_there_is_a_reason_of_one_line(address: str) -> None:
-    said = server_answers(address)
+    said = server_problem(address)
     assert said
     assert "\n" not in said

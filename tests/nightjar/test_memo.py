@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nightjar.store import file_memo as memo
-from nightjar.store.file_memo import Memo
+from nightjar.store.file_memo import FileMemo
 
 
 @pytest.fixture
@@ -33,25 +33,25 @@ def forgotten() -> None:
 
 
 def test_a_file_is_read_once_and_by_another_process_not_at_all(file: Path) -> None:
-    first = Memo("texts", read)
+    first = FileMemo("texts", read)
     assert [first.get(file), first.get(file)] == ["one", "one"]
     first.save()
-    assert Memo("texts", read).get(file) == "one"
+    assert FileMemo("texts", read).get(file) == "one"
     assert READS == ["a.txt"]
 
 
 def test_a_changed_byte_is_seen_though_size_and_mtime_are_as_before(file: Path) -> None:
-    kept, stat = Memo("texts", read), file.stat()
+    kept, stat = FileMemo("texts", read), file.stat()
     kept.get(file)
     kept.save()
     file.write_text("two")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert [kept.get(file), Memo("texts", read).get(file)] == ["two", "two"]
+    assert [kept.get(file), FileMemo("texts", read).get(file)] == ["two", "two"]
 
 
 def test_what_changed_a_moment_ago_is_not_remembered(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memo, "SETTLED_NS", 60_000_000_000)
-    kept = Memo("texts", read)
+    kept = FileMemo("texts", read)
     kept.get(file)
     kept.get(file)
     assert READS == ["a.txt", "a.txt"]
@@ -59,19 +59,19 @@ def test_what_changed_a_moment_ago_is_not_remembered(file: Path, monkeypatch: py
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1'])
 def test_a_damaged_memo_is_made_again(file: Path, content: str) -> None:
-    first = Memo("texts", read)
+    first = FileMemo("texts", read)
     first.get(file)
     first.save()
     assert first.path is not None
     assert list(json.loads(first.path.read_text())) == [str(file)]
     first.path.write_text(content)
-    assert Memo("texts", read).get(file) == "one"
+    assert FileMemo("texts", read).get(file) == "one"
     assert READS == ["a.txt", "a.txt"]
 
 
 def test_a_store_that_cannot_be_written_and_a_file_that_is_gone_stop_nobody(file: Path) -> None:
     (file.parent / "store").write_text("no folder")
-    kept = Memo("texts", read)
+    kept = FileMemo("texts", read)
     assert kept.get(file) == "one"
     kept.save()
     file.unlink()

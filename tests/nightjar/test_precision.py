@@ -8,17 +8,26 @@ import numpy as np
 import pytest
 
 from nightjar.errors import BadInput
-from nightjar.graphs.fusion import fuse
+from nightjar.graphs.fusion import fuse, quantizable_groups
 from nightjar.quantization import mixed_precision as precision
 from nightjar.quantization.fake_quantize import fake_quantize, open_session
-from nightjar.quantization.graph_rewrites import apply
-from nightjar.quantization.mixed_precision import HEAD, Budget, Measured, pareto, read_plan, rungs, search, write_plan
-from nightjar.quantization.part_chain import Chain, open_parts, runs
+from nightjar.quantization.graph_rewrites import apply_rewrites
+from nightjar.quantization.mixed_precision import (
+    HEAD,
+    Budget,
+    Measurement,
+    pareto,
+    read_plan,
+    rungs,
+    search,
+    write_plan,
+)
+from nightjar.quantization.part_chain import Chain, open_sessions, part_function
 from nightjar.quantization.ranges import collect_ranges
-from nightjar.quantization.sensitivity import Settings, rank, roundable
+from nightjar.quantization.sensitivity import RankingSettings, rank
 from tests.nightjar import planted
 
-SETTINGS = Settings(clips=4, steps=3, rewrites=False)
+SETTINGS = RankingSettings(clips=4, steps=3, rewrites=False)
 CALLS = {"decoder": 10.0}
 
 
@@ -47,15 +56,15 @@ def test_groups_that_lose_nothing_end_the_ladder(ranking):
     loud = silent["encoder"][0].model_copy(update={"kl": 0.1})
     parts = {**silent, "encoder": (loud, *silent["encoder"][1:])}
     nothing, one, everything = rungs(ranking.model_copy(update={"parts": parts}), CALLS)
-    assert sum(map(len, nothing.keep.values())) == 0
-    assert one.keep == {"encoder": (loud.tensor,), "decoder": ()}
-    assert sum(map(len, everything.keep.values())) == sum(map(len, parts.values()))
+    assert sum(map(len, nothing.float16_layers.values())) == 0
+    assert one.float16_layers == {"encoder": (loud.tensor,), "decoder": ()}
+    assert sum(map(len, everything.float16_layers.values())) == sum(map(len, parts.values()))
 
 
 def test_a_part_with_little_arithmetic_is_float_as_a_whole(ranking):
     plans = precision.ladder(ranking, CALLS)  # the decoder has 4 % of the multiply-accumulates
     decoder = {entry.tensor for entry in ranking.parts["decoder"]}
-    assert all(set(rung.keep["decoder"]) == decoder and "decoder" in rung.whole for rung in plans)
+    assert all(set(rung.float16_layers["decoder"]) == decoder and "decoder" in rung.whole for rung in plans)
     assert "encoder" not in plans[0].whole
     assert set(plans[-1].whole) == {"encoder", "decoder"}
     assert plans[-1].expected.kl == 0  # what is not quantized has no int8 boundary
@@ -105,7 +114,9 @@ def test_without_the_outlier_the_same_groups_are_harmless(calibration, ranking):
 
 
 def test_splitting_the_outlier_makes_its_layer_harmless(models, calibration, ranking):
-    split = {"encoder": apply(models["encoder"], [{"move": "split", "add": "res2", "neurons": [planted.HUGE]}])}
+    split = {
+        "encoder": apply_rewrites(models["encoder"], [{"move": "split", "add": "res2", "neurons": [planted.HUGE]}])
+    }
     after = rank(split | {"decoder": models["decoder"]}, calibration, SETTINGS)
     before = {entry.tensor: entry.kl for entry in ranking.parts["encoder"]}
     losses = {entry.tensor: entry.kl for entry in after.parts["encoder"]}
@@ -117,18 +128,18 @@ def test_splitting_the_outlier_makes_its_layer_harmless(models, calibration, ran
 def test_single_losses_add_up(models, calibration, ranking):
     plain = {"encoder": planted.encoder(), "decoder": planted.decoder()}
     found = rank(plain, calibration, SETTINGS)
-    chain = Chain(open_parts(plain), calibration, 4, 3)
-    groups = roundable(plain["encoder"])
+    chain = Chain(open_sessions(plain), calibration, 4, 3)
+    groups = quantizable_groups(plain["encoder"])
     ranges = collect_ranges(plain["encoder"], groups, calibration.samples("encoder"))
     whole = open_session(fake_quantize(plain["encoder"], groups, ranges))
     expected = sum(entry.kl for entry in found.parts["encoder"])
-    assert 0.4 < chain.distance({"encoder": runs(whole)}).kl / expected < 2.5
+    assert 0.4 < chain.distance({"encoder": part_function(whole)}).kl / expected < 2.5
 
 
 def test_the_float_chain_is_at_no_distance_from_itself(models, calibration):
-    sessions = open_parts(models)
+    sessions = open_sessions(models)
     chain = Chain(sessions, calibration, 4, 3)
-    far = chain.distance({part: runs(session) for part, session in sessions.items()})
+    far = chain.distance({part: part_function(session) for part, session in sessions.items()})
     assert (far.kl, far.agree, far.steps) == (0.0, 12, 12)
 
 
@@ -139,18 +150,18 @@ def test_everything_kept_float_is_the_float_graph(models):
 
 
 def test_rungs_are_nested_from_all_int8_to_all_float(ladder, models):
-    assert not any(ladder[0].keep.values())
+    assert not any(ladder[0].float16_layers.values())
     assert ladder[0].expected.int8_mac_share["total"] == 1
     assert ladder[-1].expected.int8_mac_share["total"] == 0
     for one, two in itertools.pairwise(ladder):
-        assert all(set(one.keep[part]) <= set(two.keep[part]) for part in models)
+        assert all(set(one.float16_layers[part]) <= set(two.float16_layers[part]) for part in models)
         assert one.expected.kl >= two.expected.kl
         assert one.expected.size_bytes["encoder"] <= two.expected.size_bytes["encoder"]
 
 
 def test_the_first_rungs_keep_what_was_planted(ladder):
-    partial = next(rung for rung in ladder if sum(map(len, rung.keep.values())) >= 3)
-    assert {"gelu"} <= set(partial.keep["encoder"])
+    partial = next(rung for rung in ladder if sum(map(len, rung.float16_layers.values())) >= 3)
+    assert {"gelu"} <= set(partial.float16_layers["encoder"])
 
 
 def test_shares_are_counted_from_the_graphs(ranking, models):
@@ -173,7 +184,7 @@ def test_the_search_measures_few_rungs_and_reuses_them(ladder):
 
     def measure(rung):
         asked.append(rung.key())
-        return Measured(kl=losses[rung.key()], agree=1, tokens=1, steps=1)
+        return Measurement(kl=losses[rung.key()], agree=1, tokens=1, steps=1)
 
     for wanted in range(1, len(ladder)):
         budget = Budget(delta_wer=1, kl_per_percent=2.0**-wanted)
@@ -191,7 +202,7 @@ def test_the_search_measures_few_rungs_and_reuses_them(ladder):
 
 def test_words_and_new_loops_bound_a_plan_too(ladder):
     budget = Budget(delta_wer=0.5, kl_per_percent=1)
-    good = Measured(kl=0.1, agree=9, tokens=10, steps=10, delta_wer=0.4)
+    good = Measurement(kl=0.1, agree=9, tokens=10, steps=10, delta_wer=0.4)
     assert budget.allows(good)
     assert not budget.allows(good.model_copy(update={"delta_wer": 0.6}))
     assert not budget.allows(good.model_copy(update={"new_bad": 1}))
@@ -201,8 +212,8 @@ def test_words_and_new_loops_bound_a_plan_too(ladder):
 
 
 def test_the_curve_says_which_points_are_dominated(ladder):
-    measured = [(rung, Measured(kl=1 / (n + 1), agree=1, tokens=1, steps=1)) for n, rung in enumerate(ladder)]
-    points = pareto([*measured, (ladder[1], Measured(kl=5, agree=0, tokens=1, steps=1))])
+    measured = [(rung, Measurement(kl=1 / (n + 1), agree=1, tokens=1, steps=1)) for n, rung in enumerate(ladder)]
+    points = pareto([*measured, (ladder[1], Measurement(kl=5, agree=0, tokens=1, steps=1))])
     dominated = {point["kl"] for point in points if point["dominated"]}
     assert 5 in dominated
     assert 1 / len(ladder) not in dominated, "nothing loses less than the last rung"

@@ -6,11 +6,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from nightjar.errors import BadInput
-from nightjar.graphs.fusion import Graph
+from nightjar.graphs.fusion import quantizable_groups
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.quantization import ranges
 from nightjar.quantization.fake_quantize import open_session
-from nightjar.quantization.ranges import collect_extremes, collect_ranges, rounded_tensors, settle_ranges
-from nightjar.quantization.sensitivity import roundable
+from nightjar.quantization.ranges import choose_ranges, collect_extremes, collect_ranges, quantized_tensors
 from tests.nightjar import planted
 
 
@@ -26,8 +26,8 @@ def samples(encoder, tmp_path_factory):
 
 
 def test_the_extremes_are_those_of_the_tensors_themselves(encoder, samples):
-    graph, groups = Graph(encoder), roundable(encoder)
-    names = rounded_tensors(graph, groups)
+    graph, groups = Graph(encoder), quantizable_groups(encoder)
+    names = quantized_tensors(graph, groups)
     found = collect_extremes(graph, names, samples)
     shown = onnx.ModelProto()
     shown.CopyFrom(graph.model)
@@ -45,13 +45,16 @@ def test_one_loud_sample_in_twenty_does_not_widen_a_large_tensors_range(encoder,
     graph = Graph(encoder)
     name = graph.inputs[0]
     ends = {name: [(-1.0, 1.0)] * 19 + [(-50.0, 80.0)]}
-    assert settle_ranges(graph, roundable(encoder), ends)[name] == (-50.0, 80.0)  # of so few elements each counts
+    assert choose_ranges(graph, quantizable_groups(encoder), ends)[name] == (
+        -50.0,
+        80.0,
+    )  # of so few elements each counts
     monkeypatch.setattr(ranges, "MANY", 1)
-    assert settle_ranges(graph, roundable(encoder), ends)[name] == (-1.0, 1.0)
+    assert choose_ranges(graph, quantizable_groups(encoder), ends)[name] == (-1.0, 1.0)
 
 
 def test_what_a_gelu_silences_is_cut_and_what_others_read_is_not(encoder, samples):
-    groups = roundable(encoder)
+    groups = quantizable_groups(encoder)
     gelu = next(group for group in groups if group.kind == "gelu")
     loud = [{name: 100 * value for name, value in sample.items()} for sample in samples]
     wide = {n: e for n, e in collect_extremes(Graph(encoder), list(gelu.inputs), loud).items()}
@@ -66,7 +69,7 @@ def test_what_a_gelu_silences_is_cut_and_what_others_read_is_not(encoder, sample
 def test_a_sample_with_nan_is_named(encoder, samples):
     broken = {name: np.full_like(value, np.nan) for name, value in samples[0].items()}
     with pytest.raises(BadInput, match=r"tensor '.*' is NaN or infinite for a calibration sample"):
-        collect_ranges(encoder, roundable(encoder), [broken])
+        collect_ranges(encoder, quantizable_groups(encoder), [broken])
 
 
 def test_a_gelu_input_that_is_also_put_out_keeps_its_range():
@@ -88,5 +91,5 @@ def test_a_gelu_input_that_is_also_put_out_keeps_its_range():
         [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    found = collect_ranges(model, roundable(model), [{"x": np.linspace(-8, 8, 8, dtype=np.float32)[None]}])
+    found = collect_ranges(model, quantizable_groups(model), [{"x": np.linspace(-8, 8, 8, dtype=np.float32)[None]}])
     assert found["pre"] == (-16.0, 16.0)

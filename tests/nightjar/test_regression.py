@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightjar.nightly.config import Asked
+from nightjar.nightly.config import CellRequest
 from nightjar.nightly.evidence import Evidence
 from nightjar.nightly.history import Cell, Finding
-from nightjar.nightly.outcomes import Ended, Failure, cell_row, failure_said, night_row, sentence
-from nightjar.nightly.regression import best_night, findings
+from nightjar.nightly.outcomes import CellResult, Failure, cell_row, failure_from_message, night_row, night_summary
+from nightjar.nightly.regression import best_night, cell_findings
 from nightjar.request import PortRequest
 from nightjar.scoring.score import Score, score
 from nightjar.speech.manifest import Clip
@@ -85,14 +85,14 @@ def night(
 
 def said(tonight: Evidence, last: Evidence, best: Evidence | None = None, *more: Evidence) -> list[Finding]:
     rows = [each.cell for each in (*([best] if best else []), *more, last)]
-    return findings(tonight, last, best, rows)
+    return cell_findings(tonight, last, best, rows)
 
 
 def test_a_night_that_made_nothing_anew_has_no_finding() -> None:
     first = night(1, heard(2))
     same = first.model_copy(update={"cell": first.cell.model_copy(update={"night": "2026-11-02T02:00:00Z"})})
     assert said(same, first) == []
-    assert findings(first, None, None, []) == []
+    assert cell_findings(first, None, None, []) == []
 
 
 def test_a_worse_wer_names_the_toolchain_and_not_what_gave_the_same_bytes() -> None:
@@ -172,21 +172,23 @@ def test_size_says_which_part_and_options_are_a_cause() -> None:
 
 def test_a_night_fails_by_what_was_asked_for_and_not_by_what_nobody_has() -> None:
     def row(number: int, failure: Failure) -> tuple[Cell, dict[str, Failure]]:
-        asked = Asked(cell=f"m/t{number}/fp", request=PortRequest(target=f"t{number}"), tier="device")
-        ended = Ended(asked=asked, seconds=1, command="nightjar port", failure=failure)
-        return cell_row("n", ended), {asked.cell: failure}
+        cell_request = CellRequest(cell=f"m/t{number}/fp", request=PortRequest(target=f"t{number}"), tier="device")
+        ended = CellResult(cell_request=cell_request, seconds=1, command="nightjar port", failure=failure)
+        return cell_row("n", ended), {cell_request.cell: failure}
 
-    absent = failure_said("Flow run encountered an exception: ToolchainMissing: the toolchain of t1 is not installed")
+    absent = failure_from_message(
+        "Flow run encountered an exception: ToolchainMissing: the toolchain of t1 is not installed"
+    )
     assert (absent.outcome, absent.exit_code, absent.behind) == ("MISSING", 3, "toolchain")
-    wrong = failure_said("Flow run encountered an exception: BadManifest: no clips\nin it")
-    lost = failure_said("Flow run infrastructure exited with non-zero status code -9")
+    wrong = failure_from_message("Flow run encountered an exception: BadManifest: no clips\nin it")
+    lost = failure_from_message("Flow run infrastructure exited with non-zero status code -9")
     assert (wrong.outcome, lost.outcome) == ("MISSING", "BROKEN")
     rows = [row(number, failure) for number, failure in enumerate((absent, wrong, lost), 1)]
     cells = [cell for cell, _ in rows]
     failures = {name: failure for _, because in rows for name, failure in because.items()}
     never = night_row("n", "", "", cells[:1], failures, frozenset())
     assert never.outcome == "PASS"
-    assert "1 is missing" in sentence(never, cells[:1], [])
+    assert "1 is missing" in night_summary(never, cells[:1], [])
     had = night_row("n", "", "", cells, failures, frozenset({"m/t1/fp"}))
     assert had.outcome == "FAIL"
     assert had.failed.split("; ") == [

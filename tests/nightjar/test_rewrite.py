@@ -9,7 +9,7 @@ import pytest
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import fuse
 from nightjar.quantization.fake_quantize import open_session
-from nightjar.quantization.graph_rewrites import apply, huge_neurons, propose, rewrite_graphs
+from nightjar.quantization.graph_rewrites import apply_rewrites, outlier_neurons, propose_rewrites, rewrite_graphs
 from tests.nightjar import planted
 
 
@@ -25,7 +25,7 @@ def run(model, sample):
 
 def test_every_move_leaves_the_float_output_as_it_is(samples):
     model = planted.encoder(outlier=60)
-    moves = propose(model, samples)
+    moves = propose_rewrites(model, samples)
     assert {(m["move"], m.get("tensor", m.get("add"))) for m in moves} == {
         ("scale", "ln1"),
         ("scale", "value"),
@@ -33,8 +33,10 @@ def test_every_move_leaves_the_float_output_as_it_is(samples):
         ("split", "res2"),
     }
     for chosen in ([move] for move in moves):
-        np.testing.assert_allclose(run(apply(model, chosen), samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)
-    changed = apply(model, moves)
+        np.testing.assert_allclose(
+            run(apply_rewrites(model, chosen), samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4
+        )
+    changed = apply_rewrites(model, moves)
     np.testing.assert_allclose(run(changed, samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)
     assert sum(g.macs for g in fuse(changed)) == sum(g.macs for g in fuse(model)), "moves cost no multiplications"
 
@@ -42,7 +44,7 @@ def test_every_move_leaves_the_float_output_as_it_is(samples):
 def test_apply_does_not_touch_the_graph_it_is_given(samples):
     model = planted.encoder(outlier=60)
     before = model.SerializeToString()
-    apply(model, propose(model, samples))
+    apply_rewrites(model, propose_rewrites(model, samples))
     assert model.SerializeToString() == before
 
 
@@ -51,7 +53,7 @@ def test_a_folder_of_graphs_is_rewritten_and_described_as_before(samples, tmp_pa
     (tmp_path / "graphs").mkdir()
     onnx.save(model, tmp_path / "graphs" / "encoder.onnx")
     (tmp_path / "graphs" / "model.json").write_text(json.dumps({"parts": {"encoder": {"file": "encoder.onnx"}}}))
-    rewrite_graphs(tmp_path / "graphs", {"encoder": propose(model, samples)}, tmp_path / "out")
+    rewrite_graphs(tmp_path / "graphs", {"encoder": propose_rewrites(model, samples)}, tmp_path / "out")
     assert (tmp_path / "out" / "model.json").read_bytes() == (tmp_path / "graphs" / "model.json").read_bytes()
     changed = onnx.load(tmp_path / "out" / "encoder.onnx")
     assert len(changed.graph.node) > len(model.graph.node)
@@ -60,15 +62,15 @@ def test_a_folder_of_graphs_is_rewritten_and_described_as_before(samples, tmp_pa
 
 def test_only_neurons_far_above_all_others_are_split():
     peaks = np.ones(400)
-    assert huge_neurons(peaks) == []
+    assert outlier_neurons(peaks) == []
     peaks[[3, 9]] = 100, 60
-    assert huge_neurons(peaks) == [3, 9]
-    assert huge_neurons(np.linspace(1, 100, 400)) == [], "a wide but even spread has no outliers"
+    assert outlier_neurons(peaks) == [3, 9]
+    assert outlier_neurons(np.linspace(1, 100, 400)) == [], "a wide but even spread has no outliers"
 
 
 def test_a_scaled_tensor_has_evener_channels(samples):
     model = planted.encoder()
-    factors = {m["tensor"]: np.array(m["factors"]) for m in propose(model, samples) if m["move"] == "scale"}
+    factors = {m["tensor"]: np.array(m["factors"]) for m in propose_rewrites(model, samples) if m["move"] == "scale"}
     assert factors["ln1"].max() / factors["ln1"].min() > 1.5
     assert np.log(factors["ln1"]).mean() == pytest.approx(0, abs=1e-4)
 
@@ -84,4 +86,4 @@ def test_a_scaled_tensor_has_evener_channels(samples):
 )
 def test_a_move_that_does_not_fit_is_refused(move):
     with pytest.raises(Broken, match="refresh rank"):
-        apply(planted.encoder(), [move])
+        apply_rewrites(planted.encoder(), [move])

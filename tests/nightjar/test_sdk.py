@@ -15,7 +15,7 @@ from nightjar.cli.main import main
 from nightjar.errors import BadOptions, ToolchainMissing
 from nightjar.toolchains.environment import MARKER, toolchain
 from nightjar.toolchains.install import install
-from nightjar.toolchains.vendor_sdk import look, read_wanted
+from nightjar.toolchains.vendor_sdk import find_sdk, read_sdk_spec
 
 HERE = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 SDK = """
@@ -68,7 +68,7 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sdk.toml").write_text(SDK.replace("{here}", ".".join(map(str, sys.version_info[:2]))))
     monkeypatch.setenv("NIGHTJAR_TOOLCHAINS", str(tmp_path / "place"))
     for each in (module, making):
-        monkeypatch.setattr(each, "requirements_of", lambda target: tmp_path / "requirements.txt")
+        monkeypatch.setattr(each, "requirements_file", lambda target: tmp_path / "requirements.txt")
     monkeypatch.setattr(making, "probe", lambda found: {})
     (tmp_path / "sdk").mkdir()
     return tmp_path / "sdk"
@@ -182,8 +182,8 @@ def test_every_sdk_toml_is_readable_and_no_lock_has_the_vendors_wheels() -> None
     files = sorted((module.ROOT / "targets").glob("*/toolchain/sdk.toml"))
     assert files
     for path in files:
-        wanted = read_wanted(path)
+        wanted = read_sdk_spec(path)
         own = {wheel.name.replace("_", "-") for wheel in wanted.wheels}
-        assert not own & module.pinned(path.with_name("requirements.txt")).keys()
+        assert not own & module.pinned_versions(path.with_name("requirements.txt")).keys()
         with pytest.raises(ToolchainMissing, match="is not the whole of"):
-            look(path.parent.parent.name, wanted, path.parent)
+            find_sdk(path.parent.parent.name, wanted, path.parent)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightjar.scoring.drift import CLEAN_DB, Course, Drift, agreement, by_kind, compare_streams
+from nightjar.scoring.drift import CLEAN_DB, Drift, SnrCurve, agreement, compare_streams, worst_by_kind
 from nightjar.scoring.score import counts_by_stratum, score
 from nightjar.scoring.streaming import chunk_times, word_chunks
 from nightjar.scoring.verdict import Budgets
@@ -84,11 +84,11 @@ def test_drift_is_what_grows_from_the_first_quarter_to_the_last(streams: tuple[P
     assert grown.snr_db == tuple(sorted(grown.snr_db, reverse=True))
     assert grown.first_db - grown.last_db == pytest.approx(20 * np.log10(7.5 / 1.58), abs=0.7)
     assert found["new_cached_len_0"].last_db == 200  # counts are as they are
-    assert by_kind(found)["cached_avg"] == ("new_cached_avg_0", grown)
+    assert worst_by_kind(found)["cached_avg"] == ("new_cached_avg_0", grown)
 
 
 def drifting(first_db: float, last_db: float) -> Drift:
-    course = Course(snr_db=(first_db, last_db), first_db=first_db, last_db=last_db)
+    course = SnrCurve(snr_db=(first_db, last_db), first_db=first_db, last_db=last_db)
     return Drift(
         seconds=60, tier="host", count=94, chunks=(0, 93), output="out", courses={"out": course}, agree=((1, 1),) * 4
     )

@@ -24,10 +24,14 @@ def test_options_are_read_by_the_kind_that_the_target_declares() -> None:
         ("rknn", "sock=rk3588", r"takes no --target-options 'sock=rk3588': give NAME=VALUE with a NAME of .*\bsoc\b"),
         ("rknn", "soc", "takes no --target-options 'soc'"),
         ("rknn", "precision=fp", "takes no --target-options 'precision=fp'"),
-        ("rknn", "soc=rk1", r"target rknn is not built with soc rk1: .*'rk3588'.*; its README.md says what it may be"),
+        (
+            "rknn",
+            "soc=rk1",
+            r"target rknn is not built with soc rk1: .*'rk3588'.*; its README.md lists what is allowed",
+        ),
         ("rknn", "samples=0", "built with samples 0: .*greater than or equal to 1"),
         ("rknn", "samples=many", "built with samples many: .*integer"),
-        ("torchscript", "a=b", "none: leave it out"),
+        ("torchscript", "a=b", "none: remove it"),
     ],
 )
 def test_what_a_target_does_not_take_is_said_in_one_line(target: str, chosen: str, said: str) -> None:

@@ -18,8 +18,15 @@ from nightjar.cli.doctor import examine
 from nightjar.cli.main import main
 from nightjar.errors import NightjarError, ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
 from nightjar.plugins.registry import plugin
-from nightjar.process import last_line, run_logged, together
-from nightjar.toolchains.environment import MARKER, Toolchain, chosen, installed_versions, pinned, toolchain
+from nightjar.process import last_line, run_logged, run_parallel
+from nightjar.toolchains.environment import (
+    MARKER,
+    Toolchain,
+    installed_versions,
+    override_toolchain,
+    pinned_versions,
+    toolchain,
+)
 from nightjar.toolchains.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +49,7 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text("# nothing\n")
     monkeypatch.setenv("NIGHTJAR_TOOLCHAINS", str(tmp_path / "place"))
     for each in (module, making):
-        monkeypatch.setattr(each, "requirements_of", lambda target: path)
+        monkeypatch.setattr(each, "requirements_file", lambda target: path)
         monkeypatch.setattr(each, "probe", lambda found: {})
     return path
 
@@ -100,7 +107,7 @@ def test_each_way_to_fail_has_its_words(
     empty: Toolchain, tmp_path: Path, job: dict[str, str], kind: type[NightjarError], said: str
 ) -> None:
     with pytest.raises(kind, match=said) as caught:
-        empty.call(WORK, job, tmp_path / "s", 60, memory_bytes=2**30)
+        empty.call(WORK, job, tmp_path / "s", 60, address_space_bytes=2**30)
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
@@ -117,9 +124,9 @@ def test_the_time_limit_ends_the_whole_group(empty: Toolchain, tmp_path: Path) -
 def test_what_a_call_and_its_children_hold_together_is_limited(empty: Toolchain, tmp_path: Path) -> None:
     """Neither process is beyond the limit by itself, and 64 GiB of reserved addresses are none."""
     job = {"do": "hold", "mib": 150, "pids": str(tmp_path / "pids")}
-    assert empty.call(WORK, {**job, "seconds": 1.5}, tmp_path / "s", 60, most_bytes=2**30) == {}
+    assert empty.call(WORK, {**job, "seconds": 1.5}, tmp_path / "s", 60, memory_limit_bytes=2**30) == {}
     with pytest.raises(ToolchainFailed, match=r"held 0\.3 GiB where it was given 0\.2 and was ended; log in"):
-        empty.call(WORK, {**job, "seconds": 60}, tmp_path / "s", 60, most_bytes=200 << 20)
+        empty.call(WORK, {**job, "seconds": 60}, tmp_path / "s", 60, memory_limit_bytes=200 << 20)
     assert _gone(tmp_path / "pids")
 
 
@@ -163,14 +170,17 @@ def test_a_chosen_environment_is_used_whatever_is_pinned_and_enters_the_key_by_i
     shutil.copytree(usual.folder, older, symlinks=True)
     site = next(older.glob("lib/python*")) / "site-packages"
     (site / "rknn_toolkit2-2.4.0.dist-info").mkdir(parents=True)
-    with chosen("rknn", older.parent) as found:
+    with override_toolchain("rknn", older.parent) as found:
         assert found.folder == toolchain("rknn").folder == older
         assert plugin("targets", "rknn").sdk()["rknn-toolkit2"] == "2.4.0"
-        with chosen("rknn", usual.folder):
+        with override_toolchain("rknn", usual.folder):
             assert "rknn-toolkit2" not in plugin("targets", "rknn").sdk()
         assert toolchain("rknn").folder == older
     assert toolchain("rknn").folder == usual.folder
-    with pytest.raises(ToolchainMissing, match="no toolchain of rknn"), chosen("rknn", tmp_path / "nowhere"):
+    with (
+        pytest.raises(ToolchainMissing, match="no toolchain of rknn"),
+        override_toolchain("rknn", tmp_path / "nowhere"),
+    ):
         pass
 
 
@@ -208,7 +218,7 @@ def test_what_pip_cannot_get_leaves_nothing(lock: Path, monkeypatch: pytest.Monk
 
 def test_a_lock_and_metadata_are_read_without_starting_anything(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("# why\nruamel.yaml==0.19.1  # yaml\n\nTorch==2.13.0\n")
-    assert pinned(tmp_path / "requirements.txt") == {"ruamel-yaml": "0.19.1", "torch": "2.13.0"}
+    assert pinned_versions(tmp_path / "requirements.txt") == {"ruamel-yaml": "0.19.1", "torch": "2.13.0"}
     site = tmp_path / "lib" / "python3.11" / "site-packages"
     for name in ("ruamel_yaml-0.19.1.dist-info", "torch-2.13.0+cpu.dist-info", "pip-26.3.dist-info"):
         (site / name).mkdir(parents=True)
@@ -217,7 +227,7 @@ def test_a_lock_and_metadata_are_read_without_starting_anything(tmp_path: Path) 
 
 
 def test_the_lock_is_complete() -> None:
-    wanted = pinned(ROOT / "targets" / "rknn" / "toolchain" / "requirements.txt")
+    wanted = pinned_versions(ROOT / "targets" / "rknn" / "toolchain" / "requirements.txt")
     assert wanted["rknn-toolkit2"] == "2.5.0"
     assert all(version and version[0].isdigit() for version in wanted.values())
 
@@ -262,7 +272,7 @@ def test_commands_run_together_and_the_first_to_fail_ends_the_others(tmp_path: P
         return run_logged([sys.executable, "-c", code], os.environ, tmp_path, tmp_path / "log.txt", 60)
 
     met = "import pathlib, time\npathlib.Path('{}').touch()\nwhile not pathlib.Path('{}').exists(): time.sleep(0.05)"
-    assert together([lambda: runs(met.format("a", "b")), lambda: runs(met.format("b", "a"))], 2) == [0, 0]
+    assert run_parallel([lambda: runs(met.format("a", "b")), lambda: runs(met.format("b", "a"))], 2) == [0, 0]
 
     def fails() -> int | None:
         while not (tmp_path / "pids").exists():
@@ -272,7 +282,7 @@ def test_commands_run_together_and_the_first_to_fail_ends_the_others(tmp_path: P
     sleeps = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
     sleeps += "os.rename('pid', 'pids')\ntime.sleep(1000)"
     with pytest.raises(ToolchainFailed, match="refused"):
-        together([lambda: runs(sleeps), fails, lambda: runs("import time; time.sleep(5); open('third', 'w')")], 2)
+        run_parallel([lambda: runs(sleeps), fails, lambda: runs("import time; time.sleep(5); open('third', 'w')")], 2)
     assert _gone(tmp_path / "pids")
     assert not (tmp_path / "third").exists()
 
@@ -285,7 +295,7 @@ def test_what_has_not_begun_is_not_waited_for() -> None:
 
     def runs() -> None:
         try:
-            together([fails, lambda: time.sleep(0.3), lambda: time.sleep(0.3), lambda: time.sleep(0.3)], 1)
+            run_parallel([fails, lambda: time.sleep(0.3), lambda: time.sleep(0.3), lambda: time.sleep(0.3)], 1)
         except ToolchainFailed as exc:
             found.append(exc)
 

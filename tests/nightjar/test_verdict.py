@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from nightjar.errors import BadInput, SessionFailed
-from nightjar.scoring.score import Score, Tier, hear_silence, score
+from nightjar.scoring.score import Score, Tier, score, score_silence
 from nightjar.scoring.verdict import Budgets, Gate, Verdict, judge
 from nightjar.speech.manifest import Clip
 
 WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet"]
 QUIET = [{"id": "probe", "text": ""}]
-SILENCE = hear_silence(QUIET, QUIET)
+SILENCE = score_silence(QUIET, QUIET)
 Line = dict[str, Any]
 
 
@@ -270,14 +270,14 @@ def test_words_in_silence_fail_beyond_those_float_hears() -> None:
     lines = lines_of(clips)
     chatty = [{"id": "p", "text": "Thank you."}, {"id": "q", "text": ""}]
     other = [{"id": "p", "text": ""}, {"id": "q", "text": "Thank you."}]
-    assert verdict_of(lines, clips, silence=hear_silence(chatty, chatty)).outcome == "PASS"
-    failed = verdict_of(lines, clips, silence=hear_silence(chatty, other))  # as many words, in another clip
+    assert verdict_of(lines, clips, silence=score_silence(chatty, chatty)).outcome == "PASS"
+    failed = verdict_of(lines, clips, silence=score_silence(chatty, other))  # as many words, in another clip
     assert failed.outcome == gate(failed, "silence").outcome == "FAIL"
     assert gate(failed, "silence").value == 2
     lenient = Budgets(max_silence_words=2)
-    assert verdict_of(lines, clips, budgets=lenient, silence=hear_silence(chatty, other)).outcome == "PASS"
+    assert verdict_of(lines, clips, budgets=lenient, silence=score_silence(chatty, other)).outcome == "PASS"
     with pytest.raises(SessionFailed, match="only one of float and binary heard q"):
-        hear_silence(chatty, other[:1])
+        score_silence(chatty, other[:1])
 
 
 def test_the_test_sets_own_silent_clips_are_probes() -> None:

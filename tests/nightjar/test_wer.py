@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from nightjar.errors import BadInput, BadOptions
-from nightjar.scoring.normalize import normalise, unit
+from nightjar.scoring.normalize import error_unit, normalise
 from nightjar.scoring.wer import (
     Counts,
     align,
-    bootstrap,
+    bootstrap_interval,
     clips_to_decide,
-    compare,
-    corpus,
-    count,
+    corpus_wer,
+    count_edits,
+    count_errors,
     looping,
     paired_bootstrap,
 )
@@ -56,14 +56,16 @@ def distance(one: tuple[str, ...], other: tuple[str, ...]) -> int:
     ],
 )
 def test_what_is_said_alike_is_no_error(reference: str, hypothesis: str, language: str) -> None:
-    assert compare(reference, hypothesis, language).errors == 0
+    assert count_errors(reference, hypothesis, language).errors == 0
 
 
 def test_languages_without_spaces_are_scored_in_characters() -> None:
-    assert [unit(code) for code in ("zh", "ja", "th", "lo", "my", "yue", "zh-TW", "Japanese")] == ["character"] * 8
-    assert [unit(code) for code in ("en", "en_US", "de", "ko")] == ["word"] * 4
+    assert [error_unit(code) for code in ("zh", "ja", "th", "lo", "my", "yue", "zh-TW", "Japanese")] == [
+        "character"
+    ] * 8
+    assert [error_unit(code) for code in ("en", "en_US", "de", "ko")] == ["word"] * 4
     assert normalise("對我，做", "zh") == "對 我 做"
-    counts = compare("大家如果", "大家加果", "zh")
+    counts = count_errors("大家如果", "大家加果", "zh")
     assert (counts.hits, counts.substitutions, counts.reference) == (3, 1, 4)
 
 
@@ -82,11 +84,11 @@ def test_alignments_are_shortest_and_replay_to_the_hypothesis() -> None:
     pairs += [(tuple(rng.choice(list("abcd"), 25)), tuple(rng.choice(list("abcd"), 31))) for _ in range(30)]
     for reference, hypothesis in pairs:
         edits = align(reference, hypothesis)
-        assert count(edits).errors == distance(reference, hypothesis)
+        assert count_edits(edits).errors == distance(reference, hypothesis)
         assert tuple(e.reference for e in edits if e.op != "I") == reference
         assert tuple(e.hypothesis for e in edits if e.op != "D") == hypothesis
         assert all((e.reference == e.hypothesis) == (e.op == "=") for e in edits)
-        assert count(edits).reference == len(reference)
+        assert count_edits(edits).reference == len(reference)
 
 
 def test_ties_are_broken_the_same_way_every_time() -> None:
@@ -98,17 +100,17 @@ def test_ties_are_broken_the_same_way_every_time() -> None:
 
 
 def test_corpus_wer_is_over_all_words_and_never_a_mean_of_clips() -> None:
-    short = compare("no", "yes")  # 100 %
-    long = compare("one two three four five six seven eight nine", "one two three four five six seven eight nine")
-    assert corpus([short]) == 100.0
-    assert corpus([short, Counts(hits=9)]) == 10.0  # the mean over clips would be 50 %
+    short = count_errors("no", "yes")  # 100 %
+    long = count_errors("one two three four five six seven eight nine", "one two three four five six seven eight nine")
+    assert corpus_wer([short]) == 100.0
+    assert corpus_wer([short, Counts(hits=9)]) == 10.0  # the mean over clips would be 50 %
     assert long.errors == 0
-    assert corpus([Counts(hits=4), compare("", "thanks for watching")]) == 75.0  # silence adds insertions
-    assert corpus([compare("a b c d", "a")]) == 75.0  # deletions count: the reference is never cut
+    assert corpus_wer([Counts(hits=4), count_errors("", "thanks for watching")]) == 75.0  # silence adds insertions
+    assert corpus_wer([count_errors("a b c d", "a")]) == 75.0  # deletions count: the reference is never cut
     with pytest.raises(BadInput, match="no words"):
-        corpus([compare("", "thanks")])
+        corpus_wer([count_errors("", "thanks")])
     with pytest.raises(BadInput, match="no words"):
-        corpus([])
+        corpus_wer([])
 
 
 def test_counts_add_up() -> None:
@@ -135,7 +137,7 @@ def test_intervals_hold_the_estimate_repeat_with_the_seed_and_mirror() -> None:
     assert (lo, hi) != paired_bootstrap(a.tolist(), b.tolist(), words.tolist(), seed=1)
     back = paired_bootstrap(b.tolist(), a.tolist(), words.tolist())
     assert back == pytest.approx((-hi, -lo))
-    one = bootstrap(a.tolist(), words.tolist())
+    one = bootstrap_interval(a.tolist(), words.tolist())
     assert one[0] < 100 * a.sum() / words.sum() < one[1]
 
 
@@ -144,7 +146,7 @@ def test_pairing_narrows_the_interval_of_systems_that_err_alike() -> None:
     words = np.full(200, 20)
     hard = rng.binomial(words, rng.beta(1, 9, 200))
     lo, hi = paired_bootstrap((hard + (rng.random(200) < 0.05)).tolist(), hard.tolist(), words.tolist())
-    alone = bootstrap(hard.tolist(), words.tolist())
+    alone = bootstrap_interval(hard.tolist(), words.tolist())
     assert hi - lo < 0.4 * (alone[1] - alone[0])
 
 
@@ -160,10 +162,10 @@ def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
 
 
 def test_silent_clips_do_not_break_the_interval() -> None:
-    lo, hi = bootstrap([1, 0, 2], [0, 0, 10])  # many draws hold no word at all
+    lo, hi = bootstrap_interval([1, 0, 2], [0, 0, 10])  # many draws hold no word at all
     assert np.isfinite([lo, hi]).all()
     with pytest.raises(BadInput, match="no words"):
-        bootstrap([1, 2], [0, 0])
+        bootstrap_interval([1, 2], [0, 0])
     with pytest.raises(ValueError, match="not the same test set"):
         paired_bootstrap([1, 2], [1], [3, 4])
 

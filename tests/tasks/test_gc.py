@@ -14,10 +14,10 @@ import pytest
 
 from nightjar.files import digest_file
 from nightjar.nightly.history import Cell, Finding, History, Night
-from nightjar.nightly.retention import survey
+from nightjar.nightly.retention import retention_entries
 from nightjar.store.artifact import Artifact, Source, Store
 from nightjar.store.gc import DAY_S, collect, verify
-from tasks.stage import Run, apart, running, stage
+from tasks.stage import Run, running, separate_run, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,9 +111,9 @@ def test_gc_keeps_what_scores_need_and_nothing_else(store: Store, history: Histo
     (reports / "nano" / "results.json").write_text(json.dumps({"made_from": said}))
     settings = {"keep_nights": 1, "older_than_s": 0.0, "reports": reports}
 
-    would = collect(store, survey(store, history, **settings), dry_run=True)  # type: ignore[arg-type]
+    would = collect(store, retention_entries(store, history, **settings), dry_run=True)  # type: ignore[arg-type]
     assert len(list(store.refs())) == 20
-    done = collect(store, survey(store, history, **settings))  # type: ignore[arg-type]
+    done = collect(store, retention_entries(store, history, **settings))  # type: ignore[arg-type]
     assert {entry.ref for entry in done.removed} == {entry.ref for entry in would.removed}
 
     def kept(number: int) -> set[str]:
@@ -128,7 +128,7 @@ def test_gc_keeps_what_scores_need_and_nothing_else(store: Store, history: Histo
     assert done.freed_bytes == would.freed_bytes > 0
     assert done.kept == 14
     assert verify(store) == (14, [])
-    why = {entry.ref: entry.why for entry in survey(store, history, **settings)}  # type: ignore[arg-type]
+    why = {entry.ref: entry.why for entry in retention_entries(store, history, **settings)}  # type: ignore[arg-type]
     assert why["build", made[3]["build"].key] == ("made the last 1 nights",)
     assert why["judge", made[2]["judge"].key] == ("a score in the history",)
     with running(Run(store)) as again:
@@ -136,7 +136,7 @@ def test_gc_keeps_what_scores_need_and_nothing_else(store: Store, history: Histo
     assert all(outcome.cached for outcome in again.outcomes)
     # What was used a moment ago stays unless it is told otherwise.
     run(store, sources[4])
-    assert collect(store, survey(store, history, reports=reports)).removed == ()
+    assert collect(store, retention_entries(store, history, reports=reports)).removed == ()
 
 
 def test_of_two_artifacts_with_equal_bytes_the_one_used_last_is_kept(
@@ -154,7 +154,7 @@ def test_of_two_artifacts_with_equal_bytes_the_one_used_last_is_kept(
     record.write_text(record.read_text().replace(first.key, folder.name))
     os.utime(record, (time.time() - 100, time.time() - 100))
     append(history, 1, made, 3.0, [])
-    done = collect(store, survey(store, history, older_than_s=0, reports=tmp_path))
+    done = collect(store, retention_entries(store, history, older_than_s=0, reports=tmp_path))
     assert [entry.ref for entry in done.removed] == [("export", folder.name)]
 
 
@@ -171,12 +171,12 @@ def test_what_a_live_run_has_looked_up_stays_and_what_a_dead_one_had_goes(
     run(store, source)
     with running(Run(store)):
         graph(source)
-        assert collect(store, survey(store, history, older_than_s=0, reports=tmp_path)).removed == ()
+        assert collect(store, retention_entries(store, history, older_than_s=0, reports=tmp_path)).removed == ()
 
     with running(Run(store)):  # a night, whose cells are runs of their own in it
-        with apart(()):
+        with separate_run(()):
             graph(source)
-        assert collect(store, survey(store, history, older_than_s=0, reports=tmp_path)).removed == ()
+        assert collect(store, retention_entries(store, history, older_than_s=0, reports=tmp_path)).removed == ()
 
     fork = multiprocessing.get_context("fork")
     ready = fork.Event()
@@ -190,11 +190,11 @@ def test_what_a_live_run_has_looked_up_stays_and_what_a_dead_one_had_goes(
     worker = fork.Process(target=hang)
     worker.start()
     assert ready.wait(60)
-    assert collect(store, survey(store, history, older_than_s=0, reports=tmp_path)).removed == ()
+    assert collect(store, retention_entries(store, history, older_than_s=0, reports=tmp_path)).removed == ()
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    assert len(collect(store, survey(store, history, older_than_s=0, reports=tmp_path)).removed) == 4
+    assert len(collect(store, retention_entries(store, history, older_than_s=0, reports=tmp_path)).removed) == 4
     left = {path.relative_to(store.root).as_posix() for path in store.root.rglob("*") if path.is_file()}
     assert left == {".gate"} | {name for name in left if name.startswith(".memo/")}
 
@@ -224,7 +224,7 @@ def test_runs_and_gcs_side_by_side_never_lose_what_a_run_holds(store: Store, his
         worker.start()
     removed, end = 0, time.monotonic() + 300
     while removed < 200 and all(worker.is_alive() for worker in workers) and time.monotonic() < end:
-        removed += len(collect(store, survey(store, history, older_than_s=0, reports=tmp_path)).removed)
+        removed += len(collect(store, retention_entries(store, history, older_than_s=0, reports=tmp_path)).removed)
     over.set()
     for worker in workers:
         worker.join(timeout=60)
@@ -247,7 +247,7 @@ def test_a_killed_gc_leaves_no_artifact_that_is_believed_and_not_whole(
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
-        assert {damage.what for damage in verify(store)[1]} <= {"half-written: its record is missing"}
+        assert {damage.what for damage in verify(store)[1]} <= {"incomplete: record.json is missing"}
     for source in sources:
         run(store, source)
     assert verify(store) == (48, [])
@@ -263,7 +263,7 @@ def test_unfinished_work_goes_a_day_after_its_run_died(store: Store, history: Hi
         for path in (folder / "kept" / "finished.jsonl", folder / "kept", folder):
             os.utime(path, (long_ago, long_ago))
     with store.lock("harvest", held.name.removeprefix("harvest-"), on_wait=lambda: None):
-        done = collect(store, survey(store, history, reports=tmp_path))
+        done = collect(store, retention_entries(store, history, reports=tmp_path))
     assert (done.loose, done.freed_bytes) == ((old.name,), 5)
     assert [folder.exists() for folder in (old, young, held)] == [False, True, True]
 
@@ -312,7 +312,7 @@ def test_the_command_line_says_what_is_kept_what_goes_and_what_is_damaged(
     seen = nightjar("verify")
     assert seen.returncode == 4
     assert f"build/{first['build'].key}: binary.bin was altered" in seen.stdout
-    assert f"report/{first['report'].key}: half-written" in seen.stdout
+    assert f"report/{first['report'].key}: incomplete" in seen.stdout
     assert sorted(path for path in store.root.rglob("*") if path.parent.name != ".locks") == [
         path for path in before if path.parent.name != ".locks"
     ]

@@ -10,7 +10,7 @@ import pytest
 
 from nightjar.store.artifact import Artifact, Store
 from tasks.hypotheses import read_hypotheses
-from tasks.measure import divergence, logit_snr_db, measure, read_measured
+from tasks.measure import divergence, logit_snr_db, measure, read_measurement
 from tasks.stage import Run, running
 
 VOCABULARY = 50
@@ -82,7 +82,7 @@ def test_a_plan_is_measured_by_words_and_by_hypotheses_gone_bad(tmp_path: Path, 
             assert len(read_hypotheses(folder)) == 3
             made.append(Artifact(kind="given", key=name, sha256=name))
         found = measure(expected=made[0], obtained=made[1], language="en")
-        measured = read_measured(run.store.path(found))
+        measured = read_measurement(run.store.path(found))
     assert measured.delta_wer == pytest.approx(100 / 3, abs=0.01)
     assert measured.new_bad == 1
     assert (measured.agree, measured.tokens, measured.steps) == (6, 9, 18)

@@ -14,12 +14,12 @@ import pytest
 from nightjar.errors import BadOptions, StoreBroken
 from nightjar.files import digest_file
 from nightjar.nightly.history import History
-from nightjar.nightly.retention import survey_remote
+from nightjar.nightly.retention import remote_retention_entries
 from nightjar.store.artifact import Artifact, Source
 from nightjar.store.bucket import Bucket
-from nightjar.store.remote import RemoteStore
+from nightjar.store.remote import RemoteStore, open_store
 from nightjar.store.remote_gc import collect_remote, verify_remote
-from tasks.stage import Run, default_store, running, stage
+from tasks.stage import Run, running, stage
 from tests.s3 import S3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,14 +144,14 @@ def test_gc_of_a_bucket_leaves_what_is_needed_recent_or_on_its_way(url: str, sou
     _, made = run(url, tmp_path / "one", source)
     bucket, history = Bucket(url), History(tmp_path / "history")
     bucket.write("blobs/00/" + "0" * 64, b"on its way to a record")
-    assert collect_remote(bucket, survey_remote(bucket, history)).removed == ()
+    assert collect_remote(bucket, remote_retention_entries(bucket, history)).removed == ()
     assert len(list(bucket.list("blobs"))) == 3
-    done = collect_remote(bucket, survey_remote(bucket, history, older_than_s=0))
+    done = collect_remote(bucket, remote_retention_entries(bucket, history, older_than_s=0))
     assert {entry.ref for entry in done.removed} == {(kind, artifact.key) for kind, artifact in made.items()}
     assert done.loose == ()  # blobs are younger than a day
-    done = collect_remote(bucket, survey_remote(bucket, history, older_than_s=0), grace_s=0)
+    done = collect_remote(bucket, remote_retention_entries(bucket, history, older_than_s=0), grace_s=0)
     assert len(done.loose) == 3
-    assert survey_remote(bucket, history) == []
+    assert remote_retention_entries(bucket, history) == []
     assert list(bucket.list("blobs")) == []
     # Who made it has it still, and does not know that it is gone there.
     assert run(url, tmp_path / "one", source)[0] == [True, True]
@@ -247,7 +247,7 @@ def test_what_is_no_store_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_STORE", url)
     with pytest.raises(BadOptions, match=said) as raised:
-        default_store()
+        open_store()
     assert raised.value.exit_code == exit_code
     assert "s3cr3t" not in str(raised.value)
 

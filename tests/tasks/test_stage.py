@@ -67,7 +67,7 @@ def executions(source: Source) -> int:
 
 
 def test_a_second_run_executes_nothing(store: Store, source: Source) -> None:
-    assert run_graph(store, source) == [("double", False, "never made"), ("shout", False, "never made")]
+    assert run_graph(store, source) == [("double", False, "first run"), ("shout", False, "first run")]
     assert run_graph(store, source) == [("double", True, ""), ("shout", True, "")]
     assert executions(source) == 1
 
@@ -93,7 +93,7 @@ def test_an_option_changes_its_stage_and_the_reason_names_it(store: Store, sourc
 def test_a_stage_whose_input_bytes_are_equal_does_not_run_again(store: Store, source: Source) -> None:
     run_graph(store, source)
     shutil.rmtree(store.root / "double")
-    assert run_graph(store, source) == [("double", False, "never made"), ("shout", True, "")]
+    assert run_graph(store, source) == [("double", False, "first run"), ("shout", True, "")]
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_stage_whose_input_bytes_are_equal_does_not_run_again(store: Store, so
     [
         (lambda folder: (folder / "text.txt").unlink(), "text.txt was deleted"),
         (lambda folder: (folder / "text.txt").write_text("abax"), "text.txt was altered"),
-        (lambda folder: (folder / "text.txt").write_text("a"), "text.txt was truncated or grew"),
-        (lambda folder: os.truncate(folder / "record.json", 30), "its record is damaged"),
-        (lambda folder: (folder / "record.json").unlink(), "its record is missing"),
+        (lambda folder: (folder / "text.txt").write_text("a"), "text.txt has the wrong size"),
+        (lambda folder: os.truncate(folder / "record.json", 30), "record.json is damaged"),
+        (lambda folder: (folder / "record.json").unlink(), "record.json is missing"),
     ],
 )
 def test_damage_is_seen_named_and_mended(store: Store, source: Source, damage: object, reason: str) -> None:
@@ -126,12 +126,12 @@ def test_a_flipped_byte_is_seen_though_size_and_mtime_are_put_back(store: Store,
 def test_refresh_runs_a_stage_again_and_only_that_one(store: Store, source: Source) -> None:
     run_graph(store, source)
     again = run_graph(store, source, refresh=frozenset({"double"}))
-    assert again == [("double", False, "refresh was asked for"), ("shout", True, "")]
+    assert again == [("double", False, "refresh was requested"), ("shout", True, "")]
 
 
 def test_a_plan_predicts_and_writes_nothing(store: Store, source: Source) -> None:
     planned = run_graph(store, source, plan=True)
-    assert planned == [("double", False, "never made"), ("shout", False, "depends on double")]
+    assert planned == [("double", False, "first run"), ("shout", False, "depends on double")]
     assert not store.root.exists()
     run_graph(store, source)
     assert run_graph(store, source, times=3, plan=True) == [

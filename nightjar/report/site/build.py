@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 from nightjar.errors import BadOptions
 from nightjar.files import digest, storage_errors
 from nightjar.nightly.history import Cell, History
-from nightjar.report.site.cell_page import one_cell
+from nightjar.report.site.cell_page import render_cell
 from nightjar.report.site.charts import SHOWN
-from nightjar.report.site.diff_page import one_pair, worth_a_page
-from nightjar.report.site.history_view import Kept, Past, read_past
-from nightjar.report.site.index_page import empty_page, findings_of, index_page, nights_page
+from nightjar.report.site.diff_page import has_differences, render_diff
+from nightjar.report.site.history_view import NightHistory, StoredResults, read_history
+from nightjar.report.site.index_page import night_findings, render_empty, render_index, render_nights
 from nightjar.report.site.layout import GENERATOR
-from nightjar.report.site.night_page import one_night
-from nightjar.report.site.urls import INDEX, NIGHTS, TABLES, cell_page, night_page, pair_page, report_page
+from nightjar.report.site.night_page import render_night
+from nightjar.report.site.urls import INDEX, NIGHTS, TABLES, cell_url, diff_url, night_url, report_url
 from nightjar.store.artifact import Store
 from nightjar.store.fingerprint import closure
 
@@ -31,7 +31,7 @@ STAMP_BYTES = 200  # it is the end of a page
 Pairs = dict[tuple[str, str, str], str]  # cell, night, the other night: the page of their difference
 
 
-class Written(NamedTuple):
+class SiteSummary(NamedTuple):
     """What a site holds: `pages` in all, `made` of them by this run."""
 
     first: Path
@@ -40,28 +40,28 @@ class Written(NamedTuple):
     made: int
 
 
-def write_site(history: History, store: Store, out: Path) -> Written:
+def write_site(history: History, store: Store, out: Path) -> SiteSummary:
     """Write all pages into `out`, the first page last, so that its links always lead somewhere.
 
     Raises BadOptions for a folder that holds something else, StoreBroken where the history cannot be read or the disk
     is full.
     """
     _require_ours(out)
-    past = read_past(history)
+    past = read_history(history)
     with storage_errors():
         site = _Site(out, digest(closure(("nightjar.report.site.build",)).files))
         if not past.nights:
-            site.write(INDEX, empty_page(str(history.folder)))
-            return Written(out / INDEX, 0, site.pages, site.made)
-        _write(site, past, Kept(store))
+            site.write(INDEX, render_empty(str(history.folder)))
+            return SiteSummary(out / INDEX, 0, site.pages, site.made)
+        _write(site, past, StoredResults(store))
         for name in TABLES:
             _replace(out / name, (history.folder / name).read_bytes())
-        site.write(NIGHTS, nights_page(past))
-        site.write(INDEX, index_page(past, _pairs(past)))
-    return Written(out / INDEX, len(past.nights), site.pages, site.made)
+        site.write(NIGHTS, render_nights(past))
+        site.write(INDEX, render_index(past, _pairs(past)))
+    return SiteSummary(out / INDEX, len(past.nights), site.pages, site.made)
 
 
-def _write(site: "_Site", past: Past, kept: Kept) -> None:
+def _write(site: "_Site", past: NightHistory, kept: StoredResults) -> None:
     copied = {
         key
         for rows in past.by_cell.values()
@@ -74,16 +74,16 @@ def _write(site: "_Site", past: Past, kept: Kept) -> None:
         a, b = rows[cell, after], rows[cell, before]
         made_of = digest([a.model_dump(), b.model_dump()])
         if not site.is_current(page, made_of, kept, [a, b]):
-            site.write_stamped(page, made_of, *one_pair(kept, a, b))
+            site.write_stamped(page, made_of, *render_diff(kept, a, b))
     for number, night in enumerate(past.nights):
-        page, made_of = night_page(night.night), _made_of_night(past, number, pairs, copied)
+        page, made_of = night_url(night.night), _made_of_night(past, number, pairs, copied)
         if not site.is_current(page, made_of, kept, past.by_night.get(night.night, ())):
-            site.write_stamped(page, made_of, *one_night(past, kept, number, pairs, copied))
+            site.write_stamped(page, made_of, *render_night(past, kept, number, pairs, copied))
     for cell in past.by_cell:
-        site.write(cell_page(cell), one_cell(past, kept, cell, pairs, copied))
+        site.write(cell_url(cell), render_cell(past, kept, cell, pairs, copied))
 
 
-def _pairs(past: Past) -> Pairs:
+def _pairs(past: NightHistory) -> Pairs:
     """Choose the pairs of nights that have a page: each with the one before, tonight's with the best, and findings'."""
     chosen: list[tuple[Cell, Cell]] = []
     by_night = {(row.cell, row.night): row for rows in past.by_cell.values() for row in rows}
@@ -97,13 +97,13 @@ def _pairs(past: Past) -> Pairs:
             if after is not None and before is not None and after is not before:
                 chosen.append((after, before))
     return {
-        (after.cell, after.night, before.night): pair_page(after.cell, after.night, before.night)
+        (after.cell, after.night, before.night): diff_url(after.cell, after.night, before.night)
         for after, before in chosen
-        if worth_a_page(after, before)
+        if has_differences(after, before)
     }
 
 
-def _made_of_night(past: Past, number: int, pairs: Pairs, copied: set[str]) -> str:
+def _made_of_night(past: NightHistory, number: int, pairs: Pairs, copied: set[str]) -> str:
     """Digest everything that a night's page shows."""
     night = past.nights[number]
     cells = past.by_night.get(night.night, ())
@@ -115,7 +115,7 @@ def _made_of_night(past: Past, number: int, pairs: Pairs, copied: set[str]) -> s
         pairs.get((cell.cell, cell.night, before.night), "") if before else ""
         for cell, before in zip(cells, befores, strict=True)
     ]
-    return digest([shown, findings_of(past, night.night, pairs), neighbours, reports, links])
+    return digest([shown, night_findings(past, night.night, pairs), neighbours, reports, links])
 
 
 class _Site:
@@ -130,7 +130,7 @@ class _Site:
         self.made += 1
         _replace(self.out / page, text.encode())
 
-    def is_current(self, page: str, made_of: str, kept: Kept, cells: Iterable[Cell]) -> bool:
+    def is_current(self, page: str, made_of: str, kept: StoredResults, cells: Iterable[Cell]) -> bool:
         """Tell whether a page lies there as it would be made now, of the verdicts of `cells`."""
         stamp = self._stamp(page)
         current = stamp is not None and stamp[:2] == (made_of, self.code)
@@ -148,9 +148,9 @@ class _Site:
         stamp = f"<!-- made of {made_of} by {self.code}, {'whole' if whole else 'in part'} -->\n"
         self.write(page, f"{text}\n{stamp}")
 
-    def copy_report(self, kept: Kept, key: str) -> bool:
+    def copy_report(self, kept: StoredResults, key: str) -> bool:
         """Copy a report into the site with a way back; False where there is none, neither here nor in the store."""
-        place = self.out / report_page(key)
+        place = self.out / report_url(key)
         path = kept.file("report", key, "report.html") if not place.exists() else place
         if path is None:
             return False

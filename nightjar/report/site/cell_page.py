@@ -6,10 +6,10 @@ from typing import Any
 from nightjar.nightly.history import Cell
 from nightjar.report.site.charts import SHOWN, Line, chart
 from nightjar.report.site.formatting import day
-from nightjar.report.site.history_view import Kept, Past, differs
-from nightjar.report.site.index_page import findings_of
+from nightjar.report.site.history_view import NightHistory, StoredResults, cell_differences
+from nightjar.report.site.index_page import night_findings
 from nightjar.report.site.layout import site_environment
-from nightjar.report.site.urls import night_page, report_page
+from nightjar.report.site.urls import night_url, report_url
 
 FOUND = 40  # findings on a page
 
@@ -52,20 +52,24 @@ no score of this NPU, and it counts for nothing.</p>{% else %}<p class="verdict 
 }
 
 
-def one_cell(past: Past, kept: Kept, cell: str, pairs: dict[tuple[str, str, str], str], copied: set[str]) -> str:
+def render_cell(
+    past: NightHistory, kept: StoredResults, cell: str, pairs: dict[tuple[str, str, str], str], copied: set[str]
+) -> str:
     """Return a cell's page; `copied` are the keys of the reports that the site has a copy of."""
     every = past.by_cell[cell]
     rows, left_out = every[-SHOWN:], max(0, len(every) - SHOWN)
     befores = [
         every[len(every) - len(rows) + number - 1] if left_out or number else None for number in range(len(rows))
     ]
-    changes = [", ".join(differs(before, row)) if before else "" for before, row in zip(befores, rows, strict=True)]
+    changes = [
+        ", ".join(cell_differences(before, row)) if before else "" for before, row in zip(befores, rows, strict=True)
+    ]
     tonight = rows[-1]
     scored = [row for row in every if row.wer is not None]
     found = [
         finding
         for night in reversed([row.night for row in every])
-        for finding in findings_of(past, night, pairs)
+        for finding in night_findings(past, night, pairs)
         if finding["cell"] == cell
     ]
     rendered: str = _templates.get_template("cell").render(
@@ -78,8 +82,8 @@ def one_cell(past: Past, kept: Kept, cell: str, pairs: dict[tuple[str, str, str]
         rows=[
             {
                 "c": row,
-                "night": night_page(row.night),
-                "report": report_page(row.report) if row.report in copied else "",
+                "night": night_url(row.night),
+                "report": report_url(row.report) if row.report in copied else "",
                 "pair": pairs.get((cell, row.night, before.night), "") if before else "",
                 "new": new,
             }
@@ -88,8 +92,7 @@ def one_cell(past: Past, kept: Kept, cell: str, pairs: dict[tuple[str, str, str]
         charts=_charts(rows, changes),
         left_out=left_out,
         found=[
-            {**finding, "href": night_page(finding["night"]), "cell": day(finding["night"])}
-            for finding in found[:FOUND]
+            {**finding, "href": night_url(finding["night"]), "cell": day(finding["night"])} for finding in found[:FOUND]
         ],
         found_more=max(0, len(found) - FOUND),
         made=[
@@ -109,17 +112,17 @@ def one_cell(past: Past, kept: Kept, cell: str, pairs: dict[tuple[str, str, str]
 
 
 def _links(
-    past: Past, tonight: Cell, pairs: dict[tuple[str, str, str], str], copied: set[str]
+    past: NightHistory, tonight: Cell, pairs: dict[tuple[str, str, str], str], copied: set[str]
 ) -> list[tuple[str, str]]:
     """List where to go from a cell: its full report, tonight against the best night, against the last."""
-    links = [(report_page(tonight.report), "the full report")] if tonight.report in copied else []
+    links = [(report_url(tonight.report), "the full report")] if tonight.report in copied else []
     for other, said in ((past.best(tonight), "the best"), (past.before(tonight), "the night before")):
         if other is not None and (page := pairs.get((tonight.cell, tonight.night, other.night))):
             links.append((page, f"tonight against {said}"))
-    return [*links, (night_page(tonight.night), "the whole night")]
+    return [*links, (night_url(tonight.night), "the whole night")]
 
 
-def _lost(kept: Kept, tonight: Cell, copied: set[str]) -> str:
+def _lost(kept: StoredResults, tonight: Cell, copied: set[str]) -> str:
     """Say what of tonight the store does not have any more."""
     gone = [f"report/{tonight.report}"] if tonight.report and tonight.report not in copied else []
     gone += [f"judge/{tonight.judge}"] if tonight.judge and kept.verdict(tonight.judge) is None else []

@@ -84,7 +84,7 @@ def chart(
     known = [value for value in values if value is not None]
     if not any(value is not None for value in lines[0].values):
         return Markup("")
-    ticks = nice([*known, 0.0] if zero else known)
+    ticks = nice_ticks([*known, 0.0] if zero else known)
     low, high = ticks[0], ticks[-1]
     xs = [_x(number, len(rows)) for number in range(len(rows))]
 
@@ -115,7 +115,7 @@ def chart(
         "chart",
         title=title,
         nights=len(rows),
-        ys=[(up(tick), write_tick(tick, ticks)) for tick in ticks],
+        ys=[(up(tick), format_tick(tick, ticks)) for tick in ticks],
         zero=up(0.0) if zero else None,
         changes=[(x, said) for x, said in zip(xs, changes, strict=True) if said],
         bands=bands,
@@ -128,7 +128,7 @@ def chart(
     )
 
 
-def nice(values: Sequence[float], most: int = 4) -> list[float]:
+def nice_ticks(values: Sequence[float], most: int = 4) -> list[float]:
     """Choose round numbers that hold all values, at most `most` steps apart, and never one alone."""
     low, high = min(values), max(values)
     if high - low < 1e-9:
@@ -141,7 +141,7 @@ def nice(values: Sequence[float], most: int = 4) -> list[float]:
     return [round(number * step * factor, 10) for number in range(first, last + 1)]
 
 
-def write_tick(tick: float, ticks: Sequence[float]) -> str:
+def format_tick(tick: float, ticks: Sequence[float]) -> str:
     """Write a tick with as many digits as tell it from its neighbours."""
     step = ticks[1] - ticks[0]
     digits = max(0, math.ceil(-math.log10(step) - 1e-9))

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from nightjar.nightly.history import Cell
-from nightjar.report.site.history_view import Kept, differs
+from nightjar.report.site.history_view import StoredResults, cell_differences
 from nightjar.report.site.layout import site_environment
-from nightjar.report.site.urls import cell_page, night_page
-from nightjar.report.style import fitting, heard_differently
+from nightjar.report.site.urls import cell_url, night_url
+from nightjar.report.style import clips_that_fit, differing_clips
 from nightjar.scoring.score import Score, errors_and_words
 from nightjar.scoring.wer import paired_bootstrap
 
@@ -56,13 +56,13 @@ class Compared(NamedTuple):
         return "worse" if self.low > 0 else "better"
 
 
-def worth_a_page(after: Cell, before: Cell) -> bool:
+def has_differences(after: Cell, before: Cell) -> bool:
     """Tell whether anything of two nights differs; of equal ones there is nothing to see."""
     same = ("judge", "outcome", "size_bytes", "wer", "tier", "error")
-    return any(getattr(after, name) != getattr(before, name) for name in same) or bool(differs(before, after))
+    return any(getattr(after, name) != getattr(before, name) for name in same) or bool(cell_differences(before, after))
 
 
-def one_pair(kept: Kept, after: Cell, before: Cell) -> tuple[str, bool]:
+def render_diff(kept: StoredResults, after: Cell, before: Cell) -> tuple[str, bool]:
     """Return the page, and whether both verdicts were still there."""
     lost = [
         f"the verdict of {cell.night} (judge/{cell.judge})"
@@ -74,18 +74,18 @@ def one_pair(kept: Kept, after: Cell, before: Cell) -> tuple[str, bool]:
         root="../../",
         a=after,
         b=before,
-        cell=cell_page(after.cell),
-        a_href=night_page(after.night),
-        b_href=night_page(before.night),
+        cell=cell_url(after.cell),
+        a_href=night_url(after.night),
+        b_href=night_url(before.night),
         c=compared,
         lost=lost,
         figures=_figures(after, before),
-        differs=differs(before, after),
+        differs=cell_differences(before, after),
     )
     return rendered, not lost
 
 
-def compare(kept: Kept, after: str, before: str) -> Compared:
+def compare(kept: StoredResults, after: str, before: str) -> Compared:
     """Compare what two verdicts heard, by their keys; nothing where either never came to be."""
     old, new = kept.verdict(before) if before else None, kept.verdict(after) if after else None
     if old is None or new is None:
@@ -101,8 +101,8 @@ def compare(kept: Kept, after: str, before: str) -> Compared:
     if not sum(words):
         return Compared(clips=len(both), alone=alone)
     low, high = paired_bootstrap(errors_a, errors_b, words)
-    differing = heard_differently(b, a, new["scores"]["binary"]["language"])
-    shown = fitting(differing)
+    differing = differing_clips(b, a, new["scores"]["binary"]["language"])
+    shown = clips_that_fit(differing)
     change = 100.0 * (sum(errors_a) - sum(errors_b)) / sum(words)
     return Compared(len(both), alone, change, low, high, len(differing), shown, len(differing) - len(shown))
 

@@ -12,7 +12,7 @@ def day(night: str) -> str:
     return f"{int(found[2])} {MONTHS[int(found[1]) - 1]}" if found else night[:24]
 
 
-def when(night: str) -> str:
+def date_time(night: str) -> str:
     """Write 2026-11-20T02:00:00Z as 20 Nov 2026, 02:00 UTC."""
     found = re.match(r"(\d{4})-\d\d-\d\dT(\d\d:\d\d)", night)
     return f"{day(night)} {found[1]}, {found[2]} UTC" if found else night[:60]
@@ -33,19 +33,19 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """Write a list: a, b and c."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
 
 
-def sentences(said: str, cells: Sequence[str]) -> list[str]:
+def split_failures(said: str, cells: Sequence[str]) -> list[str]:
     """Part what failed in a night: a new sentence begins where '; ' is followed by a cell's name."""
     names = "|".join(re.escape(cell) for cell in sorted(cells, key=len, reverse=True) if cell)
     parts = re.split(rf"; (?=(?:{names})\b)", said) if names else [said]
     return [part for part in parts if part]
 
 
-def telling(versions: dict[str, str], target: str, most: int = 4) -> str:
+def main_versions(versions: dict[str, str], target: str, most: int = 4) -> str:
     """Write the versions that tell most: the target's own tools first, then what runs graphs, then the others."""
     ranks = {"onnxruntime": 1, "torch": 2, "whisper": 3, "openai-whisper": 3, "onnx": 4, "numpy": 5}
     named = sorted(versions, key=lambda name: (0 if target in name else ranks.get(name, 9), name))
@@ -53,6 +53,6 @@ def telling(versions: dict[str, str], target: str, most: int = 4) -> str:
     return ", ".join(f"{name} {versions[name]}".strip() for name in named[:most]) + more
 
 
-def dated(said: str) -> str:
+def short_dates(said: str) -> str:
     """Write the names of nights in a sentence as days."""
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lambda found: day(found[0]), said)

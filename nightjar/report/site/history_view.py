@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from nightjar.errors import StoreBroken
-from nightjar.nightly.changes import changes
+from nightjar.nightly.changes import cell_changes
 from nightjar.nightly.evidence import Evidence
 from nightjar.nightly.history import Cell, Finding, History, Night
 from nightjar.nightly.regression import best_night
@@ -20,7 +20,7 @@ from nightjar.store.artifact import Store
 Row = TypeVar("Row", bound=BaseModel)
 
 
-class Past(NamedTuple):
+class NightHistory(NamedTuple):
     """All nights, oldest first, and what belongs to each."""
 
     nights: tuple[Night, ...]
@@ -39,12 +39,12 @@ class Past(NamedTuple):
         return best_night([row for row in self.by_cell[cell.cell] if row.night < cell.night], cell.speech)
 
 
-def read_past(history: History) -> Past:
+def read_history(history: History) -> NightHistory:
     """Read the three tables; raises StoreBroken where one cannot be read, or a row is no row."""
     nights = _rows(history.nights(), Night, history.folder / "nights.csv")
     cells = _rows(history.cells(), Cell, history.folder / "cells.csv")
     findings = _rows(history.findings(), Finding, history.folder / "findings.csv")
-    return Past(
+    return NightHistory(
         nights=nights,
         by_night=_grouped(cells, lambda row: row.night),
         by_cell=_grouped(cells, lambda row: row.cell),
@@ -52,13 +52,13 @@ def read_past(history: History) -> Past:
     )
 
 
-def differs(before: Cell, after: Cell) -> list[str]:
+def cell_differences(before: Cell, after: Cell) -> list[str]:
     """Say what else the history knows to differ between two nights of a cell, likeliest cause of a difference first."""
     if not (before.tier and after.tier):  # one of them never ran: it is made of nothing
         return []
     tier = [f"tier {before.tier} → {after.tier}"] if before.tier != after.tier else []
     try:
-        return tier + changes(Evidence(cell=after), Evidence(cell=before))
+        return tier + cell_changes(Evidence(cell=after), Evidence(cell=before))
     except ValueError:  # a command that no shell would take: somebody has edited the table
         return tier
 
@@ -69,7 +69,7 @@ def versions(text: str) -> dict[str, str]:
     return {name or version: version for name, _, version in parts}
 
 
-class Kept:
+class StoredResults:
     """What the store still has of the history: verdicts and reports; gc may have taken either."""
 
     def __init__(self, store: Store) -> None:

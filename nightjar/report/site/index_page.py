@@ -7,11 +7,11 @@ from markupsafe import Markup
 
 from nightjar.nightly.history import Cell, Finding, Night
 from nightjar.report.site.charts import sparkline
-from nightjar.report.site.formatting import count, dated, listed, sentences, telling
-from nightjar.report.site.history_view import Past, versions
+from nightjar.report.site.formatting import count, join_words, main_versions, short_dates, split_failures
+from nightjar.report.site.history_view import NightHistory, versions
 from nightjar.report.site.layout import site_environment
 from nightjar.report.site.pareto import pareto_sections
-from nightjar.report.site.urls import NIGHTS, TABLES, cell_page, night_page
+from nightjar.report.site.urls import NIGHTS, TABLES, cell_url, night_url
 
 STRIP = 60  # nights in the strip
 RECENT = 14  # nights in the table below it
@@ -67,11 +67,11 @@ fills it, and this page after <code>nightjar report --site</code>.</p>{% endbloc
 }
 
 
-def index_page(past: Past, pairs: dict[tuple[str, str, str], str]) -> str:
+def render_index(past: NightHistory, pairs: dict[tuple[str, str, str], str]) -> str:
     """Return the first page; `pairs` are the difference pages there are, by cell, night and the other night."""
     night = past.nights[-1]
     cells = past.by_night.get(night.night, ())
-    changes = findings_of(past, night.night, pairs)
+    changes = night_findings(past, night.night, pairs)
     columns = sorted({cell.target for cell in cells})
     board = [
         {
@@ -89,17 +89,17 @@ def index_page(past: Past, pairs: dict[tuple[str, str, str], str]) -> str:
     rendered: str = _templates.get_template("index").render(
         root="",
         n=night,
-        lead=lead(night, cells),
-        failed=[dated(said) for said in sentences(night.failed, [cell.cell for cell in cells])],
+        lead=night_lead(night, cells),
+        failed=[short_dates(said) for said in split_failures(night.failed, [cell.cell for cell in cells])],
         strip=_summaries(past, past.nights[-STRIP:]),
         changes=changes[:CHANGES],
         more=max(0, len(changes) - CHANGES),
-        here=night_page(night.night),
+        here=night_url(night.night),
         nights=len(past.nights),
         columns=columns,
         board=board,
         tile=lambda cell: _tile(past, cell),
-        gone=[{"cell": cell, "href": cell_page(cell.cell)} for cell in gone],
+        gone=[{"cell": cell, "href": cell_url(cell.cell)} for cell in gone],
         pareto=pareto,
         table=_table,
         recent=_summaries(past, past.nights[: -RECENT - 1 : -1]),
@@ -109,7 +109,7 @@ def index_page(past: Past, pairs: dict[tuple[str, str, str], str]) -> str:
     return rendered
 
 
-def nights_page(past: Past) -> str:
+def render_nights(past: NightHistory) -> str:
     """Return the page of all nights, newest first."""
     rows = _summaries(past, past.nights[: -MOST_NIGHTS - 1 : -1])
     left_out = max(0, len(past.nights) - MOST_NIGHTS)
@@ -117,13 +117,13 @@ def nights_page(past: Past) -> str:
     return rendered
 
 
-def empty_page(folder: str) -> str:
+def render_empty(folder: str) -> str:
     """Return the first page of a history without a night."""
     rendered: str = _templates.get_template("empty").render(root="", folder=folder)
     return rendered
 
 
-def lead(night: Night, cells: Sequence[Cell]) -> str:
+def night_lead(night: Night, cells: Sequence[Cell]) -> str:
     """Say in one sentence how the cells of a night came out."""
     real = [cell for cell in cells if cell.counts]
     said = [
@@ -142,21 +142,21 @@ def lead(night: Night, cells: Sequence[Cell]) -> str:
     aside = [count(standins, "stand-in")] if standins else []
     if others := len(cells) - len(real) - standins:
         aside.append(count(others, "other"))
-    not_counted = f"; {listed(aside)} not counted" if aside else ""
+    not_counted = f"; {join_words(aside)} not counted" if aside else ""
     if len(said) == 1 and len(real) > 1:
         return f"All {len(real)} cells {said[0].partition(' ')[2]}{not_counted}."
-    return f"{of}, {listed(said)}{not_counted}." if said else f"No cell that counts{not_counted}."
+    return f"{of}, {join_words(said)}{not_counted}." if said else f"No cell that counts{not_counted}."
 
 
-def findings_of(past: Past, night: str, pairs: dict[tuple[str, str, str], str]) -> list[dict[str, Any]]:
+def night_findings(past: NightHistory, night: str, pairs: dict[tuple[str, str, str], str]) -> list[dict[str, Any]]:
     """List a night's findings for a page: regressions first, then what got better, then what merely differs."""
     known = {cell.cell for cell in past.by_night.get(night, ())}
     found = [
         {
             **finding.model_dump(),
-            "said": dated(_told(finding)),
+            "said": short_dates(_told(finding)),
             "better": _better(finding),
-            "href": cell_page(finding.cell) if finding.cell in known else "",
+            "href": cell_url(finding.cell) if finding.cell in known else "",
             "pair": pairs.get((finding.cell, night, finding.other), ""),
         }
         for finding in past.findings.get(night, ())
@@ -181,7 +181,7 @@ def _better(finding: Finding) -> bool:
     return False
 
 
-def _tile(past: Past, cell: Cell) -> Any:
+def _tile(past: NightHistory, cell: Cell) -> Any:
     rows = past.by_cell[cell.cell]
     scored = [row for row in rows if row.wer is not None]
     same = 0
@@ -193,21 +193,21 @@ def _tile(past: Past, cell: Cell) -> Any:
     return Markup(
         _templates.get_template("tile").render(
             c=cell,
-            href=cell_page(cell.cell),
+            href=cell_url(cell.cell),
             spark=sparkline(rows),
             last=scored[-1] if scored else None,
             streak=streak,
-            versions=telling(versions(cell.versions), cell.target),
+            versions=main_versions(versions(cell.versions), cell.target),
         )
     )
 
 
-def _summaries(past: Past, nights: Sequence[Night]) -> list[dict[str, Any]]:
+def _summaries(past: NightHistory, nights: Sequence[Night]) -> list[dict[str, Any]]:
     found = []
     for night in nights:
         worse = sum(finding.regression for finding in past.findings.get(night.night, ()))
         said = f"{night.night}: {night.outcome}" + (f", {count(worse, 'regression')}" if worse else "")
-        found.append({"night": night, "href": night_page(night.night), "worse": worse, "said": said})
+        found.append({"night": night, "href": night_url(night.night), "worse": worse, "said": said})
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from markupsafe import Markup
 
 from nightjar.report.site.charts import TEMPLATES as PLOTS
-from nightjar.report.site.formatting import count, dated, day, megabytes, short, when
+from nightjar.report.site.formatting import count, date_time, day, megabytes, short, short_dates
 from nightjar.report.style import STYLE, environment
 
 SITE_STYLE = """
@@ -97,6 +97,6 @@ PARTS = """{% macro interval(c) %}{% if c.low is not none and c.high is not none
 def site_environment(templates: dict[str, str]) -> Any:
     """Make the environment of the site's pages, with their frame, parts and filters."""
     made = environment({"frame": FRAME, "parts": PARTS, **PLOTS, **templates})
-    made.filters |= {"dated": dated, "day": day, "when": when, "short": short, "megabytes": megabytes}
+    made.filters |= {"dated": short_dates, "day": day, "when": date_time, "short": short, "megabytes": megabytes}
     made.globals |= {"style": Markup(STYLE + SITE_STYLE), "count": count}
     return made

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from nightjar.report.site.formatting import dated, sentences
-from nightjar.report.site.history_view import Kept, Past, differs
-from nightjar.report.site.index_page import findings_of, lead
+from nightjar.report.site.formatting import short_dates, split_failures
+from nightjar.report.site.history_view import NightHistory, StoredResults, cell_differences
+from nightjar.report.site.index_page import night_findings, night_lead
 from nightjar.report.site.layout import site_environment
-from nightjar.report.site.urls import cell_page, night_page, report_page
+from nightjar.report.site.urls import cell_url, night_url, report_url
 
 FOUND = 200  # findings on a page
 
@@ -41,8 +41,8 @@ TEMPLATES = {
 }
 
 
-def one_night(
-    past: Past, kept: Kept, number: int, pairs: dict[tuple[str, str, str], str], copied: set[str]
+def render_night(
+    past: NightHistory, kept: StoredResults, number: int, pairs: dict[tuple[str, str, str], str], copied: set[str]
 ) -> tuple[str, bool]:
     """Return the page of the `number`th night, and whether the store still had all of it.
 
@@ -53,19 +53,19 @@ def one_night(
     befores = [past.before(cell) for cell in cells]
     unpassed = [cell for cell in cells if cell.outcome in ("FAIL", "UNDECIDED")]
     lost = [cell.cell for cell in unpassed if cell.judge and kept.verdict(cell.judge) is None]
-    found = findings_of(past, night.night, pairs)
+    found = night_findings(past, night.night, pairs)
     versions: dict[str, list[str]] = {}
     for cell in cells:
         versions.setdefault(cell.versions, []).append(cell.cell)
     rendered: str = _templates.get_template("night").render(
         root="../",
         n=night,
-        lead=lead(night, cells),
-        failed=[dated(said) for said in sentences(night.failed, [cell.cell for cell in cells])],
+        lead=night_lead(night, cells),
+        failed=[short_dates(said) for said in split_failures(night.failed, [cell.cell for cell in cells])],
         open=[
             {
                 "cell": cell.cell,
-                "href": cell_page(cell.cell),
+                "href": cell_url(cell.cell),
                 "standin": cell.tier == "stand-in",
                 "gates": [gate["sentence"] for gate in kept.gates(cell.judge)] or [cell.error],
             }
@@ -79,10 +79,10 @@ def one_night(
             {
                 "c": cell,
                 "before": before,
-                "href": cell_page(cell.cell),
-                "report": report_page(cell.report) if cell.report in copied else "",
+                "href": cell_url(cell.cell),
+                "report": report_url(cell.report) if cell.report in copied else "",
                 "pair": pairs.get((cell.cell, night.night, before.night), "") if before else "",
-                "new": ", ".join(differs(before, cell)) if before else "new in the history",
+                "new": ", ".join(cell_differences(before, cell)) if before else "new in the history",
             }
             for cell, before in zip(cells, befores, strict=True)
         ],
@@ -93,11 +93,11 @@ def one_night(
     return rendered, not lost
 
 
-def _neighbour(past: Past, number: int) -> dict[str, Any] | None:
+def _neighbour(past: NightHistory, number: int) -> dict[str, Any] | None:
     if not 0 <= number < len(past.nights):
         return None
     name = past.nights[number].night
-    return {"night": name, "href": night_page(name)}
+    return {"night": name, "href": night_url(name)}
 
 
 _templates = site_environment(TEMPLATES)

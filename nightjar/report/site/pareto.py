@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 from markupsafe import Markup
 
 from nightjar.nightly.history import Cell
-from nightjar.report.site.charts import LEFT, RIGHT, TOP, nice, write_tick
-from nightjar.report.site.formatting import count, listed, short
-from nightjar.report.site.urls import cell_page
+from nightjar.report.site.charts import LEFT, RIGHT, TOP, format_tick, nice_ticks
+from nightjar.report.site.formatting import count, join_words, short
+from nightjar.report.site.urls import cell_url
 from nightjar.report.style import environment
 
 LETTER, LINE = 5.4, 11.0  # px of a label's letter and line, at its font size
@@ -80,16 +80,16 @@ def pareto_sections(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
         if len(timed) > 1:
             plots += _plot("WER against real-time factor", "RTF end to end, p50", timed)
         tiers = [(tier, SHAPES[tier]) for tier in SHAPES if any(cell.tier == tier for cell in group)]
-        named = listed([f"{cell.cell} ({count(cell.clips or 0, 'clip')})" for cell in other])
+        named = join_words([f"{cell.cell} ({count(cell.clips or 0, 'clip')})" for cell in other])
         note = f"Not drawn, for they heard fewer of the clips: {named}." if other else ""
         body = _templates.get_template("section").render(plots=plots, tiers=tiers, note=note)
-        models = listed(sorted({cell.model for cell in group}))
+        models = join_words(sorted({cell.model for cell in group}))
         heard = f"{models}, on {count(max(cell.clips or 0 for cell in group), 'clip')}"
         sections.append((heard, Markup(body)))
     return sections
 
 
-def front(points: Iterable[Point]) -> list[Point]:
+def pareto_front(points: Iterable[Point]) -> list[Point]:
     """Return the points that none beats in both, from left to right; what fails and what stands in beats nobody."""
     best: list[Point] = []
     real = (p for p in points if p.cell.tier != "stand-in" and p.cell.outcome != "FAIL")
@@ -109,11 +109,11 @@ def _points(cells: Iterable[Cell], axis: Literal["size", "rtf"]) -> list[Point]:
 
 
 def _plot(title: str, across: str, points: Sequence[Point]) -> Markup:
-    xticks = nice([0.0, *(point.x for point in points)])
+    xticks = nice_ticks([0.0, *(point.x for point in points)])
     # one that fails by far would press all others to the floor: it stands at the ceiling, with its figure
     sane = [point.y for point in points if point.cell.outcome != "FAIL"]
     ceiling = 3 * max(sane) if sane and max(sane) > 0 else max(point.y for point in points)
-    yticks = nice([0.0, *(min(point.y, ceiling) for point in points)])
+    yticks = nice_ticks([0.0, *(min(point.y, ceiling) for point in points)])
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -125,7 +125,7 @@ def _plot(title: str, across: str, points: Sequence[Point]) -> Markup:
     names = [_name(point.cell) + (f" ↑ {point.y:.3g} %" if point.y > yticks[-1] else "") for point in points]
     labels = _labels(marks, names)
     steps: list[tuple[float, float]] = []
-    for point in front(points):
+    for point in pareto_front(points):
         x, y = at(point.x, point.y)
         if steps:
             steps.append((x, steps[-1][1]))
@@ -136,7 +136,7 @@ def _plot(title: str, across: str, points: Sequence[Point]) -> Markup:
             "y": y,
             "shape": SHAPES.get(point.cell.tier, SHAPES["device"]),
             "outcome": "standin" if point.cell.tier == "stand-in" else point.cell.outcome,
-            "href": cell_page(point.cell.cell),
+            "href": cell_url(point.cell.cell),
             "said": f"{point.cell.cell}, tier {point.cell.tier}: WER {point.y:.2f} %, {across.split(',')[0]} {point.x:.3g}",
             **label,
         }
@@ -148,8 +148,8 @@ def _plot(title: str, across: str, points: Sequence[Point]) -> Markup:
             across=across,
             points=drawn,
             front=" ".join(f"{x},{y}" for x, y in steps) if len(steps) > 1 else "",
-            xs=[(at(tick, yticks[0])[0], write_tick(tick, xticks)) for tick in xticks],
-            ys=[(at(xticks[0], tick)[1], write_tick(tick, yticks)) for tick in yticks],
+            xs=[(at(tick, yticks[0])[0], format_tick(tick, xticks)) for tick in xticks],
+            ys=[(at(xticks[0], tick)[1], format_tick(tick, yticks)) for tick in yticks],
         )
     )
 

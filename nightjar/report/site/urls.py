@@ -8,27 +8,27 @@ NIGHTS = "nights.html"
 TABLES = ("nights.csv", "cells.csv", "findings.csv")
 
 
-def cell_id(model: str, target: str, precision: str, board: str = "") -> str:
+def cell_name(model: str, target: str, precision: str, board: str = "") -> str:
     """Name a cell as the history does."""
     return "/".join((model, target, precision, *([board] if board else [])))
 
 
-def cell_page(cell: str) -> str:
+def cell_url(cell: str) -> str:
     """Say where all nights of a cell are."""
     return f"cells/{slug(cell)}.html"
 
 
-def night_page(night: str) -> str:
+def night_url(night: str) -> str:
     """Say where one night is."""
     return f"nights/{slug(night)}.html"
 
 
-def pair_page(cell: str, after: str, before: str) -> str:
+def diff_url(cell: str, after: str, before: str) -> str:
     """Say where the difference of two nights of a cell is."""
     return f"differences/{slug(cell)}/{slug(after)}--{slug(before)}.html"
 
 
-def report_page(key: str) -> str:
+def report_url(key: str) -> str:
     """Say where the copy of a report is."""
     return f"reports/{key}.html"
 

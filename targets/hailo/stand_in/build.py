@@ -6,12 +6,12 @@ from typing import Any
 import onnx
 
 from nightjar.errors import BadOptions
-from nightjar.graphs.fusion import Graph
+from nightjar.graphs.fusion import quantizable_groups
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.fake_quantize import A16_W8, A16_W16, fake_quantize
 from nightjar.quantization.ranges import Range, collect_ranges
-from nightjar.quantization.sensitivity import roundable
 from targets.hailo.graph import cut
 from targets.hailo.known_windows import window_label, window_note
 from targets.hailo.placement import Entry, cpu_part, read_model, wide_tensors, write_binary
@@ -45,7 +45,11 @@ def build(
             continue
         exported = onnx.load(graphs / part["file"])
         cut(name, Graph(exported))  # what the DFC's parser would not take is refused here too
-        figures: dict[str, Any] = {"int8_mac_share": 0.0, "nodes_int8": 0, "nodes_total": len(roundable(exported))}
+        figures: dict[str, Any] = {
+            "int8_mac_share": 0.0,
+            "nodes_int8": 0,
+            "nodes_total": len(quantizable_groups(exported)),
+        }
         if name in ranges:
             exported, figures = rounded(name, exported, ranges[name], options, plan)
         onnx.save(exported, out / part["file"])
@@ -64,7 +68,7 @@ def rounded(
     part: str, exported: Any, ranges: dict[str, Range], options: Options, plan: Path | None
 ) -> tuple[Any, dict[str, Any]]:
     """Return a part with every group in integers, and what of it is a8_w8."""
-    graph, groups = Graph(exported), roundable(exported)
+    graph, groups = Graph(exported), quantizable_groups(exported)
     wide = wide_tensors(part, groups, options, plan)
     schemes = {group.tensor: SCHEMES[options.wide] for group in groups if group.tensor in wide}
     model = fake_quantize(graph, groups, ranges, outputs=True, schemes=schemes)
@@ -85,6 +89,6 @@ def collect(graphs: Path, calibration: Path, options: Options) -> dict[str, dict
     for number, name in enumerate(options.npu):
         exported = onnx.load(graphs / model["parts"][name]["file"])
         taken = samples.samples(name, min(options.range_samples, samples.count(name)))
-        found[name] = collect_ranges(exported, roundable(exported), taken)
+        found[name] = collect_ranges(exported, quantizable_groups(exported), taken)
         tick(number + 1, len(options.npu))
     return found

@@ -90,6 +90,7 @@ def ordered(part: str, given: Mapping[str, NDArray[Any]], wanted: list[tuple[str
 def _restored(graph: Path, tables: Path) -> Any:
     """Make a toolkit object that stands where building and init_runtime would have left it."""
     import onnx
+
     from rknn.api.ir_graph import IRGraph  # type: ignore[import-not-found]  # in the toolchain's environment only
     from rknn.api.simulator import Simulator  # type: ignore[import-not-found]
 

@@ -11,11 +11,12 @@ import pytest
 from models.whisper import decode
 from models.whisper.contract import recognise
 from models.whisper.export import export
-from nightjar.graphs.fusion import Graph, fuse
+from nightjar.graphs.fusion import fuse
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import Tensors
 from nightjar.quantization.fake_quantize import open_session
-from nightjar.quantization.graph_rewrites import apply, propose
+from nightjar.quantization.graph_rewrites import apply_rewrites, propose_rewrites
 from nightjar.quantization.part_chain import logit_outputs
 from targets.onnx.adopt import describe
 
@@ -83,12 +84,14 @@ def test_a_norm_in_primitives_is_one_group_and_takes_the_same_rewrites(made: dic
     assert kinds[0] == kinds[1]
     mel = np.random.default_rng(3).normal(size=(1, 80, 500)).astype(np.float32)
     samples: list[list[Tensors]] = [[{"mel": mel}], [{"mel": mel[:, :, None]}]]
-    moves = [propose(model, sample) for model, sample in zip((plain, spelled), samples, strict=True)]
+    moves = [propose_rewrites(model, sample) for model, sample in zip((plain, spelled), samples, strict=True)]
     assert [move["move"] for move in moves[0]] == [move["move"] for move in moves[1]]
     for one, other in zip(*moves, strict=True):
         np.testing.assert_allclose(one["factors"], other["factors"], rtol=1e-3)
     assert any(group.tensor == move["tensor"] for group in fuse(spelled) for move in moves[1] if group.kind == "norm")
-    before, after = (open_session(each).run(None, samples[1][0])[0] for each in (spelled, apply(spelled, moves[1])))
+    before, after = (
+        open_session(each).run(None, samples[1][0])[0] for each in (spelled, apply_rewrites(spelled, moves[1]))
+    )
     np.testing.assert_allclose(after, before, atol=1e-4)
 
 

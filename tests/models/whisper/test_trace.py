@@ -11,8 +11,9 @@ import torch
 from models.whisper.export import export
 from models.whisper.trace import Part, rebuild
 from nightjar.errors import BadOptions
-from nightjar.graphs.fusion import Graph, fuse
-from nightjar.graphs.parameter_map import read_parameters, read_places
+from nightjar.graphs.fusion import fuse
+from nightjar.graphs.onnx_graph import Graph
+from nightjar.graphs.parameter_map import read_parameter_map, read_parameters
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.fake_quantize import open_session
 from nightjar.quantization.graph_rewrites import _feeds, _scalable, rewrite_graphs
@@ -27,7 +28,7 @@ def graphs(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def rebuilt(graphs: Path, part: str) -> tuple[Part, onnx.ModelProto]:
     model, graph = json.loads((graphs / "model.json").read_text()), onnx.load(graphs / f"{part}.onnx")
-    return rebuild(model, part, read_parameters(graph, read_places(graphs).parts[part])), graph
+    return rebuild(model, part, read_parameters(graph, read_parameter_map(graphs).parts[part])), graph
 
 
 def far(part: Part, graph: onnx.ModelProto) -> float:
@@ -89,4 +90,4 @@ def test_rewritten_graphs_give_rewritten_modules(graphs: Path, tmp_path: Path) -
 def test_graphs_of_another_format_say_that_they_cannot(random_checkpoint: Path, tmp_path: Path) -> None:
     export(random_checkpoint, Recipe(graph_format="torchscript"), tmp_path, clamp=True)
     with pytest.raises(BadOptions, match="does not say which weights are which parameters"):
-        read_places(tmp_path)
+        read_parameter_map(tmp_path)

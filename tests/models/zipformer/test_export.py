@@ -11,9 +11,9 @@ import pytest
 
 from models.zipformer.checkpoint import load_checkpoint, states_of
 from models.zipformer.export import export
-from models.zipformer.graph_editor import Editor
 from models.zipformer.surgery import cut_kernels
 from nightjar.errors import BadCheckpoint, BadOptions
+from nightjar.graphs.onnx_graph import Editor
 from nightjar.plugins.recipe import Recipe
 from targets import rknn
 from targets.onnx import recipe

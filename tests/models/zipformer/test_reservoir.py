@@ -3,12 +3,12 @@
 import numpy as np
 
 from models.zipformer.reservoir import Reservoir
-from nightjar.scoring.streaming import STRATA, stratum_of
+from nightjar.scoring.streaming import STRATA, stratum_index
 
 
 def test_the_same_steps_are_drawn_in_any_order() -> None:
     names = [f"clip{number % 40}/{number // 40}" for number in range(800)]
-    strata = {name: stratum_of(int(name.split("/")[1])) for name in names}
+    strata = {name: stratum_index(int(name.split("/")[1])) for name in names}
     drawn = []
     for order in (names, names[::-1], np.random.default_rng(3).permutation(names).tolist()):
         reservoir = Reservoir(50, 4, seed=1)
@@ -51,7 +51,7 @@ def test_what_is_said_to_be_gone_is_what_is_not_kept() -> None:
 
 
 def test_strata_are_by_how_far_into_a_stream() -> None:
-    assert [STRATA[stratum_of(chunk)] for chunk in (0, 1, 2, 3, 4, 7, 8, 15, 16, 900)] == [
+    assert [STRATA[stratum_index(chunk)] for chunk in (0, 1, 2, 3, 4, 7, 8, 15, 16, 900)] == [
         *("first", "second", "3rd to 4th", "3rd to 4th", "5th to 8th", "5th to 8th"),
         *("9th to 16th", "9th to 16th", "later", "later"),
     ]

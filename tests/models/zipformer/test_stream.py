@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.zipformer.decode import Job, decode, decode_jobs, encode, features
+from models.zipformer.decode import EncodedClip, decode, decode_clips, encode, features
 from models.zipformer.stock import load_stock
 from models.zipformer.stream import Chunker, Search, Stream, StreamError, run_chunk, watched_chunks
 from nightjar.speech.audio import load_audio
@@ -112,8 +112,8 @@ def test_agreement_follows_the_path_of_another(nano: Exported, clips: list[Clip]
     spoken = [row for row, token in enumerate(free["path"]) if token]
     other = list(free["path"])
     other[spoken[0]] = other[spoken[0]] % 60 + 3  # what float said there is another word
-    jobs = [Job("same", encoded, free["path"], []), Job("other", encoded, other, [])]
-    heard = dict(decode_jobs(nano.runner, jobs, nano.model))
+    jobs = [EncodedClip("same", encoded, free["path"], []), EncodedClip("other", encoded, other, [])]
+    heard = dict(decode_clips(nano.runner, jobs, nano.model))
     assert heard["same"]["agree"] == [len(spoken), len(spoken)]
     matching, of = heard["other"]["agree"]
     assert matching < of

@@ -17,7 +17,7 @@ from models.whisper.calibrate import CalibrationOptions, calibrate
 from models.whisper.export import export
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip
-from nightjar.toolchains.environment import Toolchain, chosen
+from nightjar.toolchains.environment import Toolchain, override_toolchain
 from targets import hailo
 from targets.onnx.runner import open_runner
 from tests.targets.hailo.environment import DOUBLES, make_environment
@@ -70,7 +70,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sdk(environment: Path) -> Iterator[Toolchain]:
     """The doubles as this process's toolchain of hailo, with nothing injected."""
     (environment / "hailo" / "inject.json").unlink(missing_ok=True)
-    with chosen("hailo", environment) as found:
+    with override_toolchain("hailo", environment) as found:
         yield found
 
 

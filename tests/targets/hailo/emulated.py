@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.toolchains.worker import enter_bare
+from nightjar.toolchains.worker import stub_target_packages
 
-enter_bare("targets.hailo.toolchain.simulate")
+stub_target_packages("targets.hailo.toolchain.simulate")
 
 from targets.hailo.toolchain.simulate import open_runner  # noqa: E402
 

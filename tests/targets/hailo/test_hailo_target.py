@@ -11,11 +11,11 @@ import onnx
 import pytest
 
 from nightjar.errors import BadInput, BadOptions, NightjarError, ToolchainFailed, ToolchainMissing
+from nightjar.graphs.fusion import quantizable_groups
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.target import make_options, session_of
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.sensitivity import roundable
 from nightjar.toolchains.environment import Toolchain, probe, toolchain
 from targets import hailo
 from targets.onnx.runner import open_runner
@@ -114,7 +114,7 @@ def test_a_plan_says_which_layers_are_wide_and_attention_is_not(
     inline: Toolchain, cached: Path, tmp_path: Path
 ) -> None:
 
-    groups = roundable(onnx.load(cached / "graphs" / "encoder.onnx"))
+    groups = quantizable_groups(onnx.load(cached / "graphs" / "encoder.onnx"))
     kept = [group.tensor for group in groups if group.kind in ("attention", "norm", "gelu")]
     (tmp_path / "plan.json").write_text(json.dumps({"float": {"encoder": kept, "decoder": ["logits"]}}))
     options = hailo.Options(precision="auto", calibration_samples=2)

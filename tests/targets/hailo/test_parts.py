@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from models.whisper.export import export
 from nightjar.errors import BadOptions
-from nightjar.graphs.fusion import Graph
+from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.nhwc import from_nhwc, nhwc_shape, to_nhwc
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.recipe import Recipe
-from nightjar.quantization.sensitivity import roundable
 from targets import hailo
 from targets.hailo.failures import classify, level_used
 from targets.hailo.graph import cut
@@ -66,7 +66,7 @@ def test_groups_find_the_layers_that_do_their_work(random_checkpoint: Path, tmp_
     export(
         random_checkpoint, hailo.recipe("whisper").model_copy(update={"window_s": 1, "decoder_length": 16}), tmp_path
     )
-    groups = roundable(onnx.load(tmp_path / "encoder.onnx"))
+    groups = quantizable_groups(onnx.load(tmp_path / "encoder.onnx"))
     by_kind = {kind: [g for g in groups if g.kind == kind] for kind in ("conv", "gelu", "attention", "add")}
     conv, gelu = by_kind["conv"][0], by_kind["gelu"][0]
     attention, add = by_kind["attention"][0], by_kind["add"][0]

@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 from nightjar.errors import BadOptions
-from nightjar.graphs.fusion import Graph
+from nightjar.graphs.fusion import quantizable_groups
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.fake_quantize import A8_W8, A16_W8, A16_W16, fake_quantize, open_session
 from nightjar.quantization.ranges import collect_ranges
-from nightjar.quantization.sensitivity import roundable
 from targets.hailo import stand_in
 from targets.hailo.stand_in import runner as own_runner
 from targets.hailo.stand_in.options import read_ranges
@@ -71,7 +71,7 @@ def test_what_it_is_stands_in_its_files(made: dict[str, Path], cached: Path) -> 
         assert not [path for path in binary.rglob("*") if path.suffix in (".hef", ".har", ".alls")]
         assert content["parts"]["encoder"]["int8_mac_share"] == {"plain": 1.0, "int8": 1.0}.get(name, 0.0)
     schemes = described(made["int8"])["parts"]["encoder"]["schemes"]
-    adds = sum(group.kind == "add" for group in roundable(onnx.load(cached / "graphs" / "encoder.onnx")))
+    adds = sum(group.kind == "add" for group in quantizable_groups(onnx.load(cached / "graphs" / "encoder.onnx")))
     assert schemes["a16_w16"] == adds
     assert described(made["a16_w8"])["parts"]["encoder"]["schemes"]["a16_w8"] > adds
     assert stand_in.TIERS == {"stand-in": "stand-in"}
@@ -116,7 +116,7 @@ def test_what_the_sdk_would_not_take_is_refused_here_too(cached: Path, static: P
 def test_a_mild_mask_is_what_lets_a_masked_attention_be_rounded(static: Path, tmp_path: Path) -> None:
     """The mask is in the range of the scores it is added to: at -10000 their 8-bit step would be 40."""
     graph = Graph(onnx.load(static / "graphs" / "decoder.onnx"))
-    groups = roundable(graph.model)
+    groups = quantizable_groups(graph.model)
     ranges = collect_ranges(graph, groups, CalibrationSet.open(static / "calibration").samples("decoder"))
     masked = [group for group in groups if group.kind == "attention" and any("Add" in node for node in group.nodes)]
     steps = [(ranges[group.inner[0]][1] - ranges[group.inner[0]][0]) / 255 for group in masked]
@@ -126,7 +126,7 @@ def test_a_mild_mask_is_what_lets_a_masked_attention_be_rounded(static: Path, tm
 
 def test_each_group_reads_and_writes_in_its_own_bits(cached: Path) -> None:
     graph = Graph(onnx.load(cached / "graphs" / "encoder.onnx"))
-    groups = roundable(graph.model)
+    groups = quantizable_groups(graph.model)
     ranges = collect_ranges(graph, groups, CalibrationSet.open(cached / "calibration").samples("encoder"))
     sample = next(iter(CalibrationSet.open(cached / "calibration").samples("encoder")))
     tensors = {kind: next(group.tensor for group in groups if group.kind == kind) for kind in ("conv", "add", "norm")}

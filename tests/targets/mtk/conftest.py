@@ -15,7 +15,7 @@ from models.whisper.calibrate import CalibrationOptions, calibrate
 from models.whisper.export import export
 from nightjar.plugins.recipe import Recipe
 from nightjar.speech.manifest import Clip
-from nightjar.toolchains.environment import MARKER, chosen
+from nightjar.toolchains.environment import MARKER, override_toolchain
 from tests.conftest import need
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Doubles:
 def doubles(made: Doubles) -> Iterator[Doubles]:
     """The doubles as the toolchain of mtk, failing at nothing."""
     made.inject()
-    with chosen("mtk", made.folder):
+    with override_toolchain("mtk", made.folder):
         yield made
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.toolchains.worker import enter_bare
+from nightjar.toolchains.worker import stub_target_packages
 
-enter_bare("targets.mtk.toolchain.simulate")
+stub_target_packages("targets.mtk.toolchain.simulate")
 
 from targets.mtk.toolchain.simulate import open_runner  # noqa: E402
 

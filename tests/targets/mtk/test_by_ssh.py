@@ -25,7 +25,7 @@ from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from nightjar.sessions.run import run_session
 from nightjar.speech.manifest import Clip, load_speech
-from nightjar.toolchains.environment import chosen
+from nightjar.toolchains.environment import override_toolchain
 from targets import mtk as target
 from targets.mtk import preflight, runner
 from tests.loopback import Loopback
@@ -52,7 +52,7 @@ def binary(made: Doubles, random_checkpoint: Path, tmp_path_factory: pytest.Temp
     small = target.recipe("whisper").model_copy(update={"window_s": 2, "decoder_length": 8})
     export(random_checkpoint, small, graphs, clamp=True)
     made.inject()
-    with chosen("mtk", made.folder):
+    with override_toolchain("mtk", made.folder):
         target.compile(graphs, None, target.Options(), out)
     return out
 

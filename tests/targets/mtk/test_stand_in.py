@@ -10,7 +10,7 @@ import pytest
 from nightjar.cli.main import main
 from nightjar.errors import BadInput, BadOptions, Broken, Missing, ToolchainMissing
 from nightjar.graphs.fusion import fuse
-from nightjar.plugins.lint import place_of, refused
+from nightjar.plugins.lint import place_of, refusals
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.toolchains.environment import toolchain
@@ -120,7 +120,7 @@ def test_the_lint_catches_a_planted_embedding_and_leaves_the_recipe_alone(
     from models.whisper.export import export
 
     export(random_checkpoint, Recipe(), tmp_path, clamp=True)
-    found = refused(lint.lint(tmp_path))
+    found = refusals(lint.lint(tmp_path))
     assert sorted(finding.op for finding in found) == ["EMBEDDING_LOOKUP", "EMBEDDING_LOOKUP", "input", "input"]
     planted = next(finding for finding in found if finding.place == "token table")
     assert planted.part == "decoder"
@@ -152,7 +152,7 @@ def test_the_lint_without_the_stand_in_reads_the_onnx_graph(
 
     monkeypatch.setenv("NIGHTJAR_TOOLCHAINS", str(tmp_path / "none"))
     export(random_checkpoint, Recipe(decoder="static"), tmp_path / "plain", clamp=True)
-    assert {finding.op for finding in refused(lint.lint(tmp_path / "plain"))} == {"Gather", "input"}
+    assert {finding.op for finding in refusals(lint.lint(tmp_path / "plain"))} == {"Gather", "input"}
     assert lint.lint(cached / "graphs") == []
 
 

@@ -41,10 +41,12 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def jobs(runner: Any, model: dict[str, Any], count: int, forced: list[int] | None = None) -> Iterator[decode.Job]:
+def jobs(
+    runner: Any, model: dict[str, Any], count: int, forced: list[int] | None = None
+) -> Iterator[decode.EncodedClip]:
     for clip in CLIPS[:count]:
         features = decode.features(load_audio(clip.audio).astype(np.float32) / 32768, model)
-        yield decode.Job(clip.id, decode.encode(runner, features, model), forced)
+        yield decode.EncodedClip(clip.id, decode.encode(runner, features, model), forced)
 
 
 def test_clips_are_heard_in_lanes_as_they_are_alone(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +60,7 @@ def test_clips_are_heard_in_lanes_as_they_are_alone(built: Path, monkeypatch: py
     assert len({len(heard["tokens"]) for heard in alone.values()}) > 3, "lanes must end at different times"
     for lanes in (2, 8):
         found = {}
-        for name, heard in decode.decode_jobs(free, jobs(free, model, len(CLIPS)), model, "en", tables, lanes):
+        for name, heard in decode.decode_clips(free, jobs(free, model, len(CLIPS)), model, "en", tables, lanes):
             assert heard.pop("seconds").keys() == {"total"}  # no clock was given
             found[name] = heard
         assert found == alone
@@ -75,7 +77,7 @@ def test_agreement_in_lanes_is_that_of_a_forced_run(built: Path) -> None:
         job.name: [decode.agree(static, job.encoded, model, forced, "en", tables), len(forced) + 1]
         for job in jobs(static, model, 5)
     }
-    heard = decode.decode_jobs(free, jobs(free, model, 5, forced), model, "en", tables, 4)
+    heard = decode.decode_clips(free, jobs(free, model, 5, forced), model, "en", tables, 4)
     assert {name: result["agree"] for name, result in heard} == expected
     assert 2 < expected[first.name][0] <= len(forced)
 
@@ -86,7 +88,7 @@ def test_watched_logits_are_those_of_the_text_it_was_asked_for(built: Path) -> N
     static, free = open_runner(built / "graphs", model["parts"], ONE), open_runner(built / "binary", parts, ONE)
     own = {
         name: heard
-        for name, heard in decode.decode_jobs(
+        for name, heard in decode.decode_clips(
             static, (job._replace(watch=[]) for job in jobs(static, model, 5)), model, "en", tables
         )
     }
@@ -100,7 +102,7 @@ def test_watched_logits_are_those_of_the_text_it_was_asked_for(built: Path) -> N
             assert len(logits) == len(set(ids)) == 16
     other = own[CLIPS[0].id]  # one text forced on all: watched from where each leaves it, too
     forced = [job._replace(forced=other["tokens"], watch=other["watched"]["ids"]) for job in jobs(free, model, 5)]
-    found = dict(decode.decode_jobs(free, forced, model, "en", tables, 4))
+    found = dict(decode.decode_clips(free, forced, model, "en", tables, 4))
     assert all(heard["watched"]["ids"] == other["watched"]["ids"] for heard in found.values())
     np.testing.assert_allclose(found[CLIPS[0].id]["watched"]["logits"], other["watched"]["logits"], atol=1e-3)
     assert not np.allclose(found[CLIPS[1].id]["watched"]["logits"], other["watched"]["logits"], atol=1)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.toolchains.worker import enter_bare
+from nightjar.toolchains.worker import stub_target_packages
 
-enter_bare("targets.rknn.toolchain.simulate")
+stub_target_packages("targets.rknn.toolchain.simulate")
 
 from targets.rknn.toolchain.sdk import checked, open_toolkit  # noqa: E402
 from targets.rknn.toolchain.simulate import open_runner  # noqa: E402

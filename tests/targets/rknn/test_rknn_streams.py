@@ -57,8 +57,8 @@ def quantized(sdk: Toolchain, prepared: Path) -> Path:
 def entries(quantized: Path) -> dict[str, tuple[float, float]]:
     """Read every int8 range of the toolkit's file."""
     text = (quantized / "encoder.quantization.cfg").read_text(encoding="utf-8")
-    roundable = set(INT8_ENTRY.findall(text))
-    found = {name: ENDS.search(body) for name, body in ENTRY.findall(text) if name in roundable}
+    quantizable_groups = set(INT8_ENTRY.findall(text))
+    found = {name: ENDS.search(body) for name, body in ENTRY.findall(text) if name in quantizable_groups}
     return {name.strip('"'): (float(ends[1]), float(ends[2])) for name, ends in found.items() if ends}
 
 
@@ -87,8 +87,8 @@ def test_ranges_hold_all_samples(prepared: Path, quantized: Path) -> None:
         for name, body in ENTRY.findall(text)
         if (e := ENDS.search(body)) and (s := seen.search(body)) and e.groups() == s.groups()
     ]
-    roundable = set(INT8_ENTRY.findall(text))
-    assert len(roundable & {*own}) < 0.05 * len(roundable)
+    quantizable_groups = set(INT8_ENTRY.findall(text))
+    assert len(quantizable_groups & {*own}) < 0.05 * len(quantizable_groups)
 
 
 def test_a_plan_s_groups_are_float_and_states_always(

@@ -19,10 +19,10 @@ from models.whisper import decode
 from models.whisper.calibrate import CalibrationOptions, calibrate
 from models.whisper.export import export
 from nightjar.errors import BadOptions, Broken, NightjarError, ToolchainFailed
+from nightjar.graphs.fusion import quantizable_groups
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.ranges import SILENT, collect_ranges
-from nightjar.quantization.sensitivity import roundable
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip
 from nightjar.toolchains.environment import Toolchain
@@ -347,7 +347,7 @@ def test_ranges_over_all_samples_reach_the_toolkits_file(
         constants = {tensor.name for tensor in graph.graph.initializer} - looked_up
         assert theirs.keys() == ours.keys()
         assert all(theirs[name] == ours[name] for name in constants & ours.keys())
-        groups = roundable(graph)
+        groups = quantizable_groups(graph)
         wanted = collect_ranges(graph, groups, samples.samples(part, 4))
         names = read_names(quantized / f"{part}.quantization.cfg")["tensors"]
         linear = [group.tensor for group in groups if group.kind in ("linear", "conv") and group.tensor in names]

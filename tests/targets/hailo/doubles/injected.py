@@ -5,6 +5,7 @@ list used up call by call; a fault is {"raise": class, "say": message}, {"print"
 {"result": …}, {"drop": […]}, or null.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -15,8 +16,13 @@ from typing import Any
 import nightjar
 
 ROOT = Path(__file__).resolve().parents[4]
-# The doubles compute with what nightjar has; of a session's folder, which is first on the path, only a part is here.
+# The doubles compute with what nightjar has. A session's archive comes first on the path and holds only some of its
+# modules, so every package gets this repository's folder as a second place to look.
 nightjar.__path__ = [*nightjar.__path__, str(ROOT / "nightjar")]
+for _init in sorted((ROOT / "nightjar").glob("*/__init__.py")):
+    if _init.read_text(encoding="utf-8") == "":  # dataset/ imports its reader
+        _package = importlib.import_module(f"nightjar.{_init.parent.name}")
+        _package.__path__ = [*_package.__path__, str(_init.parent)]
 
 
 def place() -> Path:

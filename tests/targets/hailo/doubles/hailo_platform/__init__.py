@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from injected import fault, strike
 
-from nightjar.graphs.fusion import Graph
 from nightjar.graphs.nhwc import from_nhwc, to_nhwc
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.quantization.fake_quantize import open_session
 
 __version__ = "4.23.0"

@@ -15,11 +15,11 @@ from injected import fault, strike
 
 from hailo_sdk_client.exposed_definitions import CalibrationDataType, Dims, InferenceContext, States
 from hailo_sdk_client.model_translator.exceptions import MisspellNodeError, ParsingWithRecommendationException
-from nightjar.graphs.fusion import Graph, fuse
+from nightjar.graphs.fusion import fuse, quantizable_groups
 from nightjar.graphs.nhwc import from_nhwc, nhwc_shape, to_nhwc
+from nightjar.graphs.onnx_graph import Graph
 from nightjar.quantization.fake_quantize import A16_W16, fake_quantize, open_session
 from nightjar.quantization.ranges import collect_ranges
-from nightjar.quantization.sensitivity import roundable
 
 ARCHS = ("hailo8", "hailo8l", "hailo8r")
 REFUSED = ("Gather", "Tile", "TopK", "Where", "LayerNormalization")
@@ -196,7 +196,7 @@ class ClientRunner:
         sizes = {layer["_tensor"]: name for name, layer in into.items()}
         graph = Graph(self._model)
         samples = [{n: from_nhwc(calib_data[sizes[n]][i], graph.shape(n)) for n in graph.inputs} for i in range(count)]
-        ranges = collect_ranges(self._model, roundable(self._model), samples)
+        ranges = collect_ranges(self._model, quantizable_groups(self._model), samples)
         wide = [name for name, mode in re.findall(PRECISION, self._script) if mode == "a16_w16"]
         layers = network["layers"]
         if any(layers[f"{network['name']}/{name}"]["type"] in ("matmul", "softmax") for name in wide):
@@ -295,7 +295,7 @@ class ClientRunner:
             for name in self._said["wide"]
             for node in network["layers"][f"{network['name']}/{name}"]["original_names"]
         }
-        groups = roundable(self._model)
+        groups = quantizable_groups(self._model)
         schemes = {group.tensor: A16_W16 for group in groups if nodes.intersection(group.nodes)}
         ranges = {name: tuple(ends) for name, ends in self._said["ranges"].items()}
         return fake_quantize(self._model, groups, ranges, outputs=True, schemes=schemes)

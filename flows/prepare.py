@@ -1,0 +1,112 @@
+"""Resolve a request once, and build what every binary of it is made from.
+
+Whether a board answers, what it has installed and whether it fits are asked here and nowhere else in a run.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from nightjar.boards.ref import BoardRef
+from nightjar.errors import BadOptions
+from nightjar.plugins.board_choice import board_of
+from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.registry import Plugin, plugin
+from nightjar.plugins.resolve import checkpoint_source, model_family
+from nightjar.plugins.target import computes_float, make_options, target_of
+from nightjar.request import PortRequest, RecipeOptions
+from nightjar.store.artifact import Source
+from tasks.build import build
+from tasks.export import export
+
+
+class Prepared(NamedTuple):
+    """A resolved request, and what every binary of it is made from."""
+
+    family: str
+    target: Plugin
+    board: BoardRef  # runs the binary
+    host: Plugin  # target that runs the float graphs on this machine
+    host_board: BoardRef
+    checkpoint: Source
+    calibration_speech: Source | None
+    test_speech: Source | None
+    graphs: Any
+    reference: Any  # float graphs, built for the host
+    floating: Any = None  # float graphs, built for the target
+    options: BaseModel | None = None  # of the binary; None where the binary is not built here
+
+    @property
+    def decode(self) -> Plugin:
+        """The family's decode loop."""
+        return plugin("models", self.family, "decode")
+
+
+def prepare(request: PortRequest, sources: Callable[[PortRequest], tuple[Source | None, Source | None]]) -> Prepared:
+    """Resolve a request, export, and build the float binaries; what is missing is reported before anything runs.
+
+    sources: gives the calibration and the evaluation speech.
+    """
+    family = model_family(request)
+    target = target_of(request.target, request.board)
+    recipe = recipe_for(request, target.load().recipe(family))
+    options = make_options(target, request.precision, request.float_nodes, request.target_options)
+    board = board_of(target, request.board)
+    if request.precision == "fp" and not computes_float(target, board):
+        raise BadOptions(
+            f"target {request.target} computes with integers on board {board.alias}: pass --precision int8 or auto, or "
+            "another --board (`nightjar targets`)"
+        )
+    checkpoint = checkpoint_source(request, family)
+    calibration_speech, test_speech = sources(request)
+    graphs = export(
+        checkpoint=checkpoint,
+        model=plugin("models", family, "export"),
+        recipe=recipe,
+        clamp=request.window is None,
+    )
+    host = plugin("targets", recipe.graph_format)
+    float_options = make_options(target, "fp", target_options=request.target_options)
+    return Prepared(
+        family=family,
+        target=target,
+        board=board,
+        host=host,
+        host_board=board_of(host, "local"),
+        checkpoint=checkpoint,
+        calibration_speech=calibration_speech,
+        test_speech=test_speech,
+        graphs=graphs,
+        reference=build_reference(graphs, host),
+        floating=build(graphs=graphs, calibration=None, target=target, options=float_options, label="float"),
+        options=options,
+    )
+
+
+def with_options(prepared: Prepared, request: PortRequest) -> Prepared:
+    """Take the options of a binary from another request for the same model, target and board."""
+    options = make_options(prepared.target, request.precision, request.float_nodes, request.target_options)
+    return prepared._replace(options=options)
+
+
+def build_reference(graphs: Any, host: Plugin) -> Any:
+    """Build the float graphs as they are, for this machine."""
+    return build(graphs=graphs, calibration=None, target=host, options=make_options(host, "fp"), label="reference")
+
+
+def recipe_for(request: RecipeOptions, recipe: Recipe) -> Recipe:
+    """Override a target's recipe with the fields that the request gives.
+
+    The decoder `window` takes token ids unless the request says otherwise, as programs for rknn_model_zoo expect.
+    """
+    given = {
+        "window_s": request.window,
+        "decoder": request.decoder,
+        "decoder_length": request.decoder_length,
+        "positional": request.positional,
+        "host_embedding": request.host_embedding,
+    }
+    if request.decoder == "window" and request.host_embedding is None:
+        given["host_embedding"] = False
+    return recipe.model_copy(update={name: value for name, value in given.items() if value is not None})
