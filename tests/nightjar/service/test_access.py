@@ -84,7 +84,7 @@ def test_tensors_are_those_of_a_local_session(
         boards(tmp_path, server.port, [*lines, *([f'service_ca = "{pems}/ca.pem"'] if way != "plain" else [])])
         harvested = harvest_speech(asked(small_binary, noises, tmp_path / "out"))
         assert TOKEN not in server.line
-    assert harvested.made == 150
+    assert harvested.new_clips == 150
     assert content(tmp_path / "out") == content(local_dataset)
     assert TOKEN not in "".join(server.errors)
 

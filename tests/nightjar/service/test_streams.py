@@ -268,7 +268,7 @@ def test_a_service_killed_and_started_again_loses_and_doubles_nothing(
         with Server(binary, listen=f"localhost:{server.port}"):
             harvested = harvesting.result(60)
             second = ran(binary)
-    assert harvested.made == 150
+    assert harvested.new_clips == 150
     assert 60 < len(kept) < 150
     model = read(binary / "model.json")
     clips = {clip.id: load_audio(clip.audio).astype(np.float32) / 32768.0 for clip in load_speech(noises, False)}
@@ -293,5 +293,5 @@ def test_a_service_that_stays_away_ends_the_run_and_the_same_command_goes_on(
     with Server(small_binary) as again:
         boards(tmp_path, again.port)
         harvested = harvest_speech(asked(small_binary, noises, out))
-    assert 0 < harvested.made <= 110
+    assert 0 < harvested.new_clips <= 110
     assert content(out) == content(local_dataset)
