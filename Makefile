@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: proto setup demo stack stack-stop test test-all test-rest test-stack check lock clean
+.PHONY: setup demo docs stack stack-stop test test-all test-rest test-stack check proto lock clean
 
 setup: .venv/installed
 
@@ -16,6 +16,14 @@ demo: setup  ## port the shipped model to the RK3588 in Rockchip's simulator, pr
 	@$(BIN)/nightjar toolchain install rknn
 	@$(BIN)/nightjar port --model whisper-nano --target rknn --precision auto; code=$$?; \
 	    test $$code -le 1 || exit $$code  # a verdict that is not PASS is a result all the same
+
+docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broken link
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/docs/index.html"
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 stack: setup  ## Prefect server, database, worker and board from native packages, until Ctrl-C (docs/nightly.md)
 	@$(BIN)/nightjar stack up
@@ -43,7 +51,7 @@ check: setup  ## style, types and import contracts
 proto: setup  ## the board service's messages, from nightjar/service/service.proto
 	$(BIN)/python -m nightjar.service.generate
 
-lock: setup  ## write down the versions in use
+lock: setup .venv/docs  ## write down the versions in use
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^-e\|@' > constraints.txt
 
 clean:

@@ -34,9 +34,9 @@ BOUND_S = 2.0
 TIMED = """
 import json, sys, time
 from flows.port import port
-from flows.port_form import port as form, requested
+from flows.port_form import port as form, port_request
 given = json.loads(sys.argv[1])
-request = requested({"model": "whisper-nano", **given})
+request = port_request({"model": "whisper-nano", **given})
 began, cpu = time.perf_counter(), time.process_time()
 form(**given) if sys.argv[2] == "flow" else port.fn(request)
 print(time.perf_counter() - began, time.process_time() - cpu)

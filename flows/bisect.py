@@ -13,9 +13,9 @@ from nightjar.nightly.changes import cell_changes
 from nightjar.nightly.config import BisectRequest, CellRequest, cell_name
 from nightjar.nightly.evidence import Evidence, read_evidence
 from nightjar.nightly.outcomes import CellResult, cell_row
-from nightjar.nightly.regression import changed_clips, paired
 from nightjar.progress import StageOutcome
 from nightjar.request import PortRequest
+from nightjar.scoring.paired import changed_clips, compare_paired
 from nightjar.toolchains.environment import installed_versions, override_toolchain
 from tasks.publish import command_line
 from tasks.stage import separate_run
@@ -36,7 +36,7 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
     done = [_run(side) for side in sides]
     before, after = (evidence for evidence, _ in done)
     binaries = [each.scores["binary"] for each in (before, after)]
-    both = paired(binaries[1], binaries[0])
+    both = compare_paired(binaries[1], binaries[0])
     return {
         "cell": before.cell.cell,
         "sides": [

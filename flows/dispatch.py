@@ -30,7 +30,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 
-from flows.port_form import filled
+from flows.port_form import form_values
 from flows.server import retry_on_outage
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
 from nightjar.nightly.config import CellRequest
@@ -93,7 +93,7 @@ def _note(results: dict[str, Any]) -> None:
 def parameters_for(deployment: DeploymentResponse, request: PortRequest) -> dict[str, Any]:
     """Fill in a deployment's form as a request says; raises BadOptions where an older form has no field for it."""
     fields = (deployment.parameter_openapi_schema or {}).get("properties", {})
-    answers = filled(request)
+    answers = form_values(request)
     asked_for = request.model_dump(exclude_defaults=True).keys()
     if lacking := sorted(asked_for & (answers.keys() - fields.keys())):
         raise BadOptions(

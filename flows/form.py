@@ -1,7 +1,7 @@
-"""Flows as people start them in the Prefect UI: the fields of a request side by side, as one form.
+"""Forms of the Prefect UI: a flow whose parameters are the fields of a request.
 
-The request stays the one truth: names, descriptions, defaults and limits come from it. An explained failure ends a run
-with its line as the state's message, and without a traceback.
+Names, descriptions, defaults and limits come from the request. A NightjarError ends the run with its line as the
+state's message, and without a traceback.
 """
 
 import inspect
@@ -26,24 +26,24 @@ def make_form(
     kinds: Mapping[str, Any] = {},
     extra: Mapping[str, str] = {},
 ) -> Flow[..., Any]:
-    """Make a flow whose parameters are a request's fields; `run` gets what was filled in.
+    """Make a flow whose parameters are a request's fields; `run` takes their values.
 
-    module: where the flow stands, by which Prefect finds it; first: fields that come before all others; kinds: other
-    types than the request's; extra: texts that the request has not, by name, with their descriptions.
+    module: the module of the flow, by which Prefect finds it; first: fields that come before all others; kinds: types
+    in place of the request's; extra: further text fields, by name, with their descriptions.
     """
     fields = request.model_fields
-    said = {field: fields[field].description for field in [*first, *fields]} | dict(extra)
+    descriptions = {field: fields[field].description for field in [*first, *fields]} | dict(extra)
 
     def start(**given: Any) -> Any:
         try:
             return run(given)
-        except NightjarError as error:  # raised, it would be a traceback in the log of the run
+        except NightjarError as error:  # raising it would log a traceback
             return Failed(message=f"{type(error).__name__}: {error}")
-        except OSError as error:  # as the command line says it
-            return Failed(message=f"StoreBroken: {error}; mend it and press Retry")
+        except OSError as error:  # as on the command line
+            return Failed(message=f"StoreBroken: {error}; fix it and press Retry")
 
     parameters = []
-    for field in said:
+    for field in descriptions:
         kind: Any = kinds.get(field, fields[field].annotation if field in fields else str | None)
         for limit in fields[field].metadata if field in fields else ():
             kind = Annotated[kind, limit]
@@ -51,17 +51,19 @@ def make_form(
         parameters.append(inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
     start.__name__ = start.__qualname__ = name
     start.__module__ = module
-    # Prefect makes the form of the signature, and takes the fields' descriptions from the docstring.
+    # Prefect derives the form from the signature, and the descriptions from the docstring.
     vars(start)["__signature__"] = inspect.Signature(parameters)
-    start.__doc__ = f"{request.__doc__}\n\nArgs:\n" + "".join(f"    {field}: {said[field]}\n" for field in said)
+    start.__doc__ = f"{request.__doc__}\n\nArgs:\n" + "".join(
+        f"    {field}: {descriptions[field]}\n" for field in descriptions
+    )
     return flow(name=name, description=request.__doc__, flow_run_name=flow_run_name)(start)
 
 
 def make_request(request: type[BaseModel], given: Mapping[str, Any]) -> Any:
-    """Make a request of a filled-in form; raises BadOptions in one line."""
+    """Make a request from the values of a form; raises BadOptions."""
     try:
         return request(**{name: value for name, value in given.items() if value not in (None, "")})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise BadOptions(f"{field} {first['input']}: {first['msg']}; the form says what {field} may be") from error
+        raise BadOptions(f"{field} {first['input']}: {first['msg']}; the form describes {field}") from error

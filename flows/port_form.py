@@ -1,7 +1,7 @@
 """The form of a port: `port/<target>`, one deployment per target (deployments/prefect.yaml).
 
-Beyond PortRequest it has dropdowns of the models and targets there are, and `label`, since a dropdown cannot hold the
-name of somebody's own checkpoint.
+It offers models and targets as dropdowns. A dropdown cannot hold the name of a user's checkpoint, so the form has the
+field `label` beside those of PortRequest.
 """
 
 from collections.abc import Mapping
@@ -20,29 +20,28 @@ from nightjar.plugins.registry import names, plugin
 from nightjar.plugins.resolve import shipped_models
 from nightjar.request import PortRequest
 
-# What people choose first comes first; the rest follows in the request's order.
+# These fields come first; the rest follows in the request's order.
 FIRST = ("model", "target", "precision", "board", "decoder", "window", "long", "language", "test_set", "limit")
 
 
 def known_models() -> list[str]:
-    """List what can be ported by name: the shipped models, then those that each family fetches."""
+    """List the models that have a name: the shipped ones, then those that each family downloads."""
     fetched = [name for family in names("models") for name in plugin("models", family).load().NAMES]
     return list(dict.fromkeys([*shipped_models(), *fetched]))
 
 
-def requested(given: Mapping[str, Any]) -> PortRequest:
-    """Make the request of a filled-in form; raises BadOptions in one line, before anything runs."""
-    asked, checkpoint, label = dict(given), given.get("checkpoint"), given.get("label")
-    if label and not checkpoint:
+def port_request(given: Mapping[str, Any]) -> PortRequest:
+    """Make the request from the values of a form; raises BadOptions before anything runs."""
+    label = given.get("label")
+    if label and not given.get("checkpoint"):
         raise BadOptions(f"label {label} names a checkpoint of your own: give its path as checkpoint, or no label")
-    asked.pop("label", None)
-    asked["model"] = named(given)
-    request: PortRequest = make_request(PortRequest, asked)
+    values = {name: value for name, value in given.items() if name != "label"}
+    request: PortRequest = make_request(PortRequest, {**values, "model": model_label(given)})
     return request
 
 
-def named(given: Mapping[str, Any]) -> str:
-    """Say what a filled-in form is about: its own model, where it has one."""
+def model_label(given: Mapping[str, Any]) -> str:
+    """Return the name of a form's model: of the user's checkpoint, where the form has one."""
     own = given.get("checkpoint")
     return str((given.get("label") or Path(own).stem) if own else given["model"])
 
@@ -50,34 +49,34 @@ def named(given: Mapping[str, Any]) -> str:
 def _run_name() -> str:
     context = FlowRunContext.get()
     given = (context.parameters or {}) if context is not None else {}
-    return "-".join(filter(None, ("port", named(given), given["target"], given["precision"], given["board"])))
+    return "-".join(filter(None, ("port", model_label(given), given["target"], given["precision"], given["board"])))
 
 
-def filled(request: PortRequest) -> dict[str, Any]:
-    """Fill in the form as a request says: the other way round."""
-    answers = request.model_dump(mode="json", exclude_none=True)
+def form_values(request: PortRequest) -> dict[str, Any]:
+    """Return the values of a form that make this request."""
+    values = request.model_dump(mode="json", exclude_none=True)
     if request.checkpoint is not None:
-        answers["label"] = answers.pop("model")
+        values["label"] = values.pop("model")
     if request.host_embedding is not None:
-        answers["host_embedding"] = "yes" if request.host_embedding else "no"
-    return answers
+        values["host_embedding"] = "yes" if request.host_embedding else "no"
+    return values
 
 
-def ended(results: Mapping[str, Any]) -> State[Any]:
-    """Make a finished port the state that people see: a FAIL is red, and the verdict comes first."""
+def run_state(results: Mapping[str, Any]) -> State[Any]:
+    """Return the state of a finished port's flow run: FAIL is a failed run, and the verdict comes first."""
     low, high = results["interval"]
-    said = (
+    verdict = (
         f"{results['verdict']}: ΔWER {results['delta_wer']:+.2f} points [{low:+.2f}, {high:+.2f}], "
         f"{results['clips']} clips, tier {results['tier']}"
     )
-    against = [gate["sentence"] for gate in results["gates"] if gate["outcome"] != "PASS"]
-    return (Failed if results["verdict"] == "FAIL" else Completed)(message="; ".join([said, *against]))
+    gates = [gate["sentence"] for gate in results["gates"] if gate["outcome"] != "PASS"]
+    return (Failed if results["verdict"] == "FAIL" else Completed)(message="; ".join([verdict, *gates]))
 
 
 port = make_form(
     "port",
     PortRequest,
-    lambda given: ended(graph.fn(requested(given))),
+    lambda given: run_state(graph.fn(port_request(given))),
     __name__,
     _run_name,
     first=FIRST,
@@ -87,5 +86,5 @@ port = make_form(
         # A switch has no third position for "as the recipe says".
         "host_embedding": Annotated[bool | None, WithJsonSchema({"type": "string", "enum": ["yes", "no"]})],
     },
-    extra={"label": "what reports call a checkpoint of your own; default: the name of its file or folder"},
+    extra={"label": "name of your checkpoint in reports; default: the name of its file or folder"},
 )

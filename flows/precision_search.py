@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from flows.evaluation import evaluate_binary, evaluate_reference
 from flows.prepare import Prepared
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.target import make_options
+from nightjar.plugins.target import make_options, traits_of
 from nightjar.quantization.mixed_precision import Budget, Measurement, Rung, ladder, search
 from nightjar.quantization.sensitivity import RankingSettings, read_ranking
 from nightjar.request import PortRequest
@@ -42,8 +42,10 @@ class SearchResult(NamedTuple):
 def search_precision(request: PortRequest, prepared: Prepared, calibration: Any) -> SearchResult:
     """Find the plan of the largest int8 share within the request's budget; raises BadInput when no plan is."""
     family = plugin("models", prepared.family).load()
-    follow = plugin("models", prepared.family, "chain") if family.STREAMS else None
-    ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=RankingSettings(), follow=follow)
+    chain = plugin("models", prepared.family, "chain") if family.STREAMS else None
+    traits = traits_of(prepared.target)
+    settings = RankingSettings(integer_outputs=traits.integer_outputs, branch_bias_share=traits.branch_bias_share)
+    ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=settings, chain=chain)
     graphs = rewrite(graphs=prepared.graphs, ranking=ranking)
     quantized = quantization_parameters(request, prepared, graphs, calibration)
     speech = prepared.calibration_speech
@@ -79,7 +81,7 @@ def search_precision(request: PortRequest, prepared: Prepared, calibration: Any)
 
     try:
         budget = Budget(delta_wer=request.search_delta_wer, kl_per_percent=family.NATS_PER_PERCENT)
-        best, _ = search(rungs, measure_rung, budget, losses)
+        best, _ = search(rungs, measure_rung, budget, losses, traits.measured_loss_share)
     except _NotMeasured:
         return unknown
     tried = SearchRecord(calls=calls, measured={number_of[key]: loss for key, loss in losses.items()})

@@ -1,7 +1,7 @@
-"""Everything Nightjar refuses or cannot do, as one tree.
+"""Errors that Nightjar explains, as one tree.
 
     NightjarError
-    ├── BadInput                 exit 2: the command or its files are wrong; running again changes nothing
+    ├── BadInput                 exit 2: the command or its files are wrong; a retry changes nothing
     │   ├── UnknownName          no such model, target, board or stage
     │   ├── BadOptions           options that contradict each other or the model
     │   ├── BadCheckpoint        missing, corrupt, unsafe or of an unknown family
@@ -13,22 +13,22 @@
     │   ├── PackageMissing       a program of the system is not installed
     │   ├── BoardMissing         no such board, or it does not answer
     │   └── ServerMissing        the Prefect server that is configured does not answer, or no stack runs
-    └── Broken                   exit 4: a tool, board or disk broke on the way; can be run again
+    └── Broken                   exit 4: a tool, board or disk failed; a retry may help
         ├── DownloadFailed       a checkpoint could not be fetched
         ├── SessionFailed        the session on a board ended early
-        │   └── RunnerFailed     what ran there crashed or hung, and the board is still there
-        ├── BoardBusy            somebody else held the board for longer than we may wait
+        │   └── RunnerFailed     the runner crashed or hung, and the board still answers
+        ├── BoardBusy            another run held the board for longer than the request waits
         ├── ToolchainBroken      a vendor SDK is installed and does not work
         ├── ToolchainFailed      a vendor SDK refused, crashed, or ran out of time or memory
-        ├── StackBroken          a part of the stack does not start or does not end
+        ├── StackBroken          a service of the stack does not start or does not end
         └── StoreBroken          the artifact store cannot be read or written
 
-Every message says what happened, what is allowed, and the next command to run.
+A message says what happened, what is allowed, and the next command.
 """
 
 
 class NightjarError(Exception):
-    """Report a failure that Nightjar explains in one line; `exit_code` is the process's."""
+    """A failure that Nightjar explains in one line; `exit_code` is the process's."""
 
     exit_code = 4
 
@@ -86,7 +86,7 @@ class ServerMissing(Missing):
 
 
 class Broken(NightjarError):
-    """A tool, board or disk broke on the way; the same command can be run again."""
+    """A tool, board or disk failed; the same command can be run again."""
 
     exit_code = 4
 
@@ -100,11 +100,11 @@ class SessionFailed(Broken):
 
 
 class RunnerFailed(SessionFailed):
-    """What ran on a board crashed or hung, and the board is still there."""
+    """The runner on a board crashed or hung, and the board still answers."""
 
 
 class BoardBusy(Broken):
-    """Somebody else held the board for longer than we may wait."""
+    """Another run held the board for longer than the request waits."""
 
 
 class ToolchainBroken(Broken):
@@ -116,7 +116,7 @@ class ToolchainFailed(Broken):
 
 
 class StackBroken(Broken):
-    """A part of the stack does not start or does not end."""
+    """A service of the stack does not start or does not end."""
 
 
 class StoreBroken(Broken):

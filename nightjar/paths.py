@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, the artifact store, the reports."""
+"""Paths: the checkout, the artifact store, the reports."""
 
 import os
 from pathlib import Path
@@ -10,21 +10,21 @@ def reports_folder() -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return a path as people are told it: from the project where it lies there."""
+    """Return a path as messages show it: relative to the checkout where it is inside."""
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
 def store_folder() -> Path:
-    """Name the folder of this checkout's store, or the one that NIGHTJAR_STORE asks for.
+    """Return the folder of the store: NIGHTJAR_STORE, or artifacts/ of this checkout.
 
-    Where that is a URL, the folder is its cache: NIGHTJAR_STORE_CACHE, or this checkout's own.
+    Where NIGHTJAR_STORE is a URL, the folder is its cache: NIGHTJAR_STORE_CACHE, or artifacts/.
     """
     named = os.environ.get("NIGHTJAR_STORE" if remote_url() is None else "NIGHTJAR_STORE_CACHE")
     return Path(named or ROOT / "artifacts")
 
 
 def remote_url() -> str | None:
-    """Return the URL that NIGHTJAR_STORE asks for, None where it names a folder or nothing."""
+    """Return the URL in NIGHTJAR_STORE, None where it names a folder or is not set."""
     named = os.environ.get("NIGHTJAR_STORE", "")
     return named if "://" in named else None
 

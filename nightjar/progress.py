@@ -1,4 +1,4 @@
-"""Progress reporting: work ticks, whoever shows it listens."""
+"""Progress reporting: work calls `tick`, and a listener shows it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ class StageOutcome(NamedTuple):
 
 
 class Screen(Protocol):
-    """Whatever shows a run to a person."""
+    """Shows a run to a person."""
 
     def __enter__(self) -> object: ...
 

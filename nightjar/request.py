@@ -52,6 +52,14 @@ class ModelChoice(ModelName):
     )
 
 
+class PrecisionChoice(Request):
+    """Number format of the binary."""
+
+    precision: Precision = Field(
+        "int8", description="number format of the binary; w8a16: int8 weights, int16 activations; auto: search a mix"
+    )
+
+
 class TargetChoice(Request):
     """A target."""
 
@@ -68,14 +76,6 @@ class BoardChoice(TargetChoice):
     )
     board_wait: float | None = Field(
         None, ge=0, description="seconds to wait for a board that another run holds; default: no limit"
-    )
-
-
-class PrecisionChoice(Request):
-    """Number format of the binary."""
-
-    precision: Precision = Field(
-        "int8", description="number format of the binary; w8a16: int8 weights, int16 activations; auto: search a mix"
     )
 
 
@@ -98,17 +98,12 @@ class RecipeOptions(Request):
     )
 
 
-class FloatNodes(Request):
-    """Nodes that stay out of int8."""
+class BuildOptions(RecipeOptions, BoardChoice):
+    """All that a build of a binary takes beside its model and precision."""
 
     float_nodes: tuple[str, ...] = Field(
         (), description="int8: nodes to keep in float, as `part:glob`, such as encoder:/blocks.0/mlp/*"
     )
-
-
-class TargetOptions(Request):
-    """Options of a target that are its own."""
-
     target_options: tuple[str, ...] = Field(
         (), description="options of this target as `name=value`; its README lists them; commas separate several values"
     )
@@ -120,7 +115,7 @@ class Language(Request):
     language: str = Field("en", description="language spoken, as Whisper abbreviates it")
 
 
-class CalibrationSpeech(Request):
+class CalibrationSpeech(Language):
     """Speech to calibrate on, and how."""
 
     calibration_set: Path | None = Field(
@@ -135,7 +130,7 @@ class CalibrationSpeech(Request):
     )
 
 
-class TestSpeech(Request):
+class TestSpeech(Language):
     """Speech to evaluate on."""
 
     test_set: Path | None = Field(
@@ -144,25 +139,15 @@ class TestSpeech(Request):
     limit: int | None = Field(None, ge=1, description="evaluate only N clips, drawn by their ids")
 
 
-class LongAudio(Request):
-    """What happens to audio longer than the window."""
+class VerdictOptions(TestSpeech):
+    """All that a verdict depends on beside the binary."""
 
     long: LongClips = Field(
         "skip",
         description="clips longer than the window: skip and count them, refuse them, "
         "or chunk: cut them at pauses, decode the pieces and join their text",
     )
-
-
-class WerBudget(Request):
-    """Budget of the verdict."""
-
     max_delta_wer: float = Field(1.0, ge=0, description="budget: points of WER the binary may lose against float")
-
-
-class Drift(Request):
-    """Length of the drift test."""
-
     drift: float | None = Field(
         None, ge=0, description="streams: seconds of the long stream that tests drift; default: 60, 0: none"
     )
@@ -194,20 +179,7 @@ class ProgramOptions(Request):
     program_timeout_s: float = Field(60, gt=0, description="seconds that the program may take for one clip")
 
 
-class PortOptions(
-    SearchBudget,
-    Drift,
-    WerBudget,
-    LongAudio,
-    TestSpeech,
-    CalibrationSpeech,
-    Language,
-    TargetOptions,
-    FloatNodes,
-    RecipeOptions,
-    PrecisionChoice,
-    BoardChoice,
-):
+class PortOptions(SearchBudget, VerdictOptions, CalibrationSpeech, BuildOptions, PrecisionChoice):
     """All that a port takes beside its model."""
 
 
@@ -219,7 +191,7 @@ class LintRequest(Refresh, RecipeOptions, TargetChoice, ModelChoice):
     """List what a target refuses in a model, and what its recipe does about it."""
 
 
-class ImportRequest(Refresh, ProgramOptions, CalibrationSpeech, Language, RecipeOptions, BoardChoice, ModelChoice):
+class ImportRequest(Refresh, ProgramOptions, CalibrationSpeech, RecipeOptions, BoardChoice, ModelChoice):
     """Make a calibration set of encoder outputs that another tool dumped."""
 
     bin_dir: Path | None = Field(
@@ -230,9 +202,7 @@ class ImportRequest(Refresh, ProgramOptions, CalibrationSpeech, Language, Recipe
     dumps: str = Field("enc_*.bin", description="files that the program writes, one per clip: a glob in --program-cwd")
 
 
-class EvaluateRequest(
-    Refresh, ProgramOptions, Drift, WerBudget, LongAudio, TestSpeech, Language, BoardChoice, ModelChoice
-):
+class EvaluateRequest(Refresh, ProgramOptions, VerdictOptions, BoardChoice, ModelChoice):
     """Score files made elsewhere as `port` scores its own; the part of each file is read from the file."""
 
     files: tuple[Path, ...] = Field(
@@ -259,39 +229,18 @@ class DeployRequest(PortRequest):
     force: bool = Field(False, description="deploy a port whose verdict is FAIL")
 
 
-class AttributeRequest(
-    Refresh,
-    SearchBudget,
-    WerBudget,
-    TestSpeech,
-    CalibrationSpeech,
-    Language,
-    TargetOptions,
-    FloatNodes,
-    RecipeOptions,
-    BoardChoice,
-    ModelChoice,
-):
+class AttributeRequest(Refresh, SearchBudget, TestSpeech, CalibrationSpeech, BuildOptions, ModelChoice):
     """Run every encoder with every decoder, and name the part that a loss comes from."""
 
     precisions: tuple[Literal["float", "fp", "int8", "w8a16", "auto"], ...] = Field(
         ("float", "fp", "int8", "auto"),
         description="of encoder and decoder; float: the exported graphs on the host",
     )
+    max_delta_wer: float = Field(1.0, ge=0, description="points of WER that a part may lose")
     limit: int | None = Field(24, ge=1, description="evaluate only N clips, drawn by their ids")
 
 
-class TranscribeRequest(
-    Refresh,
-    LongAudio,
-    CalibrationSpeech,
-    Language,
-    TargetOptions,
-    RecipeOptions,
-    PrecisionChoice,
-    BoardChoice,
-    ModelChoice,
-):
+class TranscribeRequest(Refresh, CalibrationSpeech, BuildOptions, PrecisionChoice, ModelChoice):
     """Transcribe audio files with a port's binary."""
 
     files: tuple[Path, ...] = Field(description="audio files, manifests or folders")

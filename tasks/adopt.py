@@ -1,4 +1,4 @@
-"""Take files made elsewhere as a binary."""
+"""Make a binary of files that were compiled elsewhere."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tasks.stage import stage
 
 
 class InputFiles(BaseModel, frozen=True):
-    """Name files from outside the store; their content enters a key, whatever their names and order."""
+    """Files from outside the store; only their content enters a key, not names or order."""
 
     paths: tuple[Path, ...]
     sha256: tuple[str, ...]
@@ -24,27 +24,27 @@ class InputFiles(BaseModel, frozen=True):
 
 
 def input_files(paths: tuple[Path, ...]) -> InputFiles:
-    """Name files by content; raises BadInput for one that is not there."""
+    """Read the content's digests; raises BadInput for a missing file."""
     for path in paths:
         if not path.is_file():
             raise BadInput(f"no file {path}: give the files of the parts, one each")
-    once = tuple(dict.fromkeys(path.resolve() for path in paths))
-    return InputFiles(paths=once, sha256=tuple(map(digest_file, once)))
+    distinct = tuple(dict.fromkeys(path.resolve() for path in paths))
+    return InputFiles(paths=distinct, sha256=tuple(map(digest_file, distinct)))
 
 
 def adopt_plugin(name: str) -> Plugin:
-    """Return the module with which a target takes files made elsewhere; raises UnknownName where it has none."""
+    """Return a target's module for files compiled elsewhere; raises UnknownName if it has none."""
     able = [each for each in names("targets") if module_file(f"targets.{each}.adopt")]
     if name not in able and name in names("targets"):
         raise UnknownName(
-            f"target {name!r} takes no files made elsewhere, as its folder has no adopt.py; "
-            f"--target {' or --target '.join(able)} does; `nightjar port --target {name}` builds and scores"
+            f"target {name!r} cannot take files compiled elsewhere, because its folder has no adopt.py: use --target "
+            f"{' or --target '.join(able)}, or `nightjar port --target {name}`, which builds and scores"
         )
     return plugin("targets", name, "adopt")
 
 
 def recognise(files: InputFiles, target: Plugin, contract: Plugin) -> PrebuiltFiles:
-    """Read what the files say of themselves: which part each is, and the recipe they are of."""
+    """Find out from the files which part each one is, and their recipe."""
     describe = target.load().describe
     given: PrebuiltFiles = contract.load().recognise({path: describe(path) for path in files.paths})
     return given
@@ -52,6 +52,6 @@ def recognise(files: InputFiles, target: Plugin, contract: Plugin) -> PrebuiltFi
 
 @stage
 def adopt(*, files: InputFiles, graphs: Path, target: Plugin, contract: Plugin, out: Path) -> dict[str, str]:
-    """Make a binary of given files, held against the `graphs` that a checkpoint has for the same recipe."""
+    """Make a binary of given files, checked against the `graphs` that a checkpoint has for the same recipe."""
     target.load().adopt(recognise(files, target, contract).parts, graphs, out)
     return {"target": target.module.split(".")[1]}

@@ -22,16 +22,16 @@ def build(
     plan: Path | None = None,
     quantized: Path | None = None,
 ) -> dict[str, str]:
-    """Compile every part for the target, quantized by the calibration where the options say so.
+    """Compile every part for the target, quantized with the calibration if the options say so.
 
-    plan: of a precision search; quantized: parameters that the target's `quantization` collected from the calibration.
-    work: for a target whose compile goes on from there where an earlier try failed.
+    plan: a precision plan; quantized: parameters that the target's `quantization` computed from the calibration; work:
+    for a target whose compile resumes an earlier attempt.
     """
     compile = target.load().compile
-    given = {"plan": plan and plan / "plan.json", "quantized": quantized}
-    given = {name: path for name, path in given.items() if path is not None}
+    optional = {"plan": plan and plan / "plan.json", "quantized": quantized}
+    optional = {name: path for name, path in optional.items() if path is not None}
     if "work" in inspect.signature(compile).parameters:
-        given["work"] = work
+        optional["work"] = work
     with hold_toolchain(target):
-        compile(graphs, calibration, options, out, **given)
+        compile(graphs, calibration, options, out, **optional)
     return {"target": target.name}

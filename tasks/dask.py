@@ -1,15 +1,14 @@
-"""Clips of an evaluation or harvest on the workers of a dask cluster, where NIGHTJAR_DASK names its scheduler.
+"""Run the clips of an evaluation or harvest on a dask cluster, whose scheduler NIGHTJAR_DASK names.
 
-A shard is a Prefect task on prefect-dask's runner, or without a server a plain dask task. Its worker takes the binary
-from its own store, runs the session that this machine would run, and gives the lines back with what was harvested. They
-are laid in clip order, so the artifact is the one that an unsharded run makes; how it was shared is no part of its key,
-and a worker whose code, processor or libraries differ from this machine's is refused. What a lost worker had,
-another does.
+A shard of clips is a Prefect task on prefect-dask's runner, or without a Prefect server a plain dask task. The worker
+takes the binary from its own store, runs the session that this machine would run, and returns result lines and
+harvested files. They are written in clip order, so the artifact equals that of a run without a cluster, and the cluster
+is not in its key. A worker with other code, processor or libraries than this machine is rejected. dask gives the shards
+of a lost worker to another.
 """
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import socket
@@ -39,29 +38,31 @@ from nightjar.store.usage import Usage
 from nightjar.toolchains.environment import toolchain
 from tasks.concurrency import hold_board
 
-log = logging.getLogger("nightjar.sharded")
-
 SETTING = "NIGHTJAR_DASK"
-LEAST = 8  # clips in a shard: a session takes a second to start
-MOST = 64  # of them travel at once
-ROUNDS = 3  # shards per worker: the last ones end together
+MIN_CLIPS = 8  # per shard: a session takes a second to start
+MAX_CLIPS = 64  # they travel together
+ROUNDS = 3  # shards per worker, so that all workers finish at about the same time
+BY_CLIP = ("forced", "watch")  # settings that have a value per clip
 
 
-class Order(NamedTuple):
-    """What a worker needs to run a shard: everything by content or by its name in a store."""
+class Shard(NamedTuple):
+    """What a worker needs to run some clips; files by content or by their name in a store."""
 
     clips: list[tuple[str, np.ndarray]]  # id, int16 wave
-    artifacts: dict[str, tuple[str, str]]  # binary, and encoder where another lends its own: stage and key
+    artifacts: dict[str, tuple[str, str]]  # stage and key of the binary, and of a binary that lends its encoder
     board: BoardRef
     code: str  # sha256 of the session's zipapp
     settings: dict[str, Any]
 
 
-class Done(NamedTuple):
-    """A shard's lines, and its harvested files by name."""
+class ShardResult(NamedTuple):
+    """A shard's result lines, and its harvested files by name."""
 
     lines: list[dict[str, Any]]
     files: dict[str, bytes]
+
+
+Submit = Callable[[Iterable[Shard]], Iterator[ShardResult]]  # yields results in the order in which shards finish
 
 
 def run_clips(
@@ -75,61 +76,53 @@ def run_clips(
     earlier: Sequence[Path] = (),
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Do what `run_session` does, on a cluster if there is one; boards behind ssh share by their own aliases.
+    """Do what `run_session` does, on the cluster if there is one; boards behind ssh never use it.
 
-    Raises BoardMissing when the scheduler or its workers do not answer, Missing without prefect-dask.
+    Raises BoardMissing if the scheduler or its workers do not answer, Missing without prefect-dask.
     """
     address = os.environ.get(SETTING, "")
     if not address or board.remote:
-        return run_session(
-            board.boards(),
-            binary,
-            clips,
-            work,
-            waves=waves,
-            encoder=encoder,
-            earlier=earlier,
-            lock_board=hold_board,
-            **settings,
-        )
+        options: dict[str, Any] = {"waves": waves, "encoder": encoder, "earlier": earlier, "lock_board": hold_board}
+        return run_session(board.boards(), binary, clips, work, **options, **settings)
     sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
-    code = _code(board, binary, encoder)
+    code = _session_sha256(board, binary, encoder)
     with storage_errors():
         open_job_folder(work, digest([code, board.identity(), sorted(sources)]))
         (work / "harvest").mkdir(exist_ok=True)
     journal = Journal(work)
     left = [name for name in sources if name not in journal.results]
+    paths = {"binary": binary} | ({"encoder": encoder} if encoder is not None else {})
+    artifacts = {name: (path.parent.name, path.name) for name, path in paths.items()}
+
+    def shard_of(names: Sequence[str]) -> Shard:
+        own = {
+            setting: {name: settings[setting][name] for name in names if name in settings[setting]}
+            for setting in BY_CLIP
+            if settings.get(setting) is not None
+        }
+        return Shard([(name, _wave(sources[name])) for name in names], artifacts, board, code, settings | own)
+
+    excluded: dict[str, dict[str, Any]] = {}
     with _cluster(address) as (submit, workers):
-        share = min(MOST, max(LEAST, -(-len(left) // (ROUNDS * workers))))
-        shards = [left[start : start + share] for start in range(0, len(left), share)]
-        paths = {"binary": binary} | ({"encoder": encoder} if encoder is not None else {})
-        artifacts = {name: (path.parent.name, path.name) for name, path in paths.items()}
-        orders = (
-            Order(
-                [(name, _wave(sources[name])) for name in shard],
-                artifacts,
-                board,
-                code,
-                settings | {name: _of(shard, settings.get(name)) for name in ("forced", "watch")},
-            )
-            for shard in shards
-        )
-        aside: dict[str, dict[str, Any]] = {}
-        for done in submit(orders):
-            _keep(done, work, journal, aside)
-            tick(len(journal.results) + len(aside), len(sources))
-    if missing := [name for name in sources if name not in journal.results and name not in aside]:
-        raise SessionFailed(f"the session gave no result for {missing[0]}; run the same command again")
-    return [journal.results.get(name) or aside[name] for name in sources]
+        size = min(MAX_CLIPS, max(MIN_CLIPS, -(-len(left) // (ROUNDS * workers))))
+        for result in submit(shard_of(left[start : start + size]) for start in range(0, len(left), size)):
+            _save(result, work, journal, excluded)
+            tick(len(journal.results) + len(excluded), len(sources))
+    if missing := [name for name in sources if name not in journal.results and name not in excluded]:
+        raise SessionFailed(f"the session gave no result for {missing[0]}: run the same command again")
+    return [journal.results.get(name) or excluded[name] for name in sources]
 
 
-def run_shard(order: Order) -> Done:
-    """Run a shard on this worker; raises BoardMissing where it is of another kind, StoreBroken without the binary."""
+def run_shard(shard: Shard) -> ShardResult:
+    """Run a shard on this worker.
+
+    Raises BoardMissing if this machine differs from the one that submitted it, StoreBroken without the binary.
+    """
     store = open_store()
     usage = Usage(store)
     try:
         folders = {}
-        for name, (stage, key) in order.artifacts.items():
+        for name, (stage, key) in shard.artifacts.items():
             usage.note(stage, key)
             record, why = store.find(stage, key)
             if record is None:
@@ -137,136 +130,124 @@ def run_shard(order: Order) -> Done:
                     f"worker {_worker()} has no {stage}/{key} ({why}): start it with the NIGHTJAR_STORE of this run"
                 )
             folders[name] = store.path(record.artifact)
-        _refuse_others(order, folders)
-        key = digest([order.code, order.board.identity(), [[n, _sha256(w)] for n, w in order.clips], order.settings])
-        with Store(store.root).lock("shard", key[:24], on_wait=lambda: None):  # of this machine, no lease
-            work = store.work("shard", key[:24])
+        _check_worker(shard, folders)
+        waves = [[name, hashlib.sha256(np.ascontiguousarray(wave).tobytes()).hexdigest()] for name, wave in shard.clips]
+        key = digest([shard.code, shard.board.identity(), waves, shard.settings])[:24]
+        with Store(store.root).lock("shard", key, on_wait=lambda: None):  # on this machine only: no lease
+            work = store.work("shard", key)
+            boards, encoder = shard.board.boards(), folders.get("encoder")
             lines = run_session(
-                order.board.boards(),
-                folders["binary"],
-                (),
-                work,
-                waves=dict(order.clips),
-                encoder=folders.get("encoder"),
-                **order.settings,
+                boards, folders["binary"], (), work, waves=dict(shard.clips), encoder=encoder, **shard.settings
             )
-            names = [f"{line['id']}.{tensor}.npy" for line in lines for tensor in order.settings.get("harvest", ())]
+            names = [f"{line['id']}.{tensor}.npy" for line in lines for tensor in shard.settings.get("harvest", ())]
             found = {name: work / "harvest" / name for name in names}
-            done = Done(lines, {name: path.read_bytes() for name, path in found.items() if path.is_file()})
+            result = ShardResult(lines, {name: path.read_bytes() for name, path in found.items() if path.is_file()})
             shutil.rmtree(work, ignore_errors=True)
-            return done
+            return result
     finally:
         usage.close()
 
 
 @task(name="shard", task_run_name="shard of {clips} clips", cache_policy=NO_CACHE, persist_result=False)
-def shard(order: Order, clips: int) -> Done:
+def shard_task(shard: Shard, clips: int) -> ShardResult:
     """Run some clips of an evaluation or harvest."""
-    return run_shard(order)
+    return run_shard(shard)
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[tuple[Callable[[Iterable[Order]], Iterator[Done]], int]]:
-    """Reach a scheduler; give what submits orders and yields what is done as it comes; and how many work there."""
+def _cluster(address: str) -> Iterator[tuple[Submit, int]]:
+    """Connect to a scheduler; yield a function that submits shards, and the number of workers."""
     try:
         import distributed
         from prefect_dask.task_runners import DaskTaskRunner
     except ImportError as error:
         raise Missing(
             f"{SETTING}={address} needs prefect-dask, which is not installed: pip install -c constraints.txt "
-            "'nightjar[dask]', or unset it"
+            f"'nightjar[dask]', or unset {SETTING}"
         ) from error
     try:
         client = distributed.Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise BoardMissing(
-            f"no dask scheduler answers at {SETTING}={address} ({error}): start it, or unset it"
+            f"no dask scheduler answers at {SETTING}={address} ({error}): start it, or unset {SETTING}"
         ) from error
     with client:
         workers = len(client.scheduler_info(n_workers=-1)["workers"])
         if not workers:
             raise BoardMissing(f"the dask scheduler {address} has no workers: start some with `dask worker {address}`")
 
-        def plain(orders: Iterable[Order]) -> Iterator[Done]:
-            futures = [client.submit(run_shard, order, pure=False) for order in orders]
+        def submit_plain(shards: Iterable[Shard]) -> Iterator[ShardResult]:
+            futures = [client.submit(run_shard, shard, pure=False) for shard in shards]
             for future in distributed.as_completed(futures):
                 yield future.result()
                 future.release()
 
-        def served(orders: Iterable[Order]) -> Iterator[Done]:
+        def submit_tasks(shards: Iterable[Shard]) -> Iterator[ShardResult]:
             with DaskTaskRunner(address=address) as runner:
-                given = ({"order": order, "clips": len(order.clips)} for order in orders)
-                futures = [runner.submit(shard, parameters=each) for each in given]
+                parameters = ({"shard": shard, "clips": len(shard.clips)} for shard in shards)
+                futures = [runner.submit(shard_task, parameters=each) for each in parameters]
                 for future in as_completed(futures):
                     yield future.result()
 
         try:
-            yield (served if FlowRunContext.get() is not None else plain), workers
+            yield (submit_tasks if FlowRunContext.get() is not None else submit_plain), workers
         except distributed.KilledWorker as error:
             raise SessionFailed(
-                f"a shard was lost with its dask worker time after time ({error}): "
-                "look at the workers' memory and logs, "
-                "then run the same command again, finished clips are kept"
+                f"a shard repeatedly lost its dask worker ({error}): look at the workers' memory and logs, then run "
+                "the same command again; finished clips are kept"
             ) from error
 
 
-def _keep(done: Done, work: Path, journal: Journal, aside: dict[str, dict[str, Any]]) -> None:
-    """Write a shard's files and then its lines down, so that a kill of this process loses no finished shard."""
-    for line in done.lines:
+def _save(result: ShardResult, work: Path, journal: Journal, excluded: dict[str, dict[str, Any]]) -> None:
+    """Write a shard's files and then its lines, so that a kill of this process loses no finished shard."""
+    for line in result.lines:
         if "error" in line:
-            aside[line["id"]] = line
+            excluded[line["id"]] = line
             continue
-        own = {name: data for name, data in done.files.items() if name.startswith(f"{line['id']}.")}
+        own = {name: data for name, data in result.files.items() if name.startswith(f"{line['id']}.")}
         with storage_errors():
             for name, data in own.items():
                 (work / "harvest" / name).write_bytes(data)
         journal.add(line, {f"harvest/{name}": hashlib.sha256(data).hexdigest() for name, data in own.items()})
 
 
-def _refuse_others(order: Order, folders: Mapping[str, Path]) -> None:
-    """Raise BoardMissing where this worker would hear something else than the machine that asks it."""
-    facts = _facts(order.board)
-    said = {"soc": order.board.facts.soc, "Python": order.board.facts.python, **order.board.facts.runtimes}
-    ours = {"soc": facts.soc, "Python": facts.python, **facts.runtimes}
+def _check_worker(shard: Shard, folders: Mapping[str, Path]) -> None:
+    """Raise BoardMissing if this worker could give other results than the machine that submitted the shard."""
+    wanted, here = _versions(shard.board.facts), _versions(_local_facts(shard.board))
     differing = [
-        f"{name} {ours[name]} and not {said[name]}" for name in said if name in ours and ours[name] != said[name]
+        f"{name} is {here[name]}, not {wanted[name]}" for name in wanted if name in here and here[name] != wanted[name]
     ]
-    if _code(order.board, folders["binary"], folders.get("encoder")) != order.code:
-        differing.append("other code of ours")
+    if _session_sha256(shard.board, folders["binary"], folders.get("encoder")) != shard.code:
+        differing.append("its Nightjar code differs")
     if differing:
         raise BoardMissing(
-            f"dask worker {_worker()} is not of this machine's kind ({', '.join(differing)}): give the scheduler "
-            f"workers that are, or unset {SETTING}"
+            f"dask worker {_worker()} differs from the machine that started the run ({', '.join(differing)}): use "
+            f"workers like that machine, or unset {SETTING}"
         )
 
 
-def _facts(board: BoardRef) -> BoardFacts:
+def _versions(facts: BoardFacts) -> dict[str, str]:
+    return {"soc": facts.soc, "Python": facts.python, **facts.runtimes}
+
+
+def _local_facts(board: BoardRef) -> BoardFacts:
     if not board.toolchain:
         return LocalBoard().facts(tuple(board.facts.runtimes))
     versions = toolchain(board.toolchain).versions()
     return LocalBoard().facts(()).model_copy(update={"python": versions.pop("python"), "runtimes": versions})
 
 
-def _code(board: BoardRef, binary: Path, encoder: Path | None) -> str:
-    """Return the sha256 of the session that would run here."""
+def _session_sha256(board: BoardRef, binary: Path, encoder: Path | None) -> str:
+    """Return the sha256 of the session's zipapp that would run here."""
     model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
     parts = json.loads((binary / "binary.json").read_text(encoding="utf-8"))["parts"]
     if encoder is not None:
         parts["encoder"] = json.loads((encoder / "binary.json").read_text(encoding="utf-8"))["parts"]["encoder"]
-    runners = board.connect().runners
-    return hashlib.sha256(pack_session(session_modules(model, parts, runners))).hexdigest()
+    return hashlib.sha256(pack_session(session_modules(model, parts, board.connect().runners))).hexdigest()
 
 
 def _wave(source: np.ndarray | Path) -> np.ndarray:
     return load_audio(source) if isinstance(source, Path) else source
-
-
-def _of(names: Sequence[str], given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if given is None else {name: given[name] for name in names if name in given}
-
-
-def _sha256(wave: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(wave).tobytes()).hexdigest()
 
 
 def _worker() -> str:

@@ -1,4 +1,4 @@
-"""Let a binary transcribe the evaluation speech on a board."""
+"""Transcribe the evaluation speech with a binary on a board."""
 
 import json
 from collections.abc import Mapping
@@ -18,10 +18,12 @@ from nightjar.sessions.run import split_excluded
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, load_speech, split_by_window
 from tasks.dask import run_clips
-from tasks.hypotheses import EvaluateOptions, excluded_meta, read_hypotheses, select_clips, write_hypotheses
+from tasks.hypotheses import EvaluateOptions, read_hypotheses, result_meta, select_clips, write_hypotheses
 from tasks.stage import stage
 
 SAMPLE_RATE_HZ = 16000
+
+Pieces = Mapping[str, Mapping[str, np.ndarray]]  # by clip id and piece id: int16 waves
 
 
 @stage
@@ -38,66 +40,65 @@ def evaluate(
     work: Path,
     encoder: Path | None = None,
 ) -> dict[str, str]:
-    """Transcribe with a binary on a board; the tokens of `reference`, another evaluation, measure agreement.
+    """Transcribe with a binary on a board and measure agreement with the tokens of `reference`, another evaluation.
 
     encoder: another binary that lends its encoder.
     """
     model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
     window_s = model["recipe"]["window_s"]
     clips, skipped = select_clips(load_speech(speech, transcribed=options.transcribed), window_s, options)
-    whole, long = split_by_window(clips, window_s)
+    fitting, long = split_by_window(clips, window_s)
     pieces = cut_clips(long, window_s, taken={clip.id for clip in clips})
     forced = watch = None
     if reference is not None:
-        known = {clip.id for clip in whole}  # a clip in pieces has no tokens of one session line to be held to
-        earlier = [line for line in read_hypotheses(reference) if line["id"] in known][: options.agree_clips]
+        fitting_ids = {clip.id for clip in fitting}  # agreement needs the tokens of one session line, not of pieces
+        earlier = [line for line in read_hypotheses(reference) if line["id"] in fitting_ids][: options.agree_clips]
         forced = {line["id"]: line.get("path", line["tokens"]) for line in earlier}
         watch = {line["id"]: line["watched"]["ids"] for line in earlier if "watched" in line}
     elif options.watch:
-        watch = {clip.id: [] for clip in whole}
-    waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
-    heard = run_clips(
+        watch = {clip.id: [] for clip in fitting}
+    results = run_clips(
         board,
         binary,
-        whole,
+        fitting,
         work,
         decode=True,
         language=options.language,
         forced=forced,
-        waves=waves,
+        waves={name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s),
         watch=watch,
         encoder=encoder,
     )
-    lines, aside = split_excluded(heard)
+    lines, failed = split_excluded(results)
     text = words.load().text
     for line in lines:
         line["text"] = text(line["tokens"], model)
         if "chunk" in model:
-            said = partial(_scored, text, model, options.language)
-            line["word_chunks"] = word_chunks(line["path"], model["chunk"]["rows"], said)
-    aside = whole_clips(aside, pieces)
-    clips = [clip for clip in clips if clip.id not in aside]
-    write_hypotheses(out, stitch(lines, clips, pieces), clips, skipped, aside)
-    return {"clips": str(len(clips)), "skipped": str(len(skipped)), "tier": board.tier} | excluded_meta(aside)
+            scored_words = partial(_scored_words, text, model, options.language)
+            line["word_chunks"] = word_chunks(line["path"], model["chunk"]["rows"], scored_words)
+    excluded = excluded_clips(failed, pieces)
+    clips = [clip for clip in clips if clip.id not in excluded]
+    write_hypotheses(out, join_pieces(lines, clips, pieces), clips, skipped, excluded)
+    return result_meta(len(clips), skipped, board.tier, excluded)
 
 
-def _scored(text: Any, model: Any, language: str, tokens: list[int]) -> list[str]:
+def _scored_words(text: Any, model: Any, language: str, tokens: list[int]) -> list[str]:
     return normalise(text(tokens, model), language).split()
 
 
-def whole_clips(aside: Mapping[str, str], pieces: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, str]:
-    """Set a clip aside with any piece of it; raises SessionFailed for a silent probe, which no verdict can lack."""
-    owner = {name: clip for clip, cuts in pieces.items() for name in cuts}
-    if probe := next((name for name in aside if name.startswith("probe-") and name not in owner), None):
-        raise SessionFailed(f"the runner fails on silence, {probe}: {aside[probe]}; look at what the board runs")
-    return {owner.get(name, name): why for name, why in aside.items()}
+def excluded_clips(failed: Mapping[str, str], pieces: Pieces) -> dict[str, str]:
+    """Exclude a clip if any of its pieces failed; raises SessionFailed if a silent probe failed: verdicts need all."""
+    clip_of = {name: clip for clip, cuts in pieces.items() for name in cuts}
+    if probe := next((name for name in failed if name.startswith("probe-") and name not in clip_of), None):
+        raise SessionFailed(
+            f"the runner fails on silence, {probe}: {failed[probe]}: see the runtime's log on the board, then run "
+            "`nightjar board check ALIAS`"
+        )
+    return {clip_of.get(name, name): why for name, why in failed.items()}
 
 
 def cut_clips(clips: list[Clip], window_s: float, taken: set[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Cut clips at pauses into int16 waves that fit the window, by clip and by a piece's id: `<clip id>.000` and on.
-
-    `taken` are the ids that no piece may have.
-    """
+    """Cut clips at pauses into pieces that fit the window, named `<clip id>.000` and on; `taken`: ids of clips."""
     pieces: dict[str, dict[str, np.ndarray]] = {}
     for clip in clips:
         wave = load_audio(clip.audio)
@@ -110,24 +111,18 @@ def cut_clips(clips: list[Clip], window_s: float, taken: set[str]) -> dict[str, 
     return pieces
 
 
-def stitch(
-    lines: list[dict[str, Any]], clips: list[Clip], pieces: dict[str, dict[str, np.ndarray]]
-) -> list[dict[str, Any]]:
-    """Make one line of a clip's pieces' lines; the clips come in their order, then what is no clip (the probes)."""
+def join_pieces(lines: list[dict[str, Any]], clips: list[Clip], pieces: Pieces) -> list[dict[str, Any]]:
+    """Join the lines of a clip's pieces into one; return the clips in their order, then the probes."""
     by_id = {line["id"]: line for line in lines}
-    wanted = {clip.id for clip in clips}
-    for clip, cuts in pieces.items():
-        if clip not in wanted:  # set aside for one of its pieces
-            for name in cuts:
-                by_id.pop(name, None)
-    clip_lines = [
-        _joined(clip.id, [by_id.pop(name) for name in pieces[clip.id]]) if clip.id in pieces else by_id.pop(clip.id)
+    joined = [
+        _joined_line(clip.id, [by_id[name] for name in pieces[clip.id]]) if clip.id in pieces else by_id[clip.id]
         for clip in clips
     ]
-    return [*clip_lines, *by_id.values()]
+    of_clips = {clip.id for clip in clips} | {name for cuts in pieces.values() for name in cuts}
+    return [*joined, *(line for line in lines if line["id"] not in of_clips)]
 
 
-def _joined(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _joined_line(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     parts = dict.fromkeys(part for line in lines for part in line["seconds"])
     return {
         "id": name,
@@ -143,7 +138,7 @@ def _joined(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def silent_probes(window_s: float) -> dict[str, np.ndarray]:
-    """Make int16 waves without speech: what a recogniser says to them is hallucinated."""
+    """Make int16 waves without speech: any text for them is hallucinated."""
     rng = np.random.default_rng(0)
     samples = int(min(5.0, window_s) * SAMPLE_RATE_HZ)
     noise = rng.standard_normal(samples)

@@ -1,4 +1,4 @@
-"""Look at graphs before they are compiled."""
+"""Check graphs before they are compiled."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tasks.stage import stage
 
 @stage
 def lint(*, graphs: Path, linter: tuple[Plugin, ...], out: Path) -> dict[str, str]:
-    """Write `findings.json`, what the target's lint finds; behind the lint itself stands what it may look with."""
+    """Write `findings.json` of the target's lint; the other plug-ins of `linter` are the toolchain modules it uses."""
     first, *tools = linter
     with hold_toolchain(tools[0] if tools else first):
         findings = first.load().lint(graphs)

@@ -85,8 +85,7 @@ def run_program(
         )
     # Silence is judged on all probes or on none.
     kept = [lines[clip.id] for clip in transcribed] + [lines[name] for name in probes if probes.keys() <= lines.keys()]
-    write_hypotheses(out, kept, transcribed, [*skipped, *(clip for clip in clips if clip.id in excluded)])
-    (out / "aside.json").write_text(json.dumps(excluded, indent=1) + "\n", encoding="utf-8")
+    write_hypotheses(out, kept, transcribed, [*skipped, *(clip for clip in clips if clip.id in excluded)], excluded)
     describe_program(graphs, target, out)
     return {"clips": str(len(transcribed)), "aside": str(len(excluded)), "tier": board.tier}
 

@@ -1,4 +1,4 @@
-"""Let the upstream implementation transcribe the evaluation speech."""
+"""Transcribe the evaluation speech with the stock implementation, openai-whisper or sherpa-onnx."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from nightjar.plugins.registry import Plugin
 from nightjar.progress import tick
 from nightjar.speech.manifest import load_speech, split_by_window
-from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses
+from tasks.hypotheses import EvaluateOptions, result_meta, select_clips, write_hypotheses
 from tasks.stage import stage
 
 
 @stage
 def stock(*, checkpoint: Path, speech: Path, model: Plugin, options: EvaluateOptions, out: Path) -> dict[str, str]:
-    """Transcribe with the upstream implementation in its own window: the baseline nothing of ours has touched."""
+    """Transcribe with the stock implementation in its own window: the baseline without any of Nightjar's code."""
     original = model.load().load_stock(checkpoint)
     clips, skipped = select_clips(load_speech(speech, transcribed=options.transcribed), original.window_s, options)
     long = {clip.id for clip in split_by_window(clips, original.window_s)[1]}
@@ -22,4 +22,4 @@ def stock(*, checkpoint: Path, speech: Path, model: Plugin, options: EvaluateOpt
         lines.append({"id": clip.id, **transcribe(clip.audio, options.language)})
         tick(len(lines), len(clips))
     write_hypotheses(out, lines, clips, skipped)
-    return {"clips": str(len(clips)), "skipped": str(len(skipped)), "tier": "host"}
+    return result_meta(len(clips), skipped, "host")

@@ -146,7 +146,7 @@ def a_week(history: History, store: Store) -> None:
         failed = [cell for cell in cells if cell.counts and cell.outcome in ("FAIL", "BROKEN")]
         why = "; ".join(f"{cell.cell} fails: {cell.error or 'WER of binary − float, budget 1.00'}" for cell in failed)
         said = (
-            f"tiny/rknn/int8 hears worse than last time ({night_name(5)}): WER 0.33 → 7.33 %; likely cause: "
+            f"tiny/rknn/int8: WER is worse than in the previous run ({night_name(5)}): 0.33 → 7.33 %; likely cause: "
             "toolchain rknn-toolkit2 2.4.0 → 2.5.0."
         )
         finding = Finding(

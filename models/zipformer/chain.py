@@ -1,7 +1,7 @@
-"""A transducer's parts run over whole streams, to see what a change in one does to what is searched.
+"""Run a transducer's parts over whole streams, to measure what a change in one costs at the end.
 
-An error in a state is not in the logits of its own step: it is in those of the steps behind it. So a changed encoder
-goes on from its own states, over streams that the calibration kept whole; the search follows the float path.
+An error in a state is not in the logits of its own step but in those of later steps. So a changed encoder continues
+from its own states, over the streams of the calibration set; the search follows the float path.
 """
 
 from collections.abc import Mapping
@@ -13,23 +13,25 @@ from models.zipformer.stream import Model, Search, Tensors, initial_states
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.part_chain import Distance, PartFunction, kl_divergence, part_function, snr_decibels
 
+Context = tuple[int, ...]
+
 
 class StreamChain:
-    """The float parts' outputs on some streams, and what changes there when parts are exchanged."""
+    """The float parts' outputs on some streams, to compare with those of exchanged parts."""
 
     def __init__(
         self, model: Model, sessions: Mapping[str, Any], calibration: CalibrationSet, clips: int, steps: int
     ) -> None:
-        """Run the float parts over at most `clips` streams; steps is Whisper's: all rows count."""
+        """Run the float parts over at most `clips` streams; `steps` is for Whisper: here all rows count."""
         self.model, self.order = model, ["encoder", "decoder", "joiner"]
         self.streams = calibration.streams()[:clips]
         self.clips = len(self.streams)
         self._float = {part: part_function(session) for part, session in sessions.items()}
         self._steps = [self._encode(stream, self._float["encoder"]) for stream in self.streams]
-        self._contexts: list[list[tuple[int, ...]]] = []  # of each row, on the float path
-        for made in self._steps:
-            search, contexts = Search(_Parts(self._float), model), []
-            for row in _rows(made):
+        self._contexts: list[list[Context]] = []  # of each row, on the float path
+        for outputs in self._steps:
+            search, contexts = Search(_FunctionRunner(self._float), model), []
+            for row in _rows(outputs):
                 contexts.append(tuple(search.context))
                 search.step(row)
             self._contexts.append(contexts)
@@ -37,51 +39,49 @@ class StreamChain:
         self._logits = self._join(self._steps, self._decoded, self._float["joiner"])
 
     def distance(self, changed: Mapping[str, PartFunction]) -> Distance:
-        """Run with some parts exchanged (host, simulator or board), and everything that depends on them.
+        """Run with some parts exchanged (host, simulator or board), and every part that depends on them.
 
-        A step is a row; the signal-to-noise ratio of the encoder is over its states too, and that of a part is 200 dB
-        where nothing changed.
+        A step is a row. The encoder's signal-to-noise ratio includes its states; an unchanged part has 200 dB.
         """
         steps = [self._encode(s, changed["encoder"]) for s in self.streams] if "encoder" in changed else self._steps
         decoded = self._decode(changed["decoder"]) if "decoder" in changed else self._decoded
         logits = self._join(steps, decoded, changed.get("joiner", self._float["joiner"]))
-        kl, agree, count = 0.0, 0, 0
-        for wanted, got in zip(self._logits, logits, strict=True):
-            for left, right in zip(wanted, got, strict=True):
-                kl += kl_divergence(left, right)
-                agree += int(left.argmax() == right.argmax())
-                count += 1
+        rows = [row for pair in zip(self._logits, logits, strict=True) for row in zip(*pair, strict=True)]
+        kl = 0.0
+        for wanted, got in rows:
+            kl += kl_divergence(wanted, got)
+        agree = sum(int(wanted.argmax() == got.argmax()) for wanted, got in rows)
         pairs: dict[str, list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]] = {
-            "encoder": [(a, b) for s, t in zip(self._steps, steps, strict=True) for a, b in zip(s, t, strict=True)],
+            "encoder": [pair for both in zip(self._steps, steps, strict=True) for pair in zip(*both, strict=True)],
             "decoder": [(self._decoded, decoded)],
-            "joiner": [({"": a}, {"": b}) for a, b in zip(self._logits, logits, strict=True)],
+            "joiner": [({"": wanted}, {"": got}) for wanted, got in zip(self._logits, logits, strict=True)],
         }
-        return Distance(kl / count, agree, count, {part: _snr(pairs[part]) for part in changed})
+        return Distance(kl / len(rows), agree, len(rows), {part: snr_decibels(pairs[part]) for part in changed})
 
     def _encode(self, stream: Any, run: PartFunction) -> list[Tensors]:
-        states, made = initial_states(self.model), []
+        states, steps = initial_states(self.model), []
         for x in stream:
             outputs = run({"x": x[None], **states})
             states = {s["input"]: outputs[s["output"]] for s in self.model["states"]}
-            made.append(outputs)
-        return made
+            steps.append(outputs)
+        return steps
 
-    def _decode(self, run: PartFunction) -> dict[tuple[int, ...], Any]:
+    def _decode(self, run: PartFunction) -> dict[Context, Any]:
         every = sorted({context for contexts in self._contexts for context in contexts})
         return {context: run({"y": np.array([context], np.int64)})["decoder_out"] for context in every}
 
-    def _join(self, steps: list[list[Tensors]], decoded: Mapping[tuple[int, ...], Any], run: PartFunction) -> list[Any]:
-        found = []
-        for made, contexts in zip(steps, self._contexts, strict=True):
-            inputs = zip(_rows(made), contexts, strict=True)
-            found.append(
+    def _join(self, streams: list[list[Tensors]], decoded: Mapping[Context, Any], run: PartFunction) -> list[Any]:
+        logits = []
+        for steps, contexts in zip(streams, self._contexts, strict=True):
+            inputs = zip(_rows(steps), contexts, strict=True)
+            logits.append(
                 np.concatenate([run({"encoder_out": r[None], "decoder_out": decoded[c]})["logit"] for r, c in inputs])
             )
-        return found
+        return logits
 
 
-class _Parts:
-    """Runs as a Runner."""
+class _FunctionRunner:
+    """Functions of parts as a Runner."""
 
     def __init__(self, parts: Mapping[str, PartFunction]) -> None:
         self._parts = parts
@@ -90,14 +90,5 @@ class _Parts:
         return self._parts[part]({**inputs, **constant})
 
 
-def _rows(made: list[Tensors]) -> Any:
-    return np.concatenate([outputs["encoder_out"][0] for outputs in made])
-
-
-def _snr(pairs: list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]) -> float:
-    signal = noise = 0.0
-    for wanted, got in pairs:
-        for name, value in wanted.items():
-            signal += float((value.astype(np.float64) ** 2).sum())
-            noise += float(((value.astype(np.float64) - got[name]) ** 2).sum())
-    return snr_decibels(signal, noise)
+def _rows(steps: list[Tensors]) -> Any:
+    return np.concatenate([outputs["encoder_out"][0] for outputs in steps])

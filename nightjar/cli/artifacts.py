@@ -1,4 +1,4 @@
-"""artifacts ls, gc, verify: the store."""
+"""artifacts ls, gc, verify: commands on the artifact store."""
 
 import argparse
 import re
@@ -10,24 +10,28 @@ from nightjar.errors import BadOptions
 
 def add(commands: Any) -> None:
     """Add them to the command line."""
-    artifacts = add_group(commands, "artifacts", "the store: what is in it and why, what may go, what is damaged")
-    listing = artifacts.add_parser("ls", help="what there is, and why it is kept", epilog=EXIT_CODES)
-    listing.add_argument("--each", action="store_true", help="every artifact by its key, with all reasons")
+    artifacts = add_group(commands, "artifacts", "the store: list it, remove what nothing needs, verify it")
+    listing = artifacts.add_parser("ls", help="list artifacts, and why they are kept", epilog=EXIT_CODES)
+    listing.add_argument("--each", action="store_true", help="list every artifact by its key, with all reasons")
     collecting = artifacts.add_parser("gc", help="remove what nothing needs", epilog=EXIT_CODES)
-    collecting.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    collecting.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
     for parser in (listing, collecting):
         parser.add_argument(
-            "--keep-nights", type=int, metavar="N", help="nights that keep all they were made from (default: 7)"
+            "--keep-nights", type=int, metavar="N", help="keep all artifacts of the last N nights (default: 7)"
         )
         parser.add_argument(
             "--older-than",
             metavar="AGE",
-            help="what was used since stays in any case: 36h, 10d (default: 2d; of a remote store 30d)",
+            help="keep artifacts used more recently than AGE: 36h, 10d (default: 2d; of a remote store 30d)",
         )
-    verifying = artifacts.add_parser("verify", help="read every byte again; deletes nothing", epilog=EXIT_CODES)
+    verifying = artifacts.add_parser(
+        "verify", help="read every byte and report damage; deletes nothing", epilog=EXIT_CODES
+    )
     for parser, command in ((listing, _ls), (collecting, _gc), (verifying, _verify)):
         parser.add_argument(
-            "--remote", action="store_true", help="what lies at the URL of NIGHTJAR_STORE, and not its cache here"
+            "--remote",
+            action="store_true",
+            help="the remote store at the URL of NIGHTJAR_STORE, instead of its cache here",
         )
         add_json(parser, command)
 

@@ -1,4 +1,4 @@
-"""Look at a board before a run: can it be reached, does it have what a target needs, is it fit."""
+"""`board check`: whether a board answers, has what a target needs, and is in a state to run."""
 
 import time
 from typing import Literal
@@ -20,21 +20,21 @@ SKEW_S = 5.0
 
 
 def check(alias: str, target: str | None) -> list[Finding]:
-    """Look at a board for one target, by default that of boards.toml, else for all; raises BoardMissing."""
-    reach = find_board(alias)
-    wanted = target or reach.entry.target
-    if reach.entry.adb:
+    """Check a board for one target, by default that of boards.toml, else for all; raises BoardMissing."""
+    address = find_board(alias)
+    wanted = target or address.entry.target
+    if address.entry.adb:
         return _by_adb(alias, wanted)
     chosen = [plugin("targets", name) for name in ([wanted] if wanted else names("targets"))]
     runtimes = tuple(runtime for each in chosen for runtime in each.load().RUNTIMES)
-    with SshBoard(reach) as board:
+    with SshBoard(address) as board:
         before = time.time()
         status = board.status(runtimes, "")
         after = time.time()
         probed = {each.load().NAME: board.facts(each.load().RUNTIMES, probe_of(each)) for each in chosen}
-    way = ssh_settings(reach)
-    findings = [Finding("reached", "ok", f"{way.user}@{way.host} port {way.port}, in {after - before:.1f} s")]
-    findings += _python(reach, status)
+    ssh = ssh_settings(address)
+    findings = [Finding("reached", "ok", f"{ssh.user}@{ssh.host} port {ssh.port}, in {after - before:.1f} s")]
+    findings += _python(address, status)
     for each in chosen:
         findings += _target(each, probed[each.load().NAME], missing="missing" if wanted else "absent")
     findings += _health(status.health, before, after)
@@ -46,7 +46,7 @@ def check(alias: str, target: str | None) -> list[Finding]:
 
 
 def _by_adb(alias: str, wanted: str | None) -> list[Finding]:
-    """Look at a device that adb reaches, for a target that knows how."""
+    """Check a device that adb reaches, by default for the first target with an adb.py."""
     name = wanted or next((each for each in names("targets") if module_file(f"targets.{each}.adb")), "")
     found = board_of(plugin("targets", name), alias)
     versions = ", ".join(f"{each} {version}" for each, version in found.facts.runtimes.items() if each != "numpy")
@@ -57,16 +57,17 @@ def _by_adb(alias: str, wanted: str | None) -> list[Finding]:
     ]
 
 
-def _python(reach: BoardAddress, status: BoardStatus) -> list[Finding]:
-    facts = status.facts
+def _python(address: BoardAddress, status: BoardStatus) -> list[Finding]:
+    facts, program = status.facts, address.entry.python
     old = tuple(map(int, facts.python.split(".")[:2])) < PYTHON
+    python = (
+        f"{facts.python}; a session needs {PYTHON[0]}.{PYTHON[1]} or later" if old else f"{facts.python}, {program}"
+    )
     numpy = facts.runtimes.get("numpy", "absent")
     return [
-        Finding("board", "ok", facts.soc + (f"; {reach.entry.notes}" if reach.entry.notes else "")),
-        Finding("python", "missing", f"{facts.python}; a session needs {PYTHON[0]}.{PYTHON[1]} or later")
-        if old
-        else Finding("python", "ok", f"{facts.python}, {reach.entry.python}"),
-        Finding("numpy", "missing", f"`{reach.entry.python} -m pip install numpy` on the board")
+        Finding("board", "ok", facts.soc + (f"; {address.entry.notes}" if address.entry.notes else "")),
+        Finding("python", "missing" if old else "ok", python),
+        Finding("numpy", "missing", f"`{program} -m pip install numpy` on the board")
         if numpy == "absent"
         else Finding("numpy", "ok", numpy),
     ]
@@ -86,44 +87,24 @@ def _target(target: Plugin, facts: BoardFacts, missing: Literal["missing", "abse
 
 
 def _health(health: Health, before: float, after: float) -> list[Finding]:
-    skew = health.time_s - min(max(health.time_s, before), after)
+    skew_s = health.time_s - min(max(health.time_s, before), after)
     slow = health.governor not in ("", "performance")
+    governor = health.governor or "the board does not report one"
     hot = health.celsius is not None and health.celsius > CELSIUS
+    celsius = f"{health.celsius:.0f} °C" if health.celsius is not None else "the board does not report one"
     return [
-        Finding(
-            "disk", "missing" if health.disk_free_bytes < DISK_BYTES else "ok", f"{_gib(health.disk_free_bytes)} free"
-        ),
-        Finding(
-            "memory",
-            "missing" if health.memory_free_bytes < MEMORY_BYTES else "ok",
-            f"{_gib(health.memory_free_bytes)} free",
-        ),
-        Finding(
-            "governor",
-            "absent" if slow else "ok",
-            f"{health.governor}: RTF varies; `cpupower frequency-set -g performance` on the board"
-            if slow
-            else health.governor or "the board does not say",
-        ),
-        Finding(
-            "temperature",
-            "absent" if hot else "ok",
-            f"{health.celsius:.0f} °C{', it slows down when hot: let it cool' if hot else ''}"
-            if health.celsius is not None
-            else "the board does not say",
-        ),
-        Finding(
-            "clocks",
-            "absent" if health.throttled else "ok",
-            f"{health.throttled}: a run now is marked as throttled" if health.throttled else "nothing is held back",
-        ),
-        Finding(
-            "clock",
-            "absent" if abs(skew) > SKEW_S else "ok",
-            f"{skew:+.0f} s from ours: `timedatectl set-ntp true` on the board" if abs(skew) > SKEW_S else "as ours",
-        ),
+        _free("disk", health.disk_free_bytes, DISK_BYTES),
+        _free("memory", health.memory_free_bytes, MEMORY_BYTES),
+        _advice("governor", slow, governor, "RTF varies; `cpupower frequency-set -g performance` on the board"),
+        _advice("temperature", hot, celsius, "it slows down when hot: let it cool"),
+        _advice("clocks", bool(health.throttled), health.throttled or "not throttled", "a run is marked as throttled"),
+        _advice("clock", abs(skew_s) > SKEW_S, f"{skew_s:+.0f} s from ours", "`timedatectl set-ntp true` on the board"),
     ]
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+def _advice(name: str, problem: bool, value: str, remedy: str) -> Finding:
+    return Finding(name, "absent", f"{value}: {remedy}") if problem else Finding(name, "ok", value)
+
+
+def _free(name: str, free_bytes: int, needed_bytes: int) -> Finding:
+    return Finding(name, "ok" if free_bytes >= needed_bytes else "missing", f"{free_bytes / 2**30:.1f} GiB free")

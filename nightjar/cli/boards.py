@@ -1,4 +1,4 @@
-"""board check, board serve, deploy, rollback: what lies behind ssh."""
+"""board check, board serve, deploy, rollback: boards behind ssh."""
 
 import argparse
 from typing import Any
@@ -31,9 +31,9 @@ DEPLOY = FlowCommand(
 def add(commands: Any) -> None:
     """Add them to the command line."""
     boards = add_group(commands, "board", "boards behind ssh")
-    look = boards.add_parser("check", help="can it be reached, and is it fit for a run", epilog=EXIT_CODES)
+    look = boards.add_parser("check", help="check that a board answers and can run a target", epilog=EXIT_CODES)
     look.add_argument("alias", help="an alias of ~/.ssh/config or boards.toml, or env for BOARD_IP, …")
-    look.add_argument("--target", help="the target to look at (default: that of boards.toml, else all)")
+    look.add_argument("--target", help="target to check for (default: that of boards.toml, else all)")
     look.set_defaults(command=_board_check)
     offer = boards.add_parser(
         "serve", help="on a board: offer a binary's encoder to hosts, over gRPC", epilog=EXIT_CODES
@@ -42,11 +42,13 @@ def add(commands: Any) -> None:
     offer.set_defaults(command=exec_service)
 
     deploy = add_flow(commands, DEPLOY, _deploy)
-    deploy.add_argument("--list", action="store_true", help="list the board's releases, and do nothing")
-    rollback = commands.add_parser("rollback", help="the release before the current one", epilog=EXIT_CODES)
+    deploy.add_argument("--list", action="store_true", help="list the board's releases, and deploy nothing")
+    rollback = commands.add_parser(
+        "rollback", help="make the release before the current one current again", epilog=EXIT_CODES
+    )
     rollback.add_argument("--board", required=True, help="ssh alias of the board")
-    rollback.add_argument("--name", default="", help="which deployment; default: the only one there is")
-    rollback.add_argument("--to", default="", metavar="ID", help="an earlier release than the one before")
+    rollback.add_argument("--name", default="", help="name of the deployment; default: the only one")
+    rollback.add_argument("--to", default="", metavar="ID", help="an earlier release")
     add_json(rollback, _rollback)
 
 

@@ -1,10 +1,10 @@
-"""What the command line prints: live stage lines, plans, verdicts, listings."""
+"""Console output: live stage lines, plans, verdicts, lists."""
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from nightjar.progress import StageOutcome
 
-OURS = ("nightjar", "models", "targets", "tasks")
+LOGGERS = ("nightjar", "models", "targets", "tasks")
 COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
 
 
@@ -22,17 +22,15 @@ class Screen:
     """Show stages as they run: a live line in a terminal, plain lines in a log."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
-        if not self.console.is_terminal:
-            self.console.width = 120  # a log has no width of its own
+        self.console = wide_console(120)
         self._live = Live(console=self.console, transient=True, auto_refresh=False)
-        self._stage, self._began, self._said_at = "", 0.0, 0.0
+        self._stage, self._start, self._printed_at = "", 0.0, 0.0
         self._warnings = _Warnings(self)
 
     def __enter__(self) -> "Screen":
-        for name in OURS:
+        for name in LOGGERS:
             logging.getLogger(name).addHandler(self._warnings)
-            logging.getLogger(name).propagate = False  # Prefect's console would say it again
+            logging.getLogger(name).propagate = False  # Prefect's console would print it again
         if self.console.is_terminal:
             self._live.start()
         return self
@@ -41,7 +39,7 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-        for name in OURS:
+        for name in LOGGERS:
             logging.getLogger(name).removeHandler(self._warnings)
             logging.getLogger(name).propagate = True
 
@@ -49,21 +47,25 @@ class Screen:
         """Print one line of rich markup."""
         self.console.print(text)
 
+    def print(self, text: str, style: str | None = None) -> None:
+        """Print one line as it is, without markup."""
+        self.console.print(text, style=style, markup=False, highlight=False)
+
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Say that a stage is at `done` of `total`; a `total` of 0 says that it begins."""
+        """Show that a stage is at `done` of `total`; a `total` of 0 marks its start."""
         now = time.monotonic()
         if stage != self._stage or not total:
-            self._stage, self._began, self._said_at = stage, now, now
+            self._stage, self._start, self._printed_at = stage, now, now
         count = f" {done}/{total}" if total else ""
-        left = f", {(now - self._began) * (total - done) / done:.0f} s left" if done and done < total else ""
+        left = f", {(now - self._start) * (total - done) / done:.0f} s left" if done and done < total else ""
         if self.console.is_terminal:
             self._live.update(Text(f"  {stage:<26} …{count}{left}", style="cyan"), refresh=True)
-        elif now - self._said_at > 10:
-            self._said_at = now
+        elif now - self._printed_at > 10:
+            self._printed_at = now
             self.say(f"  {stage:<26} …{count}{left}")
 
     def outcome(self, outcome: StageOutcome) -> None:
-        """Print what became of a stage."""
+        """Print the outcome of a stage."""
         if outcome.cached:
             line = f"  {outcome.name:<26} [green]cached[/green]"
         elif outcome.seconds:
@@ -76,7 +78,7 @@ class Screen:
 
 
 class _Warnings(logging.Handler):
-    """Print what our code warns of between the stage lines."""
+    """Print warnings of our loggers between the stage lines."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.WARNING)
@@ -84,6 +86,23 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._screen.say(f"  [yellow]warning[/yellow] {escape(record.getMessage())}")
+
+
+def wide_console(width: int) -> Console:
+    """Make a console; a log, which has no width of its own, gets `width` columns."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = width
+    return console
+
+
+def make_table(columns: Sequence[str], left: Sequence[str], wrap: Sequence[str] = ()) -> Table:
+    """Make a table without lines; columns are right-aligned except those in `left`, and wrap if they are in `wrap`."""
+    table = Table(box=None, padding=(0, 2))
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column in left else "right"
+        table.add_column(column, justify=justify, no_wrap=column not in wrap, overflow="fold")
+    return table
 
 
 def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:
@@ -96,7 +115,7 @@ def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:
 
 
 def show_results(screen: Screen, results: dict[str, Any]) -> None:
-    """Print the verdict table and where the report lies."""
+    """Print the scores, the gates, the verdict and the report's path."""
     from nightjar.scoring.verdict import STAND_IN_NOTE, headline  # numpy, which the run has loaded
 
     stages = results["stages"]
@@ -104,10 +123,8 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     screen.say(
         f"  {len(ran)} of {len(stages)} stages ran" if ran else f"  all {len(stages)} stages cached, none was executed"
     )
-    colour = COLOURS[results["verdict"]]
-    table = Table(title=None, box=None, padding=(0, 2))
-    for column in ("", "WER %", "95 %", "S/D/I", "empty", "looping", "capped", "RTF p50"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    columns = ("", "WER %", "95 %", "S/D/I", "empty", "looping", "capped", "RTF p50")
+    table = make_table(columns, ("",))
     for score in results["scores"]:
         counts, interval = score["counts"], score["interval"]
         table.add_row(
@@ -122,14 +139,15 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     for gate in results["gates"]:
         gate_colour = COLOURS[gate["outcome"]]
         screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {escape(gate['sentence'])}")
-    for line in _said_of_stream(results.get("stream", {})):
+    for line in _chunk_times(results.get("stream", {})):
         screen.say(f"  {escape(line)}")
     for clip, why in results["aside"].items():
-        screen.console.print(f"  set aside {clip}: {why}", style="yellow", markup=False, highlight=False)
+        screen.print(f"  excluded {clip}: {why}", style="yellow")
     for why, clips in results["throttled"].items():
         text = f"  throttled on {clips} of {results['clips']} clips: {why}; cool the board, --refresh evaluate"
-        screen.console.print(text, style="yellow", markup=False, highlight=False)
+        screen.print(text, style="yellow")
     low, high = results["interval"]
+    colour = COLOURS[results["verdict"]]
     if results["tier"] == "stand-in":
         colour = "yellow"
         screen.say(f"  [{colour}]stand-in[/{colour}]  {STAND_IN_NOTE}")
@@ -141,7 +159,7 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     screen.say(f"report: {results['report']}")
 
 
-def _said_of_stream(stream: dict[str, Any]) -> Iterator[str]:
+def _chunk_times(stream: dict[str, Any]) -> Iterator[str]:
     times = stream.get("chunk_times", {}).get("binary")
     if times:
         late = f"falls behind: {times['late']} of {times['chunks']} chunks are late"
@@ -150,48 +168,42 @@ def _said_of_stream(stream: dict[str, Any]) -> Iterator[str]:
 
 
 def show_lint(screen: Screen, results: dict[str, Any]) -> None:
-    """Print what a target refuses of the plain export, and what its recipe leaves."""
+    """Print what a target refuses in the plain export and in the export by its recipe."""
     target = results["target"]
     if not results["linted"]:
-        said = f"what it refuses, its compiler says (`nightjar port --target {target}`)"
-        screen.say(f"target {target} has no lint.py: {said}")
+        screen.say(f"target {target} has no lint.py: `nightjar port --target {target}` shows what its compiler refuses")
         return
-    for name, said in (("plain", "the reference export"), ("recipe", f"the recipe of {target}")):
+    for name, export in (("plain", "the reference export"), ("recipe", f"the recipe of {target}")):
         findings = results[name]
-        refused = sum(finding["level"] == "refuse" for finding in findings)
-        colour = "red" if refused else "green"
-        warned = f", {len(findings) - refused} warnings" if len(findings) > refused else ""
-        screen.say(f"[bold]{said}[/bold]: [{colour}]{refused or 'nothing'} refused[/{colour}]{warned}")
+        refusals = sum(finding["level"] == "refuse" for finding in findings)
+        colour = "red" if refusals else "green"
+        warnings = f", {len(findings) - refusals} warnings" if len(findings) > refusals else ""
+        screen.say(f"[bold]{export}[/bold]: [{colour}]{refusals or 'nothing'} refused[/{colour}]{warnings}")
         for finding in findings:
-            where = f"{finding['op']} in {finding['place']} ({finding['node'][-80:]})"
-            place = f"{finding['level']:<6} {finding['part']}: {where}"
-            screen.console.print(f"  {place}", style="yellow", markup=False)
-            screen.console.print(f"         why:    {finding['why']}", markup=False)
-            screen.console.print(f"         remedy: {finding['remedy']}", markup=False)
+            place = f"{finding['op']} in {finding['place']} ({finding['node'][-80:]})"
+            screen.print(f"  {finding['level']:<6} {finding['part']}: {place}", style="yellow")
+            screen.print(f"         why:    {finding['why']}")
+            screen.print(f"         remedy: {finding['remedy']}")
 
 
 def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
     """Print the texts of a comparison side by side."""
-    table = Table(box=None, padding=(0, 2))
-    for column in ("clip", "by", "seconds", "text"):
-        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    columns = ("clip", "by", "seconds", "text")
+    table = make_table(columns, ("clip", "by", "text"), columns)
     for clip in results["results"]:
-        for index, (by, said) in enumerate(clip["by"].items()):
-            table.add_row(
-                "" if index else clip["id"], by, f"{said['seconds']:.2f}", said["text"] or "[dim](empty)[/dim]"
-            )
+        for index, (name, line) in enumerate(clip["by"].items()):
+            text = line["text"] or "[dim](empty)[/dim]"
+            table.add_row("" if index else clip["id"], name, f"{line['seconds']:.2f}", text)
     screen.console.print(table)
     screen.say(f"{results['equal']} of {results['clips']} clips have the same token ids in all three")
     screen.say(f"JSONs: {results['out']}")
 
 
 def show_attribution(screen: Screen, results: dict[str, Any]) -> None:
-    """Print the table of encoders and decoders, and the owners of what is lost."""
+    """Print the table of encoders and decoders, and the part that each precision's loss comes from."""
     cells = {(cell["encoder"], cell["decoder"]): cell for cell in results["cells"]}
-    table = Table(box=None, padding=(0, 2))
-    table.add_column("encoder ↓  decoder →")
-    for decoder in results["precisions"]:
-        table.add_column(decoder, justify="right")
+    first = "encoder ↓  decoder →"
+    table = make_table((first, *results["precisions"]), (first,), (first,))
     for encoder in results["precisions"]:
         row = [cells[encoder, decoder] for decoder in results["precisions"]]
         table.add_row(encoder, *(f"{cell['wer']:.2f} %  {_snr(cell)}{_bad(cell)}" for cell in row))
@@ -199,7 +211,7 @@ def show_attribution(screen: Screen, results: dict[str, Any]) -> None:
     clips = results["cells"][0]["clips"]
     screen.say(f"WER and SNR of the logits on {clips} clips, tier {results['tier']}; !n: n empty, looping or capped")
     for precision, sentence in results["owners"].items():
-        screen.console.print(f"{precision:<6} {sentence}", markup=False)
+        screen.print(f"{precision:<6} {sentence}")
     screen.say(f"JSON: {results['out']}")
 
 
@@ -213,34 +225,34 @@ def _bad(cell: dict[str, Any]) -> str:
 
 def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
     """Print `file: text`, a line each."""
-    for heard in results["files"]:
-        said = " ".join(heard["text"].split()) or "(empty)"
-        screen.console.print(f"{heard['file']}: {said}", markup=False)
+    for transcript in results["files"]:
+        screen.print(f"{transcript['file']}: {' '.join(transcript['text'].split()) or '(empty)'}")
 
 
 def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
-    """Print where a calibration set lies, what is in it and what it lacks."""
+    """Print the path of a calibration set, its samples and its warnings."""
     counts = ", ".join(f"{part} {count}" for part, count in results["samples"].items())
-    skipped = f"; {results['skipped']} clips longer than the window left out" if results["skipped"] else ""
-    screen.say(f"samples: {counts}{skipped}")
-    for line in _said_of_stream(results.get("stream", {})):
-        screen.say(f"  {escape(line)}")
+    screen.say(f"samples: {counts}{_skipped(results['skipped'])}")
     for clip, why in results["aside"].items():
-        screen.console.print(f"[yellow]set aside[/yellow] {escape(clip)}: {escape(why)}")
+        screen.say(f"[yellow]excluded[/yellow] {escape(clip)}: {escape(why)}")
     for warning in results["warnings"]:
-        screen.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
-    screen.console.print(f"calibration set: {results['calibration']}", markup=False)
-    for listed in results["datasets"]:
-        screen.console.print(f"dataset.txt: {listed}", markup=False)
+        screen.say(f"[yellow]warning[/yellow] {escape(warning)}")
+    screen.print(f"calibration set: {results['calibration']}")
+    for path in results["datasets"]:
+        screen.print(f"dataset.txt: {path}")
     if not results["datasets"]:
         screen.say("no dataset.txt: it cannot quote white space in the store's path; set NIGHTJAR_STORE to one without")
 
 
-def show_harvest(screen: Screen, index: Any, made: int) -> None:
-    """Print what a dataset holds and what of it is new."""
-    skipped = f"; {len(index.skipped)} clips longer than the window left out" if index.skipped else ""
+def show_harvest(screen: Screen, index: Any, new: int) -> None:
+    """Print what a dataset holds, and how many of its clips are new."""
     tensors = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in index.tensors.items())
-    screen.say(f"{index.clips} clips in {len(index.shards)} shards, {made} of them new{skipped}; float16: {tensors}")
+    counts = f"{index.clips} clips in {len(index.shards)} shards, {new} of them new{_skipped(len(index.skipped))}"
+    screen.say(f"{counts}; float16: {tensors}")
+
+
+def _skipped(count: int) -> str:
+    return f"; {count} clips longer than the window left out" if count else ""
 
 
 def show_deployment(screen: Screen, results: dict[str, Any]) -> None:
@@ -254,35 +266,32 @@ def show_release(screen: Screen, results: dict[str, Any]) -> None:
     if results.get("canary_wer") is not None:
         screen.say(f"canary: WER {results['canary_wer']:.2f} % on {results['canary_clips']} clips")
     if results["reason"]:
-        screen.console.print(f"[red]not deployed[/red]: {escape(results['reason'])}")
+        screen.say(f"[red]not deployed[/red]: {escape(results['reason'])}")
         current = f"current is still {results['current']}" if results.get("current") else "the current release stays"
         screen.say(f"board {results['board']}: {current}, nothing was switched")
         return
     same = results["before"] == results["current"]
     before = "it was current before" if same else f"before: {results['before'] or 'none'}"
     screen.say(f"[green]current[/green] on board {results['board']}: {results['name']} {results['current']}; {before}")
-    screen.console.print(f"path on the board: {results['path']}", markup=False)
+    screen.print(f"path on the board: {results['path']}")
 
 
-def show_releases(listed: dict[str, dict[str, Any]], board: str) -> None:
+def show_releases(deployments: dict[str, dict[str, Any]], board: str) -> None:
     """List a board's releases, newest first."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    if not listed:
+    console = wide_console(160)
+    if not deployments:
         console.print(f"nothing is deployed on board {board}", markup=False)
         return
-    table = Table(box=None, padding=(0, 2))
-    for column in ("name", "release", "", "since", "precision", "verdict", "WER %"):
-        table.add_column(column, no_wrap=column != "name")
-    for name, state in listed.items():
+    columns = ("name", "release", "", "since", "precision", "verdict", "WER %")
+    table = make_table(columns, columns, ("name",))
+    for name, state in deployments.items():
         for release in state["releases"]:
             about = release["about"]
             port = about["port"] if isinstance(about.get("port"), dict) else {}
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(release["time_s"])) if release["time_s"] else ""
             mark = "current" if release["id"] == state["current"] else "before" if release["whole"] else "not in use"
-            said = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
-            table.add_row(*map(escape, (name, release["id"], mark, since, *said)))
+            cells = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
+            table.add_row(*map(escape, (name, release["id"], mark, since, *cells)))
     console.print(table)
 
 
@@ -291,9 +300,8 @@ def show_targets() -> None:
     from nightjar.plugins.registry import names, plugin
     from nightjar.plugins.target import boards_of
 
-    table = Table(box=None, padding=(0, 2))
-    for column in ("target", "boards (tier)", "precisions", "what it is"):
-        table.add_column(column)
+    columns = ("target", "boards (tier)", "precisions", "what it is")
+    table = make_table(columns, columns, columns)
     for name in names("targets"):
         module = plugin("targets", name).load()
         boards = ", ".join(f"{board} ({tier})" for board, tier in boards_of(name).items())
@@ -308,20 +316,18 @@ def show_models() -> None:
     from nightjar.plugins.registry import names, plugin
     from nightjar.plugins.resolve import shipped_models
 
-    table = Table(box=None, padding=(0, 2))
-    for column in ("family", "shipped, with speech", "by name (downloaded once)"):
-        table.add_column(column, overflow="fold")
+    columns = ("family", "shipped, with speech", "by name (downloaded once)")
+    table = make_table(columns, columns, columns)
     for family in names("models"):
-        module = plugin("models", family).load()
         shipped = [name for name in shipped_models() if name.startswith(family)]
-        table.add_row(family, ", ".join(shipped), ", ".join(module.NAMES))
+        table.add_row(family, ", ".join(shipped), ", ".join(plugin("models", family).load().NAMES))
     console = Console(highlight=False)
     console.print(table)
     console.print("any other checkpoint: --model LABEL --checkpoint PATH")
 
 
 def show_doctor(findings: Sequence[Any]) -> None:
-    """Print what a look at this machine found."""
+    """Print the findings of `doctor` or `board check`."""
     colours = {"ok": "green", "absent": "yellow", "missing": "red"}
     table = Table(box=None, padding=(0, 2), show_header=False)
     for finding in findings:
@@ -331,7 +337,7 @@ def show_doctor(findings: Sequence[Any]) -> None:
 
 
 def show_rows(rows: Sequence[Any]) -> None:
-    """Print what became of things on a server, one line each."""
+    """Print what changed on a Prefect server, one line each."""
     colours = {"created": "green", "updated": "yellow", "reset": "yellow"}
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Look at this machine: what is there, what is absent, what must be mended and how."""
+"""`doctor`: what is installed on this machine, what is absent, and how to fix what is missing."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ NEEDED = ("numpy", "torch", "onnx", "onnxruntime", "whisper", "prefect", "libros
 
 
 class Finding(NamedTuple):
-    """One thing looked at; only `missing` keeps Nightjar from working."""
+    """The result of one check; only `missing` keeps Nightjar from working."""
 
     name: str
     outcome: Literal["ok", "absent", "missing"]
@@ -24,7 +24,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Look at Python, libraries, store, server, shipped models, downloaded checkpoints, targets and toolchains."""
+    """Check Python, libraries, store, server, shipped models, targets and toolchains."""
     return [_python(), *_libraries(), _store(), _server(), *_models(), *_targets(), *_toolchains()]
 
 
@@ -79,18 +79,16 @@ def _models() -> list[Finding]:
 def _targets() -> list[Finding]:
     findings = []
     for name in names("targets"):
-        module = plugin("targets", name).load()
-        absent = [runtime for runtime in module.RUNTIMES if not version(runtime)]
-        detail = ", ".join(f"{runtime} {version(runtime)}" for runtime in module.RUNTIMES)
-        if absent:
+        versions = {runtime: version(runtime) for runtime in plugin("targets", name).load().RUNTIMES}
+        if absent := [runtime for runtime in versions if not versions[runtime]]:
             findings.append(Finding(f"target {name}", "absent", f"no {', '.join(absent)} on this machine"))
         else:
-            findings.append(Finding(f"target {name}", "ok", detail))
+            findings.append(Finding(f"target {name}", "ok", ", ".join(map(" ".join, versions.items()))))
     return findings
 
 
 def _toolchains() -> list[Finding]:
-    """Look at versions alone; `nightjar toolchain status NAME` starts the SDK."""
+    """Check versions only; `nightjar toolchain status NAME` starts the SDK."""
     findings = []
     for name in toolchain_targets():
         try:

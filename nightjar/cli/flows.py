@@ -1,4 +1,4 @@
-"""flows deploy, flows revive: what people and workers find on the Prefect server."""
+"""flows deploy, flows revive: deployments and runs on the Prefect server."""
 
 import argparse
 import time
@@ -9,7 +9,7 @@ from nightjar.cli.command import EXIT_CODES, add_group, add_json, write_json
 from nightjar.errors import Broken, ServerMissing
 from nightjar.paths import ROOT
 
-BEATS_S = 150.0  # five heartbeats
+SILENCE_S = 150.0  # five heartbeats
 
 
 def add(commands: Any) -> None:
@@ -23,28 +23,26 @@ def add(commands: Any) -> None:
     deploy.add_argument(
         "--work-dir", type=Path, default=ROOT, help="the project's folder on the workers (default: this one's)"
     )
-    deploy.add_argument(
-        "--reset", action="store_true", help="as the file says, whatever was changed or switched off on the server"
-    )
-    add_json(deploy, _deploy)
+    deploy.add_argument("--reset", action="store_true", help="overwrite what was changed or switched off on the server")
+    add_json(deploy, _register)
     revive = flows.add_parser(
-        "revive", help="let runs go on whose worker was killed; what is alive stays as it is", epilog=EXIT_CODES
+        "revive", help="resume runs whose worker was killed; live runs stay untouched", epilog=EXIT_CODES
     )
     revive.add_argument(
         "--older-than",
         type=float,
-        default=BEATS_S,
+        default=SILENCE_S,
         metavar="S",
-        help="seconds that a run must have been silent if its lock cannot be seen here (default: 150)",
+        help="seconds of silence of a run whose lock is not on this machine (default: 150)",
     )
     revive.add_argument(
-        "--crashed", action="store_true", help="and those that crashed in the last day, five times each"
+        "--crashed", action="store_true", help="also resume runs that crashed in the last day, at most five times each"
     )
-    revive.add_argument("--every", type=float, metavar="S", help="look again every S seconds, until interrupted")
+    revive.add_argument("--every", type=float, metavar="S", help="repeat every S seconds, until interrupted")
     add_json(revive, _revive)
 
 
-def _deploy(arguments: argparse.Namespace) -> int:
+def _register(arguments: argparse.Namespace) -> int:
     from flows.deployments import FILE, read_deployments
     from flows.register import register
     from nightjar.cli.console import Screen, show_rows
@@ -67,18 +65,18 @@ def _revive(arguments: argparse.Namespace) -> int:
     screen = Screen()
     while True:
         try:
-            found = revive(arguments.older_than, arguments.crashed)
+            runs = revive(arguments.older_than, arguments.crashed)
         except (Broken, ServerMissing) as error:
             if arguments.every is None:
                 raise
-            screen.say(f"{error}")  # it may come back, and is asked again
-            found = []
-        changed = [one for one in found if one.outcome != "alive"]
-        for one in changed:
-            screen.say(f"{one.outcome} {one.name} ({one.run}): {one.why}")
+            screen.say(f"{error}")  # the server may come back: try again
+            runs = []
+        changed = [run for run in runs if run.outcome != "alive"]
+        for run in changed:
+            screen.say(f"{run.outcome} {run.name} ({run.run}): {run.why}")
         if arguments.every is None:
             if not changed:
-                screen.say(f"nothing to revive: {len(found)} alive")
-            write_json(arguments, [{**one._asdict(), "run": str(one.run)} for one in found])
+                screen.say(f"nothing to revive: {len(runs)} alive")
+            write_json(arguments, [{**run._asdict(), "run": str(run.run)} for run in runs])
             return 0
         time.sleep(arguments.every)

@@ -1,4 +1,4 @@
-"""`nightjar …`: the command line. It and nightjar/commands/ alone reach flows, and only when a command needs them."""
+"""`nightjar …`: the command line. Commands import flows only when they run one."""
 
 import argparse
 import gc
@@ -18,17 +18,17 @@ GROUPS = (ports, nights, reports, speech, boards, flows, artifacts, stack, tools
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the process's exit code; every explained failure is one line on stderr."""
-    gc.disable()  # importing Prefect makes a million objects that stay; run_flow goes on from there
+    """Run one command and return the process's exit code; a NightjarError is one line on stderr."""
+    gc.disable()  # importing Prefect makes a million objects that stay; run_flow enables it again
     arguments = _parser().parse_args(argv)
-    # So that what our code logs appears with a flow run in the Prefect UI; read when Prefect is imported.
+    # Logs of these packages appear with a flow run in the Prefect UI; Prefect reads this when it is imported.
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "nightjar,models,targets,tasks")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped worker ends its session in order too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped worker ends its session cleanly too
     try:
         code: int = arguments.command(arguments)
     except KeyboardInterrupt:
-        print("nightjar: interrupted; the same command goes on from here", file=sys.stderr)
+        print("nightjar: interrupted; the same command continues from here", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if arguments.debug:
             raise
-        print(f"nightjar: {error}; mend it and run the same command again", file=sys.stderr)
+        print(f"nightjar: {error}; fix it and run the same command again", file=sys.stderr)
         return StoreBroken.exit_code
     return code
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nightjar",
-        description="Put speech recognisers on edge NPUs, and say with numbers whether they still understand speech.",
+        description="Port speech recognisers to edge NPUs, and measure whether they still recognise speech.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

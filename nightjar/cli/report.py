@@ -1,4 +1,4 @@
-"""report: what the nights came to, the last one here, all of them as a site."""
+"""report: print the last night, or write all nights as a site."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ from nightjar.cli.command import EXIT_CODES
 def add(commands: Any) -> None:
     """Add it to the command line."""
     report = commands.add_parser(
-        "report", help="the last night in figures; --site: all nights as pages", epilog=EXIT_CODES
+        "report", help="print the last night; --site: write all nights as pages", epilog=EXIT_CODES
     )
-    report.add_argument("--site", action="store_true", help="write the history as pages that work from a file")
+    report.add_argument("--site", action="store_true", help="write all nights as pages that need no server")
     report.add_argument("--out", type=Path, metavar="DIR", help="folder for the pages (default: reports/site)")
     report.set_defaults(command=_report)
 
@@ -27,7 +27,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from nightjar.store.remote import open_store
 
     if arguments.out is not None and not arguments.site:
-        raise BadOptions("--out says where --site writes: add --site")
+        raise BadOptions("--out is the folder of --site: add --site")
     history, screen = History(), Screen()
     past = read_history(history)
     if past.nights:

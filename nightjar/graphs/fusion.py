@@ -1,6 +1,6 @@
-"""How an NPU compiler groups a graph's nodes: a linear with its bias, GELU, norm, attention, each one operation.
+"""Group a graph's nodes as NPU compilers fuse them: a linear with its bias, GELU, norm, attention.
 
-A group is what a precision is chosen for. onnx is imported when used: the command line loads without it.
+A precision is chosen per group. onnx is imported when used: the command line loads without it.
 """
 
 import math
@@ -9,34 +9,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nightjar.graphs.macs import count_macs
+from nightjar.graphs.macs import MULTIPLYING, count_macs
 from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
 
-LINEAR = ("MatMul", "Gemm", "Conv")
-GELU = ("Div", "Erf", "Add", "Mul")
-RMS = ("ReduceMean", "Add", "Pow", "Mul")  # behind the squares: a frame by its root mean square (icefall's BasicNorm)
-NORM = ("Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add")  # behind the mean and its subtraction
-WIDE = 8  # times its input: that makes a vocabulary head of the linear that a graph ends with
+GELU_OPS = ("Erf", "Add", "Mul")  # after the Div
+RMS_NORM_OPS = ("ReduceMean", "Add", "Pow", "Mul")  # after the squares: icefall's BasicNorm
+LAYER_NORM_OPS = ("Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add")  # after the mean and its subtraction
+HEAD_WIDENING = 8  # a last linear at least this many times wider than its input is a vocabulary head
 
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes that an NPU runs as one operation; `tensor` is what it puts out.
+    """Nodes that an NPU runs as one operation; `tensor` is its output.
 
-    kind: linear, conv, head, attention, gelu, swish, norm, add, or the ONNX op type of a node that stands alone.
+    kind: linear, conv, head, attention, gelu, swish, norm, add, or the ONNX op type of a single node.
     """
 
     tensor: str
     kind: str
     nodes: tuple[str, ...]
-    inputs: tuple[str, ...]  # activations read, one name per value: moves are looked through
-    inner: tuple[str, ...] = ()  # tensors inside that int8 rounds too: an attention's scores and weights
+    inputs: tuple[str, ...]  # activations, traced back through data movement, each once
+    inner: tuple[str, ...] = ()  # tensors inside that int8 rounds too: attention's scores and weights
     weights: tuple[str, ...] = ()
     macs: int = 0
 
 
 def fuse(model: Any) -> list[Group]:
-    """Group a graph's nodes in graph order; constants and moves belong to no group."""
+    """Group a graph's nodes in graph order; constants and data movement belong to no group."""
     graph = Graph(model)
     groups: list[Group] = []
     taken: set[str] = set()
@@ -59,19 +58,27 @@ def quantizable_groups(model: Any) -> list[Group]:
 
 
 def logit_outputs(names: Sequence[str]) -> list[str]:
-    """Name the outputs that make the logits: the first, or every slice of a vocabulary that is split."""
+    """Return the outputs that are logits: the first, or every slice of a split vocabulary."""
     slices = [name for name in names if re.fullmatch(r"logits_\d+", name)]
     return slices or list(names[:1])
 
 
-def _gelu(graph: Graph, node: Any) -> Group | None:
-    """Recognise x/√2 → Erf → +1 → ·x → ·½, at its Div."""
+def _follow(graph: Graph, node: Any, op_types: Sequence[str]) -> list[Any]:
+    """Return a node and the nodes that read each other's output alone, where they have these types; else nothing."""
     chain = [node]
-    for op in GELU[1:]:
+    for op_type in op_types:
         following = graph.only_reader(chain[-1].output[0])
-        if chain[0].op_type != GELU[0] or following is None or following.op_type != op:
-            return None
+        if following is None or following.op_type != op_type:
+            return []
         chain.append(following)
+    return chain
+
+
+def _gelu(graph: Graph, node: Any) -> Group | None:
+    """Match x/√2 → Erf → +1 → ·x → ·½, at its Div."""
+    chain = _follow(graph, node, GELU_OPS) if node.op_type == "Div" else []
+    if not chain:
+        return None
     half = graph.only_reader(chain[-1].output[0])
     if half is not None and half.op_type == "Mul" and len(graph.activations(half)) == 1:
         chain.append(half)
@@ -79,7 +86,7 @@ def _gelu(graph: Graph, node: Any) -> Group | None:
 
 
 def _swish(graph: Graph, node: Any) -> Group | None:
-    """Recognise x · sigmoid(x - 1), or another tensor's gate y · sigmoid(x), at the sigmoid or what is before it."""
+    """Match x · sigmoid(x - 1), or the gate y · sigmoid(x), at the sigmoid or the subtraction before it."""
     chain = [node]
     if node.op_type == "Sub" and len(graph.activations(node)) == 1:
         following = graph.only_reader(node.output[0])
@@ -94,24 +101,19 @@ def _swish(graph: Graph, node: Any) -> Group | None:
 
 
 def _root_mean_square(graph: Graph, node: Any) -> Group | None:
-    """Recognise x · (mean(x²) + eps)^-½, at the squares."""
-    chain, source = [node], node.input[0]
-    for op in RMS:
-        following = graph.only_reader(chain[-1].output[0])
-        if node.op_type != "Pow" or following is None or following.op_type != op:
-            return None
-        chain.append(following)
-    return _group(graph, "norm", chain, [source]) if source in chain[-1].input else None
+    """Match x · (mean(x²) + eps)^-½, at the squares."""
+    chain = _follow(graph, node, RMS_NORM_OPS) if node.op_type == "Pow" else []
+    return _group(graph, "norm", chain, [node.input[0]]) if chain and node.input[0] in chain[-1].input else None
 
 
 def _norm(graph: Graph, node: Any) -> Group | None:
-    """Recognise a LayerNormalization in primitives, as before opset 17, at the mean that it subtracts."""
+    """Match a LayerNormalization in primitives, as before opset 17, at the mean that it subtracts."""
     source = node.input[0]
     centred = graph.only_reader(node.output[0]) if node.op_type == "ReduceMean" else None
     if centred is None or centred.op_type != "Sub" or list(centred.input) != [source, node.output[0]]:
         return None
     chain, at = [node, centred], centred
-    for op in NORM:
+    for op in LAYER_NORM_OPS:
         readers = [reader for reader in graph.readers.get(at.output[0], []) if reader.op_type == op]
         if len(readers) != 1:
             return None
@@ -124,7 +126,7 @@ def _norm(graph: Graph, node: Any) -> Group | None:
 
 
 def _attention(graph: Graph, node: Any) -> Group | None:
-    """Recognise q·k (· scale, + mask) → Softmax → ·v, at its first product."""
+    """Match q·k (· scale, + mask) → Softmax → ·v, at its first product."""
     if node.op_type != "MatMul" or len(graph.activations(node)) != 2:
         return None
     chain, inputs = [node], list(node.input)
@@ -143,8 +145,8 @@ def _attention(graph: Graph, node: Any) -> Group | None:
 
 
 def _linear(graph: Graph, node: Any) -> Group | None:
-    """Recognise a product with a constant, the bias added to it and the factor it is scaled by."""
-    if node.op_type not in LINEAR or not graph.is_constant(node.input[1]):
+    """Match a product with a constant, then its bias and its scalar factor."""
+    if node.op_type not in MULTIPLYING or not graph.is_constant(node.input[1]):
         return None
     chain = [node]
     for op in ("Add", "Mul"):
@@ -154,7 +156,7 @@ def _linear(graph: Graph, node: Any) -> Group | None:
             if (op == "Add" and len(graph.shape(small)) == 1) or math.prod(graph.shape(small)) == 1:
                 chain.append(following)
     group = _group(graph, "conv" if node.op_type == "Conv" else "linear", chain, [node.input[0]])
-    wide = node.op_type != "Conv" and graph.shape(group.tensor)[-1] >= WIDE * graph.shape(node.input[0])[-1]
+    wide = node.op_type != "Conv" and graph.shape(group.tensor)[-1] >= HEAD_WIDENING * graph.shape(node.input[0])[-1]
     head = wide and group.tensor in map(graph.root, logit_outputs(graph.outputs))
     return replace(group, kind="head" if head else group.kind, weights=(node.input[1],))
 
@@ -168,5 +170,5 @@ def _single(graph: Graph, node: Any) -> Group:
 
 def _group(graph: Graph, kind: str, chain: Sequence[Any], inputs: Sequence[str]) -> Group:
     roots = tuple(dict.fromkeys(graph.root(name) for name in inputs))
-    macs = sum(count_macs(node, graph.shapes) for node in chain if node.op_type in LINEAR)
+    macs = sum(count_macs(node, graph.shapes) for node in chain if node.op_type in MULTIPLYING)
     return Group(chain[-1].output[0], kind, tuple(node.name for node in chain), roots, macs=macs)

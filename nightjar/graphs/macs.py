@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a float ONNX graph, from its shapes."""
+"""Count multiply-accumulates of a float ONNX graph from its shapes."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from nightjar.errors import Broken
 
 MULTIPLYING = ("MatMul", "Gemm", "Conv")
-FIXED = "export with fixed shapes (a graph of ours: --refresh export)"
+FIXED = "export with fixed shapes (for an exported graph: --refresh export)"
 
 Shapes = Mapping[str, tuple[int, ...]]
 

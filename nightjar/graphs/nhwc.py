@@ -1,7 +1,7 @@
-"""Tensors of a graph as NPUs hold them, channels last; numpy only.
+"""Convert tensors between a graph's layout and the channels-last layout of NPUs; numpy only.
 
-A graph's (1, c, h, w) is (1, h, w, c) there, and its rows (1, n, d), (n, d) or (d) are (1, 1, n, d), d being channels.
-What a compiler does not compute is left to the host as moves: `["reshape", shape]`, `["transpose", order]`.
+(1, c, h, w) becomes (1, h, w, c); rows (1, n, d), (n, d) or (d) become (1, 1, n, d), d being channels.
+What a compiler does not compute is left to the host as steps: `["reshape", shape]`, `["transpose", order]`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ LayoutStep = Sequence[Any]
 
 
 def nhwc_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape that a tensor of the graph has with its channels last; four dimensions at most."""
+    """Return a tensor's channels-last shape; `shape` has four dimensions at most."""
     if len(shape) == 4:
         n, c, h, w = shape
         return (n, h, w, c)
@@ -22,21 +22,21 @@ def nhwc_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def to_nhwc(array: NDArray[Any]) -> NDArray[np.float32]:
-    """Lay a tensor out with its channels last, contiguous float32."""
-    laid = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array.reshape(nhwc_shape(array.shape))
-    return np.ascontiguousarray(laid, np.float32)
+    """Return a tensor channels last, contiguous float32."""
+    nhwc = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array.reshape(nhwc_shape(array.shape))
+    return np.ascontiguousarray(nhwc, np.float32)
 
 
-def from_nhwc(array: NDArray[Any], shape: Sequence[int], moves: Sequence[LayoutStep] = ()) -> NDArray[Any]:
-    """Lay a tensor out as the graph has it, then make the moves; ValueError where it does not have as many elements.
+def from_nhwc(array: NDArray[Any], shape: Sequence[int], steps: Sequence[LayoutStep] = ()) -> NDArray[Any]:
+    """Return a tensor in the graph's layout, then apply the steps; ValueError for another number of elements.
 
-    array: with or without the batch, as runtimes give it; shape: the graph's, of what the NPU puts out.
+    array: channels last, with or without the batch; shape: the graph's shape of the NPU's output.
     """
-    found = np.asarray(array)
-    if found.size != int(np.prod(shape)):
-        raise ValueError(f"{found.shape} where the graph has {tuple(shape)}")
-    laid = found.reshape(nhwc_shape(shape))
-    moved = laid.transpose(0, 3, 1, 2) if len(shape) == 4 else laid.reshape(shape)
-    for kind, how in moves:
-        moved = moved.reshape(how) if kind == "reshape" else moved.transpose(how)
-    return moved
+    array = np.asarray(array)
+    if array.size != int(np.prod(shape)):
+        raise ValueError(f"{array.shape} where the graph has {tuple(shape)}")
+    array = array.reshape(nhwc_shape(shape))
+    array = array.transpose(0, 3, 1, 2) if len(shape) == 4 else array.reshape(shape)
+    for kind, argument in steps:
+        array = array.reshape(argument) if kind == "reshape" else array.transpose(argument)
+    return array

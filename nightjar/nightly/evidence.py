@@ -1,6 +1,8 @@
-"""What lies in the store of a cell's night: its scores clip by clip, and what they were made from."""
+"""What the store has of a cell's night: its scores clip by clip, and what they were made from."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -21,8 +23,8 @@ class Evidence(BaseModel, frozen=True):
 
 def read_evidence(store: Store, cell: Cell) -> Evidence:
     """Read the verdict and report that a row refers to; what is gone, damaged or of another format is left out."""
-    verdict = _read(store, "judge", cell.judge, "verdict.json")
-    report = _read(store, "report", cell.report, "results.json")
+    verdict = read_json(store, "judge", cell.judge, "verdict.json")
+    report = read_json(store, "report", cell.report, "results.json")
     try:
         return Evidence(
             cell=cell,
@@ -30,16 +32,24 @@ def read_evidence(store: Store, cell: Cell) -> Evidence:
             made_from=report.get("made_from", {}),
             size_bytes=report.get("size_bytes", {}),
         )
-    except ValidationError:  # written by a checkout whose scores said something else
+    except ValidationError:  # written by a version with other scores
         return Evidence(cell=cell)
 
 
-def _read(store: Store, stage: str, key: str, name: str) -> dict[str, Any]:
-    record, _ = store.find(stage, key) if key else (None, "")
-    if record is None:
-        return {}
+def artifact_file(store: Store, stage: str, key: str, name: str) -> Path | None:
+    """Return the path of a file of an artifact, verified; None where the artifact is gone."""
+    if not re.fullmatch(r"[0-9a-f]{8,64}", key):  # an edited table could name any file
+        return None
+    record, _ = store.find(stage, key)
+    path = store.path(record.artifact) / name if record is not None else None
+    return path if path is not None and path.is_file() else None
+
+
+def read_json(store: Store, stage: str, key: str, name: str) -> dict[str, Any]:
+    """Read a JSON object of an artifact; empty where it is gone or damaged."""
+    path = artifact_file(store, stage, key, name)
     try:
-        loaded = json.loads((store.path(record.artifact) / name).read_text(encoding="utf-8"))
+        loaded = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
     except (OSError, ValueError):
         return {}
     return loaded if isinstance(loaded, dict) else {}

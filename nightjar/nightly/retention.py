@@ -1,12 +1,11 @@
-"""Which artifacts the history needs: what gc must keep, and why."""
+"""Retention: which artifacts gc must keep, and why."""
 
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from nightjar.nightly.history import History
+from nightjar.nightly.history import Cell, History
 from nightjar.nightly.regression import best_night
 from nightjar.paths import reports_folder
 from nightjar.store.artifact import Store
@@ -17,8 +16,8 @@ from nightjar.store.usage import in_use
 from nightjar.text import DAY_S, age
 
 KEEP_NIGHTS = 7
-OLDER_THAN_S = 2 * DAY_S  # a night that failed half-way is asked for again the next day
-REMOTE_OLDER_THAN_S = 30 * DAY_S  # since it was written: a bucket does not say when it was used last
+OLDER_THAN_S = 2 * DAY_S  # a night that failed half-way runs again the next day
+REMOTE_OLDER_THAN_S = 30 * DAY_S  # since it was written: a bucket does not record the last use
 
 
 def retention_entries(
@@ -31,7 +30,7 @@ def retention_entries(
 ) -> list[Entry]:
     """List every artifact of a store with the reasons to keep it, none where nothing needs it; changes nothing.
 
-    Raises StoreBroken when the history cannot be read: what it needs is not known then.
+    Raises StoreBroken when the history cannot be read.
     """
     return reasons_to_keep(
         {ref: inspect_artifact(store, ref) for ref in store.refs()},
@@ -51,7 +50,7 @@ def reasons_to_keep(
     older_than_s: float,
     reports: Path | None,
 ) -> list[Entry]:
-    """Find the reasons to keep artifacts, wherever they lie; used: those of live runs."""
+    """Find the reasons to keep artifacts of a store or a bucket; used: those of live runs."""
     by_content = _by_content(known)
     reasons: dict[Ref, list[str]] = {ref: [] for ref in known}
 
@@ -61,10 +60,10 @@ def reasons_to_keep(
                 reasons[ref].append(why)
 
     keep(used, "a run uses it")
-    cells = history.cells().to_dict("records")
+    cells = history.cell_rows()
     keep([ref for cell in cells for ref in _scored(cell)], "a score in the history")
-    last = set(history.nights()["night"].tolist()[-keep_nights:] if keep_nights else ())
-    of_last = [ref for cell in cells if cell["night"] in last for ref in _scored(cell)]
+    last = {night.night for night in history.night_rows()[-keep_nights:]} if keep_nights else set()
+    of_last = [ref for cell in cells if cell.night in last for ref in _scored(cell)]
     keep(_lineage(of_last, known, by_content), f"made the last {keep_nights} nights")
     keep(_lineage(_best(history, cells, last), known, by_content), "made a cell's best night")
     for name, refs in _reported(reports or reports_folder(), known):
@@ -103,30 +102,29 @@ def _lineage(refs: Iterable[Ref], known: Mapping[Ref, ArtifactInfo], by_content:
     return seen
 
 
-def _scored(cell: dict[Any, Any]) -> list[Ref]:
-    return [(stage, str(cell[stage])) for stage in ("judge", "report") if cell[stage]]
+def _scored(cell: Cell) -> list[Ref]:
+    return [(stage, key) for stage, key in (("judge", cell.judge), ("report", cell.report)) if key]
 
 
-def _best(history: History, cells: list[dict[Any, Any]], last: set[str]) -> list[Ref]:
-    """Return the scores of each cell's best night, and of the nights that the last ones were held against as best."""
+def _best(history: History, cells: list[Cell], last: set[str]) -> list[Ref]:
+    """Return the scores of each cell's best night, and of the nights that the last ones were compared with as best."""
     chosen = list[Ref]()
     for rows in history.rows_before("9999").values():
         speech = next((row.speech for row in reversed(rows) if row.speech), "")
         if (best := best_night(rows, speech)) is not None:
-            chosen += _scored(best.model_dump())
-    findings = history.findings().to_dict("records")
-    named = {(f["other"], f["cell"]) for f in findings if f["against"] == "best" and f["night"] in last}
-    return chosen + [ref for cell in cells if (cell["night"], cell["cell"]) in named for ref in _scored(cell)]
+            chosen += _scored(best)
+    named = {(f.other, f.cell) for f in history.finding_rows() if f.against == "best" and f.night in last}
+    return chosen + [ref for cell in cells if (cell.night, cell.cell) in named for ref in _scored(cell)]
 
 
 def _reported(reports: Path, known: Mapping[Ref, ArtifactInfo]) -> Iterator[tuple[str, list[Ref]]]:
-    """Yield each report that lies in reports/ and what it says it was made from, with its own artifact."""
+    """Yield each report in reports/ with the artifacts it was made from and its own."""
     for path in sorted(reports.glob("*/results.json")):
         try:
             made_from = json.loads(path.read_text(encoding="utf-8"))["made_from"]
             refs = [(each["stage"], each["key"]) for each in made_from.values()]
             rests_on = {f"input {name}": made_from[name]["sha256"] for name in ("binary", "verdict")}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # somebody else's file
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another program's file
             continue
         own = [
             ref

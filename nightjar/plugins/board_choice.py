@@ -1,4 +1,4 @@
-"""Which board a target runs on, and whether the board fits."""
+"""Choose the board that runs a target's binaries, and check that it fits."""
 
 import contextlib
 import importlib
@@ -17,14 +17,14 @@ from nightjar.toolchains.environment import pinned_versions, requirements_file, 
 
 log = logging.getLogger(__name__)
 
-PYTHON = (3, 10)  # the session's syntax
+PYTHON = (3, 10)  # oldest Python that runs a session
 
 
 def board_of(target: Plugin, alias: str | None) -> BoardRef:
-    """Name the board a target's binaries run on, by default the best that needs no hardware.
+    """Describe the board that a target's binaries run on, by default the best that needs no hardware.
 
-    Raises BoardMissing for a board this target does not have or whose runtime is absent, ToolchainMissing for the
-    simulator of an SDK that is not installed.
+    Asks the board for its facts and runs the target's preflight. Raises BoardMissing for a board that this target does
+    not have or that lacks its runtime, ToolchainMissing for the simulator of an SDK that is not installed.
     """
     module = target.load()
     alias = alias or module.DEFAULT_BOARD
@@ -48,21 +48,21 @@ def board_of(target: Plugin, alias: str | None) -> BoardRef:
 
 
 def board_of_program(target: Plugin, alias: str | None) -> BoardRef:
-    """Name the board that a program of its own runs on, by default this machine; it needs no runtime of ours."""
-    module = target.load()
-    if alias in (None, "local") and "local" in module.TIERS:
-        return BoardRef(alias="local", tier=module.TIERS["local"], facts=LocalBoard().facts((), probe_of(target)))
-    _, facts = _visited(target, alias or "local", ())
-    return BoardRef(alias=str(alias), tier=module.TIERS["local"], facts=facts, remote=True)
+    """Describe the board that has a program of its own, by default this machine; it needs no runtime of the target."""
+    tiers = target.load().TIERS
+    if alias in (None, "local") and "local" in tiers:
+        return BoardRef(alias="local", tier=tiers["local"], facts=LocalBoard().facts((), probe_of(target)))
+    facts = _ssh_facts(target, _address(target, alias or "local"), ())
+    return BoardRef(alias=str(alias), tier=tiers["local"], facts=facts, remote=True)
 
 
 def _remote(target: Plugin, alias: str) -> BoardRef:
-    """Name a board behind ssh, which has the tier of the target's own machine; asks it what it is."""
+    """Describe a board behind ssh or adb; it has the tier of the target's own machine."""
     module = target.load()
-    reach = _reached(target, alias)
-    if reach.entry.adb:
-        return _by_adb(target, alias, reach.entry.adb)
-    reach, facts = _visited(target, alias, module.RUNTIMES)
+    address = _address(target, alias)
+    if address.entry.adb:
+        return _by_adb(target, alias, address.entry.adb)
+    facts = _ssh_facts(target, address, module.RUNTIMES)
     if tuple(map(int, facts.python.split(".")[:2])) < PYTHON:
         raise BoardMissing(
             f"board {alias} has Python {facts.python} and a session needs {PYTHON[0]}.{PYTHON[1]} or later: install it "
@@ -71,110 +71,108 @@ def _remote(target: Plugin, alias: str) -> BoardRef:
     if absent := missing_runtimes(module, facts):
         raise BoardMissing(
             f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it there (a Python package "
-            f"for {reach.entry.python}), then `nightjar board check {alias} --target {module.NAME}`"
+            f"for {address.entry.python}), then `nightjar board check {alias} --target {module.NAME}`"
         )
     check_preflight(target, alias, facts)
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, remote=True)
 
 
 def _group(target: Plugin, aliases: str) -> BoardRef:
-    """Name boards of a kind that share the work; who does not answer is left out while another does."""
-    found: list[BoardRef] = []
+    """Describe boards of one kind that share the work; a board that does not answer is left out if another does."""
+    boards: list[BoardRef] = []
     silent: BoardMissing | None = None
     names = aliases.split(",")
     if len(set(names)) < len(names):
         raise BadOptions(f"--board {aliases} names a board twice: give each once")
     for alias in names:
-        find_board(alias)  # a name that is none is refused, whoever answers
+        find_board(alias)  # an unknown name is refused, whichever boards answer
         try:
-            found.append(_remote(target, alias))
+            boards.append(_remote(target, alias))
         except BoardMissing as error:
             log.warning("%s; going on without it", error)
             silent = error
-    if silent is not None and not found:
+    if silent is not None and not boards:
         raise silent
-    first, *others = found
+    first, *others = boards
     for other in others:
-        if differing := _differences(first.facts, other.facts):
+        if differences := _differences(first.facts, other.facts):
             raise BadOptions(
-                f"boards {first.alias} and {other.alias} are not of a kind ({differing}): share a run between boards "
+                f"boards {first.alias} and {other.alias} are not of a kind ({differences}): share a run between boards "
                 "that agree, or pass --board with one of them"
             )
-    return first.model_copy(update={"alias": ",".join(each.alias for each in found)})
+    return first.model_copy(update={"alias": ",".join(each.alias for each in boards)})
 
 
 def _differences(one: BoardFacts, other: BoardFacts) -> str:
-    said, theirs = ({"soc": f.soc, "Python": f.python, **f.runtimes} for f in (one, other))
-    names = [name for name in said | theirs if said.get(name) != theirs.get(name)]
-    return ", ".join(f"{name} {said.get(name, 'absent')} and {theirs.get(name, 'absent')}" for name in names)
+    ours, theirs = ({"soc": f.soc, "Python": f.python, **f.runtimes} for f in (one, other))
+    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    return ", ".join(f"{name} {ours.get(name, 'absent')} and {theirs.get(name, 'absent')}" for name in names)
 
 
 def _by_adb(target: Plugin, alias: str, serial: str) -> BoardRef:
-    """Name a device that adb reaches, and ask it what it is."""
-    module, way = target.load(), f"{target.module}.adb"
-    if module_file(way) is None:
+    """Describe a device that adb reaches."""
+    module, runner = target.load(), f"{target.module}.adb"
+    if module_file(runner) is None:
         raise BoardMissing(
             f"board {alias} is reached by adb, and target {module.NAME} has no adb.py: pass --board with another"
         )
     try:
-        if serial not in (there := devices()):
+        if serial not in (connected := devices()):
             raise BoardMissing(
-                f"adb has no device {serial} for board {alias}; it has {', '.join(there) or 'none'}: "
+                f"adb has no device {serial} for board {alias}; it has {', '.join(connected) or 'none'}: "
                 "connect it, allow this computer on its screen, then look at `adb devices`"
             )
-        said = importlib.import_module(way).versions(serial)
+        versions = importlib.import_module(runner).versions(serial)
     except RuntimeError as error:
         raise BoardMissing(f"board {alias} does not answer ({error}): look at `adb devices`") from error
-    here = LocalBoard().facts(())
-    runtimes = {name: version for name, version in said.items() if name != "soc"}
-    facts = here.model_copy(update={"soc": said["soc"], "runtimes": {**here.runtimes, **runtimes}})
+    host = LocalBoard().facts(())  # the session runs here
+    soc = versions.pop("soc")
+    facts = host.model_copy(update={"soc": soc, "runtimes": {**host.runtimes, **versions}})
     if absent := missing_runtimes(module, facts):
         raise BoardMissing(f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it there")
     check_preflight(target, alias, facts)
-    return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, adb=serial, runner=way)
+    return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, adb=serial, runner=runner)
 
 
-def _reached(target: Plugin, alias: str) -> BoardAddress:
-    """Find a board; raises BoardMissing for one that is not this target's."""
+def _address(target: Plugin, alias: str) -> BoardAddress:
+    """Find a board; raises BoardMissing for a board of another target."""
     module = target.load()
     if "local" not in module.TIERS or alias in RESERVED:
         raise BoardMissing(f"target {module.NAME} has no board {alias!r}; have {', '.join(module.TIERS)}: pass --board")
-    reach = find_board(alias)
-    if reach.entry.target not in (None, module.NAME):
+    address = find_board(alias)
+    if address.entry.target not in (None, module.NAME):
         raise BoardMissing(
-            f"board {alias} is for target {reach.entry.target}, as {boards_file()} says, and not for {module.NAME}: "
+            f"board {alias} is for target {address.entry.target} in {boards_file()}, and not for {module.NAME}: "
             "pass --target or --board"
         )
-    return reach
+    return address
 
 
-def _visited(target: Plugin, alias: str, runtimes: tuple[str, ...]) -> tuple[BoardAddress, BoardFacts]:
-    """Ask a board behind ssh what it is; raises BoardMissing for one that is not this target's."""
-    reach = _reached(target, alias)
+def _ssh_facts(target: Plugin, address: BoardAddress, runtimes: tuple[str, ...]) -> BoardFacts:
     from nightjar.boards.ssh import SshBoard  # fabric, only when a board is used
 
-    with SshBoard(reach) as board:
-        return reach, board.facts(runtimes, probe_of(target))
+    with SshBoard(address) as board:
+        return board.facts(runtimes, probe_of(target))
 
 
 def missing_runtimes(module: ModuleType, facts: BoardFacts) -> list[str]:
-    """List what a session of this target needs and the board has not."""
+    """List what a session of this target needs and the board lacks."""
     return [name for name in ("numpy", *module.RUNTIMES) if facts.runtimes.get(name, "absent") == "absent"]
 
 
 def preflight_findings(target: Plugin, facts: BoardFacts) -> list[tuple[str, str]]:
-    """List what stands against running this target's files on a board: (`refuse` or `warn`, why)."""
+    """List why a board may not run this target's files: (`refuse` or `warn`, why)."""
     if module_file(f"{target.module}.preflight") is None:
         return []
     name = target.load().NAME
     made_by = pinned_versions(requirements_file(name))
-    with contextlib.suppress(ToolchainMissing):  # what only the vendor gives is no pin, and perhaps not here
+    with contextlib.suppress(ToolchainMissing):  # a vendor's own package has no pin, and may be absent here
         made_by |= toolchain(name).versions()
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
 
 
 def check_preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:
-    """Warn of what stands against a run on a board; raises BoardMissing where it refuses."""
+    """Log the warnings of a target's preflight; raises BoardMissing where it refuses the board."""
     for level, message in preflight_findings(target, facts):
         if level == "refuse":
             raise BoardMissing(f"board {alias} does not run this target's files: {message}")

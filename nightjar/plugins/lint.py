@@ -1,7 +1,7 @@
-"""What a target will refuse in a graph, or run badly, said before hours of compiling.
+"""Findings of a target's lint: what a compiler refuses in a graph, or runs badly, known before hours of compiling.
 
-A target that can tell has `lint.py` in its folder: `lint(graphs) -> list[Finding]` for a folder that export wrote.
-Where it sees more with an environment that may be absent, `TOOLCHAIN` names that environment (`mtk.stand_in`).
+A target with a lint has `lint.py`: `lint(graphs) -> list[Finding]` for a folder that export wrote. `TOOLCHAIN` names an
+environment that the lint uses where it is installed (`mtk.stand_in`).
 """
 
 import re
@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-# What Whisper's and Zipformer's modules are called, in words.
-WORDS = {
+# Modules of Whisper and Zipformer by their names in a graph.
+MODULE_NAMES = {
     "attn": "attention",
     "self_attn": "attention",
     "cross_attn": "cross-attention",
@@ -28,36 +28,36 @@ WORDS = {
 
 
 class Finding(BaseModel, frozen=True):
-    """One thing found in one place of one part's graph."""
+    """One finding in the graph of one part."""
 
     level: Literal["refuse", "warn"] = Field(
         description="refuse: it does not compile; warn: slow, inexact or on the CPU"
     )
     part: str = Field(description="encoder, decoder, …")
-    node: str = Field(description="the node's name in the graph")
-    op: str = Field(description="its operator, as the graph has it")
-    place: str = Field(description="where that is in the model's own words, such as `block 3, attention`")
-    why: str = Field(description="what the compiler or the NPU has against it")
-    remedy: str = Field(description="what the target's recipe does about it, or what to do")
+    node: str = Field(description="name of the node in the graph")
+    op: str = Field(description="operator in the graph")
+    place: str = Field(description="place in the model, such as `block 3, attention`")
+    why: str = Field(description="why the compiler or the NPU refuses it")
+    remedy: str = Field(description="change that the target's recipe makes, or that helps")
 
 
 def place_of(node: str) -> str:
-    """Say where in the model a node is, by the modules in its name.
+    """Return the place of a node in the model, by the modules in its name.
 
     `/blocks.3/attn/query/MatMul` (ONNX) and `…Encoder/…EncoderBlock_3/…Attention_attn;` (litert-torch) are both
     `block 3, attention`.
     """
-    said = []
+    words: list[str] = []
     for module in re.split(r"[/;]+", node):
         name = module.rpartition(".")[2] if re.search(r"[a-z]\.[A-Za-z]", module) else module
         block = re.fullmatch(r"(?:blocks\.|[A-Za-z]*Block_)(\d+)", name)
         name = re.sub(r"^[A-Z][A-Za-z0-9]*?_", "", name)
-        word = f"block {block[1]}" if block else WORDS.get(name)
-        if word and word not in said:
-            said.append(word)
-    return ", ".join(said) or "the graph itself"
+        word = f"block {block[1]}" if block else MODULE_NAMES.get(name)
+        if word and word not in words:
+            words.append(word)
+    return ", ".join(words) or "the graph itself"
 
 
 def refusals(findings: list[Finding]) -> list[Finding]:
-    """Keep what does not compile."""
+    """Return the findings that do not compile."""
     return [finding for finding in findings if finding.level == "refuse"]

@@ -1,10 +1,10 @@
-"""What a board's own program printed for a clip, as a target's printed.py reads it."""
+"""Output of a board's own program for one clip, as a target's printed.py parses it."""
 
 from pydantic import BaseModel
 
 
 class ProgramOutput(BaseModel, frozen=True):
-    """One clip's text, and how long the program worked on how much audio, where it says so."""
+    """Text of one clip; seconds of computing and of audio, where the program prints them."""
 
     text: str
     seconds: float | None = None

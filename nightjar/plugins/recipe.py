@@ -1,4 +1,4 @@
-"""What an NPU needs of an export."""
+"""Recipes: how a model is exported for a target."""
 
 from typing import Literal
 
@@ -6,11 +6,11 @@ from pydantic import BaseModel, Field
 
 
 class Recipe(BaseModel, frozen=True):
-    """Say how a model is cut and shaped for a target; every field is part of the export's key."""
+    """How a model is split and shaped for a target; every field is part of the export's key."""
 
     window_s: float = Field(30.0, gt=0, description="audio window of the encoder in seconds")
     graph_format: Literal["onnx", "torchscript"] = Field(
-        "onnx", description="what is kept, scored, ranked and rewritten; a target may make its own of it"
+        "onnx", description="format of the exported graphs; a target may convert them"
     )
     decoder: Literal["window", "static", "cached", "transducer"] = Field(
         "cached",
@@ -27,7 +27,7 @@ class Recipe(BaseModel, frozen=True):
     )
     conv2d: bool = Field(False, description="encoder: convolutions of two dimensions over mel (1, n_mels, 1, n_frames)")
     layer_norm: Literal["op", "primitives"] = Field(
-        "op", description="one LayerNormalization, or the means, square root and division it is made of"
+        "op", description="one LayerNormalization node, or its means, square root and division"
     )
     logits_rows: Literal["last", "all"] = Field(
         "last",
@@ -40,11 +40,11 @@ class Recipe(BaseModel, frozen=True):
         description="static decoder: products that the vocabulary is split into; logits_0, logits_1, …",
     )
     mask_value: float = Field(
-        -1e4, lt=0, ge=-1e9, description="window and static decoders: what is added to scores a row must not see"
+        -1e4, lt=0, ge=-1e9, description="window and static decoders: added to the scores of masked rows"
     )
     float_counts: bool = Field(
-        False, description="streams: states that count frames are float32 instead of int64, which some NPUs have not"
+        False, description="streams: states that count frames are float32, for NPUs without int64"
     )
     kernel_most: int | None = Field(
-        None, ge=1, description="streams: taps of a convolution; one of more becomes the sum of several"
+        None, ge=1, description="streams: most taps of a convolution; a longer one becomes a sum of several"
     )

@@ -1,4 +1,4 @@
-"""Find models and targets by their folders: a folder is a plug-in, there is no registry to edit."""
+"""Find models and targets by their folders: each folder is a plug-in."""
 
 import importlib
 from types import ModuleType
@@ -15,13 +15,13 @@ Kind = Literal["models", "targets"]
 
 
 class Plugin(BaseModel, frozen=True):
-    """Name one module of a model's or target's folder; its import closure enters the key of a stage that takes it."""
+    """One module of a model's or target's folder; its import closure enters the key of a stage that takes it."""
 
     module: str
 
     @property
     def name(self) -> str:
-        """The module without its kind: `rknn`, `mtk.stand_in`, `whisper.decode`."""
+        """Return the module without its kind: `rknn`, `mtk.stand_in`, `whisper.decode`."""
         return self.module.partition(".")[2]
 
     def load(self) -> ModuleType:
@@ -29,14 +29,14 @@ class Plugin(BaseModel, frozen=True):
         return importlib.import_module(self.module)
 
     def tools(self) -> tuple[str, ...]:
-        """List the modules that run inside a target's SDK, which no import reaches."""
+        """List the modules that run in the environment of a target's SDK; nothing imports them."""
         inside = ROOT.joinpath(*self.module.split("."), "toolchain")
         return tuple(f"{self.module}.toolchain.{path.stem}" for path in sorted(inside.glob("*.py")))
 
     def sdk(self) -> dict[str, str]:
-        """Return what is installed beside a target's SDK, nothing for a target without one.
+        """Return the versions in the environment of a target's SDK, empty for a target without one.
 
-        Raises ToolchainMissing where it is not installed.
+        Raises ToolchainMissing when it is not installed.
         """
         return toolchain(self.name).versions() if self.tools() else {}
 

@@ -8,6 +8,7 @@ A target is a module `targets/<name>/__init__.py` with
     compile(graphs, calibration, options, out)  with `work` too, if it resumes after a failure: a folder that stays
     RUNNERS                                    other targets whose runners run some of its parts; none by default
     INTEGERS_ONLY                              tiers on which nothing computes in float; none by default
+    TRAITS                                     NpuTraits: what a precision search must know of the NPU; its defaults
 
 and `runner.py`, the one file that runs a part on the board. A target that checks more of a board than RUNTIMES adds
 `preflight.py`, standard library only: versions() runs on the board, fit(made_by, versions) lists what prevents a run.
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from nightjar.boards.ref import BoardRef, runner_module
 from nightjar.errors import BadOptions, BoardMissing
 from nightjar.plugins.registry import Plugin, plugin
+from nightjar.quantization.npu_traits import NpuTraits
 from nightjar.store.fingerprint import module_file
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,12 @@ def target_of(name: str, board: str | None) -> Plugin:
         boards = ", ".join(found.load().TIERS)
         raise BoardMissing(f"target {name} has no stand-in; it has board {boards}: pass --board with one of them")
     return Plugin(module=f"{found.module}.stand_in")
+
+
+def traits_of(target: Plugin) -> NpuTraits:
+    """Return a target's TRAITS (nightjar/quantization/npu_traits.py), the defaults where it has none."""
+    traits: NpuTraits = getattr(target.load(), "TRAITS", NpuTraits())
+    return traits
 
 
 def linter_of(name: str) -> Plugin | None:

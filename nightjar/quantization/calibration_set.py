@@ -1,8 +1,7 @@
 """A calibration set: real inputs of every part, each array stored once.
 
 `calibration.json` says, per part, what the inputs are and which files make each sample (docs/files.md).
-A sample may take the first rows of a longer array, so that a decoder's KV cache lies on disk once per clip and
-not once per step.
+A sample may take the first rows of a longer array, so that a decoder's KV cache is stored once per clip, not per step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,15 +47,15 @@ class CalibrationIndex(BaseModel):
     seed: int
     warnings: list[str] = []
     parts: dict[str, PartSamples]
-    streams: list[str] = []  # files of whole streams' features, for what shows only step after step
+    streams: list[str] = []  # files of whole streams' features, for errors that grow from step to step
     coverage: dict[str, Any] = {}
 
 
 class RunningHistogram:
     """Collect minimum, maximum and approximate percentiles of a stream of arrays in constant memory.
 
-    The histogram spans [-reach, reach] and doubles its reach by merging neighbouring bins, so a late outlier
-    costs resolution and no second pass. It sees about `VIEW` elements of an array, evenly spread; min and max see all.
+    The histogram spans [-reach, reach] and doubles its reach by merging neighbouring bins, so a late outlier costs
+    resolution and no second pass. It counts about `VIEW` elements of an array, evenly spread; min and max are exact.
     """
 
     BINS = 8192
@@ -69,7 +68,7 @@ class RunningHistogram:
         self._counts = np.zeros(self.BINS, np.int64)
 
     def add(self, array: np.ndarray) -> None:
-        """Take an array of any shape and real dtype into account; NaN and infinity raise BadInput."""
+        """Count an array of any shape and real dtype; NaN and infinity raise BadInput."""
         if not array.size:
             return
         low, high = float(array.min()), float(array.max())
@@ -80,7 +79,7 @@ class RunningHistogram:
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
-        # An odd step walks through all channels instead of seeing the same ones in every row.
+        # An odd step reaches all channels instead of the same ones in every row.
         flat = array.reshape(-1)[:: max(1, array.size // self.VIEW) | 1].astype(np.float64)
         bins = ((flat / self._reach + 1) * (self.BINS / 2)).astype(np.int64)
         np.clip(bins, 0, self.BINS - 1, out=bins)
@@ -92,7 +91,7 @@ class RunningHistogram:
             return 0.0
         cumulative = np.cumsum(self._counts)
         index = int(np.searchsorted(cumulative, percent / 100 * cumulative[-1]))
-        # The outer edge: a clipped range must not lose the bin it stops in.
+        # The outer edge: a clipped range includes the bin it ends in.
         edge = index if percent < 50 else index + 1
         value = (edge * 2 / self.BINS - 1) * self._reach
         return float(min(max(value, self.low), self.high))
@@ -101,16 +100,12 @@ class RunningHistogram:
         """Return min, max, p0.1 and p99.9, rounded to 6 significant digits."""
         if not self._counts.any():
             return {}
-        values = {
-            "min": self.low,
-            "max": self.high,
-            "p0.1": self.percentile(0.1),
-            "p99.9": self.percentile(99.9),
-        }
+        ends = {"min": self.low, "max": self.high}
+        values = ends | {"p0.1": self.percentile(0.1), "p99.9": self.percentile(99.9)}
         return {name: float(f"{value:.6g}") for name, value in values.items()}
 
     def _widen(self, magnitude: float) -> None:
-        # Powers of two only, so that bins of any two reaches nest and the order of arrays does not matter.
+        # Powers of two only: bins of any two reaches nest, so the order of arrays does not matter.
         if self._reach == 0.0:
             self._reach = 2.0**-20
         while magnitude > self._reach:
@@ -122,9 +117,9 @@ class RunningHistogram:
 
 
 class CalibrationWriter:
-    """Write a calibration folder array by array; nothing is kept but names and ranges.
+    """Write a calibration folder array by array; only names and ranges stay in memory.
 
-    `close` writes calibration.json last, so a folder without it is unfinished and is never opened.
+    `close` writes calibration.json last: a folder without it is unfinished and cannot be opened.
     """
 
     def __init__(self, folder: Path, parts: Mapping[str, Sequence[TensorSpec]], seed: int = 0) -> None:
@@ -135,10 +130,10 @@ class CalibrationWriter:
         self._stored: set[str] = set()
 
     def store(self, part: str, name: str, file: str, array: np.ndarray, rows: bool = False) -> ArrayRef:
-        """Store an array of `part`'s input `name` under `file` and return the ref to it.
+        """Store an array of `part`'s input `name` as `file` and return a reference to it.
 
-        `rows=True` allows fewer rows on axis 1 than the input has. A wrong shape, an unknown input or a second
-        array of the same name raises BadInput.
+        rows: axis 1 may be shorter than the input's. Raises BadInput for a wrong shape, an unknown input and a file
+        that is stored already.
         """
         spec = next((i for i in self._index.parts[part].inputs if i.name == name), None)
         if spec is None:
@@ -163,7 +158,7 @@ class CalibrationWriter:
         entry.samples.append({i.name: sample[i.name] for i in entry.inputs})
 
     def add_stream(self, features: np.ndarray) -> None:
-        """Keep the features of a whole stream, one behind the other: (chunks, …) float32."""
+        """Store the features of a whole stream, (chunks, …) float32."""
         file = f"stream_{len(self._index.streams):06d}.npy"
         np.save(self._folder / file, np.ascontiguousarray(features, np.float32), allow_pickle=False)
         self._index.streams.append(file)
@@ -221,13 +216,13 @@ class CalibrationSet:
     def samples(self, part: str, most: int | None = None) -> Iterator[Tensors]:
         """Yield a part's samples, every input by name in graph order, in its full shape and dtype.
 
-        most: no more than so many, the first among them, evenly from all: a decoder's lie in order of their clips.
-        A missing input, file or row, or a wrong shape, raises BadInput. Arrays are read-only where samples share them.
+        most: yield at most so many, evenly from all, as a decoder's samples are in order of their clips. Raises
+        BadInput for a missing input, file or row, and for a wrong shape. Arrays that samples share are read-only.
         """
         entry = self._part(part)
         step = max(1.0, len(entry.samples) / most) if most else 1.0
         chosen = {int(number * step) for number in range(most or len(entry.samples))}
-        held: dict[str, tuple[str, np.ndarray]] = {}
+        last: dict[str, tuple[str, np.ndarray]] = {}
         for number, sample in enumerate(entry.samples):
             if number not in chosen:
                 continue
@@ -236,22 +231,21 @@ class CalibrationSet:
             tensors: Tensors = {}
             for spec in entry.inputs:
                 ref = sample[spec.name]
-                if held.get(spec.name, ("",))[0] != ref.file:
-                    held[spec.name] = (ref.file, self._load(ref.file, where))
-                tensors[spec.name] = _materialise(held[spec.name][1], ref, spec, where)
+                if last.get(spec.name, ("",))[0] != ref.file:
+                    last[spec.name] = (ref.file, self._load(ref.file, where))
+                tensors[spec.name] = _materialise(last[spec.name][1], ref, spec, where)
             yield tensors
 
     def streams(self) -> list[np.ndarray]:
-        """Return the features of the whole streams that are kept, (chunks, …) each; none where the model has none."""
+        """Return the features of the stored streams, (chunks, …) float32 each; empty for a model without streams."""
         return [self._load(file, f"stream of {self.folder}") for file in self.index.streams]
 
     def write_dataset(self, part: str, folder: Path | None = None) -> Path:
-        """Write dataset.txt, the list that vendor toolkits read, and return its path.
+        """Write dataset.txt, the sample list of vendor toolkits, and return its path.
 
         One sample per line, absolute paths in graph order with one space between them; rows of a longer array are
-        written out beside the list. Without `folder` it goes to `dataset/<part>/` of the set: a view of it where it
-        lies now, no part of its content. A path with white space raises BadInput: the format (rknn-toolkit2, `dataset`)
-        has no quoting.
+        written out beside the list. folder: by default `dataset/<part>/` of the set, which is no part of its content.
+        Raises BadInput for a path with white space: the format has no quoting.
         """
         store = self.folder.resolve()
         out = (folder or store / "dataset" / part).resolve()

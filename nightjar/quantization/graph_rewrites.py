@@ -1,132 +1,152 @@
-"""Rewrites of a graph that leave its float result as it is and make int8 lose less.
+"""Rewrites of a graph that keep its float result and make int8 lose less.
 
-A move is a plain dict, so that it can lie in ranking.json and plan.json:
+A rewrite is a plain dict, as ranking.json and plan.json hold it:
 
-{"move": "split", "add": tensor, "neurons": [...]}   a feed-forward's few huge hidden neurons get a branch of their own,
-                                                   which stays float while the rest becomes int8
-{"move": "scale", "tensor": name, "factors": [...]}  a norm's or an attention value's channels are divided by
-                                                   factors, and the rows of the matrices behind multiplied
+{"move": "split", "add": tensor, "neurons": [...], "bias_share": share}
+    The few huge hidden neurons of a feed-forward get a branch of their own, which stays float while the rest becomes
+    int8. The branch gets this share of the second bias (npu_traits.py).
+{"move": "scale", "tensor": name, "factors": [...]}
+    The channels of a norm or of an attention value are divided by factors, the rows of the matrices behind multiplied.
 """
 
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import Group, fuse
-from nightjar.graphs.onnx_graph import Graph
-from nightjar.graphs.parameter_map import FILE as PLACES
+from nightjar.graphs.onnx_graph import Graph, add_constants, copy_model, set_nodes, with_outputs
+from nightjar.graphs.onnx_session import open_session
+from nightjar.graphs.parameter_map import FILE as PARAMETERS
 from nightjar.graphs.parameter_map import Location, read_parameter_map, write_parameter_map
 from nightjar.quantization.calibration_set import Tensors
-from nightjar.quantization.fake_quantize import open_session
+from nightjar.quantization.npu_traits import NpuTraits
 
 Rewrite = Mapping[str, Any]
 
-BRANCH = ".outlier"  # ends the names of a split's new tensors, before what each of them is
-MANY = 0.01  # of a feed-forward's neurons that a split may take
-HUGE = 4.0  # times the peak of the first neuron that stays in any case
+BRANCH = ".outlier"  # ends the names of a split's new tensors, before the kind of each
+MOST_OUTLIERS = 0.01  # of a feed-forward's neurons
+OUTLIER_RATIO = 4.0  # to the peak of the largest neuron that is certainly no outlier
+OTHER_GRAPHS = "the ranking is of other graphs: run the same command with --refresh rank"
 
 
-def propose_rewrites(model: Any, samples: Iterable[Tensors]) -> list[dict[str, Any]]:
-    """List the moves these samples call for: a split where single neurons are huge, a scale wherever it is exact."""
+class FeedForward(NamedTuple):
+    """The tensors of linear → GELU → linear → add."""
+
+    add: str
+    input: str
+    residual: str
+    hidden: str
+    w1: str
+    b1: str
+    w2: str
+    b2: str
+
+
+class Scalable(NamedTuple):
+    """A tensor whose channels can be scaled: the constants that make it and the matrices that read it."""
+
+    tensor: str
+    made_of: list[str]
+    read_by: list[str]
+    channels: int
+
+
+def propose_rewrites(
+    model: Any, samples: Iterable[Tensors], branch_bias_share: float = NpuTraits().branch_bias_share
+) -> list[dict[str, Any]]:
+    """List the rewrites these samples call for: splits where single neurons are huge, scales wherever exact."""
     graph, groups = Graph(model), fuse(model)
-    splits = {add: feed for feed in _feeds(graph, groups) if (add := feed["add"])}
-    scales = _scalable(graph, groups)
-    names = sorted({feed["hidden"] for feed in splits.values()} | {entry["peaks"] for entry in scales})
+    feeds, scalable = feed_forwards(graph, groups), scalable_tensors(graph, groups)
+    names = sorted({feed.hidden for feed in feeds.values()} | {entry.tensor for entry in scalable})
     peaks = _peaks(graph, names, samples)
-    moves: list[dict[str, Any]] = []
-    for entry in scales:
-        factors = _balance(peaks[entry["peaks"]])
-        moves.append({"move": "scale", "tensor": entry["tensor"], "factors": [float(f"{f:.6g}") for f in factors]})
-    for add, feed in splits.items():
-        neurons = outlier_neurons(peaks[feed["hidden"]])
-        if neurons:
-            moves.append({"move": "split", "add": add, "neurons": neurons})
-    return moves
+    rewrites: list[dict[str, Any]] = []
+    for entry in scalable:
+        factors = [float(f"{factor:.6g}") for factor in _balance(peaks[entry.tensor])]
+        rewrites.append({"move": "scale", "tensor": entry.tensor, "factors": factors})
+    for add, feed in feeds.items():
+        if neurons := outlier_neurons(peaks[feed.hidden]):
+            rewrites.append({"move": "split", "add": add, "neurons": neurons, "bias_share": branch_bias_share})
+    return rewrites
 
 
 def outlier_neurons(peaks: np.ndarray) -> list[int]:
-    """Return the indices of at most MANY of the neurons, each HUGE times above the largest of the others."""
+    """Return the indices of at most MOST_OUTLIERS of the neurons, each OUTLIER_RATIO above the largest other one."""
     order = np.argsort(-peaks, kind="stable")
-    most = max(1, int(len(peaks) * MANY))
+    most = max(1, int(len(peaks) * MOST_OUTLIERS))
     ordinary = float(peaks[order[most]]) if len(peaks) > most else np.inf
-    return sorted(int(i) for i in order[:most] if peaks[i] > HUGE * ordinary)
+    return sorted(int(i) for i in order[:most] if peaks[i] > OUTLIER_RATIO * ordinary)
 
 
-def apply_rewrites(model: Any, moves: Sequence[Rewrite]) -> Any:
-    """Return the graph with every move made; Broken for a move that does not fit it."""
-    import onnx
-
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    for move in moves:
+def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
+    """Return a copy of the graph with every rewrite made; Broken for one that does not fit the graph."""
+    out = copy_model(model)
+    for rewrite in rewrites:
         graph = Graph(out)
-        if move["move"] == "split":
-            _split(graph, str(move["add"]), list(move["neurons"]))
-        elif move["move"] == "scale":
-            _scale(graph, str(move["tensor"]), np.asarray(move["factors"], np.float64))
+        if rewrite["move"] == "split":
+            share = rewrite.get("bias_share", NpuTraits().branch_bias_share)
+            _split(graph, str(rewrite["add"]), list(rewrite["neurons"]), share)
+        elif rewrite["move"] == "scale":
+            _scale(graph, str(rewrite["tensor"]), np.asarray(rewrite["factors"], np.float64))
         else:
-            raise Broken(f"unknown move {move['move']!r}; run the same command with --refresh rank")
+            raise Broken(f"unknown move {rewrite['move']!r}; run the same command with --refresh rank")
         out = graph.model
     return out
 
 
 def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Rewrite]], out: Path) -> None:
-    """Copy a folder of graphs with each part's moves made; names, shapes of inputs and outputs, and results stay."""
+    """Copy a folder of graphs with each part's rewrites made; inputs, outputs and results stay the same."""
     import onnx
 
     shutil.copytree(graphs, out, dirs_exist_ok=True)
     files = {name: part["file"] for name, part in json.loads((graphs / "model.json").read_text())["parts"].items()}
-    places = read_parameter_map(graphs) if (graphs / PLACES).is_file() else None
-    for part, moves in rewrites.items():
-        if moves:
-            model = onnx.load(graphs / files[part])
-            if places is not None:
-                places.parts[part].update(_branches(Graph(model), moves, places.parts[part]))
-            onnx.save(apply_rewrites(model, moves), out / files[part])
-    if places is not None:
-        write_parameter_map(out, places)
+    parameters = read_parameter_map(graphs) if (graphs / PARAMETERS).is_file() else None
+    for part in (part for part, entries in rewrites.items() if entries):
+        model = onnx.load(graphs / files[part])
+        if parameters is not None:
+            parameters.parts[part].update(_branch_locations(Graph(model), rewrites[part], parameters.parts[part]))
+        onnx.save(apply_rewrites(model, rewrites[part]), out / files[part])
+    if parameters is not None:
+        write_parameter_map(out, parameters)
 
 
-def _branches(graph: Graph, moves: Sequence[Rewrite], places: Mapping[str, Location]) -> dict[str, Location]:
-    """Say where the parameters of a split's branch lie: `NAME.outlier` is cut from parameter NAME."""
-    named = {initializer: name for name, (initializer, _) in places.items()}
-    feeds = {feed["add"]: feed for feed in _feeds(graph, fuse(graph.model))}
+def _branch_locations(
+    graph: Graph, rewrites: Sequence[Rewrite], locations: Mapping[str, Location]
+) -> dict[str, Location]:
+    """Locate the parameters of each split's branch: `NAME.outlier` is cut from parameter NAME."""
+    parameter_of = {initializer: name for name, (initializer, _) in locations.items()}
+    feeds = feed_forwards(graph, fuse(graph.model))
     found: dict[str, Location] = {}
-    for move in moves:
-        if move["move"] == "split":
-            for kind in ("w1", "b1", "w2", "b2"):
-                name = named[feeds[str(move["add"])][kind]]
-                found[f"{name}{BRANCH}"] = (f"{move['add']}{BRANCH}.{kind}", places[name][1])
+    for add in (str(rewrite["add"]) for rewrite in rewrites if rewrite["move"] == "split"):
+        for kind in ("w1", "b1", "w2", "b2"):
+            name = parameter_of[getattr(feeds[add], kind)]
+            found[f"{name}{BRANCH}"] = (f"{add}{BRANCH}.{kind}", locations[name][1])
     return found
 
 
-def _split(graph: Graph, add: str, neurons: Sequence[int]) -> None:
+def _split(graph: Graph, add: str, neurons: Sequence[int], bias_share: float) -> None:
     """Give some hidden neurons a branch: residual + branch + the rest, instead of residual + all."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
-    feed = next((f for f in _feeds(graph, fuse(graph.model)) if f["add"] == add), None)
+    feed = feed_forwards(graph, fuse(graph.model)).get(add)
     if feed is None:
-        raise Broken(f"no feed-forward ends in '{add}'; the ranking is of other graphs: --refresh rank")
-    first, bias, second = (graph.constant(feed[name]) for name in ("w1", "b1", "w2"))
-    taken, rest = np.asarray(neurons), np.setdiff1d(np.arange(first.shape[1]), neurons)
-    for name, values in ((feed["w1"], first[:, rest]), (feed["b1"], bias[rest]), (feed["w2"], second[rest])):
-        _store(graph, name, values)
+        raise Broken(f"no feed-forward ends in '{add}'; {OTHER_GRAPHS}")
+    w1, b1, w2, b2 = (graph.constant(name) for name in (feed.w1, feed.b1, feed.w2, feed.b2))
+    taken, rest = np.asarray(neurons), np.setdiff1d(np.arange(w1.shape[1]), neurons)
+    branch_b2 = (b2 * bias_share).astype(np.float32)
+    remaining = {feed.w1: w1[:, rest], feed.b1: b1[rest], feed.w2: w2[rest], feed.b2: b2 - branch_b2}
+    for name, values in remaining.items():
+        _overwrite(graph, name, values)
     name = f"{add}{BRANCH}"
-    made = {"w1": first[:, taken], "b1": bias[taken], "w2": second[taken]}
-    # Half the bias for each: rknn-toolkit2 2.5 takes the residual's add for the bias of a linear that has none.
-    made["b2"] = graph.constant(feed["b2"]) / 2
-    _store(graph, feed["b2"], made["b2"])
-    made |= {"root": np.array(2**0.5, np.float32), "one": np.array(1, np.float32), "half": np.array(0.5, np.float32)}
-    graph.model.graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(value), f"{name}.{key}") for key, value in made.items()
-    )
+    constants = {"w1": w1[:, taken], "b1": b1[taken], "w2": w2[taken], "b2": branch_b2}
+    constants |= {key: np.array([value], np.float32) for key, value in (("root", 2**0.5), ("one", 1), ("half", 0.5))}
+    add_constants(graph.model.graph, {f"{name}.{key}": value for key, value in constants.items()})
     steps = [
-        ("MatMul", [feed["input"], f"{name}.w1"], "product"),
+        ("MatMul", [feed.input, f"{name}.w1"], "product"),
         ("Add", [f"{name}.product", f"{name}.b1"], "first"),
         ("Div", [f"{name}.first", f"{name}.root"], "divided"),
         ("Erf", [f"{name}.divided"], "erf"),
@@ -135,35 +155,31 @@ def _split(graph: Graph, add: str, neurons: Sequence[int]) -> None:
         ("Mul", [f"{name}.doubled", f"{name}.half"], "gelu"),
         ("MatMul", [f"{name}.gelu", f"{name}.w2"], "narrowed"),
         ("Add", [f"{name}.narrowed", f"{name}.b2"], "second"),
-        ("Add", [feed["residual"], f"{name}.second"], "sum"),
+        ("Add", [feed.residual, f"{name}.second"], "sum"),
     ]
-    new = [helper.make_node(op, inputs, [f"{name}.{out}"], name=f"{name}.{out}") for op, inputs, out in steps]
+    branch = [helper.make_node(op, inputs, [f"{name}.{out}"], name=f"{name}.{out}") for op, inputs, out in steps]
     node = graph.producers[add]
-    node.input[list(node.input).index(feed["residual"])] = f"{name}.sum"
-    nodes = []
-    for other in graph.model.graph.node:
-        nodes += [*new, other] if other.output[0] == add else [other]
-    copied = [type(n).FromString(n.SerializeToString()) for n in nodes]
-    del graph.model.graph.node[:]
-    graph.model.graph.node.extend(copied)
+    node.input[list(node.input).index(feed.residual)] = f"{name}.sum"
+    at = graph.nodes.index(node)
+    set_nodes(graph.model.graph, [*graph.nodes[:at], *branch, *graph.nodes[at:]])
     del graph.model.graph.value_info[:]  # shapes changed; the next Graph infers them
 
 
 def _scale(graph: Graph, tensor: str, factors: np.ndarray) -> None:
     """Divide a tensor's channels by factors where it is made, and multiply the rows of what reads it."""
-    entry = next((e for e in _scalable(graph, fuse(graph.model)) if e["tensor"] == tensor), None)
-    if entry is None or len(factors) != entry["channels"]:
-        raise Broken(f"'{tensor}' cannot be scaled here; the ranking is of other graphs: --refresh rank")
-    for name in entry["made_by"]:
-        _store(graph, name, graph.constant(name) / factors)
-    for name in entry["read_by"]:
-        _store(graph, name, graph.constant(name) * factors[:, None])
+    entry = next((e for e in scalable_tensors(graph, fuse(graph.model)) if e.tensor == tensor), None)
+    if entry is None or len(factors) != entry.channels:
+        raise Broken(f"'{tensor}' cannot be scaled here; {OTHER_GRAPHS}")
+    for name in entry.made_of:
+        _overwrite(graph, name, graph.constant(name) / factors)
+    for name in entry.read_by:
+        _overwrite(graph, name, graph.constant(name) * factors[:, None])
 
 
-def _feeds(graph: Graph, groups: Sequence[Group]) -> list[dict[str, str]]:
-    """Describe each linear → GELU → linear → add: its tensors by what they are."""
+def feed_forwards(graph: Graph, groups: Sequence[Group]) -> dict[str, FeedForward]:
+    """Find each linear → GELU → linear → add, by the tensor of the add."""
     by_tensor = {group.tensor: group for group in groups}
-    found = []
+    found: dict[str, FeedForward] = {}
     for add in (g for g in groups if g.kind == "add"):
         for second in (by_tensor.get(name) for name in add.inputs):
             gelu = by_tensor.get(second.inputs[0]) if second is not None and second.kind == "linear" else None
@@ -176,55 +192,45 @@ def _feeds(graph: Graph, groups: Sequence[Group]) -> list[dict[str, str]]:
             weights = (first.weights[0], second.weights[0], *bias)
             if residual is None or len(bias) != 2 or any(len(graph.readers[w]) != 1 for w in weights):
                 continue
-            found.append(
-                {
-                    "add": add.tensor,
-                    "input": _node(graph, first.nodes[0]).input[0],
-                    "residual": residual,
-                    "hidden": gelu.tensor,
-                    "w1": first.weights[0],
-                    "b1": bias[0],
-                    "w2": second.weights[0],
-                    "b2": bias[1],
-                }
-            )
+            source = _node(graph, first.nodes[0]).input[0]
+            tensors = (first.weights[0], bias[0], second.weights[0], bias[1])
+            found.setdefault(add.tensor, FeedForward(add.tensor, source, residual, gelu.tensor, *tensors))
     return found
 
 
 def _bias(graph: Graph, group: Group) -> list[str]:
-    """Name the constants that a linear's nodes behind the product add."""
+    """Name the constants that a linear's nodes after the product add."""
     nodes = [_node(graph, name) for name in group.nodes[1:]]
     return [name for node in nodes if node.op_type == "Add" for name in node.input if graph.is_constant(name)]
 
 
-def _scalable(graph: Graph, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """List the tensors whose channels can be scaled: norms and attention values that only linears read."""
+def scalable_tensors(graph: Graph, groups: Sequence[Group]) -> list[Scalable]:
+    """Find the norms and attention values that only linears read."""
     by_tensor = {group.tensor: group for group in groups}
     found = []
     for group in groups:
         readers = [g for g in groups if group.tensor in g.inputs]
         source = group
-        if group.kind == "attention":  # a mixture of values scales with them; q and k do not enter
+        if group.kind == "attention":  # its output scales with the values; q and k have no part in it
             value = by_tensor.get(graph.root(_node(graph, group.nodes[-1]).input[1]))
             if value is None or value.kind != "linear" or sum(value.tensor in g.inputs for g in groups) != 1:
                 continue
             source = value
         elif group.kind != "norm":
             continue
-        made_by = _per_channel(graph, source)
+        made_of = _channel_constants(graph, source)
         read_by = [g.weights[0] for g in readers if g.kind == "linear"]
-        shared = any(len(graph.readers[name]) != 1 for name in (*made_by, *read_by))
-        if group.tensor in graph.outputs or source.tensor in graph.outputs or shared or not made_by or not readers:
+        shared = any(len(graph.readers[name]) != 1 for name in (*made_of, *read_by))
+        if group.tensor in graph.outputs or source.tensor in graph.outputs or shared or not made_of or not readers:
             continue
         channels = graph.shape(read_by[0])[0] if len(read_by) == len(readers) else 0
-        if channels and all(graph.shape(name)[-1] == channels for name in made_by):
-            entry = {"tensor": source.tensor, "peaks": source.tensor, "made_by": made_by, "read_by": read_by}
-            found.append(entry | {"channels": channels})
+        if channels and all(graph.shape(name)[-1] == channels for name in made_of):
+            found.append(Scalable(source.tensor, made_of, read_by, channels))
     return found
 
 
-def _per_channel(graph: Graph, group: Group) -> list[str]:
-    """List the constants to divide so that a norm's or a linear's output is divided: weights and bias."""
+def _channel_constants(graph: Graph, group: Group) -> list[str]:
+    """Name the weights and biases whose division divides the output of a norm or a linear."""
     if group.kind == "norm":
         return list(group.weights)
     nodes = [_node(graph, name) for name in group.nodes]
@@ -233,16 +239,10 @@ def _per_channel(graph: Graph, group: Group) -> list[str]:
 
 def _peaks(graph: Graph, names: Sequence[str], samples: Iterable[Tensors]) -> dict[str, np.ndarray]:
     """Return the largest magnitude of every channel (last axis) of each tensor over the samples."""
-    import onnx
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(graph.model)
-    del probe.graph.output[:]
-    probe.graph.output.extend(graph.values[name] for name in names)
     peaks: dict[str, np.ndarray] = {}
     if not names:
         return peaks
-    session = open_session(probe)
+    session = open_session(with_outputs(graph.model, (graph.values[name] for name in names)))
     for sample in samples:
         for name, value in zip(names, session.run(list(names), sample), strict=True):
             peak = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
@@ -251,7 +251,7 @@ def _peaks(graph: Graph, names: Sequence[str], samples: Iterable[Tensors]) -> di
 
 
 def _balance(peaks: np.ndarray) -> np.ndarray:
-    """Return factors of geometric mean 1 that halve, in decibels, how far the channels' peaks lie apart."""
+    """Return factors of geometric mean 1 that halve, in decibels, the distance between the channels' peaks."""
     root = np.sqrt(np.maximum(peaks.astype(np.float64), 1e-3 * max(float(peaks.max()), 1e-6)))
     return np.asarray(root / np.exp(np.log(root).mean()))
 
@@ -260,11 +260,12 @@ def _node(graph: Graph, name: str) -> Any:
     return next(node for node in graph.nodes if node.name == name)
 
 
-def _store(graph: Graph, name: str, values: np.ndarray) -> None:
+def _overwrite(graph: Graph, name: str, values: np.ndarray) -> None:
+    """Give an initializer other values, as float32."""
     from onnx import numpy_helper
 
     for tensor in graph.model.graph.initializer:
         if tensor.name == name:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values.astype(np.float32)), name))
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
             return
     raise Broken(f"'{name}' is no stored weight of this graph; export it again: --refresh export")

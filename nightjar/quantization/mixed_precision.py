@@ -1,8 +1,8 @@
-"""Which groups stay float: from a ranking to nested plans, and from measured plans to the one to build.
+"""Choose which layers stay float16: nested plans from a ranking, then the plan within a budget from measurements.
 
-Plans are rungs of one ladder: each keeps float what the one before it keeps, and more. The order is loss per cost, so
-the ladder is the same for every budget; a budget only says where to stop, and what was measured for one serves the
-next.
+Plans are rungs of one ladder: the float16 layers of a rung include those of the rung before it. The order is loss per
+cost, so the ladder is the same for every budget; a budget only decides where to stop, and a rung measured for one
+budget serves the next.
 """
 
 import hashlib
@@ -14,22 +14,23 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from nightjar.errors import BadInput
+from nightjar.quantization.npu_traits import NpuTraits
 from nightjar.quantization.sensitivity import GroupSensitivity, Ranking
 
 HEAD = "vocabulary_head"
-MOVED = 16  # multiply-accumulates that an element moved in float16 is worth: keeps norms and adds from being free
-READ = 4.0  # and a weight read in float16: keeps a decoder from going float for its little arithmetic
-MINOR = 0.05  # of the multiply-accumulates
-STEP = 0.6  # ratio of the losses expected of neighbouring rungs
-REAL = 0.3  # of what the ranking expects is what a simulator measures, over all rungs of tiny.en tried: 0.28 to 0.32
-GUESSES = 3  # rungs tried where the last one's loss puts the budget, before halving
-LOSS = 0.5  # nats per step: beyond it a transcript is noise, and finer rungs tell nothing
+# The cost of float16 in multiply-accumulates, so that layers with few of them are not free.
+MACS_PER_ELEMENT = 16  # of a layer's output: norms and adds
+MACS_PER_WEIGHT = 4.0  # read: keeps a decoder, which has little arithmetic, from going float early
+MINOR_PART = 0.05  # share of the multiply-accumulates below which a part stays float as a whole
+LOSS_RATIO = 0.6  # of the losses expected of neighbouring rungs
+MOST_LOSS = 0.5  # nats per step: beyond it a transcript is noise, and finer rungs tell nothing
+GUESSES = 3  # rungs tried by the expected loss before the search halves
 
 LayersByPart = dict[str, tuple[str, ...]]
 
 
 class Expected(BaseModel, frozen=True):
-    """What the ranking says of a plan; shares are of multiply-accumulates."""
+    """What the ranking expects of a plan; shares are of multiply-accumulates."""
 
     kl: float  # nats per step, sum over the int8 groups and the parts' outputs
     int8_mac_share: dict[str, float]  # per part, `total`, and the vocabulary head apart
@@ -42,12 +43,12 @@ class Rung(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     float16_layers: LayersByPart = Field(alias="float")
-    whole: tuple[str, ...] = ()  # parts of which nothing is int8, so that they need not be quantized at all
+    whole: tuple[str, ...] = ()  # parts with no int8 at all, which need not be quantized
     rewrites: dict[str, list[dict[str, Any]]]
     expected: Expected
 
     def key(self) -> str:
-        """Name what is measured, whatever ranking it came from."""
+        """Return a name for the plan's content, whatever ranking it came from."""
         content = json.dumps([self.float16_layers, self.rewrites], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -58,7 +59,7 @@ class Measurement(BaseModel, frozen=True):
     kl: float  # nats per step, teacher-forced
     agree: int  # of `tokens`, teacher-forced
     tokens: int
-    steps: int  # that kl is the mean of: of a stream its rows, most of which say nothing
+    steps: int  # that kl is the mean of: of a stream its rows, most of which are blank
     delta_wer: float | None = None  # percent, free-running, where it was decoded
     delta_wer_low: float | None = None  # lower end of its paired 95 % interval: a few clips' words are mostly near ties
     new_bad: int = 0  # hypotheses newly empty, looping or capped
@@ -69,7 +70,7 @@ class Budget(BaseModel, frozen=True):
     """What a plan may lose on calibration clips."""
 
     delta_wer: float = Field(0.5, description="percent")
-    kl_per_percent: float = Field(gt=0, description="nats per step allowed for each percent; a family knows")
+    kl_per_percent: float = Field(gt=0, description="nats per step for each percent; a model family's constant")
 
     @property
     def kl(self) -> float:
@@ -77,17 +78,16 @@ class Budget(BaseModel, frozen=True):
         return self.kl_per_percent * self.delta_wer
 
     def allows(self, measured: Measurement) -> bool:
-        """Say whether a measured rung is within the budget: in nats, bad hypotheses, and words not shown to be more.
+        """Return whether a rung is within the budget: in nats, bad hypotheses, and words not proven to be more.
 
-        Without an interval the point decides.
+        Without an interval the point estimate decides.
         """
-        shown = measured.delta_wer if measured.delta_wer_low is None else measured.delta_wer_low
-        words = shown is None or shown <= self.delta_wer
-        return words and not measured.new_bad and measured.kl <= self.kl
+        delta = measured.delta_wer if measured.delta_wer_low is None else measured.delta_wer_low
+        return (delta is None or delta <= self.delta_wer) and not measured.new_bad and measured.kl <= self.kl
 
 
 def ladder(ranking: Ranking, calls: Mapping[str, float]) -> list[Rung]:
-    """Make the rungs that a search tries: parts with under MINOR of the multiply-accumulates stay float as a whole.
+    """Make the rungs of a search: parts with under MINOR_PART of the multiply-accumulates stay float as a whole.
 
     Their int8 would win no arithmetic, and a quantized file rounds everything that crosses its boundary, whatever the
     plan says: caches, keys, logits (docs/decisions/005-precision-search.md).
@@ -96,44 +96,36 @@ def ladder(ranking: Ranking, calls: Mapping[str, float]) -> list[Rung]:
         part: calls.get(part, 1.0) * sum(entry.macs for entry in entries if entry.kind != "head")
         for part, entries in ranking.parts.items()
     }
-    minor = [part for part, count in macs.items() if count < MINOR * sum(macs.values())]
+    minor = [part for part, count in macs.items() if count < MINOR_PART * sum(macs.values())]
     return rungs(ranking, calls, whole=minor)
 
 
-def rungs(
-    ranking: Ranking,
-    calls: Mapping[str, float] | None = None,
-    weight_cost: float = READ,
-    whole: Collection[str] = (),
-) -> list[Rung]:
+def rungs(ranking: Ranking, calls: Mapping[str, float], whole: Collection[str] = ()) -> list[Rung]:
     """Make nested plans, most int8 first: nothing float, then ever less loss expected, then everything float.
 
-    calls: how often each part runs per clip (1 where it is not named): the decoder, the mean steps of a hypothesis.
-    weight_cost: multiply-accumulates that reading a weight in float16 is worth. At 0 only arithmetic counts, and a
-    decoder, which has little of it, goes float early; the higher, the smaller the files. whole: parts that are float
-    in every plan.
+    calls: how often each part runs per clip (1 where absent): the decoder, the mean steps of a hypothesis. whole: parts
+    that are float in every plan.
     """
-    calls = calls or {}
 
     def order(pair: tuple[str, GroupSensitivity]) -> tuple[float, str, str]:
         part, entry = pair
-        cost = calls.get(part, 1.0) * (entry.macs + MOVED * entry.elements + weight_cost * entry.parameters)
-        return -entry.kl / cost, part, entry.tensor
+        macs = entry.macs + MACS_PER_ELEMENT * entry.elements + MACS_PER_WEIGHT * entry.parameters
+        return -entry.kl / (calls.get(part, 1.0) * macs), part, entry.tensor
 
     every = [(part, entry) for part, entries in ranking.parts.items() for entry in entries]
     always = [pair for pair in every if pair[0] in whole]
     pairs = sorted((pair for pair in every if pair[0] not in whole), key=order)
     left = sum(entry.kl for _, entry in pairs)
-    result, kept, level = [_rung(ranking, always, calls)], list[tuple[str, GroupSensitivity]](), LOSS
+    result, float16, level = [_rung(ranking, always, calls)], list[tuple[str, GroupSensitivity]](), MOST_LOSS
     for pair in pairs:
-        if left <= level and kept:
-            result.append(_rung(ranking, [*always, *kept], calls))
+        if left <= level and float16:
+            result.append(_rung(ranking, [*always, *float16], calls))
             if not left:  # what remains loses nothing
                 break
             while left <= level:
-                level *= STEP
-        kept.append(pair)
-        left = sum(entry.kl for _, entry in pairs[len(kept) :])
+                level *= LOSS_RATIO
+        float16.append(pair)
+        left = sum(entry.kl for _, entry in pairs[len(float16) :])
     result.append(_rung(ranking, every, calls))
     return result
 
@@ -143,16 +135,15 @@ def search(
     measure: Callable[[Rung], Measurement],
     budget: Budget,
     known: dict[str, Measurement] | None = None,
+    measured_share: float = NpuTraits().measured_loss_share,
 ) -> tuple[Rung, Measurement]:
-    """Find the most int8 rung within the budget: guesses by what is expected, then halves.
+    """Find the most int8 rung within the budget: first by the expected loss, then by halving.
 
-    `known` is read, and completed by what is measured.
-
-    Loss grows with the int8 share from rung to rung, nearly; a rung found is one that was measured itself. Raises
-    BadInput where even the last rung, nothing int8 that need not be, is beyond the budget.
+    Loss grows with the int8 share from rung to rung, nearly; the rung found was measured itself. known: measurements by
+    key, read and added to. measured_share: of the expected loss, the part that the target measures (npu_traits.py).
+    Raises BadInput where even the last rung, with no int8 that can be avoided, is beyond the budget.
     """
     known = {} if known is None else known
-    asked = 0
 
     def allowed(number: int) -> bool:
         key = ladder[number].key()
@@ -160,27 +151,26 @@ def search(
             known[key] = measure(ladder[number])
         return budget.allows(known[key])
 
-    low, high, found, share = 0, len(ladder) - 1, len(ladder) - 1, REAL
+    low, high, found, tried = 0, len(ladder) - 1, len(ladder) - 1, 0
     while low <= high:
-        likely = (n for n in range(low, high) if ladder[n].expected.kl * share <= budget.kl)
-        number = next(likely, high) if asked < GUESSES else (low + high) // 2
+        likely = (n for n in range(low, high) if ladder[n].expected.kl * measured_share <= budget.kl)
+        number = next(likely, high) if tried < GUESSES else (low + high) // 2
         if allowed(number):
             found, high = number, number - 1
         else:
             low = number + 1
-        asked += 1
+        tried += 1
         if ladder[number].expected.kl:
-            share = known[ladder[number].key()].kl / ladder[number].expected.kl
+            measured_share = known[ladder[number].key()].kl / ladder[number].expected.kl
     if not allowed(found):
         raise BadInput(
-            "no precision plan is within the budget, not even the one that keeps everything out of int8: "
-            "raise --search-delta-wer"
+            "no precision plan is within the budget, not even the one without int8 layers: raise --search-delta-wer"
         )
     return ladder[found], known[ladder[found].key()]
 
 
 def pareto(measured: Sequence[tuple[Rung, Measurement]]) -> list[dict[str, Any]]:
-    """List what was measured by int8 share, as JSON; `dominated` where another has more int8 and less loss."""
+    """List measured rungs by int8 share, as JSON; `dominated` where another has more int8 and less loss."""
     points = [
         {
             "int8_mac_share": rung.expected.int8_mac_share,
@@ -212,24 +202,24 @@ def read_plan(path: Path) -> Rung:
     return Rung.model_validate_json(path.read_bytes())
 
 
-def _rung(ranking: Ranking, kept: Sequence[tuple[str, GroupSensitivity]], calls: Mapping[str, float]) -> Rung:
-    keep = {part: tuple(sorted(e.tensor for p, e in kept if p == part)) for part in ranking.parts}
-    whole = tuple(part for part, entries in ranking.parts.items() if len(keep[part]) == len(entries))
-    loss, counted, sizes = sum(kl for part, kl in ranking.io_kl.items() if part not in whole), {}, {}
+def _rung(ranking: Ranking, float16: Sequence[tuple[str, GroupSensitivity]], calls: Mapping[str, float]) -> Rung:
+    layers = {part: tuple(sorted(e.tensor for p, e in float16 if p == part)) for part in ranking.parts}
+    whole = tuple(part for part, entries in ranking.parts.items() if len(layers[part]) == len(entries))
+    loss, groups, sizes = sum(kl for part, kl in ranking.io_kl.items() if part not in whole), {}, {}
     for part, entries in ranking.parts.items():
-        names = set(keep[part])
+        names = set(layers[part])
         loss += sum(entry.kl for entry in entries if entry.tensor not in names)
-        counted[part] = [(entry.kind, entry.macs, entry.tensor in names) for entry in entries]
+        groups[part] = [(entry.kind, entry.macs, entry.tensor in names) for entry in entries]
         sizes[part] = sum(entry.parameters * (2 if entry.tensor in names else 1) for entry in entries)
-    expected = Expected(kl=float(f"{loss:.4g}"), int8_mac_share=_shares(counted, calls), size_bytes=sizes)
-    return Rung(float16_layers=keep, whole=whole, rewrites=ranking.rewrites, expected=expected)
+    expected = Expected(kl=float(f"{loss:.4g}"), int8_mac_share=_shares(groups, calls), size_bytes=sizes)
+    return Rung(float16_layers=layers, whole=whole, rewrites=ranking.rewrites, expected=expected)
 
 
-def _shares(counted: Mapping[str, Sequence[tuple[str, int, bool]]], calls: Mapping[str, float]) -> dict[str, float]:
-    """Share int8 per part, in total and of the head, from (kind, macs, is float) of each group."""
-    sums = {name: [0.0, 0.0] for name in (*counted, "total", HEAD)}
-    for part, groups in counted.items():
-        for kind, macs, is_float in groups:
+def _shares(groups: Mapping[str, Sequence[tuple[str, int, bool]]], calls: Mapping[str, float]) -> dict[str, float]:
+    """Return the int8 share per part, in total and of the head, from (kind, macs, is float) of each group."""
+    sums = {name: [0.0, 0.0] for name in (*groups, "total", HEAD)}
+    for part, entries in groups.items():
+        for kind, macs, is_float in entries:
             weight = macs * calls.get(part, 1.0)
             for name in (HEAD,) if kind == "head" else (part, "total"):
                 sums[name][0] += 0.0 if is_float else weight

@@ -1,4 +1,4 @@
-"""Which groups of a graph int8 hurts, and how much: measured one by one on the host, in nats at the end of the chain.
+"""Rank the groups of a model's graphs by what int8 costs: each group alone in int8 on the host, in nats.
 
 A group's loss is the divergence of the last part's output when this group alone is int8. Losses of single groups add up
 well (docs/decisions/005-precision-search.md), so one pass over the groups is enough to plan any budget. A part's SNR is
@@ -17,19 +17,21 @@ from pydantic import BaseModel, Field
 
 from nightjar.graphs.fusion import Group, quantizable_groups
 from nightjar.graphs.onnx_graph import Graph
+from nightjar.graphs.onnx_session import open_session, open_sessions
 from nightjar.process import run_parallel
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.fake_quantize import Ranges, fake_quantize, open_session
+from nightjar.quantization.fake_quantize import fake_quantize
 from nightjar.quantization.graph_rewrites import apply_rewrites, propose_rewrites
-from nightjar.quantization.part_chain import Chain, Distance, PartFunction, open_sessions, part_function
+from nightjar.quantization.npu_traits import NpuTraits
+from nightjar.quantization.part_chain import Chain, Distance, PartFunction, part_function
 from nightjar.quantization.ranges import collect_ranges
 
-SMALL_BYTES = 2**25  # of a graph: one core part_function it as fast as two
+SMALL_GRAPH_BYTES = 2**25  # below it one core runs a graph as fast as two
 
 
 class MeasurableChain(Protocol):
-    """What a ranking asks of a chain of parts."""
+    """A chain of parts that a ranking measures."""
 
     order: list[str]
     clips: int
@@ -38,7 +40,7 @@ class MeasurableChain(Protocol):
         """Run with some parts exchanged."""
 
 
-Follow = Callable[[Mapping[str, Any], CalibrationSet, int, int], MeasurableChain]
+ChainFactory = Callable[[Mapping[str, Any], CalibrationSet, int, int], MeasurableChain]
 
 
 class RankingSettings(BaseModel, frozen=True):
@@ -49,23 +51,25 @@ class RankingSettings(BaseModel, frozen=True):
     range_samples: int = Field(24, ge=1, description="samples per part that the int8 ranges come from")
     rewrite_samples: int = Field(4, ge=1, description="samples per part that rewrites are found on")
     rewrites: bool = Field(True, description="rewrite the graphs where that is exact in float")
+    integer_outputs: bool = Field(NpuTraits().integer_outputs, description="as the target's TRAITS say")
+    branch_bias_share: float = Field(NpuTraits().branch_bias_share, description="as the target's TRAITS say")
 
 
 class GroupSensitivity(BaseModel, frozen=True):
-    """One group: what it is, what it costs and what int8 loses there."""
+    """One group: its size, and its loss in int8."""
 
     tensor: str
     kind: str
     nodes: tuple[str, ...]
     macs: int
-    elements: int  # of the tensor put out
+    elements: int  # of the output
     parameters: int  # weights
     kl: float  # nats per step with this group alone in int8
     snr_db: float  # of the part's outputs, likewise
 
 
 class Ranking(BaseModel, frozen=True):
-    """The content of ranking.json; entries most harmful first."""
+    """The content of ranking.json; groups of the largest loss first."""
 
     settings: RankingSettings
     parts: dict[str, tuple[GroupSensitivity, ...]]
@@ -75,62 +79,56 @@ class Ranking(BaseModel, frozen=True):
     steps: int
 
 
-def rewritten(
-    models: Mapping[str, Any], calibration: CalibrationSet, settings: RankingSettings
-) -> dict[str, list[dict[str, Any]]]:
-    """Propose rewrites for every part."""
-    moves = {}
-    for part, model in models.items():
-        samples = calibration.samples(part, settings.rewrite_samples)
-        moves[part] = propose_rewrites(model, samples) if settings.rewrites else []
-    return moves
-
-
 def rank(
     models: Mapping[str, Any],
     calibration: CalibrationSet,
     settings: RankingSettings | None = None,
-    follow: Follow = Chain,
+    make_chain: ChainFactory = Chain,
 ) -> Ranking:
-    """Measure every group of every part (onnx.ModelProto by name) in int8, alone.
+    """Measure every group of every part (onnx.ModelProto by name) alone in int8.
 
-    follow: makes what runs the parts over the samples, of sessions by part, the set, and how many clips and steps.
-    Deterministic for one machine. tiny.en with 6 clips of 6 steps took 4 minutes on two busy cores.
+    make_chain: of sessions by part, the calibration set, and the most clips and steps. Deterministic on one machine.
+    tiny.en with 6 clips of 6 steps took 4 minutes on two busy cores.
     """
     settings = settings or RankingSettings()
-    moves = rewritten(models, calibration, settings)
-    changed = {part: apply_rewrites(model, moves[part]) for part, model in models.items()}
-    chain = follow(open_sessions(changed), calibration, settings.clips, settings.steps)
-    groups = {part: quantizable_groups(model) for part, model in changed.items()}
-    total, ended = sum(map(len, groups.values())), count(1)
-    at_once = _at_once(changed)
-    entries: dict[str, tuple[GroupSensitivity, ...]] = {}
+    rewrites: dict[str, list[dict[str, Any]]] = {part: [] for part in models}
+    for part, model in models.items() if settings.rewrites else ():
+        samples = calibration.samples(part, settings.rewrite_samples)
+        rewrites[part] = propose_rewrites(model, samples, settings.branch_bias_share)
+    rewritten = {part: apply_rewrites(model, rewrites[part]) for part, model in models.items()}
+    chain = make_chain(open_sessions(rewritten), calibration, settings.clips, settings.steps)
+    groups = {part: quantizable_groups(model) for part, model in rewritten.items()}
+    total, finished = sum(map(len, groups.values())), count(1)
+    parallel = _parallel_groups(rewritten)
+    parts: dict[str, tuple[GroupSensitivity, ...]] = {}
     steps = 0
     io_kl: dict[str, float] = {}
     for part in chain.order:
-        graph = Graph(changed[part])
-        ranges = collect_ranges(changed[part], groups[part], calibration.samples(part, settings.range_samples))
-        everything = {group.tensor for group in groups[part]}
-        io = open_session(fake_quantize(graph, groups[part], ranges, everything, outputs=True))
-        far = chain.distance({part: part_function(io)})
-        io_kl[part], steps = _digits(far.kl), far.steps
+        graph = Graph(rewritten[part])
+        ranges = collect_ranges(rewritten[part], groups[part], calibration.samples(part, settings.range_samples))
+        tensors = {group.tensor for group in groups[part]}
+        quantize = partial(fake_quantize, graph, groups[part], ranges)
+        outputs_only = open_session(quantize(tensors, outputs=settings.integer_outputs))
+        distance = chain.distance({part: part_function(outputs_only)})
+        io_kl[part], steps = _round(distance.kl), distance.steps
 
-        def measured(group: Group, part: str, graph: Graph, ranges: Ranges, everything: set[str]) -> GroupSensitivity:
-            rounded = fake_quantize(graph, groups[part], ranges, everything - {group.tensor})
-            session = open_session(rounded, 0 if at_once == 1 else 1)
-            far = chain.distance({part: part_function(session)})
-            tick(next(ended), total)
-            return _entry(graph, group, far.kl, far.snr_db[part])
+        def measure(
+            group: Group, part: str, graph: Graph, quantize: Callable[..., Any], tensors: set[str]
+        ) -> GroupSensitivity:
+            session = open_session(quantize(tensors - {group.tensor}), 0 if parallel == 1 else 1)
+            distance = chain.distance({part: part_function(session)})
+            tick(next(finished), total)
+            return _sensitivity(graph, group, distance.kl, distance.snr_db[part])
 
-        calls = [partial(measured, group, part, graph, ranges, everything) for group in groups[part]]
-        entries[part] = tuple(sorted(run_parallel(calls, at_once), key=lambda e: (-e.kl, e.tensor)))
-    return Ranking(settings=settings, parts=entries, rewrites=moves, io_kl=io_kl, clips=chain.clips, steps=steps)
+        calls = [partial(measure, group, part, graph, quantize, tensors) for group in groups[part]]
+        parts[part] = tuple(sorted(run_parallel(calls, parallel), key=lambda entry: (-entry.kl, entry.tensor)))
+    return Ranking(settings=settings, parts=parts, rewrites=rewrites, io_kl=io_kl, clips=chain.clips, steps=steps)
 
 
-def _at_once(models: Mapping[str, Any]) -> int:
-    """Say how many groups may be measured together: one per core where the graphs are small, else one on all cores."""
+def _parallel_groups(models: Mapping[str, Any]) -> int:
+    """Return how many groups to measure in parallel: one per core where graphs are small, else one on all cores."""
     largest = max(model.ByteSize() for model in models.values())
-    return len(os.sched_getaffinity(0)) if largest < SMALL_BYTES else 1
+    return len(os.sched_getaffinity(0)) if largest < SMALL_GRAPH_BYTES else 1
 
 
 def read_ranking(path: Path) -> Ranking:
@@ -138,7 +136,7 @@ def read_ranking(path: Path) -> Ranking:
     return Ranking.model_validate_json(path.read_bytes())
 
 
-def _entry(graph: Graph, group: Group, kl: float, snr_db: float) -> GroupSensitivity:
+def _sensitivity(graph: Graph, group: Group, kl: float, snr_db: float) -> GroupSensitivity:
     return GroupSensitivity(
         tensor=group.tensor,
         kind=group.kind,
@@ -146,10 +144,10 @@ def _entry(graph: Graph, group: Group, kl: float, snr_db: float) -> GroupSensiti
         macs=group.macs,
         elements=math.prod(graph.shape(group.tensor)),
         parameters=sum(math.prod(graph.shape(name)) for name in group.weights),
-        kl=_digits(kl),
+        kl=_round(kl),
         snr_db=round(snr_db, 2),
     )
 
 
-def _digits(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{max(value, 0.0):.4g}")

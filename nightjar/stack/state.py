@@ -1,12 +1,12 @@
-"""The folder of a stack on this machine: secrets, ports, logs, and what its parts are doing.
+"""The folder of a stack on this machine: secrets, ports, logs, and the status of its services.
 
 stack/
-  secrets/     database_password, pgpass, the board's keys: for their owner alone; also docker-compose.yml's
-  board/       boards.toml and ssh_config that lead to the board, its sshd_config and scratch
+  secrets/     database_password, pgpass, the board's keys: for their owner only; also for docker-compose.yml
+  board/       boards.toml and ssh_config for the stand-in board, its sshd_config and scratch
   database/  server/  worker/  logs/
-  ports.json   the same after a restart, as long as they are free
-  stopped/     a file per part that is to stay down
-  state.json   written by who keeps the stack running and holds `lock`
+  ports.json   kept across restarts if they are free
+  stopped/     a file per service that must not run
+  state.json   written by the supervisor, which holds `lock`
 """
 
 import contextlib
@@ -27,91 +27,89 @@ from nightjar.locks import acquire
 from nightjar.paths import ROOT
 
 PORTS = ("server", "database", "worker", "board")
-UI_PORT = 4200  # where Prefect's documentation has it
+UI_PORT = 4200  # as in Prefect's documentation
 
 
-class PartState(NamedTuple):
-    """What a part is doing; `born`, its process's start in clock ticks since boot, tells a pid that is used again."""
+class ServiceState(NamedTuple):
+    """The status of a service; `start_time` (seconds since 1970) detects a pid that was reused."""
 
-    doing: str  # waiting, starting, healthy, unhealthy, done, stopped, ended
+    status: str  # waiting, starting, healthy, unhealthy, done, stopped, ended
     pid: int = 0
-    born: int = 0
+    start_time: float = 0
     restarts: int = 0
 
 
-class State(NamedTuple):
-    """What who keeps a stack running last said of it."""
+class StackState(NamedTuple):
+    """What the supervisor last wrote: its pid, the ports, and the services by name (the key `parts` of state.json)."""
 
     pid: int
     ports: dict[str, int]
-    parts: dict[str, PartState]
+    parts: dict[str, ServiceState]
 
     @property
     def well(self) -> bool:
-        """Whether every part does what it is there for; one that was stopped on purpose does."""
-        return all(part.doing in ("healthy", "done", "stopped") for part in self.parts.values())
+        """Whether every service does its work or was stopped on purpose."""
+        return all(each.status in ("healthy", "done", "stopped") for each in self.parts.values())
 
 
-def stack_folder(asked: Path | None) -> Path:
-    """Name the folder of the stack: the one asked for, that of NIGHTJAR_STACK, or stack/ of this checkout."""
-    return (asked or Path(os.environ.get("NIGHTJAR_STACK") or ROOT / "stack")).absolute()
+def stack_folder(requested: Path | None) -> Path:
+    """Return the stack's folder: the requested one, that of NIGHTJAR_STACK, or stack/ of this checkout."""
+    return (requested or Path(os.environ.get("NIGHTJAR_STACK") or ROOT / "stack")).absolute()
 
 
 def ui_address(ports: dict[str, int]) -> str:
-    """Return where the UI is; the API is below it at /api."""
+    """Return the UI's URL; the API is below it at /api."""
     return f"http://127.0.0.1:{ports['server']}"
 
 
 def write_secrets(folder: Path) -> None:
-    """Make what is missing of the secrets: a database password, and the keys of the board and of who visits it.
+    """Create missing secrets: a database password, and the keys of the stand-in board and of its clients.
 
     Raises PackageMissing without OpenSSH's client.
     """
     if shutil.which("ssh-keygen") is None:
-        raise PackageMissing(
-            "no ssh-keygen on this machine, which makes the board's keys: `apt install openssh-client`"
-        )
-    kept = folder / "secrets"
-    kept.mkdir(parents=True, exist_ok=True)
-    kept.chmod(0o700)
-    password = kept / "database_password"
+        raise PackageMissing("ssh-keygen, for the board's keys, is not installed: `apt install openssh-client`")
+    place = folder / "secrets"
+    place.mkdir(parents=True, exist_ok=True)
+    place.chmod(0o700)
+    password = place / "database_password"
     if not password.exists():
         _write_private(password, secrets.token_hex(24))
-    _write_private(kept / "pgpass", f"*:*:*:nightjar:{password.read_text()}\n")
+    _write_private(place / "pgpass", f"*:*:*:nightjar:{password.read_text()}\n")
     for name in ("board_host_key", "board_user_key"):
-        if not (kept / name).exists():
+        if not (place / name).exists():
             subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"nightjar-{name}", "-f", str(kept / name)],
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"nightjar-{name}", "-f", str(place / name)],
                 check=True,
                 capture_output=True,
             )
-    shutil.copyfile(kept / "board_user_key.pub", kept / "board_authorized_keys")
-    (kept / "board_authorized_keys").chmod(0o644)  # sshd reads it as the user who comes
+    shutil.copyfile(place / "board_user_key.pub", place / "board_authorized_keys")
+    (place / "board_authorized_keys").chmod(0o644)  # sshd reads it as the user who logs in
     write_known_hosts(folder)
 
 
 def write_known_hosts(folder: Path) -> None:
-    """Write the board's host key down under the names that it has in containers and, with its port, on this machine."""
-    kept, port = folder / "secrets", _last_ports(folder).get("board")
-    key = " ".join((kept / "board_host_key.pub").read_text().split()[:2])
+    """Write the board's host key under its names in containers and, with its port, on this machine."""
+    place, port = folder / "secrets", _last_ports(folder).get("board")
+    key = " ".join((place / "board_host_key.pub").read_text().split()[:2])
     here = f"[127.0.0.1]:{port} {key}\n" if port else ""
-    _write_private(kept / "known_hosts", f"board {key}\n{here}")
+    _write_private(place / "known_hosts", f"board {key}\n{here}")
 
 
-def choose_ports(folder: Path, asked: int | None) -> dict[str, int]:
-    """Choose a free port of loopback for each part: the one of last time, or another where that is taken.
+def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
+    """Choose a free loopback port for each service that listens: the last one, or another if that is taken.
 
-    Raises BadOptions when the UI's was asked for and is taken.
+    ui_port: the UI's, if a person named one. Raises BadOptions if it is taken.
     """
     last = _last_ports(folder)
     ports: dict[str, int] = {}
     for name in PORTS:
         wanted = last.get(name, UI_PORT if name == "server" else 0)
-        if name == "server" and asked is not None:
-            if not _free(asked):
-                raise BadOptions(f"port {asked} is taken on this machine: give a free one with --port, or none")
-            wanted = asked
-        ports[name] = wanted if wanted and _free(wanted) else _any_free(set(ports.values()))
+        if name == "server" and ui_port is not None:
+            if not _is_free(ui_port):
+                raise BadOptions(f"port {ui_port} is in use on this machine: give a free one with --port, or omit it")
+            wanted = ui_port
+        ports[name] = wanted if wanted and _is_free(wanted) else _any_free(set(ports.values()))
     write_atomic(folder / "ports.json", json.dumps(ports))
     return ports
 
@@ -123,25 +121,26 @@ def _last_ports(folder: Path) -> dict[str, int]:
     return last
 
 
-def read_state(folder: Path) -> State | None:
-    """Read what was last said of a stack; None where nothing was."""
+def read_state(folder: Path) -> StackState | None:
+    """Read the last state of a stack; None if there is none."""
     try:
-        said: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return State(said["pid"], said["ports"], {name: PartState(*part) for name, part in said["parts"].items()})
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        services = {name: ServiceState(*each) for name, each in state["parts"].items()}
+        return StackState(state["pid"], state["ports"], services)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_state(folder: Path, state: State) -> None:
-    """Say what a stack is doing."""
+def write_state(folder: Path, state: StackState) -> None:
+    """Write the state of a stack."""
     write_atomic(folder / "state.json", json.dumps(state._asdict()))
 
 
 @contextlib.contextmanager
 def supervisor_lock(folder: Path) -> Iterator[bool]:
-    """Hold the right to keep a stack running; gives False where another process has it."""
+    """Hold the lock of the stack's supervisor; yields False if another process holds it."""
     lock = None
-    for attempt in range(10):  # a process that only asks whether it is held holds it for a moment
+    for attempt in range(10):  # `is_supervised` of another process holds it for a moment
         if (lock := acquire(folder / "lock", wait=False)) is not None:
             break
         time.sleep(0.02 * (attempt < 9))
@@ -153,26 +152,26 @@ def supervisor_lock(folder: Path) -> Iterator[bool]:
 
 
 def is_supervised(folder: Path) -> bool:
-    """Say whether some process keeps the stack of this folder running."""
+    """Tell whether a supervisor runs for this folder."""
     if not (folder / "lock").exists():
         return False
     with supervisor_lock(folder) as ours:
         return not ours
 
 
-def set_stopped(folder: Path, part: str, down: bool) -> None:
-    """Ask who keeps the stack running to leave a part down, or to have it up again."""
-    mark = folder / "stopped" / part
-    if down:
+def set_stopped(folder: Path, service: str, stopped: bool) -> None:
+    """Tell the supervisor to stop a service, or to run it again."""
+    mark = folder / "stopped" / service
+    if stopped:
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
     else:
         mark.unlink(missing_ok=True)
 
 
-def is_stopped(folder: Path, part: str) -> bool:
-    """Say whether a part is to stay down."""
-    return (folder / "stopped" / part).exists()
+def is_stopped(folder: Path, service: str) -> bool:
+    """Tell whether a service must not run."""
+    return (folder / "stopped" / service).exists()
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -182,7 +181,7 @@ def _write_private(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def _free(port: int) -> bool:
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: TIME_WAIT is free
         try:

@@ -1,7 +1,7 @@
-"""Keep the parts of a stack running: start them as their needs allow, ask how they are, start anew what dies.
+"""Run the services of a stack: start them in the order of their needs, check their health, restart those that end.
 
-As with containers, what a part started ends with it: orphans come to this process (PR_SET_CHILD_SUBREAPER) and are
-killed, or a worker's flow runs would outlive it here and not there.
+As with containers, processes started by a service end with it: orphans become children of this process
+(PR_SET_CHILD_SUBREAPER) and are killed. Otherwise a worker's flow runs would outlive it here but not in a container.
 """
 
 import contextlib
@@ -10,181 +10,192 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
+
 from nightjar.paths import ROOT
-from nightjar.stack.native_services import ENVIRONMENT_MARK, Part
-from nightjar.stack.state import PartState, State, is_stopped, write_state
+from nightjar.stack.compose_file import Service
+from nightjar.stack.native_services import ENVIRONMENT_MARK
+from nightjar.stack.state import ServiceState, StackState, is_stopped, write_state
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 TICK_S = 0.2
-FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 60.0  # before a restart, doubling; as Docker has it
-STEADY_S = 10.0  # up for so long, and the next restart waits the first delay again
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 60.0  # before a restart, doubling, as Docker does
+STEADY_S = 10.0  # after so long a run, the next restart waits the first delay again
 STARTING_CHECK_S = 1.0  # between health checks before the first success
+SAME_START_S = 2.0  # start times are relative to the clock, which may be adjusted
+STATUS_OF_NEED = {"service_healthy": "healthy", "service_completed_successfully": "done"}
 
-Tell = Callable[[str, str, Part], None]  # before, after
 
+class RunningService:
+    """One service, its process and its status."""
 
-class Kept:
-    """One part, its process and how it is."""
-
-    def __init__(self, part: Part, log: Path) -> None:
-        self.part, self.log = part, log
-        self.doing, self.restarts = "waiting", 0
+    def __init__(self, service: Service, log: Path) -> None:
+        self.service, self.log = service, log
+        self.status, self.restarts = "waiting", 0
         self.process: subprocess.Popen[bytes] | None = None
         self.check: subprocess.Popen[bytes] | None = None
-        self.began_s = self.checked_s = self.next_s = 0.0
-        self.delay_s, self.misses = FIRST_DELAY_S, 0
+        self.started_s = self.checked_s = self.next_start_s = 0.0
+        self.delay_s, self.failed_checks = FIRST_DELAY_S, 0
 
     def start(self) -> None:
-        """Start its process, in a session of its own, so that Ctrl-C is ours to pass on."""
+        """Start its process in a session of its own, so that Ctrl-C reaches only this supervisor."""
+        service = self.service
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.part.command,
-                env=self.part.environment,
-                user=self.part.user,
-                group=self.part.user,
-                extra_groups=[] if self.part.user else None,
-                cwd="/" if self.part.user else ROOT,
+                service.command,
+                env=service.environment,
+                user=service.user,
+                group=service.user,
+                extra_groups=[] if service.user else None,
+                cwd="/" if service.user else ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.began_s = self.checked_s = time.monotonic()
-        self.misses = 0
-        self.doing = "starting" if self.part.health or self.part.restart == "on-failure" else "healthy"
+        self.started_s = self.checked_s = time.monotonic()
+        self.failed_checks = 0
+        self.status = "starting" if service.health or service.restart == "on-failure" else "healthy"
 
-    def look(self) -> None:
-        """Take in its end, or what its health check says, and ask again when it is time."""
+    def update(self) -> None:
+        """Update the status from the process's end or its health check, and start a check that is due."""
         if self.process is None:
             return
-        if (status := self.process.poll()) is not None:
-            self._ended(status)
-        elif self.part.health is not None:
-            self._ask(self.part.health.interval_s if self.doing == "healthy" else STARTING_CHECK_S)
+        if (exit_status := self.process.poll()) is not None:
+            self._ended(exit_status)
+        elif self.check is not None:
+            self._read_check(self.check)
+        elif self.service.health is not None:
+            every_s = self.service.health.interval_s if self.status == "healthy" else STARTING_CHECK_S
+            if time.monotonic() - self.checked_s >= every_s:
+                self._start_check()
 
-    def _ended(self, status: int) -> None:
-        self.forget_check()
+    def _ended(self, exit_status: int) -> None:
+        self.end_check()
         self.process = None
-        if self.part.restart == "no" or (self.part.restart == "on-failure" and status == 0):
-            self.doing = "done" if status == 0 else "ended"
+        if self.service.restart == "no" or (self.service.restart == "on-failure" and exit_status == 0):
+            self.status = "done" if exit_status == 0 else "ended"
             return
         now = time.monotonic()
-        if now - self.began_s > STEADY_S:
+        if now - self.started_s > STEADY_S:
             self.delay_s = FIRST_DELAY_S
-        self.doing, self.next_s = "ended", now + self.delay_s
+        self.status, self.next_start_s = "ended", now + self.delay_s
         self.delay_s = min(LONGEST_DELAY_S, 2 * self.delay_s)
 
-    def _ask(self, every_s: float) -> None:
-        assert self.part.health is not None
-        health, now = self.part.health, time.monotonic()
-        if self.check is not None:
-            status = self.check.poll()
-            if status is None and now - self.checked_s < health.timeout_s:
-                return
-            if status == 0:
-                self.doing, self.misses = "healthy", 0
-            elif self.doing == "healthy" or now - self.began_s > health.start_period_s:
-                self.misses += 1
-                self.doing = "unhealthy" if self.misses >= health.retries else self.doing
-            self.forget_check()
-        elif now - self.checked_s >= every_s:
-            self.checked_s = now
-            self.check = subprocess.Popen(
-                health.test,
-                env=self.part.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+    def _start_check(self) -> None:
+        assert self.service.health is not None
+        self.checked_s = time.monotonic()
+        self.check = subprocess.Popen(
+            self.service.health.test,
+            env=self.service.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
-    def forget_check(self) -> None:
-        """End a health check that is under way."""
+    def _read_check(self, check: "subprocess.Popen[bytes]") -> None:
+        assert self.service.health is not None
+        health, now, exit_status = self.service.health, time.monotonic(), check.poll()
+        if exit_status is None and now - self.checked_s < health.timeout_s:
+            return
+        if exit_status == 0:
+            self.status, self.failed_checks = "healthy", 0
+        elif self.status == "healthy" or now - self.started_s > health.start_period_s:
+            self.failed_checks += 1
+            self.status = "unhealthy" if self.failed_checks >= health.retries else self.status
+        self.end_check()
+
+    def end_check(self) -> None:
+        """End a running health check."""
         if self.check is not None:
             self.check.kill()
             self.check.wait()
             self.check = None
 
     def stop(self) -> None:
-        """End its process as docker-compose.yml says: its signal, its grace, then SIGKILL."""
-        self.forget_check()
+        """End its process as docker-compose.yml says: its signal, its grace period, then SIGKILL."""
+        self.end_check()
         if self.process is not None:
-            self.process.send_signal(signal.Signals[self.part.stop_signal])
+            self.process.send_signal(signal.Signals[self.service.stop_signal])
             try:
-                self.process.wait(self.part.stop_grace_s)
+                self.process.wait(self.service.stop_grace_s)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
             self.process = None
-        self.doing = "stopped"
+        self.status = "stopped"
 
-    def state(self) -> PartState:
-        """Say what it is doing."""
+    def state(self) -> ServiceState:
+        """Return what state.json says of it."""
         pid = self.process.pid if self.process else 0
-        return PartState(self.doing, pid, born(pid) if pid else 0, self.restarts)
+        return ServiceState(self.status, pid, start_time(pid), self.restarts)
 
 
-def supervise(folder: Path, ports: dict[str, int], parts: list[Part], tell: Tell) -> None:
-    """Start the parts and keep them running until KeyboardInterrupt, then end them in the other order."""
+def supervise(
+    folder: Path, ports: dict[str, int], services: list[Service], on_change: Callable[[str, str, Service], None]
+) -> None:
+    """Start the services and keep them running until KeyboardInterrupt, then end them in reverse order.
+
+    on_change: called with the status before and after.
+    """
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
-    kept = {part.name: Kept(part, folder / "logs" / f"{part.name}.log") for part in parts}
-    said: State | None = None
+    running = {each.name: RunningService(each, folder / "logs" / f"{each.name}.log") for each in services}
+    written: StackState | None = None
     try:
         while True:
-            for each in kept.values():
-                before = each.doing
-                _step(folder, each, kept)
-                if each.doing != before:
-                    tell(before, each.doing, each.part)
-            said = _say(folder, ports, kept, said)
+            for each in running.values():
+                before = each.status
+                _step(folder, each, running)
+                if each.status != before:
+                    on_change(before, each.status, each.service)
+            written = _write_changes(folder, ports, running, written)
             time.sleep(TICK_S)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # once is enough: parts left half ended would be the worse
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not leave services half ended
             signal.signal(number, signal.SIG_IGN)
-        for each in reversed(kept.values()):
+        for each in reversed(running.values()):
             each.stop()
-            _end_orphans(kept)
-        _say(folder, ports, kept, None)
+            _kill_orphans(running)
+        _write_changes(folder, ports, running, None)
 
 
-def _step(folder: Path, each: Kept, kept: dict[str, Kept]) -> None:
-    running = each.process is not None
-    if is_stopped(folder, each.part.name):
-        if each.doing != "stopped":
+def _step(folder: Path, each: RunningService, running: Mapping[str, RunningService]) -> None:
+    had_process = each.process is not None
+    if is_stopped(folder, each.service.name):
+        if each.status != "stopped":
             each.stop()
     else:
-        each.look()
-        if each.doing == "stopped":
-            each.doing = "waiting"
-        if each.doing == "waiting" and _may_start(each.part, kept):
+        each.update()
+        if each.status == "stopped":
+            each.status = "waiting"
+        needs = each.service.needs.items()
+        if each.status == "waiting" and all(running[name].status == STATUS_OF_NEED[need] for name, need in needs):
             each.start()
-        elif each.doing == "ended" and each.part.restart != "no" and time.monotonic() >= each.next_s:
+        elif each.status == "ended" and each.service.restart != "no" and time.monotonic() >= each.next_start_s:
             each.restarts += 1
             each.start()
-    if running and each.process is None:
-        _end_orphans(kept)
+    if had_process and each.process is None:
+        _kill_orphans(running)
 
 
-def _may_start(part: Part, kept: dict[str, Kept]) -> bool:
-    wanted = {"service_healthy": "healthy", "service_completed_successfully": "done"}
-    return all(kept[needed].doing == wanted[condition] for needed, condition in part.needs.items())
-
-
-def _say(folder: Path, ports: dict[str, int], kept: dict[str, Kept], last: State | None) -> State:
-    state = State(os.getpid(), ports, {name: each.state() for name, each in kept.items()})
+def _write_changes(
+    folder: Path, ports: dict[str, int], running: Mapping[str, RunningService], last: StackState | None
+) -> StackState:
+    state = StackState(os.getpid(), ports, {name: each.state() for name, each in running.items()})
     if state != last:
         write_state(folder, state)
     return state
 
 
-def _end_orphans(kept: dict[str, Kept]) -> None:
-    """Kill what ended parts left behind, and what that leaves behind in turn."""
-    known = {process.pid for each in kept.values() for process in (each.process, each.check) if process is not None}
-    while orphans := [pid for pid in children(os.getpid()) if pid not in known]:
+def _kill_orphans(running: Mapping[str, RunningService]) -> None:
+    """Kill what ended services left behind, and in turn what that leaves behind."""
+    known = {process.pid for each in running.values() for process in (each.process, each.check) if process is not None}
+    while orphans := [child.pid for child in psutil.Process().children() if child.pid not in known]:
         for pid in orphans:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -192,48 +203,26 @@ def _end_orphans(kept: dict[str, Kept]) -> None:
                 os.waitpid(pid, 0)
 
 
-def end_leftovers(folder: Path, state: State | None, grace_s: float = 15.0) -> None:
-    """End parts of this stack whose keeper was killed; they run on without one."""
-    left = {part.pid for part in state.parts.values() if part.pid and born(part.pid) == part.born} if state else set()
-    left |= set(_marked(folder))
+def end_leftovers(folder: Path, state: StackState | None, grace_s: float = 15.0) -> None:
+    """End services of this stack whose supervisor was killed."""
+    recorded = {each.pid: each.start_time for each in state.parts.values()} if state else {}
+    mark = f"{folder}:"
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            ours = process.pid in recorded and abs(start_time(process.pid) - recorded[process.pid]) < SAME_START_S
+            if ours or (process.environ().get(ENVIRONMENT_MARK, "").startswith(mark) and process.pid != os.getpid()):
+                left.append(process)
     for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):  # PostgreSQL waits for its clients with SIGTERM
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, sent)
-        end = time.monotonic() + grace_s
-        while (left := {pid for pid in left if _lives(pid)}) and time.monotonic() < end:
-            time.sleep(0.1)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(sent)
+        _, left = psutil.wait_procs(left, timeout=grace_s)
 
 
-def _marked(folder: Path) -> Iterator[int]:
-    mark = f"{ENVIRONMENT_MARK}={folder}:".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark in path.read_bytes() and int(path.parent.name) != os.getpid():
-                yield int(path.parent.name)
-
-
-def children(pid: int) -> list[int]:
-    """List the processes whose parent is this one."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(_fields(path)[1]) == pid:
-                found.append(int(path.parent.name))
-    return found
-
-
-def born(pid: int) -> int:
-    """Return when a process started, in clock ticks since boot; 0 for one that is gone or a zombie."""
-    with contextlib.suppress(OSError):
-        fields = _fields(Path(f"/proc/{pid}/stat"))
-        return 0 if fields[0] == "Z" else int(fields[19])
-    return 0
-
-
-def _lives(pid: int) -> bool:
-    return born(pid) > 0
-
-
-def _fields(path: Path) -> list[str]:
-    return path.read_text(errors="replace").rpartition(")")[2].split()  # a program's name may hold anything
+def start_time(pid: int) -> float:
+    """Return when a process started, in seconds since 1970; 0 if it is gone or a zombie."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return 0.0 if not pid or process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    return 0.0

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from nightjar.files import digest_file
 from nightjar.paths import ROOT
 from nightjar.store.file_memo import FileMemo
 
@@ -33,10 +34,11 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
     """Follow the imports of `modules` through this repository.
 
     Imports in functions count, those under `if TYPE_CHECKING` do not. The packages that contain a module count, because
-    Python runs them, except a target's package above its runner. A library counts with its version if this
-    repository's code imports it directly.
+    Python runs them, except a target's package above its runner. Files of a `templates/` folder beside a module count,
+    because the module reads them. A library counts with its version if this repository's code imports it directly.
     """
     todo, seen, leaves = list(modules), set[str](), set[str]()
+    templates = set[Path]()
     files: dict[str, str] = {}
     libraries: dict[str, str] = {}
     while todo:
@@ -59,9 +61,12 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
         if (path := module_file(module, root)) is not None:
             sha256, imported = _scan(path, module, path.stat().st_mtime_ns)
             files[path.relative_to(root).as_posix()] = sha256
+            templates.add(path.parent / "templates")
             if path.name != "__init__.py":
                 leaves.add(module)
             todo.extend(reversed(imported))  # a module before what is imported from it
+    for path in (path for folder in templates for path in folder.rglob("*") if path.is_file() and path.suffix != ".py"):
+        files[path.relative_to(root).as_posix()] = digest_file(path)
     _scans.save()
     return Closure(dict(sorted(files.items())), dict(sorted(libraries.items())))
 

@@ -125,7 +125,7 @@ def test_an_old_runtime_on_the_board_is_refused_before_a_run(
     loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = 'def versions():\n    return {"librknnrt": "1.4.0 (x@2022)", "rknpu": "0.8.2", "onnxruntime": "1"}\n'
-    monkeypatch.setattr("nightjar.plugins.target.probe_of", lambda target: old)
+    monkeypatch.setattr("nightjar.plugins.board_choice.probe_of", lambda target: old)
     target = plugin("targets", "rknn")
     monkeypatch.setattr(target.load(), "RUNTIMES", ("onnxruntime",))
     with pytest.raises(BoardMissing, match=r"librknnrt\.so 1\.4\.0 .*Invalid RKNN model version 6"):
@@ -154,9 +154,9 @@ def test_a_clip_that_was_set_aside_is_in_no_score_and_in_the_report(
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["aside"] == {"c1": why}
     assert (results["clips"], results["skipped"]) == (2, 0)
-    assert "set aside c1: the session ended early: exit status -11" in " ".join(capsys.readouterr().out.split())
+    assert "excluded c1: the session ended early: exit status -11" in " ".join(capsys.readouterr().out.split())
     page = (ROOT / results["report"]).read_text()
-    assert "1 set aside" in page
+    assert "1 excluded" in page
     assert "exit status -11 &lt;b&gt;" in page
     (record, *_) = (tmp_path / "store" / "evaluate").glob("*/record.json")
     assert json.loads(record.read_text())["meta"]["aside"].startswith("1: the session ended early")

@@ -226,10 +226,10 @@ def test_a_toolchain_is_used_by_one_at_a_time(server: str, deployed: str, tmp_pa
             stderr=subprocess.STDOUT,
         )
     for _ in range(600):
-        if "waiting for its slot" in (text := (tmp_path / "said").read_text()):
+        if "waiting for its limit" in (text := (tmp_path / "said").read_text()):
             break
         time.sleep(0.1)
-    assert "toolchain rknn is held by another run; waiting for its slot toolchain:rknn" in text
+    assert "toolchain rknn is held by another run; waiting for its limit toolchain:rknn" in text
     assert "onnx 1\n" in text, "a target without an SDK waited for one"
     assert "compiling" not in text
     freed = {"slots": 1, "lease_id": lease.json()["lease_id"]}

@@ -275,7 +275,7 @@ if clip == "two":
     assert results["aside"]["two"] == "it wrote 2 files out/enc_*.bin (enc_000007.bin, enc_000008.bin), one is wanted"
     assert results["aside"]["short"] == "its enc_000007.bin has 63996 bytes, 64000 are expected"
     assert results["aside"]["none"] == results["aside"]["stale"] == "it wrote 0 files out/enc_*.bin, one is wanted"
-    assert "set aside two" in capsys.readouterr().out
+    assert "excluded two" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["enc_000001.bin"]
     line = refused(capsys, 4, *asked, "--dumps", "elsewhere/*.bin")
     assert "left no dump of any of 5 clips" in line

@@ -64,6 +64,23 @@ def test_an_edit_changes_exactly_the_closures_that_reach_it(root: Path) -> None:
     assert before["models.m.export"] == after["models.m.export"]
 
 
+def test_templates_beside_a_module_count_and_those_of_other_packages_do_not(root: Path) -> None:
+    for name in ("nightjar/speech/templates/page.html", "nightjar/speech/templates/parts/plot.svg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("<p>")
+    (root / "nightjar/speech/templates/tool.py").write_text("")
+    (root / "nightjar/report/templates").mkdir()
+    (root / "nightjar/report/templates/page.html").write_text("<p>")
+    before = closure(["tasks.judge"], root)
+    assert {name for name in before.files if "templates" in name} == {
+        "nightjar/speech/templates/page.html",
+        "nightjar/speech/templates/parts/plot.svg",
+    }
+    (root / "nightjar/speech/templates/parts/plot.svg").write_text("<svg>")
+    assert closure(["tasks.judge"], root) != before
+    assert "nightjar/report/templates/page.html" in closure(["nightjar.report.page"], root).files
+
+
 def test_how_bytes_travel_is_in_no_key() -> None:
     found = closure(["tasks.evaluate"])
     assert "nightjar/boards/board.py" in found.files

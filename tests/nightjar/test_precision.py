@@ -9,8 +9,9 @@ import pytest
 
 from nightjar.errors import BadInput
 from nightjar.graphs.fusion import fuse, quantizable_groups
+from nightjar.graphs.onnx_session import open_session, open_sessions
 from nightjar.quantization import mixed_precision as precision
-from nightjar.quantization.fake_quantize import fake_quantize, open_session
+from nightjar.quantization.fake_quantize import fake_quantize
 from nightjar.quantization.graph_rewrites import apply_rewrites
 from nightjar.quantization.mixed_precision import (
     HEAD,
@@ -22,7 +23,7 @@ from nightjar.quantization.mixed_precision import (
     search,
     write_plan,
 )
-from nightjar.quantization.part_chain import Chain, open_sessions, part_function
+from nightjar.quantization.part_chain import Chain, part_function
 from nightjar.quantization.ranges import collect_ranges
 from nightjar.quantization.sensitivity import RankingSettings, rank
 from tests.nightjar import planted
@@ -145,7 +146,7 @@ def test_the_float_chain_is_at_no_distance_from_itself(models, calibration):
 
 def test_everything_kept_float_is_the_float_graph(models):
     groups = fuse(models["encoder"])
-    kept = fake_quantize(models["encoder"], groups, {}, keep=[group.tensor for group in groups])
+    kept = fake_quantize(models["encoder"], groups, {}, float_layers=[group.tensor for group in groups])
     assert [n.op_type for n in kept.graph.node] == [n.op_type for n in models["encoder"].graph.node]
 
 

@@ -8,8 +8,8 @@ from onnx import TensorProto, helper
 from nightjar.errors import BadInput
 from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.onnx_graph import Graph
+from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization import ranges
-from nightjar.quantization.fake_quantize import open_session
 from nightjar.quantization.ranges import choose_ranges, collect_extremes, collect_ranges, quantized_tensors
 from tests.nightjar import planted
 
@@ -49,7 +49,7 @@ def test_one_loud_sample_in_twenty_does_not_widen_a_large_tensors_range(encoder,
         -50.0,
         80.0,
     )  # of so few elements each counts
-    monkeypatch.setattr(ranges, "MANY", 1)
+    monkeypatch.setattr(ranges, "LARGE_TENSOR", 1)
     assert choose_ranges(graph, quantizable_groups(encoder), ends)[name] == (-1.0, 1.0)
 
 
@@ -60,10 +60,10 @@ def test_what_a_gelu_silences_is_cut_and_what_others_read_is_not(encoder, sample
     wide = {n: e for n, e in collect_extremes(Graph(encoder), list(gelu.inputs), loud).items()}
     found = collect_ranges(encoder, groups, loud)
     for name in gelu.inputs:
-        assert min(low for low, _ in wide[name]) < ranges.SILENT  # there is something to cut
-        assert found[name][0] == ranges.SILENT
+        assert min(low for low, _ in wide[name]) < ranges.GELU_SILENCE  # there is something to cut
+        assert found[name][0] == ranges.GELU_SILENCE
     others = [group for group in groups if group.kind == "add"]
-    assert min(found[name][0] for group in others for name in group.inputs) < ranges.SILENT
+    assert min(found[name][0] for group in others for name in group.inputs) < ranges.GELU_SILENCE
 
 
 def test_a_sample_with_nan_is_named(encoder, samples):

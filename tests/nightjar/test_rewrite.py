@@ -5,10 +5,12 @@ import json
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import fuse
-from nightjar.quantization.fake_quantize import open_session
+from nightjar.graphs.onnx_graph import constant_values
+from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.graph_rewrites import apply_rewrites, outlier_neurons, propose_rewrites, rewrite_graphs
 from tests.nightjar import planted
 
@@ -39,6 +41,21 @@ def test_every_move_leaves_the_float_output_as_it_is(samples):
     changed = apply_rewrites(model, moves)
     np.testing.assert_allclose(run(changed, samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)
     assert sum(g.macs for g in fuse(changed)) == sum(g.macs for g in fuse(model)), "moves cost no multiplications"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_split_gives_its_branch_the_share_of_the_bias_that_the_npu_needs(samples, share):
+    model = planted.encoder(outlier=60)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc2.b")
+    bias.CopyFrom(numpy_helper.from_array(np.linspace(-1, 1, planted.D, dtype=np.float32), bias.name))
+    split = next(m for m in propose_rewrites(model, samples, share) if m["move"] == "split")
+    assert split["bias_share"] == share
+    changed = apply_rewrites(model, [split])
+    np.testing.assert_allclose(run(changed, samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)
+    constants = constant_values(changed.graph)
+    whole = constant_values(model.graph)["fc2.b"]
+    np.testing.assert_allclose(constants["res2.outlier.b2"], share * whole, rtol=1e-6)
+    np.testing.assert_allclose(constants["fc2.b"] + constants["res2.outlier.b2"], whole, rtol=1e-6)
 
 
 def test_apply_does_not_touch_the_graph_it_is_given(samples):

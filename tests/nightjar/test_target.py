@@ -4,7 +4,8 @@ import pytest
 
 from nightjar.errors import BadOptions
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.target import make_options
+from nightjar.plugins.target import make_options, traits_of
+from nightjar.quantization.npu_traits import NpuTraits
 
 
 def test_options_are_read_by_the_kind_that_the_target_declares() -> None:
@@ -43,3 +44,8 @@ def test_what_a_target_does_not_take_is_said_in_one_line(target: str, chosen: st
 def test_a_precision_that_a_target_has_not_is_named_as_the_flag() -> None:
     with pytest.raises(BadOptions, match="target onnx does not build --precision auto"):
         make_options(plugin("targets", "onnx"), "auto")
+
+
+def test_a_target_gives_the_facts_of_its_npu_and_others_have_the_defaults() -> None:
+    assert traits_of(plugin("targets", "rknn")) is plugin("targets", "rknn").load().TRAITS
+    assert traits_of(plugin("targets", "onnx")) == NpuTraits()

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nightjar.stack.state import State, read_state
+from nightjar.stack.state import StackState, read_state
 from tests.browser import CHROMIUM, Browser
 from tests.conftest import need
 from tests.loopback import SSHD
@@ -63,7 +63,7 @@ class Running:
         )
 
     @property
-    def state(self) -> State | None:
+    def state(self) -> StackState | None:
         return read_state(self.folder / "stack")
 
     @property

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nightjar.stack.supervisor import born
+from nightjar.stack.supervisor import start_time
 from tests.stack.conftest import ROOT, Running
 
 
@@ -34,7 +34,7 @@ def test_a_part_stays_down_while_it_is_to_and_a_name_that_is_none_is_one_line(st
     assert stack.cli("stack", "start", "board").returncode == 0
     wrong = stack.cli("stack", "stop", "bord")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("nightjar: the stack has no part 'bord'; have database, ")
+    assert wrong.stderr.startswith("nightjar: the stack has no service 'bord'; have database, ")
 
 
 def test_what_a_killed_keeper_left_running_is_ended_and_the_next_start_has_the_same_runs(stack: Running) -> None:
@@ -42,15 +42,17 @@ def test_what_a_killed_keeper_left_running_is_ended_and_the_next_start_has_the_s
     assert state is not None
     runs = stack.ask("deployments/filter")
     os.kill(state.pid, 9)
-    stack.until(lambda: born(state.pid) == 0, "the keeper's end")
-    assert born(state.parts["server"].pid), "this test wants parts that outlive their keeper"
+    stack.until(lambda: start_time(state.pid) == 0, "the keeper's end")
+    assert start_time(state.parts["server"].pid), "this test wants parts that outlive their keeper"
     assert "no stack runs" in stack.cli("stack", "status").stderr
     up = stack.cli("stack", "up", "--detach")
     assert up.returncode == 0, up.stdout + up.stderr + stack.logs()
     after = stack.state
     assert after is not None
     assert after.ports == state.ports
-    assert all(born(part.pid) != part.born for part in state.parts.values() if part.pid), "an old part still runs"
+    assert all(start_time(part.pid) != part.start_time for part in state.parts.values() if part.pid), (
+        "an old part still runs"
+    )
     assert stack.ask("deployments/filter")[0]["id"] in {deployment["id"] for deployment in runs}
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from nightjar.errors import BadOptions
-from nightjar.stack.compose_file import read_topology
-from nightjar.stack.native_services import Part, native_parts
+from nightjar.stack.compose_file import Service, read_topology
+from nightjar.stack.native_services import native_services
 from nightjar.stack.state import write_secrets
 from tests.stack.conftest import ROOT, need_stack
 
@@ -20,9 +20,9 @@ PORTS = {"server": 4321, "database": 5555, "worker": 8888, "board": 2222}
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Part]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Service]:
     need_stack()
-    return {part.name: part for part in native_parts(Path("/stack"), PORTS)}
+    return {native.name: native for native in native_services(Path("/stack"), PORTS)}
 
 
 def test_it_is_what_the_compose_specification_asks_for() -> None:
@@ -72,33 +72,35 @@ def test_the_secrets_are_files_that_are_made_here_and_nothing_in_the_file_is_one
     assert not re.search(r"password\s*:(?!//)|:[^/\s@]+@|token", said.replace("POSTGRES_PASSWORD_FILE", "FILE"), re.I)
 
 
-def test_make_stack_starts_the_same_services_in_the_same_order_with_the_same_settings(parts: dict[str, Part]) -> None:
-    services = read_topology()
-    assert parts.keys() == services.keys() == COMPOSE["services"].keys()
-    for name, service in services.items():
-        part = parts[name]
+def test_make_stack_starts_the_same_services_in_the_same_order_with_the_same_settings(
+    services: dict[str, Service],
+) -> None:
+    described = read_topology()
+    assert services.keys() == described.keys() == COMPOSE["services"].keys()
+    for name, service in described.items():
+        native = services[name]
         written = COMPOSE["services"][name]
-        assert part.needs == {other: how["condition"] for other, how in written.get("depends_on", {}).items()}
-        assert part.restart == written["restart"]
-        assert (part.health is None) == ("healthcheck" not in written)
+        assert native.needs == {other: how["condition"] for other, how in written.get("depends_on", {}).items()}
+        assert native.restart == written["restart"]
+        assert (native.health is None) == ("healthcheck" not in written)
         if name != "database":  # whose image reads its own variables
-            own = {key: part.environment[key] for key in service.environment}
+            own = {key: native.environment[key] for key in service.environment}
             assert own.keys() == written["environment"].keys() if "environment" in written else not own
             theirs = {key: value for key, value in own.items() if value != service.environment[key]}
             assert all("127.0.0.1" in value or value.startswith("/") or value.isdigit() for value in theirs.values())
     leftover = re.compile(
         r"server:4200|database:5432|/run/secrets|/etc/nightjar|/var/lib/nightjar|/srv/nightjar|0\.0\.0\.0"
     )
-    for part in parts.values():
-        settings = {key: value for key, value in part.environment.items() if os.environ.get(key) != value}
-        words = [*part.command, *(part.health.test if part.health else ()), *settings.values()]
-        assert not [word for word in words if leftover.search(word)], f"{part.name} has a container's address or path"
-    assert parts["worker"].environment["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
-    assert parts["board"].command[1:] == ("-D", "-e", "-f", "/stack/board/sshd_config")
+    for native in services.values():
+        settings = {key: value for key, value in native.environment.items() if os.environ.get(key) != value}
+        words = [*native.command, *(native.health.test if native.health else ()), *settings.values()]
+        assert not [word for word in words if leftover.search(word)], f"{native.name} has a container's address or path"
+    assert services["worker"].environment["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
+    assert services["board"].command[1:] == ("-D", "-e", "-f", "/stack/board/sshd_config")
 
 
 def test_services_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:
     said = {name: {"depends_on": {other: {"condition": "service_healthy"}}} for name, other in (("a", "b"), ("b", "a"))}
     (tmp_path / "compose.yml").write_text(yaml.safe_dump({"services": said}))
-    with pytest.raises(BadOptions, match="wait for each other or for none there is: a, b"):
+    with pytest.raises(BadOptions, match="services need each other: a, b"):
         read_topology(tmp_path / "compose.yml")

@@ -1,1 +1,1 @@
-"""The history as a static site: pages that work from a folder, on a phone, with nothing fetched and nothing run."""
+"""The history of nights as a static site: self-contained pages that work from a folder and fit a phone."""

@@ -38,21 +38,21 @@ def join_words(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
 
 
-def split_failures(said: str, cells: Sequence[str]) -> list[str]:
-    """Part what failed in a night: a new sentence begins where '; ' is followed by a cell's name."""
+def split_failures(text: str, cells: Sequence[str]) -> list[str]:
+    """Split the failures of a night: a new one begins where '; ' is followed by a cell's name."""
     names = "|".join(re.escape(cell) for cell in sorted(cells, key=len, reverse=True) if cell)
-    parts = re.split(rf"; (?=(?:{names})\b)", said) if names else [said]
+    parts = re.split(rf"; (?=(?:{names})\b)", text) if names else [text]
     return [part for part in parts if part]
 
 
 def main_versions(versions: dict[str, str], target: str, most: int = 4) -> str:
-    """Write the versions that tell most: the target's own tools first, then what runs graphs, then the others."""
+    """Write the most important versions: the target's own tools, then what runs graphs, then the others."""
     ranks = {"onnxruntime": 1, "torch": 2, "whisper": 3, "openai-whisper": 3, "onnx": 4, "numpy": 5}
     named = sorted(versions, key=lambda name: (0 if target in name else ranks.get(name, 9), name))
     more = f" and {len(named) - most} more" if len(named) > most else ""
     return ", ".join(f"{name} {versions[name]}".strip() for name in named[:most]) + more
 
 
-def short_dates(said: str) -> str:
+def short_dates(text: str) -> str:
     """Write the names of nights in a sentence as days."""
-    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lambda found: day(found[0]), said)
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lambda found: day(found[0]), text)

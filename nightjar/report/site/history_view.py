@@ -1,23 +1,17 @@
-"""The history as pages need it: checked rows by night and by cell, what differs between two, and their artifacts."""
+"""The history as pages need it: rows by night and by cell, what differs between two, and what the store still has."""
 
 import functools
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import pandas as pd
-from pydantic import BaseModel, ValidationError
-
-from nightjar.errors import StoreBroken
 from nightjar.nightly.changes import cell_changes
-from nightjar.nightly.evidence import Evidence
+from nightjar.nightly.evidence import Evidence, artifact_file, read_json
 from nightjar.nightly.history import Cell, Finding, History, Night
 from nightjar.nightly.regression import best_night
-from nightjar.report.site.urls import is_key
+from nightjar.report.site.urls import report_url
 from nightjar.store.artifact import Store
 
-Row = TypeVar("Row", bound=BaseModel)
+Row = TypeVar("Row")
 
 
 class NightHistory(NamedTuple):
@@ -29,7 +23,7 @@ class NightHistory(NamedTuple):
     findings: dict[str, tuple[Finding, ...]]
 
     def before(self, cell: Cell) -> Cell | None:
-        """Return the night before of a cell, if it has one: the last that it was in."""
+        """Return a cell's row of its previous night, if it has one."""
         rows = self.by_cell[cell.cell]
         at = next(number for number, row in enumerate(rows) if row.night == cell.night)
         return rows[at - 1] if at else None
@@ -40,76 +34,83 @@ class NightHistory(NamedTuple):
 
 
 def read_history(history: History) -> NightHistory:
-    """Read the three tables; raises StoreBroken where one cannot be read, or a row is no row."""
-    nights = _rows(history.nights(), Night, history.folder / "nights.csv")
-    cells = _rows(history.cells(), Cell, history.folder / "cells.csv")
-    findings = _rows(history.findings(), Finding, history.folder / "findings.csv")
+    """Read the three tables; raises StoreBroken where one cannot be read or has an invalid row."""
+    cells = history.cell_rows()
     return NightHistory(
-        nights=nights,
+        nights=tuple(history.night_rows()),
         by_night=_grouped(cells, lambda row: row.night),
         by_cell=_grouped(cells, lambda row: row.cell),
-        findings=_grouped(findings, lambda row: row.night),
+        findings=_grouped(history.finding_rows(), lambda row: row.night),
     )
 
 
-def cell_differences(before: Cell, after: Cell) -> list[str]:
-    """Say what else the history knows to differ between two nights of a cell, likeliest cause of a difference first."""
-    if not (before.tier and after.tier):  # one of them never ran: it is made of nothing
+def cell_differences(before: Cell | None, after: Cell) -> list[str]:
+    """List what else the history knows to differ between two nights of a cell, likeliest cause first."""
+    if before is None or not (before.tier and after.tier):  # one of them never ran
         return []
     tier = [f"tier {before.tier} → {after.tier}"] if before.tier != after.tier else []
     try:
         return tier + cell_changes(Evidence(cell=after), Evidence(cell=before))
-    except ValueError:  # a command that no shell would take: somebody has edited the table
+    except ValueError:  # an edited table: the command does not parse
         return tier
 
 
-def versions(text: str) -> dict[str, str]:
-    """Part 'rknn-toolkit2 2.5.0; torch 2.13.0' into names and versions."""
-    parts = (part.strip().rpartition(" ") for part in text.split(";") if part.strip())
-    return {name or version: version for name, _, version in parts}
-
-
 class StoredResults:
-    """What the store still has of the history: verdicts and reports; gc may have taken either."""
+    """What the store still has of the history: gc may have removed verdicts and reports."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.verdict = functools.lru_cache(maxsize=32)(self._verdict)
 
-    def file(self, stage: str, key: str, name: str) -> Path | None:
-        """Return where a file of an artifact lies, verified, or None where there is none any more."""
-        if not is_key(key):
-            return None
-        record, _ = self.store.find(stage, key)
-        path = self.store.path(record.artifact) / name if record is not None else None
-        return path if path is not None and path.is_file() else None
+    def has_verdict(self, cell: Cell) -> bool:
+        """Tell whether the verdict of a cell's night is in the store."""
+        return artifact_file(self.store, "judge", cell.judge, "verdict.json") is not None
 
-    def _verdict(self, key: str) -> dict[str, Any] | None:
-        """Read verdict.json by its key."""
-        path = self.file("judge", key, "verdict.json")
-        if path is None:
-            return None
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return loaded
+    def _verdict(self, key: str) -> dict[str, Any]:
+        """Read a verdict by its key; empty where it is gone."""
+        return read_json(self.store, "judge", key, "verdict.json")
 
     def gates(self, key: str) -> list[dict[str, Any]]:
-        """List the gates of a verdict that it did not pass; none where the store has no such verdict."""
+        """List the gates that a verdict did not pass; none where the verdict is gone."""
         verdict = self.verdict(key)
         return [gate for gate in verdict["verdict"]["gates"] if gate["outcome"] != "PASS"] if verdict else []
 
+    def lost_verdicts(self, cells: Iterable[Cell]) -> list[Cell]:
+        """List the cells that had a verdict which the store no longer has."""
+        return [cell for cell in cells if cell.judge and not self.verdict(cell.judge)]
 
-def _rows(table: pd.DataFrame, kind: type[Row], path: Path) -> tuple[Row, ...]:
-    try:
-        return tuple(
-            kind.model_validate({str(name): value for name, value in row.items() if not pd.isna(value)})
-            for row in table.to_dict("records")
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StoreBroken(
-            f"{path} has a row that is none of ours ({place}: {first['msg']}): mend it, or move it away to begin anew"
-        ) from error
+
+class SiteData(NamedTuple):
+    """What every page is made from: the history, the store, and which difference and report pages exist."""
+
+    history: NightHistory
+    stored: StoredResults
+    diffs: dict[tuple[str, str, str], str]  # (cell, night, other night) -> page
+    reports: frozenset[str]  # keys of the reports that the site has a copy of
+
+    def diff(self, after: Cell, before: Cell | None) -> str:
+        """Return the page of a difference, empty where there is none."""
+        return self.diffs.get((after.cell, after.night, before.night), "") if before is not None else ""
+
+    def report(self, cell: Cell) -> str:
+        """Return the page of a cell's report, empty where there is none."""
+        return report_url(cell.report) if cell.report in self.reports else ""
+
+    def row(self, cell: Cell, before: Cell | None) -> dict[str, Any]:
+        """Make what a table of nights or cells shows of a row beside its figures."""
+        return {
+            "c": cell,
+            "before": before,
+            "report": self.report(cell),
+            "diff": self.diff(cell, before),
+            "new": ", ".join(cell_differences(before, cell)),
+        }
+
+
+def versions(text: str) -> dict[str, str]:
+    """Split 'rknn-toolkit2 2.5.0; torch 2.13.0' into names and versions."""
+    parts = (part.strip().rpartition(" ") for part in text.split(";") if part.strip())
+    return {name or version: version for name, _, version in parts}
 
 
 def _grouped(rows: Sequence[Row], of: Callable[[Row], str]) -> dict[str, tuple[Row, ...]]:

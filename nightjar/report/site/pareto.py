@@ -1,4 +1,4 @@
-"""WER against size and against speed: which cells nobody beats in both. Only what heard the same speech is compared."""
+"""WER against size and against speed: the cells that no other beats in both. Only the same speech is compared."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -6,36 +6,20 @@ from typing import Any, Literal, NamedTuple
 from markupsafe import Markup
 
 from nightjar.nightly.history import Cell
-from nightjar.report.site.charts import LEFT, RIGHT, TOP, format_tick, nice_ticks
+from nightjar.report.axes import Plot, axis_with_ticks, polyline
 from nightjar.report.site.formatting import count, join_words, short
+from nightjar.report.site.layout import render
 from nightjar.report.site.urls import cell_url
-from nightjar.report.style import environment
 
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 352.0, 10.0, 196.0  # of the plot inside its 360 × 230
 LETTER, LINE = 5.4, 11.0  # px of a label's letter and line, at its font size
-ALIKE = 0.95  # of the words of the most: who heard less did not hear the same test
-LABELLED = 14  # more points than these have no room for names
+ALIKE = 0.95  # share of the most words: with fewer, the test is not the same
+LABELLED = 14  # with more points there is no room for all names
 SHAPES = {
     "device": "M0 -5.5a5.5 5.5 0 1 0 .01 0z",
     "host": "M-4.8 -4.8h9.6v9.6h-9.6z",
     "vendor-simulator": "M0 -6.6l6.6 6.6l-6.6 6.6l-6.6 -6.6z",
     "stand-in": "M-4.5 -4.5l9 9m0 -9l-9 9",
-}
-
-TEMPLATES = {
-    "pareto": """<figure class="chart"><figcaption>{{ title }}</figcaption>
-<svg viewBox="0 0 360 230" role="img" aria-label="{{ title }} of {{ points|length }} cells">
-{% for y, text in ys %}<line class="grid" x1="44" x2="352" y1="{{ y }}" y2="{{ y }}"/><text x="38" y="{{ y + 4 }}" text-anchor="end">{{ text }}</text>{% endfor %}
-{% for x, text in xs %}<line class="grid" x1="{{ x }}" x2="{{ x }}" y1="10" y2="196"/><text x="{{ x }}" y="211" text-anchor="{{ "end" if loop.last else "middle" }}">{{ text }}</text>{% endfor %}
-<text x="198" y="226" text-anchor="middle">{{ across }}</text><text x="48" y="20">WER, %</text>
-{% if front %}<polyline class="front" points="{{ front }}"/>{% endif %}
-{% for p in points %}<a href="{{ p.href }}">{% if p.lead %}<path class="lead-line" d="{{ p.lead }}"/>{% endif %}
-<path class="shape f{{ p.outcome }}" transform="translate({{ p.x }} {{ p.y }})" d="{{ p.shape }}"><title>{{ p.said }}</title></path>
-{% if p.label %}<text class="label" text-anchor="{{ p.anchor }}" x="{{ p.label_x }}" y="{{ p.label_y }}">{{ p.label }}</text>{% endif %}</a>{% endfor %}</svg></figure>""",
-    "section": """<div class="charts">{{ plots }}</div>
-<p class="key">{% for tier, shape in tiers %}<span><svg viewBox="-8 -8 16 16" width="14" height="14" aria-hidden="true">
-<path class="shape f{{ "standin" if tier == "stand-in" else "none" }}" d="{{ shape }}"/></svg>{{ tier }}</span>{% endfor %}
-<span class="soft">lower left is better; the line joins what does not fail and nothing beats</span></p>
-{% if note %}<p class="soft">{{ note }}</p>{% endif %}""",
 }
 
 
@@ -48,14 +32,14 @@ class Point(NamedTuple):
 
 
 class Box(NamedTuple):
-    """What a label or a mark takes of a plot."""
+    """The area of a label or a mark in a plot."""
 
     left: float
     top: float
     right: float
     bottom: float
 
-    def meets(self, other: "Box") -> bool:
+    def overlaps(self, other: "Box") -> bool:
         """Tell whether two boxes overlap."""
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
@@ -75,22 +59,23 @@ def pareto_sections(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
         group = [cell for cell in group if cell not in other]
         if len(group) < 2:
             continue
-        plots = _plot("WER against size", "size of all parts, MB", _points(group, "size"))
-        timed = _points(group, "rtf")
-        if len(timed) > 1:
-            plots += _plot("WER against real-time factor", "RTF end to end, p50", timed)
-        tiers = [(tier, SHAPES[tier]) for tier in SHAPES if any(cell.tier == tier for cell in group)]
+        plots = [_plot("WER against size", "size of all parts, MB", _points(group, "size"))]
+        if len(timed := _points(group, "rtf")) > 1:
+            plots.append(_plot("WER against real-time factor", "RTF end to end, p50", timed))
         named = join_words([f"{cell.cell} ({count(cell.clips or 0, 'clip')})" for cell in other])
-        note = f"Not drawn, for they heard fewer of the clips: {named}." if other else ""
-        body = _templates.get_template("section").render(plots=plots, tiers=tiers, note=note)
+        body = render(
+            "pareto.html",
+            plots=plots,
+            tiers=[(tier, shape) for tier, shape in SHAPES.items() if any(cell.tier == tier for cell in group)],
+            note=f"Not drawn, because they have fewer clips: {named}." if other else "",
+        )
         models = join_words(sorted({cell.model for cell in group}))
-        heard = f"{models}, on {count(max(cell.clips or 0 for cell in group), 'clip')}"
-        sections.append((heard, Markup(body)))
+        sections.append((f"{models}, on {count(max(cell.clips or 0 for cell in group), 'clip')}", body))
     return sections
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """Return the points that none beats in both, from left to right; what fails and what stands in beats nobody."""
+    """Return the points that none beats in both, left to right; a failed cell and a stand-in do not count."""
     best: list[Point] = []
     real = (p for p in points if p.cell.tier != "stand-in" and p.cell.outcome != "FAIL")
     for point in sorted(real, key=lambda p: (p.x, p.y)):
@@ -109,48 +94,37 @@ def _points(cells: Iterable[Cell], axis: Literal["size", "rtf"]) -> list[Point]:
 
 
 def _plot(title: str, across: str, points: Sequence[Point]) -> Markup:
-    xticks = nice_ticks([0.0, *(point.x for point in points)])
-    # one that fails by far would press all others to the floor: it stands at the ceiling, with its figure
-    sane = [point.y for point in points if point.cell.outcome != "FAIL"]
-    ceiling = 3 * max(sane) if sane and max(sane) > 0 else max(point.y for point in points)
-    yticks = nice_ticks([0.0, *(min(point.y, ceiling) for point in points)])
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return (
-            round(LEFT + (RIGHT - LEFT) * (x - xticks[0]) / (xticks[-1] - xticks[0]), 1),
-            round(196 - (196 - TOP) * (min(y, yticks[-1]) - yticks[0]) / (yticks[-1] - yticks[0]), 1),
-        )
-
-    marks = [at(point.x, point.y) for point in points]
-    names = [_name(point.cell) + (f" ↑ {point.y:.3g} %" if point.y > yticks[-1] else "") for point in points]
-    labels = _labels(marks, names)
+    x, x_ticks = axis_with_ticks([0.0, *(point.x for point in points)], LEFT, RIGHT)
+    # a cell that fails by far would flatten all others: it is drawn at the top, with its figure
+    passed = [point.y for point in points if point.cell.outcome != "FAIL"]
+    ceiling = 3 * max(passed) if passed and max(passed) > 0 else max(point.y for point in points)
+    y, y_ticks = axis_with_ticks([0.0, *(min(point.y, ceiling) for point in points)], BOTTOM, TOP)
+    marks = [(x.at(point.x), y.at(min(point.y, y.high))) for point in points]
+    names = [_name(point.cell) + (f" ↑ {point.y:.3g} %" if point.y > y.high else "") for point in points]
     steps: list[tuple[float, float]] = []
     for point in pareto_front(points):
-        x, y = at(point.x, point.y)
-        if steps:
-            steps.append((x, steps[-1][1]))
-        steps.append((x, y))
+        at = (x.at(point.x), y.at(min(point.y, y.high)))
+        steps += [(at[0], steps[-1][1]), at] if steps else [at]
     drawn = [
         {
-            "x": x,
-            "y": y,
+            "x": mark[0],
+            "y": mark[1],
             "shape": SHAPES.get(point.cell.tier, SHAPES["device"]),
             "outcome": "standin" if point.cell.tier == "stand-in" else point.cell.outcome,
             "href": cell_url(point.cell.cell),
-            "said": f"{point.cell.cell}, tier {point.cell.tier}: WER {point.y:.2f} %, {across.split(',')[0]} {point.x:.3g}",
+            "title": f"{point.cell.cell}, tier {point.cell.tier}: WER {point.y:.2f} %, "
+            f"{across.split(',')[0]} {point.x:.3g}",
             **label,
         }
-        for point, (x, y), label in zip(points, marks, labels, strict=True)
+        for point, mark, label in zip(points, marks, _labels(marks, names), strict=True)
     ]
-    return Markup(
-        _templates.get_template("pareto").render(
-            title=title,
-            across=across,
-            points=drawn,
-            front=" ".join(f"{x},{y}" for x, y in steps) if len(steps) > 1 else "",
-            xs=[(at(tick, yticks[0])[0], format_tick(tick, xticks)) for tick in xticks],
-            ys=[(at(xticks[0], tick)[1], format_tick(tick, yticks)) for tick in yticks],
-        )
+    return render(
+        "pareto.svg",
+        title=title,
+        across=across,
+        points=drawn,
+        front=polyline(steps) if len(steps) > 1 else "",
+        plot=Plot(x, y, x_ticks, y_ticks),
     )
 
 
@@ -160,7 +134,7 @@ def _name(cell: Cell) -> str:
 
 
 def _labels(marks: Sequence[tuple[float, float]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Place each name beside its mark where it covers neither a mark nor a name; without room it is left out."""
+    """Place each name beside its mark where it covers no mark and no other name; without room it is left out."""
     taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in marks]
     placed: list[dict[str, Any]] = []
     for (x, y), name in zip(marks, names, strict=True):
@@ -171,7 +145,7 @@ def _labels(marks: Sequence[tuple[float, float]], names: Sequence[str]) -> list[
             for left in (*beside, above) if not down else (above, *beside):
                 box = Box(left, y + down - LINE / 2, left + width, y + down + LINE / 2)
                 inside = box.left >= LEFT + 1 and box.right <= 359 and box.top >= 4 and box.bottom <= 195
-                if inside and not any(box.meets(other) for other in taken):
+                if inside and not any(box.overlaps(other) for other in taken):
                     # anchored at the mark: letters are smaller where the page is wide
                     anchor = "start" if left == x + 10 else "end" if left == x - 10 - width else "middle"
                     at = {"start": box.left, "end": box.right, "middle": left + width / 2}[anchor]
@@ -186,6 +160,3 @@ def _labels(marks: Sequence[tuple[float, float]], names: Sequence[str]) -> list[
                 break
         placed.append(found)
     return placed
-
-
-_templates = environment(TEMPLATES)

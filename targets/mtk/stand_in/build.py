@@ -13,7 +13,7 @@ import onnx
 from nightjar.errors import BadInput, BadOptions, Broken
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.ranges import MANY, SHARE, SILENT
+from nightjar.quantization.ranges import GELU_SILENCE, LARGE_TENSOR, SAMPLE_SHARE
 from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.mtk.audit import audit
 from targets.mtk.graphs import (
@@ -159,10 +159,10 @@ def _settled(
     for name, ends in extremes.items():
         if name not in sizes:  # a constant: the quantizer looks at it itself
             continue
-        share = SHARE if sizes[name] >= MANY else 1.0
+        share = SAMPLE_SHARE if sizes[name] >= LARGE_TENSOR else 1.0
         low = float(np.quantile([low for low, _ in ends], 1 - share))
         high = float(np.quantile([high for _, high in ends], share))
-        settled[name] = (max(low, SILENT) if name in quiet else low, high)
+        settled[name] = (max(low, GELU_SILENCE) if name in quiet else low, high)
     return settled
 
 

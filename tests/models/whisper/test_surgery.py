@@ -13,9 +13,9 @@ from models.whisper.contract import recognise
 from models.whisper.export import export
 from nightjar.graphs.fusion import fuse
 from nightjar.graphs.onnx_graph import Graph
+from nightjar.graphs.onnx_session import open_session
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import Tensors
-from nightjar.quantization.fake_quantize import open_session
 from nightjar.quantization.graph_rewrites import apply_rewrites, propose_rewrites
 from nightjar.quantization.part_chain import logit_outputs
 from targets.onnx.adopt import describe

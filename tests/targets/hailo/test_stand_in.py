@@ -11,8 +11,9 @@ import pytest
 from nightjar.errors import BadOptions
 from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.onnx_graph import Graph
+from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.fake_quantize import A8_W8, A16_W8, A16_W16, fake_quantize, open_session
+from nightjar.quantization.fake_quantize import A8_W8, A16_W8, A16_W16, fake_quantize
 from nightjar.quantization.ranges import collect_ranges
 from targets.hailo import stand_in
 from targets.hailo.stand_in import runner as own_runner

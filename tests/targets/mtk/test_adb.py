@@ -10,11 +10,11 @@ import pytest
 
 from nightjar.cli.main import main
 from nightjar.errors import BoardMissing
+from nightjar.graphs.onnx_session import open_session
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.target import session_of
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.fake_quantize import open_session
 from targets import mtk as target
 from targets.mtk.adb import open_runner
 from tests.targets.mtk.conftest import Doubles

@@ -16,7 +16,7 @@ from injected import fault, strike
 
 from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 from nightjar.graphs.onnx_graph import Graph
-from nightjar.quantization.fake_quantize import open_session
+from nightjar.graphs.onnx_session import open_session
 
 __version__ = "4.23.0"
 CHIP = "HAILO8L"

@@ -18,7 +18,8 @@ from hailo_sdk_client.model_translator.exceptions import MisspellNodeError, Pars
 from nightjar.graphs.fusion import fuse, quantizable_groups
 from nightjar.graphs.nhwc import from_nhwc, nhwc_shape, to_nhwc
 from nightjar.graphs.onnx_graph import Graph
-from nightjar.quantization.fake_quantize import A16_W16, fake_quantize, open_session
+from nightjar.graphs.onnx_session import open_session
+from nightjar.quantization.fake_quantize import A16_W16, fake_quantize
 from nightjar.quantization.ranges import collect_ranges
 
 ARCHS = ("hailo8", "hailo8l", "hailo8r")

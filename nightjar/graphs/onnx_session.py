@@ -1,0 +1,30 @@
+"""Open ONNX graphs with onnxruntime on the host's CPU; onnxruntime is imported when used."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def open_session(model: Any, threads: int = 0, *, integer_kernels: bool = False, optimized: Path | None = None) -> Any:
+    """Open a graph: an onnx.ModelProto, its bytes or its path.
+
+    threads: 0 for one per core. integer_kernels: fuse QuantizeLinear and DequantizeLinear into integer kernels; by
+    default rounding is computed in float. optimized: a file that onnxruntime writes its optimised graph to.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()  # type: ignore[attr-defined]
+    options.log_severity_level = 3  # its warnings are about its own optimiser
+    options.intra_op_num_threads = threads
+    if not integer_kernels:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    source = str(model) if isinstance(model, Path) else model
+    data = source if isinstance(source, (bytes, str)) else source.SerializeToString()
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
+
+
+def open_sessions(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Open a session per graph."""
+    return {part: open_session(model) for part, model in models.items()}
