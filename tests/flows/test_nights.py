@@ -25,6 +25,8 @@ from tests.flows.working import Worker
 from tests.loopback import Loopback
 from tests.nights import NANO, Nights, altered, outcomes, worse, write_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -19,6 +19,8 @@ from tests.flows.conftest import ROOT
 from tests.flows.deploy.placed import NAME, Deploy, asked, current, on_board, place, releases
 from tests.loopback import Loopback
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_deployed_hears_what_the_session_heard(
     run: Deploy, loop: Loopback, store: Path, speech: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
