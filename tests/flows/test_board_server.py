@@ -15,6 +15,8 @@ from nightjar.paths import reports_folder
 from tests.flows.conftest import ROOT, Cli, write_speech
 from tests.loopback import Loopback
 
+pytestmark = pytest.mark.slow
+
 SECRETS = {"NIGHTJAR_TEST_TOKEN": "hunter2-environment", "SSH_ASKPASS_WORD": "hunter2-passphrase"}
 KEY_WORDS = "hunter2-key-path"
 

@@ -15,6 +15,8 @@ from nightjar.toolchains.environment import toolchain
 from tests.conftest import need
 from tests.flows.conftest import ROOT, Cli, shipped_speech
 
+pytestmark = pytest.mark.slow
+
 RKNN = ("port", "--target", "rknn")
 
 

@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.flows.conftest import ROOT, Cli, shipped_speech
 from tests.models.zipformer.second_generation import write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 NANO = ("--model", "zipformer-nano")
 
 

@@ -21,6 +21,8 @@ from tests.flows.conftest import ROOT
 from tests.flows.deploy.placed import NAME, current, lying_runtime, place, releases
 from tests.loopback import Loopback
 
+pytestmark = pytest.mark.slow
+
 
 def started(bundle: Path, canary: Canary) -> subprocess.Popen[bytes]:
     """Deploy in a process of its own."""
