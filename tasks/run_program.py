@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.boards.ref import BoardRef
-from nightjar.errors import BadInput, SessionFailed
+from nightjar.errors import BadInput, SessionFailed, printable
 from nightjar.files import digest_file, read_json
 from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin
 from nightjar.sessions.board_program import BoardProgram, ProgramResult
 from nightjar.sessions.board_program import run_program as run_on_board
 from nightjar.speech.manifest import load_speech, shuffled, split_by_window
-from nightjar.text import printable
 from tasks.adopt import InputFiles
 from tasks.evaluate import silent_probes
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses

@@ -15,9 +15,8 @@ import time
 from typing import Any, Protocol
 
 from nightjar.device.framing import LOST_S, READY
-from nightjar.errors import BoardMissing, SessionFailed
+from nightjar.errors import BoardMissing, SessionFailed, printable
 from nightjar.paths import ROOT
-from nightjar.text import printable
 
 ANSWER_BYTES = 1 << 24
 GREETING_BYTES = 1 << 16  # what a shell's start-up files print before the agent answers

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 
 from nightjar.boards.agent_link import AgentLink
-from nightjar.errors import BoardBusy
-from nightjar.text import printable
+from nightjar.errors import BoardBusy, printable
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,8 @@ from nightjar.boards.config import STRICT_OPTIONS, BoardAddress, ssh_settings
 from nightjar.boards.file_transfer import LIMIT_BYTES, get_files, put_files
 from nightjar.boards.lock import wait_for_lock
 from nightjar.boards.ssh_connection import CONNECT_S, ChannelStream, connect
-from nightjar.errors import SessionFailed
+from nightjar.errors import SessionFailed, printable
 from nightjar.process import lock_owner
-from nightjar.text import printable
 
 LINE_BYTES = 1 << 24  # the result of one clip, with logits, has some hundred KiB
 OUTPUT_BYTES = 1 << 30  # stdout of one session

@@ -14,8 +14,7 @@ from fabric import Config, Connection
 
 from nightjar.boards.agent_link import connection_lost
 from nightjar.boards.config import BoardAddress, SshSettings, ssh_settings
-from nightjar.errors import BoardMissing, SessionFailed
-from nightjar.text import printable
+from nightjar.errors import BoardMissing, SessionFailed, printable
 
 CONNECT_S = 10.0
 SEND_S = 60.0

@@ -14,13 +14,12 @@ import nightjar.device.releases
 from nightjar.boards.config import find_board
 from nightjar.boards.ssh import SshBoard
 from nightjar.deploy.bundle import MANIFEST, SCRIPT, read_manifest
-from nightjar.errors import BadInput, NightjarError, SessionFailed
+from nightjar.errors import BadInput, NightjarError, SessionFailed, printable
 from nightjar.scoring.normalize import normalise
 from nightjar.scoring.score import ClipScore
 from nightjar.scoring.wer import corpus_wer, count_errors
 from nightjar.sessions.board_program import ALL, BoardProgram, ProgramResult, run_program
 from nightjar.speech.manifest import Clip, shuffled
-from nightjar.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from nightjar.boards.board import BoardFacts
 from nightjar.boards.config import BoardAddress, relative_to_boards_file
 from nightjar.dataset.reader import HarvestedClip
-from nightjar.errors import BadOptions, BoardMissing, SessionFailed
+from nightjar.errors import BadOptions, BoardMissing, SessionFailed, printable
 from nightjar.service import service_pb2 as pb
 from nightjar.service.protocol import (
     DEADLINE_S,
@@ -30,7 +30,6 @@ from nightjar.service.protocol import (
     read_token,
     split_address,
 )
-from nightjar.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightjar.boards.board import Board
-from nightjar.errors import SessionFailed
+from nightjar.errors import SessionFailed, printable
 from nightjar.files import digest_file, read_json, storage_errors, write_atomic
 from nightjar.sessions.clip_queue import ClipQueue
 from nightjar.speech.audio import load_audio
-from nightjar.text import printable
 
 log = logging.getLogger(__name__)
 

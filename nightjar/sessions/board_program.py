@@ -19,11 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import nightjar.device.program_runner  # travels to the board, so its code is part of every key that runs a program
 from nightjar.boards.board import Board
 from nightjar.boards.config import RESERVED, boards_file, find_board
-from nightjar.errors import BadOptions, BoardMissing, SessionFailed
+from nightjar.errors import BadOptions, BoardMissing, SessionFailed, printable
 from nightjar.files import digest, storage_errors, write_atomic
 from nightjar.progress import tick
 from nightjar.speech.audio import load_audio
-from nightjar.text import printable
 
 log = logging.getLogger(__name__)
 
