@@ -14,7 +14,7 @@ from tests.loopback import Loopback
 from tests.nightjar.conftest import one_line
 
 HOSTILE = ("two words", "quote'\"", "line\nbreak", ";$(touch x)`id`", "été 中文", "-rf", "%h*?[a]\\")
-SOURCES = Path(__file__).resolve().parents[2]
+SOURCES = Path(__file__).resolve().parents[3]
 
 
 def cached(loop: Loopback) -> list[Path]:

@@ -19,7 +19,7 @@ from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from tests.loopback import Loopback
 from tests.nightjar.conftest import one_line
 
-SOURCES = Path(__file__).resolve().parents[2]
+SOURCES = Path(__file__).resolve().parents[3]
 
 
 def alive(pid: int) -> bool:

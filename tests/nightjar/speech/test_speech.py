@@ -19,7 +19,7 @@ from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, check_disjoint, file_safe_id, load_speech, speech_digest, split_by_window
 from tests.conftest import need
 
-SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[3] / "shared" / "data")) / "librispeech"
+SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[4] / "shared" / "data")) / "librispeech"
 FORMATS = ("wav", "flac", "ogg", "mp3")
 
 
