@@ -142,14 +142,14 @@ BAD_CONFIGS = {
     ),
     "a cell twice": (
         2 * '[[cells]]\nmodels = ["whisper-nano"]\ntargets = ["onnx"]\nprecisions = ["fp"]\n',
-        "[[cells]] 2: cell whisper-nano/onnx/fp is there twice",
+        "[[cells]] 2: cell whisper-nano/onnx/fp occurs twice",
     ),
     "a value out of range": (
         '[defaults]\nlimit = 0\n[[cells]]\nmodels = ["whisper-nano"]\ntargets = ["onnx"]\nprecisions = ["fp"]\n',
         "limit = 0",
     ),
-    "no TOML": ("[[cells]\n", "is no TOML"),
-    "no cells": ("[defaults]\nlimit = 3\n", "asks for no cell"),
+    "no TOML": ("[[cells]\n", "is not TOML"),
+    "no cells": ("[defaults]\nlimit = 3\n", "has no cell"),
 }
 
 
