@@ -1,4 +1,4 @@
-"""Let a binary and the float graphs hear one long stream, and see whether they drift apart."""
+"""Run one long stream through a binary and the float graphs, and measure whether they drift apart."""
 
 import json
 from pathlib import Path
@@ -21,10 +21,10 @@ STREAM = "stream"
 
 
 class DriftOptions(BaseModel, frozen=True):
-    """How long a stream."""
+    """Length and language of the stream."""
 
     seconds: float = Field(
-        60.0, gt=0, description="of speech in one stream, clip behind clip, again where they run out"
+        60.0, gt=0, description="of speech in one stream: clips one after the other, repeated as often as needed"
     )
     language: str = Field("en", description="language spoken")
 
@@ -43,16 +43,16 @@ def drift(
     out: Path,
     work: Path,
 ) -> dict[str, str]:
-    """Write `drift.json`: how far the binary's states and outputs are from those of `reference`, chunk by chunk.
+    """Write `drift.json`: the distance of the binary's states and outputs from those of `reference`, chunk by chunk.
 
-    session: the modules of both sessions, which are a part of the key; family: the model's `stream` module.
+    session: the modules of both sessions, which enter the key; family: the model's `stream` module.
     """
     model = json.loads((reference / "model.json").read_text(encoding="utf-8"))
     names = [entry["name"] for entry in model["parts"]["encoder"]["outputs"]]
     wave = stream_of(speech, options.seconds)
     lines = {}
     for subject, folder, where in (("float", reference, host), ("binary", binary, board)):
-        heard, aside = split_excluded(
+        results, excluded = split_excluded(
             run_clips(
                 where,
                 folder,
@@ -64,17 +64,17 @@ def drift(
                 language=options.language,
             )
         )
-        if aside:
+        if excluded:
             raise SessionFailed(
-                f"{subject}: no stream of {options.seconds:g} s comes through: {aside[STREAM]}; "
-                "look at what the board runs, or pass --drift 0"
+                f"{subject}: the stream of {options.seconds:g} s failed: {excluded[STREAM]}; "
+                "check the board and its runtime, or pass --drift 0"
             )
-        lines[subject] = heard[0]
+        lines[subject] = results[0]
     rows = model["chunk"]["rows"]
     count = len(lines["float"]["path"]) // rows
     chunks = family.load().watched_chunks(count)
     paths = {subject: work / subject / "harvest" / STREAM for subject in lines}
-    found = Drift(
+    result = Drift(
         seconds=round(len(wave) / SAMPLE_RATE_HZ, 2),
         tier=board.tier,
         count=count,
@@ -83,12 +83,12 @@ def drift(
         courses=compare_streams(paths["float"], paths["binary"], names, count=count, chunks=chunks, rows_a_chunk=rows),
         agree=agreement(lines["float"]["path"], lines["binary"]["path"]),
     )
-    (out / "drift.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return {"grown_db": f"{found.grown_db:.2f}", "tier": board.tier}
+    (out / "drift.json").write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return {"grown_db": f"{result.grown_db:.2f}", "tier": board.tier}
 
 
 def stream_of(speech: Path, seconds: float) -> np.ndarray:
-    """Make one int16 wave of so many seconds: clips one behind the other, in an order that their ids decide."""
+    """Return one int16 wave of `seconds`: clips one after the other, in an order that their ids decide."""
     clips = shuffled(load_speech(speech), seed=0)
     wanted = round(seconds * SAMPLE_RATE_HZ)
     waves: list[np.ndarray] = []
@@ -100,5 +100,5 @@ def stream_of(speech: Path, seconds: float) -> np.ndarray:
             if have >= wanted:
                 break
         if have == before:
-            raise BadManifest(f"{speech} holds no sound: give other speech with --test-set, or pass --drift 0")
+            raise BadManifest(f"{speech} has no sound: give other speech with --test-set, or pass --drift 0")
     return np.concatenate(waves)

@@ -17,9 +17,12 @@ from tasks.stage import stage
 
 
 @stage
-def measure(*, expected: Path, obtained: Path, language: str, out: Path) -> dict[str, str]:
-    """Write `measured.json`: divergence and agreement on the float text's prefix, and what free decoding loses."""
-    wanted, got = read_hypotheses(expected), read_hypotheses(obtained)
+def measure(*, reference: Path, hypotheses: Path, language: str, out: Path) -> dict[str, str]:
+    """Write `measured.json`: divergence and agreement on the float text's prefix, and the loss of free decoding.
+
+    reference: hypotheses of the float graphs; hypotheses: those of the binary.
+    """
+    wanted, got = read_hypotheses(reference), read_hypotheses(hypotheses)
     clips = clips_from_lines(wanted)
     scores = [score(name, "host", clips, lines, language) for name, lines in (("float", wanted), ("binary", got))]
     bad = [{clip.id for clip in each.clips if clip.empty or clip.looping or clip.capped} for each in scores]
@@ -42,9 +45,9 @@ def measure(*, expected: Path, obtained: Path, language: str, out: Path) -> dict
 
 
 def divergence(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
-    """Return the mean KL in nats per watched step, and how many steps there are.
+    """Return the mean KL in nats per watched step, and the number of steps.
 
-    Taken over the watched tokens and everything else as one: a lower bound, tight where these hold the probability.
+    All tokens that are not watched count as one: a lower bound, tight where the watched ones have the probability.
     """
     total, steps = 0.0, 0
     for mine, theirs in _watched_steps(wanted, got):
@@ -84,5 +87,5 @@ def _distribution(step: Step) -> np.ndarray:
 
 
 def read_measurement(folder: Path) -> Measurement:
-    """Read what `measure` wrote."""
+    """Read measured.json."""
     return Measurement.model_validate(json.loads((folder / "measured.json").read_text(encoding="utf-8")))

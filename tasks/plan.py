@@ -1,4 +1,4 @@
-"""Write a precision plan: one rung of a ranking's ladder, or the one that a search found."""
+"""Write a precision plan: a rung of a ranking's ladder, and the rungs that a search measured."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tasks.stage import stage
 
 
 class SearchRecord(BaseModel, frozen=True):
-    """What a search measured, by rung."""
+    """The measurements of a search by rung."""
 
     calls: dict[str, float]
     measured: dict[int, Measurement]
@@ -27,7 +27,7 @@ def plan(*, ranking: Path, calls: dict[str, float], rung: int, out: Path) -> dic
 
 @stage
 def frontier(*, ranking: Path, tried: SearchRecord, found: int, out: Path) -> dict[str, str]:
-    """Write `pareto.json`: every rung that was measured, and which one was taken."""
+    """Write `pareto.json`: every measured rung, and the one that was taken."""
     plans = ladder(read_ranking(ranking / "ranking.json"), tried.calls)
     points = pareto([(plans[number], measured) for number, measured in sorted(tried.measured.items())])
     taken = plans[found].expected.int8_mac_share

@@ -1,4 +1,4 @@
-"""Collect a target's quantization parameters once; every build with another choice of layers starts from them."""
+"""Collect a target's quantization parameters once, for builds of every precision plan."""
 
 from pathlib import Path
 
@@ -11,6 +11,6 @@ from tasks.stage import stage
 
 @stage
 def quantize(*, graphs: Path, calibration: Path, target: Plugin, options: BaseModel, out: Path) -> None:
-    """Write what the target's `quantization` makes of the graphs and their calibration set."""
+    """Write the quantization parameters that the target collects from the graphs and their calibration set."""
     with hold_toolchain(target):
         target.load().quantization(graphs, calibration, options, out)

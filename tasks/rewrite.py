@@ -1,4 +1,4 @@
-"""Rewrite graphs so that int8 loses less and float stays what it is."""
+"""Rewrite graphs so that int8 loses less and the float result stays the same."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tasks.stage import stage
 
 @stage
 def rewrite(*, graphs: Path, ranking: Path, out: Path) -> dict[str, str]:
-    """Write the graphs with the ranking's rewrites made."""
+    """Write the graphs with the ranking's rewrites applied."""
     rewrites = read_ranking(ranking / "ranking.json").rewrites
     rewrite_graphs(graphs, rewrites, out)
     return {part: f"{len(moves)} rewrites" for part, moves in rewrites.items()}

@@ -1,15 +1,15 @@
 """Whisper's decode loop over anything that runs parts: host, simulator or board; numpy only."""
 
 import contextlib
-import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors
+from nightjar.device.clip_decoding import EncodedClip as EncodedClip
+from nightjar.device.clip_decoding import Stopwatch, WatchedLogits
 from nightjar.device.log_mel import log_mel
-from nightjar.device.watched_logits import WatchedLogits
 
 WATCHED = 16  # tokens whose logits are recorded per step: all but a thousandth of the probability
 Steps = Generator[list[int], Array, Any]  # yields every token so far, takes the logits that follow, (n_vocab,)
@@ -61,19 +61,6 @@ def agree(
     return matching
 
 
-class EncodedClip(NamedTuple):
-    """One clip to transcribe: the encoder's output, and the tokens to measure agreement with, if any.
-
-    watch: the ids whose logits are recorded at each step of those tokens, or of the clip's own where there are none;
-    empty for the WATCHED highest.
-    """
-
-    name: str
-    encoded: Tensors
-    forced: list[int] | None = None
-    watch: list[list[int]] | None = None
-
-
 def decode_clips(
     runner: Runner,
     clips: Iterable[EncodedClip],
@@ -113,10 +100,9 @@ def decode_clips(
 @contextlib.contextmanager
 def _share_seconds(clips: Collection["_Lane"], clock: Mapping[str, float]) -> Iterator[None]:
     """Add the seconds of the code inside to clips, in equal shares."""
-    began, before = time.perf_counter(), dict(clock)
+    stopwatch = Stopwatch(clock)
     yield
-    spent = {part: seconds - before.get(part, 0.0) for part, seconds in clock.items()}
-    spent = {part: seconds for part, seconds in spent.items() if seconds} | {"total": time.perf_counter() - began}
+    spent = stopwatch.seconds()
     for clip in clips:
         for part, seconds in spent.items():
             clip.seconds[part] = clip.seconds.get(part, 0.0) + seconds / len(clips)

@@ -1,8 +1,7 @@
-"""Whisper cut into the parts an NPU can run: static shapes, rank 4 at most, finite masks.
+"""Whisper's parts as an NPU can run them: static shapes, rank 4 at most, finite masks.
 
-The modules carry openai-whisper's parameter names, so its state dict loads as it is. Each part is
-held token for token against openai-whisper in tests/models/whisper/test_parity.py. Nothing here
-needs a recent torch: vendor environments trace these same modules.
+The modules have openai-whisper's parameter names, so its state dict loads as it is. tests/models/whisper/test_parity.py
+compares each part token for token with openai-whisper. Vendor environments trace these modules, also with an old torch.
 """
 
 from collections.abc import Mapping
@@ -13,13 +12,13 @@ from torch.nn import functional
 
 Dims = Mapping[str, int]
 
-# Finite: -inf turns to NaN in fp16 and wrecks an int8 scale. exp(-1e4) is exactly 0 in float32.
+# Finite: -inf becomes NaN in fp16 and ruins an int8 scale. exp(-1e4) is exactly 0 in float32.
 MASKED = -1e4
 WINDOW = 12  # tokens of rknn_model_zoo's decoder
 
 
 class PlainNorm(nn.LayerNorm):
-    """Normalise rows by the primitives that torch's ONNX exporter wrote before opset 17, which compilers know."""
+    """Normalise rows by the primitives of torch's ONNX exporter before opset 17, which compilers know."""
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -32,7 +31,7 @@ NORMS: dict[str, Norm] = {"op": nn.LayerNorm, "primitives": PlainNorm}
 
 
 class Attention(nn.Module):
-    """Attend with plain matmul and softmax over keys and values that come projected.
+    """Attend with plain matmul and softmax over projected keys and values.
 
     x: (1, m, d), key and value: (1, n, d), mask: additive, broadcast to (1, heads, m, n).
     """
@@ -57,7 +56,7 @@ class Attention(nn.Module):
 
 
 class SplitAttention(nn.Module):
-    """Attend with one row to keys and values that come split into heads.
+    """Attend with one row to keys and values split into heads.
 
     x: (1, 1, d), key: (n_head, d_head, n), value: (n_head, n, d_head).
     """
@@ -84,9 +83,7 @@ class EncoderBlock(nn.Module):
         self.attn_ln = norm(d)
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
         self.mlp_ln = norm(d)
-        self.outlier: nn.Module | None = (
-            None  # huge hidden neurons in a branch of their own (nightjar/quantization/graph_rewrites.py)
-        )
+        self.outlier: nn.Module | None = None  # branch of the huge neurons (nightjar/quantization/graph_rewrites.py)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.attn_ln(x)
@@ -135,7 +132,7 @@ class Encoder(nn.Module):
 
 
 class KeyValue(nn.Module):
-    """Project rows to keys and values as each head multiplies by them, so that no decoder step transposes them.
+    """Project rows to keys and values in the layout of each head's products, so that no decoder step transposes them.
 
     x: (1, n, d) -> (n_head, d_head, n), (n_head, n, d_head).
     """
@@ -152,7 +149,7 @@ class KeyValue(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Hold one layer's projections under the name they have in a decoder block."""
+    """One layer's projections under their name in a decoder block."""
 
     def __init__(self, d: int, n_head: int) -> None:
         super().__init__()
@@ -186,7 +183,7 @@ class DecoderBlock(EncoderBlock):
         self.cross_attn_ln = norm(d)
 
     def rest(self, x: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
-        """Run what follows self-attention."""
+        """Run cross-attention and feed-forward."""
         return self.feed(x + self.cross_attn(self.cross_attn_ln(x), cross_k, cross_v))
 
 
@@ -221,9 +218,9 @@ class CachedBlock(DecoderBlock):
 
 
 class Decoder(nn.Module):
-    """Hold what the protocols share: tables, blocks, and the head tied to the token table.
+    """Base of the protocols' decoders: tables, blocks, and the head tied to the token table.
 
-    length: rows of the prefix or the cache; with host embedding the positional table stays out.
+    length: rows of the prefix or the cache; with host embedding there is no positional table.
     """
 
     positional_embedding: Tensor
@@ -241,8 +238,7 @@ class Decoder(nn.Module):
         layers = range(dims["n_text_layer"])
         self.blocks = nn.ModuleList(block(d, dims["n_text_head"], cached, norm) for _ in layers)
         self.ln = norm(d)
-        # A zero bias makes the head a Gemm on the table itself; a MatMul would store it transposed,
-        # a second 80 MB in tiny.
+        # A zero bias makes the head a Gemm on the table itself; a MatMul would store it transposed: 80 MB more in tiny.
         self.register_buffer("no_bias", torch.zeros(dims["n_vocab"]), persistent=False)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -254,9 +250,8 @@ class Decoder(nn.Module):
 class PrefixDecoder(Decoder):
     """Protocols `window` and `static`: the whole prefix at every step.
 
-    tokens (1, length) int64 or embedding (1, length, d), audio (1, n_audio_ctx, d), and for
-    `static` last (1, 1, length), one-hot -> logits of every row, or of the `last` one alone, in
-    `slices` tensors that follow each other in the vocabulary.
+    tokens (1, length) int64 or embedding (1, length, d), audio (1, n_audio_ctx, d), for `static` last (1, 1, length)
+    one-hot -> logits of every row, or of the `last` one alone, in `slices` consecutive tensors of the vocabulary.
     """
 
     def __init__(
@@ -273,7 +268,7 @@ class PrefixDecoder(Decoder):
         mask = torch.full((1, 1, length, length), masked).triu(1)
         self.register_buffer("mask", mask, persistent=False)
         self.heads = nn.ModuleList()
-        if slices > 1:  # of one size, and the last takes what is left over
+        if slices > 1:  # of one size, and the rest in the last
             size = dims["n_vocab"] // slices
             sizes = [size] * (slices - 1) + [dims["n_vocab"] - size * (slices - 1)]
             self.heads.extend(nn.Linear(self.d, size, bias=False) for size in sizes)
@@ -294,11 +289,11 @@ class PrefixDecoder(Decoder):
 
 
 class CachedDecoder(Decoder):
-    """Protocol `cached`: one token against a KV cache that the host keeps.
+    """Protocol `cached`: one token and a KV cache on the host.
 
-    token, position (1, 1) int64 or embedding (1, 1, d); mask (1, 1, 1, length + 1); then per layer
-    self_k, self_v (1, length, d) and per layer cross_k, cross_v as `Cross` puts them out
-    -> logits (1, 1, n_vocab), then per layer new_k, new_v (1, 1, d).
+    token, position (1, 1) int64 or embedding (1, 1, d); mask (1, 1, 1, length + 1); then per layer self_k, self_v
+    (1, length, d) and per layer cross_k, cross_v as from `Cross` -> logits (1, 1, n_vocab), then per layer new_k, new_v
+    (1, 1, d).
     """
 
     def __init__(self, dims: Dims, length: int, host_embedding: bool = False, *, norm: Norm = nn.LayerNorm) -> None:
@@ -309,8 +304,7 @@ class CachedDecoder(Decoder):
             x, mask, *cache = inputs
         else:
             token, position, mask, *cache = inputs
-            table = self.positional_embedding
-            x = self.token_embedding(token) + functional.embedding(position, table)
+            x = self.token_embedding(token) + functional.embedding(position, self.positional_embedding)
         new: list[Tensor] = []
         own, cross = cache[: len(cache) // 2], cache[len(cache) // 2 :]
         for i, block in enumerate(self.blocks):
@@ -321,12 +315,9 @@ class CachedDecoder(Decoder):
 
 
 def weight_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
-    """List the tensors a checkpoint of these dimensions holds, by name, allocating none."""
+    """Return the shapes of a checkpoint's tensors by name, allocating none."""
     with torch.device("meta"):
-        parts = {
-            "encoder": Encoder(dims, dims["n_audio_ctx"]),
-            "decoder": PrefixDecoder(dims, dims["n_text_ctx"]),
-        }
+        parts = {"encoder": Encoder(dims, dims["n_audio_ctx"]), "decoder": PrefixDecoder(dims, dims["n_text_ctx"])}
     return {
         f"{part}.{name}": tuple(tensor.shape)
         for part, module in parts.items()
@@ -336,19 +327,18 @@ def weight_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
 
 def load(module: nn.Module, state: Mapping[str, Tensor], part: str, positional: str = "first") -> nn.Module:
     """Fill a module from a checkpoint's state, cut to its own shapes: positional rows, slices of the head, kernels."""
-    own = {}
-    below = 0  # rows of the token table that the head's slices so far have
+    filled = {}
+    head_rows = 0  # of the token table in the head's slices so far
     for name, tensor in module.state_dict().items():
-        rows = len(tensor)
-        if name.startswith("heads."):
-            own[name] = state[f"{part}.token_embedding.weight"][below : below + rows]
-            below += rows
-            continue
-        value = state[f"{part}.{name}"]
-        if name == "positional_embedding":
+        rows, is_head = len(tensor), name.startswith("heads.")
+        value = state[f"{part}.token_embedding.weight" if is_head else f"{part}.{name}"]
+        if is_head:
+            value = value[head_rows : head_rows + rows]
+            head_rows += rows
+        elif name == "positional_embedding":
             value = value[:rows] if positional == "first" else value[-rows:]
         elif tensor.dim() == 4:  # a kernel of two dimensions over one row
             value = value.unsqueeze(2)
-        own[name] = value
-    module.load_state_dict(own)
+        filled[name] = value
+    module.load_state_dict(filled)
     return module.eval().requires_grad_(False)

@@ -19,14 +19,23 @@ def token_table(n_vocab: int) -> dict[str, Any]:
     `suppress` is never sampled, `suppress_first` not as the first token. Raises BadCheckpoint for a vocabulary without
     a tokenizer in openai-whisper.
     """
-    tokenizer = _tokenizer(n_vocab)
+    n_languages = n_vocab - MULTILINGUAL
+    if n_vocab != ENGLISH_ONLY and not 99 <= n_languages <= len(LANGUAGES):
+        raise BadCheckpoint(
+            f"a vocabulary of {n_vocab} tokens is not Whisper's: allowed are {ENGLISH_ONLY} "
+            f"(English only) and {MULTILINGUAL + 99} to {MULTILINGUAL + len(LANGUAGES)}; "
+            f"pass another checkpoint with --checkpoint"
+        )
+    tokenizer = _load(False) if n_vocab == ENGLISH_ONLY else _load(True, n_languages)
+    codes = list(LANGUAGES)[:n_languages] if n_vocab > ENGLISH_ONLY else []
     return {
         "sot": tokenizer.sot,
         "eot": tokenizer.eot,
         "transcribe": tokenizer.transcribe,
         "no_timestamps": tokenizer.no_timestamps,
         "timestamp_begin": tokenizer.timestamp_begin,
-        "languages": _languages(tokenizer) if n_vocab > ENGLISH_ONLY else {},
+        # They follow `sot` in the order of LANGUAGES.
+        "languages": {code: tokenizer.sot + 1 + i for i, code in enumerate(codes)},
         "suppress": _suppressed(tokenizer),
         "suppress_first": [*tokenizer.encoding.encode(" "), tokenizer.eot],
         "n_vocab": n_vocab,
@@ -35,21 +44,12 @@ def token_table(n_vocab: int) -> dict[str, Any]:
 
 def text(tokens: list[int], model: Mapping[str, Any]) -> str:
     """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped; `model` is model.json."""
-    return _load(multilingual=bool(model["tokens"]["languages"])).decode(tokens).strip()
+    return load_tokenizer(model).decode(tokens).strip()
 
 
-def _tokenizer(n_vocab: int) -> Tokenizer:
-    """Return openai-whisper's tokenizer of this vocabulary."""
-    n_languages = n_vocab - MULTILINGUAL
-    if n_vocab == ENGLISH_ONLY:
-        return _load(False)
-    if not 99 <= n_languages <= len(LANGUAGES):
-        raise BadCheckpoint(
-            f"a vocabulary of {n_vocab} tokens is not Whisper's: allowed are {ENGLISH_ONLY} "
-            f"(English only) and {MULTILINGUAL + 99} to {MULTILINGUAL + len(LANGUAGES)}; "
-            f"pass another checkpoint with --checkpoint"
-        )
-    return _load(True, n_languages)
+def load_tokenizer(model: Mapping[str, Any]) -> Tokenizer:
+    """Load the tokenizer of a model.json."""
+    return _load(bool(model["tokens"]["languages"]))
 
 
 def _load(multilingual: bool, n_languages: int = 99) -> Tokenizer:
@@ -57,12 +57,6 @@ def _load(multilingual: bool, n_languages: int = 99) -> Tokenizer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         return get_tokenizer(multilingual, num_languages=n_languages)
-
-
-def _languages(tokenizer: Tokenizer) -> dict[str, int]:
-    """Map language codes to their tokens; they follow `sot` in the order of LANGUAGES."""
-    codes = list(LANGUAGES)[: tokenizer.num_languages]
-    return {code: tokenizer.sot + 1 + i for i, code in enumerate(codes)}
 
 
 def _suppressed(tokenizer: Tokenizer) -> list[int]:

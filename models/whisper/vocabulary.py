@@ -1,18 +1,16 @@
 """The bytes of Whisper's tokens, for boards without a tokenizer; host side."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from models.whisper.tokens import _load
+from models.whisper.tokens import load_tokenizer
 
 
 def token_bytes(model: Mapping[str, Any]) -> dict[int, bytes]:
     """Return what each token adds to a text, as `tokens.text` joins them; `model` is model.json."""
-    encoding = _load(multilingual=bool(model["tokens"]["languages"])).encoding
-    result = {}
+    encoding, result = load_tokenizer(model).encoding, {}
     for token in range(min(model["tokens"]["timestamp_begin"], model["tokens"]["n_vocab"])):
-        try:
+        with contextlib.suppress(KeyError):  # a hole in the vocabulary
             result[token] = encoding.decode_single_token_bytes(token)
-        except KeyError:  # a hole in the vocabulary
-            continue
     return result

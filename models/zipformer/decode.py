@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from models.zipformer.stream import (
     stack_chunks,
     watched_chunks,
 )
-from nightjar.device.watched_logits import WatchedLogits
+from nightjar.device.clip_decoding import EncodedClip as EncodedClip
+from nightjar.device.clip_decoding import Stopwatch, WatchedLogits
 
 WATCHED = 8  # tokens whose logits are recorded per row: all but a thousandth of the probability
 
@@ -49,19 +50,6 @@ def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str
     return {first: np.concatenate(rows)[None], "chunk_s": np.array(seconds), **stack_chunks(others)}
 
 
-class EncodedClip(NamedTuple):
-    """One clip to transcribe: the encoder's output, and the path to measure agreement with, if any.
-
-    forced: a token per row, 0 for none; watch: the ids whose logits are recorded of each row along it, or along the
-    clip's own path where none is forced; empty for the WATCHED highest.
-    """
-
-    name: str
-    encoded: Tensors
-    forced: list[int] | None = None
-    watch: list[list[int]] | None = None
-
-
 def decode_clips(
     runner: Runner,
     clips: Iterable[EncodedClip],
@@ -81,7 +69,7 @@ def decode_clips(
     rows_a_chunk = model["chunk"]["rows"]
     first = model["parts"]["encoder"]["outputs"][0]["name"]
     for clip in clips:
-        began, before = time.perf_counter(), dict(clock)
+        stopwatch = Stopwatch(clock)
         rows, spent_s = np.asarray(clip.encoded[first][0], np.float32), clip.encoded["chunk_s"].copy()
         watched = WatchedLogits(clip.watch, WATCHED) if clip.watch is not None else None
         search = Search(runner, model)
@@ -105,9 +93,7 @@ def decode_clips(
             result["agree"] = _agreement(runner, rows, model, clip.forced, search, watched)
         if watched:
             result["watched"] = watched.rows
-        spent = {part: seconds - before.get(part, 0.0) for part, seconds in clock.items()}
-        spent = {part: seconds for part, seconds in spent.items() if seconds}
-        yield clip.name, {**result, "seconds": {**spent, "total": time.perf_counter() - began}}
+        yield clip.name, {**result, "seconds": stopwatch.seconds()}
 
 
 def _agreement(

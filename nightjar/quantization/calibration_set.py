@@ -227,13 +227,10 @@ class CalibrationSet:
         """
         entry = self._part(part)
         step = max(1.0, len(entry.samples) / most) if most else 1.0
-        chosen = {int(number * step) for number in range(most or len(entry.samples))}
+        chosen = {int(number * step) for number in range(min(most or len(entry.samples), len(entry.samples)))}
         last: dict[str, tuple[str, np.ndarray]] = {}
-        for number, sample in enumerate(entry.samples):
-            if number not in chosen:
-                continue
-            where = f"sample {number} of part '{part}' in {self.folder}"
-            _check_names(sample, entry, where)
+        for number in sorted(chosen):
+            sample, where = self._sample(part, number)
             tensors: Tensors = {}
             for spec in entry.inputs:
                 ref = sample[spec.name]
@@ -262,13 +259,11 @@ class CalibrationSet:
                     " put the artifact store or the dataset folder somewhere without"
                 )
         out.mkdir(parents=True, exist_ok=True)
-        entry = self._part(part)
         lines = []
-        for number, sample in enumerate(entry.samples):
-            where = f"sample {number} of part '{part}' in {self.folder}"
-            _check_names(sample, entry, where)
+        for number in range(self.count(part)):
+            sample, where = self._sample(part, number)
             paths = []
-            for spec in entry.inputs:
+            for spec in self.inputs(part):
                 ref, path = sample[spec.name], store / sample[spec.name].file
                 if ref.rows is not None:
                     path = out / f"{spec.name}_{number:06d}.npy"
@@ -287,6 +282,12 @@ class CalibrationSet:
                 f" and is of another recipe than the graphs: {AGAIN}"
             )
         return self.index.parts[part]
+
+    def _sample(self, part: str, number: int) -> tuple[dict[str, ArrayRef], str]:
+        """Return a sample, and its place for messages; BadInput where its inputs are not the part's."""
+        entry, where = self._part(part), f"sample {number} of part '{part}' in {self.folder}"
+        _check_names(entry.samples[number], entry, where)
+        return entry.samples[number], where
 
     def _load(self, file: str, where: str) -> np.ndarray:
         try:

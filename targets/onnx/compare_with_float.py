@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nightjar.quantization.calibration_set import CalibrationSet, Tensors
+from nightjar.quantization.part_chain import snr_decibels
 from targets.onnx.runner import OnnxRunner, open_runner
 
 
@@ -36,7 +37,7 @@ def measure(
         seconds: tuple[list[float], list[float]] = ([], [])
         for sample in itertools.islice(found.samples(part), limit):
             wanted, got = (_timed(r, part, sample, s) for r, s in zip((exact, quantized), seconds, strict=True))
-            noise_db.append(_snr_db(wanted, got))
+            noise_db.append(snr_decibels([(wanted, got)]))
             first = next(iter(wanted))
             equal.append(float((wanted[first].argmax(-1) == got[first].argmax(-1)).mean()))
         figures[part] = {
@@ -55,13 +56,6 @@ def _timed(runner: OnnxRunner, part: str, sample: Tensors, seconds: list[float])
     outputs = runner.run(part, sample)
     seconds.append(time.perf_counter() - start)
     return outputs
-
-
-def _snr_db(exact: Tensors, found: Tensors) -> float:
-    """Compare the power of all outputs with that of their error."""
-    power = sum(float((value.astype(np.float64) ** 2).sum()) for value in exact.values())
-    error = sum(float(((exact[name] - found[name]).astype(np.float64) ** 2).sum()) for name in exact)
-    return float(10 * np.log10(power / max(error, 1e-30)))
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def test_a_plan_is_measured_by_words_and_by_hypotheses_gone_bad(tmp_path: Path, 
             (folder / "hypotheses.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
             assert len(read_hypotheses(folder)) == 3
             made.append(Artifact(kind="given", key=name, sha256=name))
-        found = measure(expected=made[0], obtained=made[1], language="en")
+        found = measure(reference=made[0], hypotheses=made[1], language="en")
         measured = read_measurement(run.store.path(found))
     assert measured.delta_wer == pytest.approx(100 / 3, abs=0.01)
     assert measured.new_bad == 1
