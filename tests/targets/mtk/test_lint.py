@@ -17,7 +17,7 @@ def of(op: str, shape: tuple[int, ...] = (1, 4, 8), dtype: str = "float32") -> l
     """Lint a .tflite of one operator in a block's attention."""
     name = "models.whisper.surgery.Encoder/models.whisper.surgery.EncoderBlock_2/torch.nn.Attention_attn;1"
     tensors = (Tensor("x", (1, 4, 8), "float32", None, None), Tensor(name, shape, dtype, None, None))
-    return list(lint.of_tflite("encoder", Model((Op(op, (0,), (1,)),), tensors, (0,), (1,), 1, b"")))
+    return list(lint.of_tflite("encoder", Model((Op(op, (0,), (1,)),), tensors, (0,), (1,))))
 
 
 @pytest.mark.parametrize("op", ["ADD", "BATCH_MATMUL", "SOFTMAX", "MTKEXT_LAYER_NORMALIZATION"])
