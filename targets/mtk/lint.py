@@ -16,7 +16,7 @@ import onnx
 
 from nightjar.errors import ToolchainMissing
 from nightjar.graphs.onnx_graph import Graph
-from nightjar.plugins.lint import Finding, place_of
+from nightjar.plugins.lint import Finding, Problem, boundary_problems, findings_of, int64_problem, rank_problem
 from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.mtk.graphs import PartGraph, read_model
 from targets.mtk.stand_in.toolchain import compile as inside
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 TOOLCHAIN = "mtk.stand_in"
 CONVERT_S = 1800.0
+NPU = "MDLA 5.3"
 RANK = 4
 
 LOOK_UP = (
@@ -72,87 +73,61 @@ def lint(graphs: Path) -> list[Finding]:
     """List what the NPU refuses in a folder of ONNX graphs; raises BadOptions and the toolchain's errors."""
     model = read_model(graphs)
     try:
-        found: Toolchain | None = toolchain(TOOLCHAIN)
+        stand_in: Toolchain | None = toolchain(TOOLCHAIN)
     except ToolchainMissing:
-        found = None
+        stand_in = None
         log.warning(
             "this checks the ONNX graphs; with `nightjar toolchain install %s` it checks real .tflite files",
             TOOLCHAIN,
         )
-    converted = _converted(found, graphs, model) if found is not None else {}
-    findings = []
+    converted = _converted(stand_in, graphs, model) if stand_in is not None else {}
+    found = []
     for part, entry in model["parts"].items():
-        findings += list(_boundary(part, entry))
         graph = Graph(onnx.load(graphs / entry["file"]))
-        findings += list(_shapes(part, graph))
-        findings += list(of_tflite(part, converted[part]) if part in converted else of_onnx(part, graph))
-    return findings
+        found += findings_of(part, boundary_problems(entry, graph.shapes, NPU, RANK))
+        found += findings_of(part, _shape_problems(graph))
+        found += of_tflite(part, converted[part]) if part in converted else findings_of(part, _onnx_problems(graph))
+    return found
 
 
-def of_tflite(part: str, model: Model) -> Iterator[Finding]:
-    """Yield the operators and tensors of a .tflite file that the NPU lacks."""
+def of_tflite(part: str, model: Model) -> list[Finding]:
+    """List the operators and tensors of a .tflite file that the NPU lacks."""
+    return findings_of(part, _tflite_problems(model))
+
+
+def _tflite_problems(model: Model) -> Iterator[Problem]:
     for op in model.ops:
-        name = model.tensors[op.outputs[0]].name if op.outputs else op.op
-        yield from _operator(part, op.op, name)
+        name = _node_name(model.tensors[op.outputs[0]].name if op.outputs else op.op)
+        if op.op in REFUSED:
+            yield Problem("refuse", name, op.op, *REFUSED[op.op])
+        elif op.op not in KNOWN and not op.op.startswith("MTKEXT_"):
+            why = f"it is in neither list of operators, those that {NPU} has and those that it lacks"
+            yield Problem("warn", name, op.op, why, "look for it in the execution plan after compiling")
         for tensor in (model.tensors[number] for number in op.outputs):
             if len(tensor.shape) > RANK:
-                yield _rank(part, op.op, tensor.name, tensor.shape)
+                yield rank_problem(_node_name(tensor.name), op.op, tensor.shape, NPU, RANK)
             if tensor.dtype == "int64":
-                yield _wide(part, op.op, tensor.name)
+                yield int64_problem(_node_name(tensor.name), op.op, NPU)
 
 
-def of_onnx(part: str, graph: Graph) -> Iterator[Finding]:
+def _onnx_problems(graph: Graph) -> Iterator[Problem]:
     """Yield the operators of an ONNX graph that become ones that the NPU lacks."""
     for node in graph.nodes:
         if node.op_type in ONNX and graph.activations(node):
-            why, remedy = REFUSED[ONNX[node.op_type]]
-            yield _finding("refuse", part, node.name, node.op_type, why, remedy)
+            yield Problem("refuse", node.name, node.op_type, *REFUSED[ONNX[node.op_type]])
 
 
-def _operator(part: str, op: str, name: str) -> Iterator[Finding]:
-    if op in REFUSED:
-        yield _finding("refuse", part, name, op, *REFUSED[op])
-    elif op not in KNOWN and not op.startswith("MTKEXT_"):
-        why = "it is in neither list of operators, those that MDLA 5.3 has and those that it lacks"
-        yield _finding("warn", part, name, op, why, "look for it in the execution plan after compiling")
-
-
-def _boundary(part: str, entry: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check inputs and outputs as exported: a converter may narrow integers that the host still passes."""
-    for tensor in (*entry["inputs"], *entry["outputs"]):
-        if tensor["dtype"] == "int64":
-            yield _wide(part, "input", tensor["name"])
-        if len(tensor["shape"]) > RANK:
-            yield _rank(part, "input", tensor["name"], tuple(tensor["shape"]))
-
-
-def _shapes(part: str, graph: Graph) -> Iterator[Finding]:
+def _shape_problems(graph: Graph) -> Iterator[Problem]:
     for node in graph.nodes:
         for name in node.output:
             shape = graph.shapes.get(name, ())
             if len(shape) > RANK and not graph.is_constant(name):
-                yield _rank(part, node.op_type, node.name, shape)
-    for name in graph.inputs:
-        if 0 in graph.shapes.get(name, (0,)):
-            why, remedy = "a dimension is not fixed", "export with fixed shapes: the recipe's window and decoder length"
-            yield _finding("refuse", part, name, "input", why, remedy)
+                yield rank_problem(node.name, node.op_type, shape, NPU, RANK)
 
 
-def _rank(part: str, op: str, name: str, shape: tuple[int, ...]) -> Finding:
-    why = f"a tensor of {len(shape)} dimensions {shape}; MDLA 5.3 takes {RANK} at most"
-    return _finding("refuse", part, name, op, why, "reshape it to four: the recipe's attention splits heads so")
-
-
-def _wide(part: str, op: str, name: str) -> Finding:
-    remedy = "the recipe looks tokens up on the CPU (host embedding): no token or position goes to the NPU"
-    return _finding("refuse", part, name, op, "64-bit integers; the NPU has none", remedy)
-
-
-def _finding(level: str, part: str, node: str, op: str, why: str, remedy: str) -> Finding:
-    node = re.sub(r"[\w.]*\.(?=[A-Z])", "", node)  # a .tflite names tensors by paths of Python modules
-    return Finding.model_validate(
-        {"level": level, "part": part, "node": node, "op": op, "place": place_of(node), "why": why, "remedy": remedy}
-    )
+def _node_name(name: str) -> str:
+    """Shorten a name of a .tflite, which has the paths of Python modules."""
+    return re.sub(r"[\w.]*\.(?=[A-Z])", "", name)
 
 
 def _converted(found: Toolchain, graphs: Path, model: Mapping[str, Any]) -> dict[str, Model]:

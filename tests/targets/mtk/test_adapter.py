@@ -84,7 +84,7 @@ def test_the_simulator_gives_what_the_float_graphs_give(doubles: Doubles, cached
         "damaged": "TFLiteExecutor cannot load damaged.tflite: damaged.tflite cannot be parsed",
         "file": "no file x.tflite for part 'decoder'",
         "crash": "TFLiteExecutor cannot run decoder: it broke",
-        "nothing": "TFLiteExecutor gave no result for decoder: see the runtime's messages above",
+        "nothing": "TFLiteExecutor gave no result for decoder: see its messages above",
     }
 
 
