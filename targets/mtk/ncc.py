@@ -89,8 +89,7 @@ def _run(found: Toolchain, tflite: Path, dla: Path, soc: str, disallowed: bool) 
     program = found.program(PROGRAM)
     options = arguments(soc, program.version, disallowed)
     dla.unlink(missing_ok=True)
-    log_file = found.folder.parent / "logs" / f"{found.target}.{PROGRAM}.{dla.stem}.txt"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    log_file = found.log_path(f"{PROGRAM}.{dla.stem}")
     log_file.unlink(missing_ok=True)
     command = [str(program.path), *options, "-d", dla.name, tflite.name]
     status = run_logged(command, program.environment(), dla.parent, log_file, COMPILE_S)

@@ -161,11 +161,10 @@ def require_fresh(
 ) -> None:
     """Raise RuntimeError where two different inputs give the same output: some runtimes read only the first input."""
     noise = np.random.default_rng(0)
-    first, second = (
-        [np.asarray(noise.standard_normal(tensor["shape"])).astype(tensor["dtype"]) for tensor in tensors]
+    before, after = (
+        run([np.asarray(noise.standard_normal(tensor["shape"])).astype(tensor["dtype"]) for tensor in tensors])
         for _ in range(2)
     )
-    before, after = run(first), run(second)
     if all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, after, strict=True)):
         raise RuntimeError(
             f"the Neuron runtime gives {part} the same outputs for different inputs: it has latched the first; "

@@ -6,19 +6,13 @@ no .dla.
 
 from pathlib import Path
 
-from nightjar.plugins.recipe import Recipe
-from targets import mtk
+from targets.mtk import recipe as recipe
 from targets.mtk.stand_in.options import NAME as NAME
 from targets.mtk.stand_in.options import Options
 
 TIERS = {"stand-in": "stand-in"}
 DEFAULT_BOARD = "stand-in"
 RUNTIMES = ()
-
-
-def recipe(model: str) -> Recipe:
-    """Return the recipe of the target itself."""
-    return mtk.recipe(model)
 
 
 def compile(
