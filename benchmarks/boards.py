@@ -49,8 +49,8 @@ def transfer(folder: Path, loop: Loopback, size_mb: int, repeats: int) -> list[t
         with SshBoard(find_board("loop")) as board:
             board._scratch_folder()  # the login
             for what, move in (
-                ("put", lambda: board.put(big, Path(f"jobs/{number}"))),  # noqa: B023
-                ("get", lambda: board.get(Path(f"jobs/{number}"), back)),  # noqa: B023
+                ("put", lambda: board.put_all([(big, Path(f"jobs/{number}"))])),  # noqa: B023
+                ("get", lambda: board.get_all([(Path(f"jobs/{number}"), back)])),  # noqa: B023
             ):
                 began = time.monotonic()
                 move()

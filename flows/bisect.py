@@ -14,7 +14,7 @@ from nightjar.nightly.config import BisectRequest, CellRequest, cell_name
 from nightjar.nightly.evidence import Evidence, read_evidence
 from nightjar.nightly.outcomes import CellResult, cell_row
 from nightjar.progress import StageOutcome
-from nightjar.request import PortRequest
+from nightjar.request import PortRequest, as_port
 from nightjar.scoring.paired import changed_clips, compare_paired
 from nightjar.toolchains.environment import installed_versions, override_toolchain
 from tasks.publish import command_line
@@ -54,12 +54,11 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
 
 def _sides(request: BisectRequest) -> tuple[Side, Side]:
     """Say what A and B are; raises BadOptions unless exactly one thing is given twice, in two versions."""
-    fields = {name: getattr(request, name) for name in PortRequest.model_fields if name != "checkpoint"}
     if (len(request.checkpoint), len(request.toolchain)) not in ((2, 0), (0, 2), (1, 2)):
         raise BadOptions("bisect compares two of a kind: give --checkpoint A B, or --toolchain A B")
     one = request.checkpoint[0] if request.checkpoint else None
     if not request.toolchain:
-        a, b = (Side(str(path), PortRequest(**fields, checkpoint=path), None) for path in request.checkpoint)
+        a, b = (Side(str(path), as_port(request, checkpoint=path), None) for path in request.checkpoint)
         return a, b
     folders = []
     for folder in request.toolchain:
@@ -70,7 +69,7 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
             f"the toolchains in {request.toolchain[0]} and {request.toolchain[1]} have the same versions, which is "
             "what the store knows them by: give two that differ"
         )
-    request_of_both = PortRequest(**fields, checkpoint=one)
+    request_of_both = as_port(request, checkpoint=one)
     a, b = (Side(str(path), request_of_both, path) for path in request.toolchain)
     return a, b
 

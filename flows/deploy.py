@@ -1,6 +1,6 @@
-"""Deploy a port: the port's graph, from the store where it can be, then a bundle, and that on a board.
+"""Deploy a port: run the port, cached where possible, make a bundle, and put it on a board.
 
-…─▶ binary ─bundle─▶ bundle ─deploy─▶ a release on the board, current when its canary sings
+…─▶ binary ─bundle─▶ bundle ─deploy─▶ a release on the board, current when its canary passes
 """
 
 from typing import Any
@@ -24,9 +24,9 @@ from tasks.stage import current_or_new_run
 
 @flow(name="deploy", flow_run_name="deploy-{request.model}-{request.target}-{request.board}")
 def deploy(request: DeployRequest) -> dict[str, Any]:
-    """Port, bundle, and put the bundle on the board; a port that fails is not put there without --force."""
+    """Port, bundle, and put the bundle on the board; a port with the verdict FAIL needs --force."""
     with current_or_new_run(request.refresh) as run:
-        find_board(request.board)  # a name that is none is refused before the port, not after it
+        find_board(request.board)  # an unknown alias fails before the port, not after it
         prepared, ported = run_port(as_port(request))
         name = request.name or file_safe_id(request.model)[:64]
         results: dict[str, Any] = {"port": ported, "name": name, "board": request.board}

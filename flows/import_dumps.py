@@ -1,4 +1,4 @@
-"""Make a calibration set of encoder outputs that people's own tools dumped, as if they were harvested."""
+"""Make a calibration set from encoder outputs that another tool dumped, as if they were harvested."""
 
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,11 @@ from tasks.stage import current_or_new_run
 
 @flow(name="import-dumps", flow_run_name="import-dumps-{request.model}-{request.target}")
 def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
-    """Export, check and take in the dumps, calibrate; return where the set lies and what is in it."""
+    """Export, check and import the dumps, calibrate; return the path and content of the calibration set."""
     with current_or_new_run(request.refresh, request.board_wait) as run:
         family = model_family(request)
         if not plugin("models", family, "calibrate").load().REQUIRES_HARVEST:
-            raise BadOptions(
-                f"a {family} is calibrated by what it hears itself: import nothing, and run `nightjar port`"
-            )
+            raise BadOptions(f"a {family} is calibrated on speech directly and needs no dumps: run `nightjar port`")
         target = target_of(request.target, request.board)
         recipe = recipe_for(request, target.load().recipe(family))
         if (request.program is None) == (request.bin_dir is None):
@@ -66,7 +64,7 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
         prepared = Prepared(
             family=family,
             target=target,
-            board=host_board,  # nothing of ours runs on the target's board
+            board=host_board,  # no session runs on the target's board
             host=host,
             host_board=host_board,
             checkpoint=checkpoint,
@@ -87,11 +85,11 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Say where a calibration set lies, its samples per part, its warnings and its dataset.txt lists."""
-    made = CalibrationSet.open(folder)
+    """Return the path of a calibration set, its samples per part, its warnings and its dataset.txt lists."""
+    calibration = CalibrationSet.open(folder)
     return {
         "calibration": folder.as_posix(),
-        "samples": {part: made.count(part) for part in made.parts},
-        "warnings": made.index.warnings,
+        "samples": {part: calibration.count(part) for part in calibration.parts},
+        "warnings": calibration.index.warnings,
         "datasets": [path.as_posix() for path in sorted(folder.glob("dataset/*/dataset.txt"))],
     }

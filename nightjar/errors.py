@@ -121,3 +121,8 @@ class StackBroken(Broken):
 
 class StoreBroken(Broken):
     """The artifact store cannot be read or written."""
+
+
+def printable(text: str) -> str:
+    """Make untrusted text safe for one line of a terminal: no escapes, the last 300 characters."""
+    return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))[-300:]

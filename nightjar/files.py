@@ -1,4 +1,4 @@
-"""Files: digests, atomic writes, and disk errors as one line."""
+"""Files: digests, atomic writes, files that are appended to, and disk errors as one line."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ def digest_file(path: Path) -> str:
 
 
 def mtime_ns(path: Path) -> int:
-    """Return when a file was last written, 0 for one that is gone."""
+    """Return when a file was last written, 0 where there is no file."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -45,6 +45,24 @@ def storage_errors() -> Iterator[None]:
         raise
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_whole_lines(path: Path) -> list[bytes]:
+    """Return the complete lines of a file that is appended to, none where there is no file.
+
+    A last line that a kill cut short is removed from the file.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        with storage_errors():
+            path.write_bytes(whole)
+    return whole.split(b"\n")[:-1]
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old or the new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +72,13 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

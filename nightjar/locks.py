@@ -1,4 +1,4 @@
-"""Locks between processes of this machine: flock on a file, which ends with the process that holds it."""
+"""Locks between processes of this machine: flock on a file; a lock ends with its process."""
 
 import contextlib
 import fcntl
@@ -12,8 +12,8 @@ def acquire(
 ) -> int | None:
     """Lock a file, made where it is absent, and return its handle; closing the handle ends the lock.
 
-    Returns None where another process holds the lock and `wait` is false; `on_wait` is called once before a wait.
-    A file that was removed between opening and locking is opened again: its former holder, or gc, removed it.
+    Returns None where another process has the lock and `wait` is false; `on_wait` is called once before a wait.
+    A file that another process or gc removed between opening and locking is opened again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -37,7 +37,7 @@ def acquire(
 
 @contextlib.contextmanager
 def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | None = None) -> Iterator[int]:
-    """Hold a file's lock and give its handle; waits for whoever has it."""
+    """Lock a file for as long as the block lasts and give its handle; waits for another process."""
     handle = acquire(path, shared=shared, on_wait=on_wait)
     assert handle is not None
     try:
@@ -47,7 +47,7 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
 
 
 def try_lock(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file if nobody else holds it; tell whether it is locked now."""
+    """Lock an open file unless another process has the lock; return whether it is locked now."""
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -56,7 +56,7 @@ def try_lock(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def is_still(handle: int, path: Path) -> bool:
-    """Tell whether an open file is the one that lies at a path now."""
+    """Return whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

@@ -1,10 +1,10 @@
-"""Put a port's binary together with all that a board needs to run it."""
+"""Bundle a port's binary with everything that a board needs to run it."""
 
-import json
 from pathlib import Path
 
 from nightjar.boards.ref import BoardRef
 from nightjar.deploy.bundle import PortSummary, write_bundle
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from tasks.stage import stage
 
@@ -21,13 +21,12 @@ def bundle(
     port: PortSummary,
     out: Path,
 ) -> dict[str, str]:
-    """Write a bundle: parts, tables, tokens, code, transcribe.py and the manifest with what the port says of it."""
-    described = json.loads((binary / "model.json").read_text(encoding="utf-8"))
+    """Write a bundle: parts, tables, tokens, code, transcribe.py and the manifest with the port's results."""
     manifest = write_bundle(
         out,
         binary=binary,
         modules=[each.module for each in session],
-        tokens=vocabulary.load().token_bytes(described),
+        tokens=vocabulary.load().token_bytes(read_json(binary / "model.json")),
         runtimes={"python": board.facts.python, **board.facts.runtimes},
         model=model,
         language=language,

@@ -22,9 +22,8 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from nightjar.boards.board import Board
 from nightjar.boards.config import RESERVED, find_board
 from nightjar.boards.lock import board_busy
-from nightjar.errors import NightjarError
+from nightjar.errors import NightjarError, printable
 from nightjar.plugins.registry import Plugin
-from nightjar.text import printable
 from tasks.stage import current_run
 
 log = logging.getLogger("nightjar.slot")

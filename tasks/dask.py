@@ -82,7 +82,7 @@ def run_clips(
     """
     address = os.environ.get(SETTING, "")
     if not address or board.remote:
-        options: dict[str, Any] = {"waves": waves, "encoder": encoder, "earlier": earlier, "hold": hold_board}
+        options: dict[str, Any] = {"waves": waves, "encoder": encoder, "earlier": earlier, "lock_board": hold_board}
         return run_session(board.boards(), binary, clips, work, **options, **settings)
     sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
     code = _session_sha256(board, binary, encoder)
@@ -90,7 +90,7 @@ def run_clips(
         open_job_folder(work, digest([code, board.identity(), sorted(sources)]))
         (work / "harvest").mkdir(exist_ok=True)
     journal = Journal(work)
-    left = [name for name in sources if name not in journal.lines]
+    left = [name for name in sources if name not in journal.results]
     paths = {"binary": binary} | ({"encoder": encoder} if encoder is not None else {})
     artifacts = {name: (path.parent.name, path.name) for name, path in paths.items()}
 
@@ -107,10 +107,10 @@ def run_clips(
         size = min(MAX_CLIPS, max(MIN_CLIPS, -(-len(left) // (ROUNDS * workers))))
         for result in submit(shard_of(left[start : start + size]) for start in range(0, len(left), size)):
             _save(result, work, journal, excluded)
-            tick(len(journal.lines) + len(excluded), len(sources))
-    if missing := [name for name in sources if name not in journal.lines and name not in excluded]:
+            tick(len(journal.results) + len(excluded), len(sources))
+    if missing := [name for name in sources if name not in journal.results and name not in excluded]:
         raise SessionFailed(f"the session gave no result for {missing[0]}: run the same command again")
-    return [journal.lines.get(name) or excluded[name] for name in sources]
+    return [journal.results.get(name) or excluded[name] for name in sources]
 
 
 def run_shard(shard: Shard) -> ShardResult:

@@ -1,4 +1,4 @@
-"""Take encoder outputs that another tool dumped for a harvest."""
+"""Import encoder outputs that another tool dumped, as a harvest stores them."""
 
 import json
 import re
@@ -8,34 +8,34 @@ from pathlib import Path
 import numpy as np
 
 from nightjar.errors import BadInput
-from nightjar.files import digest, digest_file
+from nightjar.files import digest, digest_file, read_json
 from nightjar.progress import tick
 from nightjar.speech.manifest import ids_in_line_order, load_speech, shuffled, split_by_window
 from nightjar.store.artifact import Source
 from tasks.stage import stage
 
-COLLECTED = "collected.json"  # beside dumps that tasks/run_program.py collected
+COLLECTED = "collected.json"  # beside the dumps of tasks/run_program.py
 NUMBER = re.compile(r"\d{6,}")
 NAMING = "name them enc_%06d.bin by line of the manifest, from enc_000000.bin, or enc_<clip id>.bin"
 
 
 def dumps_source(folder: Path) -> Source:
-    """Name a folder of dumps by their names and content; raises BadInput where it holds none."""
+    """Describe a folder of dumps by names and content; raises BadInput where it has none."""
     if not folder.is_dir():
-        raise BadInput(f"no folder {folder}: give --bin-dir the folder that holds enc_*.bin")
+        raise BadInput(f"no folder {folder}: give --bin-dir the folder with enc_*.bin")
     files = dump_files(folder)
     if not files:
-        raise BadInput(f"{folder} holds no enc_*.bin: give --bin-dir the folder of the dumps; {NAMING}")
+        raise BadInput(f"{folder} has no enc_*.bin: give --bin-dir the folder of the dumps; {NAMING}")
     return Source(path=folder.resolve(), sha256=digest({path.name: digest_file(path) for path in files}))
 
 
 def ordered_source(speech: Source) -> Source:
-    """Let the order of a manifest's lines, which numbers dumps, be part of what names the speech."""
+    """Add the order of a manifest's lines, which numbers the dumps, to the key of the speech."""
     return speech.model_copy(update={"sha256": digest([speech.sha256, ids_in_line_order(speech.path)])})
 
 
 def dump_files(folder: Path) -> list[Path]:
-    """List a folder's dumps by name; what else lies there is left alone."""
+    """List a folder's dumps by name."""
     return sorted(path for path in folder.glob("enc_*.bin") if path.is_file())
 
 
@@ -43,24 +43,24 @@ def dump_files(folder: Path) -> list[Path]:
 def import_dumps(*, dumps: Path, graphs: Path, speech: Path, samples: int, seed: int, out: Path) -> dict[str, str]:
     """Check every dump against the graphs and store those of `samples` clips, drawn by seed, as a harvest does.
 
-    A dump is `(n_audio_ctx, d)` little-endian float32 without a header. Clips longer than the window need none, as
-    calibration passes them over. Raises BadInput with the file at fault.
+    A dump is `(n_audio_ctx, d)` little-endian float32 without a header. Clips longer than the window need none,
+    because calibration skips them. Raises BadInput with the file at fault.
     """
-    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
-    tensor = model["harvest"][0]
-    shape = next(o["shape"] for o in model["parts"]["encoder"]["outputs"] if o["name"] == tensor)[1:]
+    tensor, shape, window_s = harvested_tensor(graphs)
     clips = load_speech(speech)
-    kept, skipped = split_by_window(clips, model["recipe"]["window_s"])
+    fitting, skipped = split_by_window(clips, window_s)
     files = dump_files(dumps)
     if (dumps / COLLECTED).exists():  # a board's own program dumped them, clip by clip
-        collected = json.loads((dumps / COLLECTED).read_text(encoding="utf-8"))
-        kept = [clip for clip in kept if clip.id in collected["dumped"]]
-        clip_of = {f"enc_{clip.id}.bin": clip.id for clip in kept}
+        collected = read_json(dumps / COLLECTED)["dumped"]
+        fitting = [clip for clip in fitting if clip.id in collected]
+        clip_of = {f"enc_{clip.id}.bin": clip.id for clip in fitting}
     else:
         clip_of = match_clips([path.name for path in files], [clip.id for clip in clips], ids_in_line_order(speech))
-    _refuse_missing({clip.id for clip in kept} - set(clip_of.values()), clip_of, ids_in_line_order(speech), len(kept))
-    check_sizes(files, shape, model["recipe"]["window_s"])
-    drawn = [clip.id for clip in shuffled(kept, seed)[:samples]]
+    _refuse_missing(
+        {clip.id for clip in fitting} - set(clip_of.values()), clip_of, ids_in_line_order(speech), len(fitting)
+    )
+    check_sizes(files, shape, window_s)
+    drawn = [clip.id for clip in shuffled(fitting, seed)[:samples]]
     for number, path in enumerate(files, 1):
         array = read_dump(path, shape)
         if clip_of[path.name] in drawn:
@@ -70,14 +70,22 @@ def import_dumps(*, dumps: Path, graphs: Path, speech: Path, samples: int, seed:
     return {"clips": str(len(drawn)), "skipped": str(len(skipped)), "tier": "as given"}
 
 
+def harvested_tensor(graphs: Path) -> tuple[str, list[int], float]:
+    """Return name and shape (n_audio_ctx, d) of the tensor that a harvest stores, and the model's window in seconds."""
+    model = read_json(graphs / "model.json")
+    tensor = model["harvest"][0]
+    shape = next(output["shape"] for output in model["parts"]["encoder"]["outputs"] if output["name"] == tensor)[1:]
+    return tensor, shape, model["recipe"]["window_s"]
+
+
 def match_clips(names: Sequence[str], ids: Collection[str], order: Sequence[str]) -> dict[str, str]:
     """Map each dump's file name to its clip: all by number, the line in `order` from 0, or all by id.
 
-    Raises BadInput for a mixture, for names that read both ways, and for a dump of no clip.
+    Raises BadInput for a mixture, for ambiguous names, and for a dump that belongs to no clip.
     """
-    said = {name: name.removeprefix("enc_").removesuffix(".bin") for name in names}
-    by_id = {name: text for name, text in said.items() if text in ids}
-    numbered = {name: int(text) for name, text in said.items() if NUMBER.fullmatch(text)}
+    labels = {name: name.removeprefix("enc_").removesuffix(".bin") for name in names}
+    by_id = {name: text for name, text in labels.items() if text in ids}
+    numbered = {name: int(text) for name, text in labels.items() if NUMBER.fullmatch(text)}
     by_number = {name: order[number] for name, number in numbered.items() if number < len(order)}
     only_id, only_number = by_id.keys() - numbered.keys(), numbered.keys() - by_id.keys()
     if only_id and only_number:
@@ -94,21 +102,21 @@ def match_clips(names: Sequence[str], ids: Collection[str], order: Sequence[str]
     surplus = sorted(name for name in names if name not in chosen)
     if surplus:
         raise BadInput(
-            f"{_listed(surplus)} belong{'s' * (len(surplus) == 1)} to none of the {len(ids)} clips: {NAMING}; take out "
-            "what is of other speech, or give the --calibration-set that was dumped"
+            f"{_listed(surplus)} belong{'s' * (len(surplus) == 1)} to none of the {len(ids)} clips: {NAMING}; remove "
+            "dumps of other speech, or give the --calibration-set that was dumped"
         )
-    # Ids that are numbers themselves, 000000 and so on, are no question as long as both readings agree.
+    # Ids that are numbers themselves, 000000 and so on, are unambiguous when both readings agree.
     if not only_id and not only_number and len(by_number) == len(names) and by_number != by_id:
         name = next(name for name in names if by_number[name] != by_id[name])
         raise BadInput(
             f"{name} may be line {numbered[name]}, clip {by_number[name]!r}, or the clip of that id, on another line: "
-            "put the manifest in the order of its ids, or give its lines ids that are no numbers"
+            "sort the manifest by its ids, or give its lines ids that are not numbers"
         )
     return chosen
 
 
 def check_sizes(files: Sequence[Path], shape: Sequence[int], window_s: float) -> None:
-    """Hold every file's size against `shape` in float32; raises BadInput with each wrong file and both sizes."""
+    """Compare every file's size with `shape` in float32; raises BadInput with each wrong file and both sizes."""
     rows, width = shape
     expected = rows * width * 4
     wrong = [(path.name, found) for path in files if (found := path.stat().st_size) != expected]
@@ -120,12 +128,12 @@ def check_sizes(files: Sequence[Path], shape: Sequence[int], window_s: float) ->
     raise BadInput(
         f"{len(wrong)} of {len(files)} dumps have the wrong size: {_listed(listed)} "
         f"({rows} rows × {width} float32 for this model and window{hint}); dump again, or pass the model, checkpoint "
-        "and window they were made with"
+        "and window of the dumps"
     )
 
 
 def read_dump(path: Path, shape: Sequence[int]) -> np.ndarray:
-    """Read one dump as `shape` float16, as a harvest keeps it; raises BadInput for values that this cannot hold."""
+    """Read one dump as `shape` float16, as a harvest stores it; raises BadInput for values beyond float16."""
     array = np.fromfile(path, "<f4").reshape(shape)
     with np.errstate(over="ignore"):
         half: np.ndarray = array.astype(np.float16)
@@ -133,7 +141,7 @@ def read_dump(path: Path, shape: Sequence[int]) -> np.ndarray:
     if len(bad):
         row, column = (int(index) for index in bad[0])
         value = array[row, column]
-        why = "beyond float16's ±65504" if np.isfinite(value) else "no finite number"
+        why = "beyond float16's ±65504" if np.isfinite(value) else "not a finite number"
         raise BadInput(
             f"{path.name}: {value:g} at row {row}, column {column} is {why} ({len(bad)} such values); "
             "check that it is little-endian float32 of the float encoder, and dump it again"

@@ -1,4 +1,4 @@
-"""Score what was heard and hold the binary against its budgets."""
+"""Score hypotheses and judge the binary by its budgets."""
 
 import json
 from pathlib import Path
@@ -26,32 +26,32 @@ def judge(
     budgets: Budgets,
     out: Path,
 ) -> dict[str, str]:
-    """Score stock, float graphs (`expected`) and binary (`obtained`) on the clips that all three heard, and judge."""
-    heard = {"stock": read_hypotheses(stock), "float": read_hypotheses(expected), "binary": read_hypotheses(obtained)}
-    ids = [{line["id"] for line in lines if not line["probe"]} for lines in heard.values()]
+    """Score stock, float graphs (`expected`) and binary (`obtained`) on the clips that all three have, and judge."""
+    lines = {"stock": read_hypotheses(stock), "float": read_hypotheses(expected), "binary": read_hypotheses(obtained)}
+    ids = [{line["id"] for line in each if not line["probe"]} for each in lines.values()]
     common = set.intersection(*ids)
-    clips = [clip for clip in clips_from_lines(heard["binary"]) if clip.id in common]
+    clips = [clip for clip in clips_from_lines(lines["binary"]) if clip.id in common]
     if not clips:
         raise BadManifest(
             "stock, float and binary have no clip in common: give speech that fits the window, or pass --long chunk"
         )
     scores = {
-        subject: score(subject, tier if subject == "binary" else "host", clips, lines, language)
-        for subject, lines in heard.items()
+        subject: score(subject, tier if subject == "binary" else "host", clips, each, language)
+        for subject, each in lines.items()
     }
-    probes = {subject: [line for line in lines if line["probe"]] for subject, lines in heard.items()}
-    # A board's own program, read from what it printed, heard no probes.
+    probes = {subject: [line for line in each if line["probe"]] for subject, each in lines.items()}
+    # A board's own program, of which only the output is read, has no probes.
     silence = score_silence(probes["float"], probes["binary"], language) if probes["binary"] else None
-    # Who sets clips aside is asked about it; a session that set none says nothing of it.
-    failed = read_excluded(obtained) if (obtained / "aside.json").exists() else None
-    streamed = read_drift(drift) if drift is not None else None
-    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, failed, streamed)
+    # Only a run that can exclude clips writes the file and gets the gate.
+    excluded = read_excluded(obtained) if (obtained / "aside.json").exists() else None
+    stream_drift = read_drift(drift) if drift is not None else None
+    verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, excluded, stream_drift)
     skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
     aside = {name: why for folder in (expected, obtained) for name, why in read_excluded(folder).items()}
     content: dict[str, Any] = {
         "verdict": verdict.model_dump(mode="json"),
         "budgets": budgets.model_dump(mode="json"),
-        "scores": {subject: said.model_dump(mode="json") for subject, said in scores.items()},
+        "scores": {subject: each.model_dump(mode="json") for subject, each in scores.items()},
         "silence": silence.model_dump(mode="json") if silence is not None else None,
         "skipped": sorted(skipped - aside.keys()),
         "aside": aside,
@@ -63,11 +63,11 @@ def judge(
 def read_scores(folder: Path) -> dict[str, Score]:
     """Read the scores that `judge` wrote, by subject."""
     content = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-    return {subject: Score.model_validate(said) for subject, said in content["scores"].items()}
+    return {subject: Score.model_validate(each) for subject, each in content["scores"].items()}
 
 
 def clips_from_lines(lines: list[dict[str, Any]]) -> list[Clip]:
-    """Say which clips hypotheses are of, with their references; the silent probes are none."""
+    """Return the clips of hypotheses, with their reference texts and without the silent probes."""
     return [
         Clip(id=line["id"], audio=Path(), text=line["reference"], duration_s=line["audio_s"], speaker=line["speaker"])
         for line in lines

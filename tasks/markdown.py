@@ -1,26 +1,28 @@
-"""What a person reads in the Prefect UI of a port and of a night: verdict first, figures, where to read on."""
+"""Markdown for the Prefect UI: the verdict of a port, and the summary of a night."""
 
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nightjar.report.site.urls import INDEX, cell_name, cell_url, night_url, report_url
+from nightjar.report.rendering import fixed
+from nightjar.report.site.formatting import megabytes
+from nightjar.report.site.urls import INDEX, cell_url, night_url, report_url
 from nightjar.scoring.verdict import STAND_IN_NOTE, headline
 
-if TYPE_CHECKING:  # it brings pandas, half a second that a port does not need
+if TYPE_CHECKING:  # it imports pandas, half a second that a port does not need
     from nightjar.nightly.history import Cell, Finding, Night
 
 MARKS = {True: "▼", False: "•"}
 
 
 def escape_markdown(text: str) -> str:
-    """Write a text that markdown takes for nothing else."""
+    """Escape what Markdown would interpret."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split()))
 
 
 def verdict_markdown(results: Mapping[str, Any]) -> str:
-    """Write a port's verdict for the Prefect UI: the word, the figures, where to read on, every gate, the versions."""
+    """Write a port's verdict: the outcome, the figures, links, every gate, the versions."""
     low, high = results["interval"]
     unit = "CER" if results["unit"] == "character" else "WER"
     model, target, precision = (escape_markdown(str(results[name])) for name in ("model", "target", "precision"))
@@ -29,7 +31,7 @@ def verdict_markdown(results: Mapping[str, Any]) -> str:
         "",
         f"Δ {unit} **{results['delta_wer']:+.2f}** points [{low:+.2f}, {high:+.2f}] · tier **{results['tier']}** · "
         f"{results['clips']} clips, {results['words']:,} {results['unit']}s"
-        + (f", {len(results['aside'])} set aside" if results["aside"] else ""),
+        + (f", {len(results['aside'])} excluded" if results["aside"] else ""),
         "",
     ]
     if results["tier"] == "stand-in":
@@ -37,29 +39,28 @@ def verdict_markdown(results: Mapping[str, Any]) -> str:
     lines += [_where(results), "", f"| | {unit} % | 95 % | empty | looping | capped | RTF p50 |"]
     lines += ["|---|---:|---|---:|---:|---:|---:|"]
     for score in results["scores"]:
-        rtf = "–" if score["rtf_p50"] is None else f"{score['rtf_p50']:.3f}"
-        lines.append(
-            f"| {score['subject']} ({score['tier']}) | **{score['wer']:.2f}** | {score['interval'][0]:.2f} – "
-            f"{score['interval'][1]:.2f} | {score['empty']} | {score['looping']} | {score['capped']} | {rtf} |"
-        )
+        low, high = score["interval"]
+        counts = f"{score['empty']} | {score['looping']} | {score['capped']} | {fixed(score['rtf_p50'], 3)}"
+        name = f"{score['subject']} ({score['tier']})"
+        lines.append(f"| {name} | **{score['wer']:.2f}** | {low:.2f} – {high:.2f} | {counts} |")
     lines += ["", "| gate | |", "|---|---|"]
     worst = sorted(results["gates"], key=lambda gate: ("FAIL", "UNDECIDED", "PASS").index(gate["outcome"]))
     lines += [f"| **{gate['outcome']}** | {escape_markdown(gate['sentence'])} |" for gate in worst]
     size = ", ".join(f"{escape_markdown(part)} {count / 1e6:.1f} MB" for part, count in results["size_bytes"].items())
     lines += ["", f"Size: {size}.", "", f"Versions: {escape_markdown(_versions(results))}.", ""]
-    return "\n".join([*lines, "Again:", "", "```", results["command"].replace("```", "'''"), "```", ""])
+    return "\n".join([*lines, "To run it again:", "", "```", results["command"].replace("```", "'''"), "```", ""])
 
 
 def _where(results: Mapping[str, Any]) -> str:
-    """Link to the report and the site where NIGHTJAR_SITE_URL says that people can open it; else name the file."""
-    said = f"Report: `{results['report'].replace('`', '')}`"
+    """Link to the report and the site if NIGHTJAR_SITE_URL is set; else name the file."""
+    file = f"Report: `{results['report'].replace('`', '')}`"
     if not (base := site_url()):
-        return said
-    asked = results["request"].get("board") or ""
-    cell = cell_url(cell_name(results["model"], results["target"], results["precision"], asked))
+        return file
+    names = (results["model"], results["target"], results["precision"], results["request"].get("board"))
+    cell = cell_url("/".join(filter(None, names)))
     return (
         f"[Scoreboard]({base}/{INDEX}) · [all nights of this cell]({base}/{cell}) · "
-        f"[report]({base}/{report_url(results['report_key'])})\n\n{said}"
+        f"[report]({base}/{report_url(results['report_key'])})\n\n{file}"
     )
 
 
@@ -71,7 +72,7 @@ def _versions(results: Mapping[str, Any]) -> str:
 
 
 def night_markdown(night: "Night", cells: Sequence["Cell"], findings: Sequence["Finding"]) -> str:
-    """Write a night for the Prefect UI: what failed, what got worse and why, every cell."""
+    """Write a night: what failed, the findings and their causes, every cell."""
     lines = [f"# {night.outcome} · the night of {night.night}", ""]
     base = site_url()
     if base:
@@ -90,15 +91,13 @@ def night_markdown(night: "Night", cells: Sequence["Cell"], findings: Sequence["
         word = headline(cell.tier, cell.outcome) if cell.tier == "stand-in" else f"**{cell.outcome}**"
         whole = cell.delta_wer is not None and cell.low is not None and cell.high is not None
         delta = f"{cell.delta_wer:+.2f} [{cell.low:+.2f}, {cell.high:+.2f}]" if whole else "–"
-        wer = "–" if cell.wer is None else f"{cell.wer:.2f}"
-        size = "–" if cell.size_bytes is None else f"{cell.size_bytes / 1e6:.1f} MB"
-        rtf = "–" if cell.rtf is None else f"{cell.rtf:.4f}"
-        lines.append(f"| {named} | {word} | {cell.tier or '–'} | {wer} | {delta} | {size} | {rtf} |")
+        figures = (cell.tier or "–", fixed(cell.wer, 2), delta, megabytes(cell.size_bytes), fixed(cell.rtf, 4))
+        lines.append(f"| {named} | {word} | {' | '.join(figures)} |")
     if unscored := [cell for cell in cells if cell.wer is None and cell.error]:
         lines += ["", *(f"- {escape_markdown(cell.cell)}: {escape_markdown(cell.error)}" for cell in unscored)]
     return "\n".join([*lines, ""])
 
 
 def site_url() -> str:
-    """Return where people can open the site, as NIGHTJAR_SITE_URL says; empty where it does not."""
+    """Return the address of the site, NIGHTJAR_SITE_URL; empty where it is not set."""
     return os.environ.get("NIGHTJAR_SITE_URL", "").rstrip("/")

@@ -1,4 +1,4 @@
-"""Put the results where people look: reports/ and, in a Prefect run, the UI. Never cached."""
+"""Publish results: to reports/ and, in a Prefect run, to the UI. Never cached."""
 
 import json
 import shlex
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def publish(request: PortRequest | EvaluateRequest, page: Artifact, outcomes: list[StageOutcome]) -> dict[str, Any]:
-    """Copy the report to where reports go, with what became of the stages in this run, and show both in the UI."""
+    """Copy the report to reports/, with the stages of this run, and show both in the UI."""
     made = current_run().store.path(page)
     results: dict[str, Any] = json.loads((made / "results.json").read_text(encoding="utf-8"))
     results["stages"] = [
@@ -51,17 +51,17 @@ def publish(request: PortRequest | EvaluateRequest, page: Artifact, outcomes: li
 
 
 def publish_night(night: "Night", cells: Sequence["Cell"], findings: Sequence["Finding"]) -> None:
-    """Show a night with its flow run, if there is one on a server: its verdict, what changed, every cell."""
+    """Show a night in the UI with its flow run, if it has one: its verdict, what changed, every cell."""
     described = f"{night.outcome}: the night of {night.night}"
     text = night_markdown(night, cells, findings)
     create_artifacts([ArtifactCreate(type="markdown", key="night", description=described, data=text)])
 
 
 def command_line(request: PortRequest | EvaluateRequest) -> str:
-    """Return the command that asks for this request again; what was run again on purpose is left out, and patience."""
+    """Return the command that repeats this request, without --refresh and --board-wait."""
     words = ["nightjar", "port" if isinstance(request, PortRequest) else "evaluate"]
-    asked = request.model_dump(mode="json", exclude_defaults=True, exclude={"refresh", "board_wait"})
-    for name, value in asked.items():
+    options = request.model_dump(mode="json", exclude_defaults=True, exclude={"refresh", "board_wait"})
+    for name, value in options.items():
         values = [str(each) for each in (value if isinstance(value, list) else [value])]
         if name == "files":
             words += values
@@ -79,7 +79,7 @@ def board_suffix(target: str, board: str | None) -> str:
 
 
 def _artifacts(name: str, results: dict[str, Any]) -> Iterator[ArtifactCreate]:
-    """Make what a person reads in the Prefect UI: the verdict first, the scores, the stages."""
+    """Make the artifacts of the Prefect UI: verdict, scores, stages."""
     yield ArtifactCreate(
         type="markdown",
         key=f"verdict-{name}",
@@ -87,16 +87,11 @@ def _artifacts(name: str, results: dict[str, Any]) -> Iterator[ArtifactCreate]:
         data=verdict_markdown(results),
     )
     scores = [
-        {
-            "subject": score["subject"],
-            "tier": score["tier"],
-            "wer": score["wer"],
-            "low": score["interval"][0],
-            "high": score["interval"][1],
-        }
+        {name: score[name] for name in ("subject", "tier", "wer")}
+        | dict(zip(("low", "high"), score["interval"], strict=True))
         for score in results["scores"]
     ]
     described = "corpus WER in percent with 95 % intervals"
     yield ArtifactCreate(type="table", key=f"scores-{name}", description=described, data=json.dumps(scores))
-    described = "what became of each stage in this run"
+    described = "the stages of this run"
     yield ArtifactCreate(type="table", key=f"stages-{name}", description=described, data=json.dumps(results["stages"]))

@@ -1,4 +1,4 @@
-"""Take what a board's own program printed as hypotheses, in place of a session."""
+"""Read the output of a board's own program as hypotheses, instead of running a session."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ SUFFIXES = (".txt", ".log")
 
 
 class PrintedFiles(InputFiles, frozen=True):
-    """Name a program's outputs, whose names say which clip each is of."""
+    """Output files of a program, each named by its clip."""
 
     def identity(self) -> dict[str, str]:
         """Return what enters the key."""
@@ -26,45 +26,45 @@ class PrintedFiles(InputFiles, frozen=True):
 
 
 def reader(target: str, files: InputFiles) -> Plugin | None:
-    """Return the module that reads a target's programs' output, if that is what these files are."""
-    said = all(path.suffix in SUFFIXES for path in files.paths)
-    return plugin("targets", target, "printed") if said and module_file(f"targets.{target}.printed") else None
+    """Return the module that parses the output of a target's programs, where these files are such output."""
+    printed = all(path.suffix in SUFFIXES for path in files.paths)
+    return plugin("targets", target, "printed") if printed and module_file(f"targets.{target}.printed") else None
 
 
 @stage
 def read_printed(
     *, outputs: PrintedFiles, speech: Path, graphs: Path, reader: Plugin, target: str, out: Path
 ) -> dict[str, str]:
-    """Write hypotheses of outputs, each named by its clip's id, and a binary.json that says where they come from."""
+    """Write the hypotheses of output files, and a binary.json that names their origin."""
     clips = {clip.id: clip for clip in load_speech(speech)}
     lines: list[dict[str, Any]] = []
     for path in outputs.paths:
         if path.stem not in clips:
             raise BadInput(
-                f"{path} is of no clip of the test set, which has {', '.join(list(clips)[:3])}, …: "
+                f"{path} belongs to no clip of the test set, which has {', '.join(list(clips)[:3])}, …: "
                 "name each output by its clip's id, then run `nightjar evaluate` again"
             )
-        said = reader.load().parse(path.read_text(encoding="utf-8", errors="replace"))
-        if said is None:
+        output = reader.load().parse(path.read_text(encoding="utf-8", errors="replace"))
+        if output is None:
             raise BadInput(
-                f"{path} holds no text: give {reader.load().WANTED}, one file per clip, to `nightjar evaluate`"
+                f"{path} has no text: give {reader.load().WANTED}, one file per clip, to `nightjar evaluate`"
             )
-        lines.append(hypothesis_line(path.stem, said, clips[path.stem].duration_s))
-    heard = [clips[line["id"]] for line in lines]
-    write_hypotheses(out, lines, heard, [clip for clip in clips.values() if clip not in heard])
+        lines.append(hypothesis_line(path.stem, output, clips[path.stem].duration_s))
+    found = [clips[line["id"]] for line in lines]
+    write_hypotheses(out, lines, found, [clip for clip in clips.values() if clip not in found])
     describe_program(graphs, target, out)
     return {"clips": str(len(lines))}
 
 
-def hypothesis_line(name: str, said: ProgramOutput, duration_s: float) -> dict[str, Any]:
-    """Make a line of hypotheses of what a program printed."""
-    seconds = {} if said.seconds is None else {"total": said.seconds}
-    line = {"id": name, "text": said.text, "tokens": [], "steps": 0, "capped": False, "agree": None}
-    return {**line, "seconds": seconds, "audio_s": said.audio_s or duration_s}
+def hypothesis_line(name: str, output: ProgramOutput, duration_s: float) -> dict[str, Any]:
+    """Return the line of hypotheses.jsonl for a program's output."""
+    seconds = {} if output.seconds is None else {"total": output.seconds}
+    line = {"id": name, "text": output.text, "tokens": [], "steps": 0, "capped": False, "agree": None}
+    return {**line, "seconds": seconds, "audio_s": output.audio_s or duration_s}
 
 
 def describe_program(graphs: Path, target: str, out: Path) -> None:
-    """Write model.json and a binary.json that says that a program was heard, whose parts nobody knows."""
+    """Write model.json, and the binary.json of a program whose parts are unknown."""
     shutil.copyfile(graphs / "model.json", out / "model.json")
     description = {"target": target, "precision": "as printed", "parts": {}}
     (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

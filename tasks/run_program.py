@@ -1,30 +1,29 @@
-"""Let a board's own program hear speech, clip by clip: hypotheses of what it prints, or dumps for a calibration."""
+"""Run a board's own program on speech, clip by clip: hypotheses from its output, or dumps for a calibration."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from nightjar.boards.ref import BoardRef
-from nightjar.errors import BadInput, SessionFailed
-from nightjar.files import digest_file
+from nightjar.errors import BadInput, SessionFailed, printable
+from nightjar.files import digest_file, read_json
 from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin
 from nightjar.sessions.board_program import BoardProgram, ProgramResult
 from nightjar.sessions.board_program import run_program as run_on_board
-from nightjar.speech.manifest import Clip, load_speech, shuffled, split_by_window
-from nightjar.text import printable
+from nightjar.speech.manifest import load_speech, shuffled, split_by_window
 from tasks.adopt import InputFiles
 from tasks.evaluate import silent_probes
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses
-from tasks.import_dumps import COLLECTED, check_sizes
+from tasks.import_dumps import COLLECTED, check_sizes, harvested_tensor
 from tasks.read_printed import describe_program, hypothesis_line
 from tasks.stage import stage
 
-TEXT_CHARACTERS = 10_000  # twenty times what a window of speech can hold
+TEXT_CHARACTERS = 10_000  # twenty times the text of a window of speech
 
 
 class NamedFiles(InputFiles, frozen=True):
-    """Name files that a program gets, which knows them by their names."""
+    """Files that a program finds by their names."""
 
     def identity(self) -> dict[str, str]:
         """Return what enters the key."""
@@ -32,10 +31,10 @@ class NamedFiles(InputFiles, frozen=True):
 
 
 def named_files(paths: tuple[Path, ...]) -> NamedFiles:
-    """Name files by name and content; raises BadInput for one that is not there, or two of one name."""
+    """Describe files by name and content; raises BadInput for a missing file, or two of one name."""
     for path in paths:
         if not path.is_file() or [other.name for other in paths].count(path.name) > 1:
-            raise BadInput(f"no file {path}, or two of this name: give the files that {{binary}} is to hold, one each")
+            raise BadInput(f"no file {path}, or two of this name: give each file of {{binary}} once")
     return NamedFiles(paths=tuple(path.resolve() for path in paths), sha256=tuple(map(digest_file, paths)))
 
 
@@ -53,13 +52,13 @@ def run_program(
     out: Path,
     work: Path,
 ) -> dict[str, str]:
-    """Run a board's own program on every clip and the silent probes, and read what it prints; see docs/boards.md."""
-    window_s = json.loads((graphs / "model.json").read_text(encoding="utf-8"))["recipe"]["window_s"]
+    """Run a board's own program on every clip and the silent probes, and parse its output; see docs/boards.md."""
+    window_s = read_json(graphs / "model.json")["recipe"]["window_s"]
     clips, skipped = select_clips(load_speech(speech), window_s, options)
     probes = silent_probes(window_s)
     connected = board.connect()
     with connected.locked():
-        said = run_on_board(
+        results = run_on_board(
             connected,
             program,
             {**{clip.id: clip.audio for clip in clips}, **probes},
@@ -68,39 +67,43 @@ def run_program(
             binary={path.name: path for path in files.paths},
         )
     lines: dict[str, dict[str, Any]] = {}
-    aside: dict[str, str] = {}
+    excluded: dict[str, str] = {}
     durations = {clip.id: clip.duration_s for clip in clips}
-    for name, one in said.items():
-        read = _read(one, program, reader)
-        if isinstance(read, str):
-            aside[name] = read
+    for name, result in results.items():
+        output = _parse(result, program, reader)
+        if isinstance(output, str):
+            excluded[name] = output
         else:
-            lines[name] = hypothesis_line(name, read, durations.get(name, 5.0))
-    heard = [clip for clip in clips if clip.id in lines]
-    if not heard:
-        name, why = next(iter(aside.items()))
-        raise SessionFailed(
-            f"{program.command[0]} gave no text for any of {len(clips)} clips, first {name}: {why}; run it there "
-            "by hand, then the same command again"
+            lines[name] = hypothesis_line(name, output, durations.get(name, 5.0))
+    transcribed = [clip for clip in clips if clip.id in lines]
+    if not transcribed:
+        raise _all_failed(
+            f"{program.command[0]} gave no text for any of {len(clips)} clips",
+            excluded,
+            "run it there by hand, then the same command again",
         )
     # Silence is judged on all probes or on none.
-    kept = [lines[clip.id] for clip in heard] + [lines[name] for name in probes if probes.keys() <= lines.keys()]
-    write_hypotheses(out, kept, heard, [*skipped, *(clip for clip in clips if clip.id in aside)])
-    (out / "aside.json").write_text(json.dumps(aside, indent=1) + "\n", encoding="utf-8")
+    kept = [lines[clip.id] for clip in transcribed] + [lines[name] for name in probes if probes.keys() <= lines.keys()]
+    write_hypotheses(out, kept, transcribed, [*skipped, *(clip for clip in clips if clip.id in excluded)], excluded)
     describe_program(graphs, target, out)
-    return {"clips": str(len(heard)), "aside": str(len(aside)), "tier": board.tier}
+    return {"clips": str(len(transcribed)), "aside": str(len(excluded)), "tier": board.tier}
 
 
-def _read(said: ProgramResult, program: BoardProgram, reader: Plugin) -> ProgramOutput | str:
-    """Return what a program printed of a clip, or why that does not count."""
-    if trouble := said.trouble(program.timeout_s):
-        return trouble
-    printed: ProgramOutput | None = reader.load().parse(said.text())
-    if printed is None:
+def _parse(result: ProgramResult, program: BoardProgram, reader: Plugin) -> ProgramOutput | str:
+    """Return the text that a program printed for a clip, or why it does not count."""
+    if failure := result.failure(program.timeout_s):
+        return failure
+    output: ProgramOutput | None = reader.load().parse(result.text())
+    if output is None:
         return f"it printed no text that can be read; {reader.load().WANTED} is wanted"
-    if len(printed.text) > TEXT_CHARACTERS:
-        return f"it printed a text of {len(printed.text)} characters, more than anybody says in a window"
-    return printed
+    if len(output.text) > TEXT_CHARACTERS:
+        return f"it printed a text of {len(output.text)} characters, more than a window of speech can have"
+    return output
+
+
+def _all_failed(problem: str, excluded: dict[str, str], remedy: str) -> SessionFailed:
+    name, reason = next(iter(excluded.items()))
+    return SessionFailed(f"{problem}, first {name}: {reason}; {remedy}")
 
 
 @stage
@@ -116,52 +119,45 @@ def dump_program(
     out: Path,
     work: Path,
 ) -> dict[str, str]:
-    """Run a board's own program on `samples` calibration clips, drawn by seed, and keep the dump of each.
+    """Run a board's own program on `samples` calibration clips, drawn by seed, and store the dump of each.
 
-    A clip without exactly one dump of the right size is set aside. Raises BadInput when no dump has the right size.
+    A clip without exactly one dump of the right size is excluded. Raises BadInput when no dump has the right size.
     """
-    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
-    tensor = model["harvest"][0]
-    shape = next(o["shape"] for o in model["parts"]["encoder"]["outputs"] if o["name"] == tensor)[1:]
-    expected, window_s = shape[0] * shape[1] * 4, model["recipe"]["window_s"]
-    kept, _ = split_by_window(load_speech(speech), window_s)
-    drawn = shuffled(kept, seed)[:samples]
+    _, shape, window_s = harvested_tensor(graphs)
+    expected_bytes = 4 * shape[0] * shape[1]
+    fitting, _ = split_by_window(load_speech(speech), window_s)
+    drawn = shuffled(fitting, seed)[:samples]
     connected = board.connect()
     with connected.locked():
         sources: dict[str, Any] = {clip.id: clip.audio for clip in drawn}
-        said = run_on_board(connected, program, sources, work, language=language, dump_bytes=8 * expected)
-    aside = {clip.id: why for clip in drawn if (why := _no_dump(said[clip.id], program, expected))}
+        results = run_on_board(connected, program, sources, work, language=language, dump_bytes=8 * expected_bytes)
+    excluded = {clip.id: reason for clip in drawn if (reason := _no_dump(results[clip.id], program, expected_bytes))}
     fetched = {clip.id: work / "fetched" / f"{clip.id}.bin" for clip in drawn}
-    dumped = _move_dumps(drawn, fetched, aside, out)
+    dumped = [clip.id for clip in drawn if clip.id not in excluded]
+    for name in dumped:
+        fetched[name].rename(out / f"enc_{name}.bin")
     if not dumped:
-        check_sizes([path for path in fetched.values() if path.exists()], shape, window_s)  # which knows windows
-        name, why = next(iter(aside.items()))
-        raise SessionFailed(
-            f"{program.command[0]} left no dump of any of {len(drawn)} clips, first {name}: {why}; look at what it "
-            "writes there, and give it with --dumps"
+        check_sizes([path for path in fetched.values() if path.exists()], shape, window_s)  # it names the window
+        raise _all_failed(
+            f"{program.command[0]} left no dump of any of {len(drawn)} clips",
+            excluded,
+            "check what it writes there, and give it with --dumps",
         )
-    (out / COLLECTED).write_text(json.dumps({"dumped": dumped, "aside": aside}, indent=1) + "\n", encoding="utf-8")
-    return {"clips": str(len(dumped)), "aside": str(len(aside)), "tier": board.tier}
+    (out / COLLECTED).write_text(json.dumps({"dumped": dumped, "aside": excluded}, indent=1) + "\n", encoding="utf-8")
+    return {"clips": str(len(dumped)), "aside": str(len(excluded)), "tier": board.tier}
 
 
 def read_excluded_dumps(folder: Path) -> dict[str, str]:
-    """Read why clips have no dump among those collected."""
-    found: dict[str, str] = json.loads((folder / COLLECTED).read_text(encoding="utf-8"))["aside"]
+    """Read the reason by clip for the clips without a dump."""
+    found: dict[str, str] = read_json(folder / COLLECTED)["aside"]
     return found
 
 
-def _no_dump(said: ProgramResult, program: BoardProgram, expected: int) -> str:
-    if trouble := said.trouble(program.timeout_s, silent=True):
-        return trouble
-    if len(said.dumps) != 1:
-        names = ", ".join(printable(name) for name, _ in said.dumps)
-        return f"it wrote {len(said.dumps)} files {program.dumps}{f' ({names})' if names else ''}, one is wanted"
-    (name, size) = said.dumps[0]
-    return "" if size == expected else f"its {printable(name)} has {size} bytes, {expected} are expected"
-
-
-def _move_dumps(drawn: list[Clip], fetched: dict[str, Path], aside: dict[str, str], out: Path) -> list[str]:
-    dumped = [clip.id for clip in drawn if clip.id not in aside]
-    for name in dumped:
-        fetched[name].rename(out / f"enc_{name}.bin")
-    return dumped
+def _no_dump(result: ProgramResult, program: BoardProgram, expected_bytes: int) -> str:
+    if failure := result.failure(program.timeout_s, silent=True):
+        return failure
+    if len(result.dumps) != 1:
+        names = ", ".join(printable(name) for name, _ in result.dumps)
+        return f"it wrote {len(result.dumps)} files {program.dumps}{f' ({names})' if names else ''}, one is wanted"
+    (name, size) = result.dumps[0]
+    return "" if size == expected_bytes else f"its {printable(name)} has {size} bytes, {expected_bytes} are expected"

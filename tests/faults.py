@@ -374,10 +374,10 @@ def main(settings: dict[str, str]) -> int:
     from nightjar.boards.ssh import SshBoard
     from nightjar.errors import NightjarError
     from nightjar.sessions import run as job
-    from nightjar.sessions import scheduler as crew
+    from nightjar.sessions import scheduler
     from nightjar.speech.manifest import Clip
 
-    job.SILENCE_S, crew.AGAIN_S = 3.0, 0.3
+    job.SILENCE_S, scheduler.RETRY_S = 3.0, 0.3
     waves = {path.stem: np.load(path) for path in sorted(Path(settings["clips"]).glob("*.npy"))}
     boards = [SshBoard(find_board(alias)) for alias in settings["boards"].split(",")]
     for board in boards:

@@ -107,6 +107,10 @@ def with_runner(binary: Path, folder: Path, before: str = "pass", after: str = "
     made = folder / "targets" / "odd" / "runner.py"
     made.parent.mkdir(parents=True)
     made.write_text(RUNNER.format(before=before, after=after))
+    # The server has `folder` on its PYTHONPATH; this makes its targets/ part of the package.
+    (folder / "sitecustomize.py").write_text(
+        f"import targets\n\ntargets.__path__.append({str(folder / 'targets')!r})\n"
+    )
     copy = folder / "binary"
     shutil.copytree(binary, copy)
     described = json.loads((copy / "binary.json").read_text())

@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("nightjar", "models", "targets", "tasks", "flows")
 
 
-# targets/ is a namespace, which an editable install would join to the copy: without its finder
+# targets/ is a namespace: an installed checkout on the path would join the copy, and either of the two would be read
 LINT = """
-import sys
+import os, sys
+sys.path = [place for place in sys.path if place in ("", os.getcwd()) or not os.path.isdir(place + "/targets")]
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
 sys.path_hooks = [hook for hook in sys.path_hooks if "editable" not in str(hook)]
 from importlinter.cli import lint_imports_command

@@ -11,14 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("encoder", "decoder", "joiner")
 ALLOWED = "allowed is a folder of encoder, decoder and joiner (.onnx) and tokens.txt, as sherpa-onnx has them"
 NEXT = "give another folder with --checkpoint"
-SMALLER = (".int8.onnx", ".fp16.onnx", ".quant.onnx")  # shipped beside the float graphs, which are what is ported
-KINDS = ("cached_len", "cached_avg", "cached_key", "cached_val", "cached_val2", "cached_conv1", "cached_conv2")
-KINDS2 = ("cached_key", "cached_nonlin_attn", "cached_val1", "cached_val2", "cached_conv1", "cached_conv2")
+QUANTIZED = (".int8.onnx", ".fp16.onnx", ".quant.onnx")  # shipped beside the float graphs, which a port starts from
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold one model: its graphs by part (onnx.ModelProto), what they say of themselves, and its tokens by number."""
+    """One model: its graphs by part (onnx.ModelProto), their metadata, and its tokens by number."""
 
     graphs: dict[str, Any]
     metadata: dict[str, str]
@@ -36,8 +34,8 @@ def find_checkpoint(name: str) -> Path:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a folder; names, shapes and everything else come from the graphs, never from a table of sizes.
 
-    Raises BadCheckpoint in one line for a file that is missing, double or no graph, for a family that streams another
-    way, and for states that are not those that the metadata asks for.
+    Raises BadCheckpoint in one line for a file that is missing, ambiguous or not a graph, for another kind of streaming
+    model, and for states that differ from the metadata.
     """
     import onnx
 
@@ -48,32 +46,34 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             continue
         try:
             graphs[part] = onnx.load(file, format="protobuf")
-        except Exception as exc:  # protobuf's DecodeError, or whatever else random bytes lead to
-            raise BadCheckpoint(f"{file} is no ONNX graph ({_first_line(exc)}): {ALLOWED}; {NEXT}") from exc
+        except Exception as exc:  # protobuf's DecodeError, or whatever random bytes lead to
+            raise BadCheckpoint(f"{file} is not an ONNX graph ({_first_line(exc)}): {ALLOWED}; {NEXT}") from exc
         metadata |= {prop.key: prop.value for prop in graphs[part].metadata_props}
     checkpoint = Checkpoint(graphs, metadata, read_symbols(files["tokens"]))
     try:
         _check(checkpoint)
     except ValueError as exc:
-        raise BadCheckpoint(f"{folder} is no streaming Zipformer: {exc}; {ALLOWED}; {NEXT}") from exc
+        raise BadCheckpoint(f"{folder} is not a streaming Zipformer: {exc}; {ALLOWED}; {NEXT}") from exc
     return checkpoint
 
 
 def find_files(folder: Path) -> dict[str, Path]:
     """Find the files of a folder by part, and `tokens`; raises BadCheckpoint for one that is missing or ambiguous.
 
-    Where quantized copies lie beside the float graphs, the float ones are meant.
+    Quantized copies beside the float graphs are ignored.
     """
     if not folder.is_dir():
         raise BadCheckpoint(f"no folder {folder}: {ALLOWED}; {NEXT}")
     found = {}
     for part in PARTS:
         every = sorted(folder.glob(f"*{part}*.onnx"))
-        floats = [path for path in every if not path.name.endswith(SMALLER)]
+        floats = [path for path in every if not path.name.endswith(QUANTIZED)]
         if len(floats) != 1:
-            what = f"no float {part}" if not floats else f"{', '.join(path.name for path in floats)} all of {part}"
-            kept = "" if floats or not every else f" ({every[0].name} is quantized already)"
-            raise BadCheckpoint(f"{folder} has {what}{kept}: {ALLOWED}, one of each; put what is meant into a folder")
+            what = f"no float {part}" if not floats else f"several files of {part}: {', '.join(p.name for p in floats)}"
+            quantized = f" ({every[0].name} is quantized already)" if every and not floats else ""
+            raise BadCheckpoint(
+                f"{folder} has {what}{quantized}: {ALLOWED}, one of each; put these alone into a folder"
+            )
         found[part] = floats[0]
     if not (folder / "tokens.txt").is_file():
         raise BadCheckpoint(f"{folder} has no tokens.txt: {ALLOWED}; {NEXT}")
@@ -88,29 +88,31 @@ def read_symbols(file: Path) -> list[str]:
             continue
         symbol, _, index = line.rpartition(" ")
         if not index.isdigit() or int(index) in symbols:
-            raise BadCheckpoint(f"{file}, line {number}: {line[:60]!r} is no symbol and its number; {ALLOWED}; {NEXT}")
+            raise BadCheckpoint(
+                f"{file}, line {number}: {line[:60]!r} is not a symbol and its number; {ALLOWED}; {NEXT}"
+            )
         symbols[int(index)] = symbol or " "
     if sorted(symbols) != list(range(len(symbols))) or not symbols:
-        raise BadCheckpoint(f"{file} leaves numbers out: its lines number the tokens from 0 on; {NEXT}")
+        raise BadCheckpoint(f"{file} does not number the tokens 0, 1, 2, … without gaps; {NEXT}")
     return [symbols[index] for index in range(len(symbols))]
 
 
 def states_of(encoder: Any) -> list[tuple[str, str]]:
-    """Pair the encoder's state inputs with the outputs that they go on as: `cached_key_0`, `new_cached_key_0`."""
+    """Pair the encoder's state inputs with their outputs: `cached_key_0`, `new_cached_key_0`."""
     outputs = {value.name for value in encoder.graph.output}
     inputs = [value.name for value in encoder.graph.input]
     missing = [name for name in inputs[1:] if f"new_{name}" not in outputs]
     if missing:
-        raise ValueError(f"its encoder has no output new_{missing[0]}, which the state {missing[0]} would go on as")
+        raise ValueError(f"its encoder has no output new_{missing[0]} for the state {missing[0]}")
     return [(name, f"new_{name}") for name in inputs[1:]]
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Raise ValueError where graphs, metadata and tokens do not fit each other."""
+    """Raise ValueError where graphs, metadata and tokens contradict each other."""
     encoder, metadata = checkpoint.graphs["encoder"], checkpoint.metadata
     kind = metadata.get("model_type", "")
     if kind not in ("zipformer", "zipformer2"):
-        raise ValueError(f"its encoder says model_type {kind or 'nothing'}, not zipformer or zipformer2")
+        raise ValueError(f"its encoder has model_type {kind or 'none'}, allowed are zipformer and zipformer2")
     for name in ("T", "decode_chunk_len", "context_size", "vocab_size"):
         if not metadata.get(name, "").isdigit():
             raise ValueError(f"its metadata has no number {name}")
@@ -118,22 +120,21 @@ def _check(checkpoint: Checkpoint) -> None:
     first = next(iter(inputs))
     frames = int(metadata["T"])
     if first != "x" or inputs[first][1:] != (frames, 80):
-        raise ValueError(f"its encoder takes {first} {inputs[first]} where its metadata asks for x (1, {frames}, 80)")
+        raise ValueError(f"its encoder takes {first} {inputs[first]} where its metadata has x (1, {frames}, 80)")
     if metadata.get("feature"):
-        raise ValueError(f"it was trained on {metadata['feature']} features, and only Kaldi's are known here")
+        raise ValueError(f"it was trained on {metadata['feature']} features, and only Kaldi's are supported")
     states_of(encoder)
     for name, shape in expected_states(metadata).items():
         if name not in inputs:
-            raise ValueError(f"its encoder has no state {name}, which its metadata asks for")
+            raise ValueError(f"its encoder has no state {name}, which its metadata has")
         if inputs[name] != shape:
-            raise ValueError(f"the state {name} is {inputs[name]} where its metadata asks for {shape}")
+            raise ValueError(f"the state {name} is {inputs[name]} where its metadata has {shape}")
     if int(metadata["vocab_size"]) != len(checkpoint.symbols):
-        said = f"{metadata['vocab_size']} tokens and tokens.txt has {len(checkpoint.symbols)}"
-        raise ValueError(f"its decoder says {said}")
+        raise ValueError(f"its decoder has {metadata['vocab_size']} tokens and tokens.txt {len(checkpoint.symbols)}")
 
 
 def expected_states(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Return the states of one stream that metadata asks for, by name (sherpa-onnx, csrc/online-zipformer*-model.cc).
+    """Return the states of one stream by the metadata (sherpa-onnx, csrc/online-zipformer*-model.cc).
 
     Raises ValueError where a list is missing or of another length.
     """
@@ -180,7 +181,7 @@ def _same_length(lists: list[list[int]]) -> None:
 
 
 def _dims(value: Any) -> tuple[int, ...]:
-    """Read a shape with one stream where the number of them is open."""
+    """Read a shape; an open number of streams is 1."""
     return tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in value.type.tensor_type.shape.dim)
 
 

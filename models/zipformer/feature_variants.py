@@ -1,6 +1,6 @@
-"""Features and states as others have calibrated streams with, to be compared with the true ones; host side.
+"""Features and states that other ports calibrate with, for comparison with the true ones; host side.
 
-None of them is what the recogniser hears: they are here to be measured (docs/zipformer.md).
+The recogniser gets none of them: they are here to be measured (docs/zipformer.md).
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ States = Literal["sampled", "zero", "full"]
 
 
 def features_of(kind: Features) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what makes frames (n, 80) of a wave, float32 mono 16 kHz in [-1, 1]."""
-    return {"kaldi": fbank, "librosa": plain, "waveform-dc": waveform_wide}[kind]
+    """Return the function from a wave, float32 mono 16 kHz in [-1, 1], to frames (n, 80)."""
+    return {"kaldi": fbank, "librosa": librosa_log_mel, "waveform-dc": emphasised_log_mel}[kind]
 
 
-def plain(wave: np.ndarray) -> np.ndarray:
-    """Compute log-mels as ports do that start from librosa: no mean is taken away and nothing is emphasised."""
+def librosa_log_mel(wave: np.ndarray) -> np.ndarray:
+    """Compute log-mels as ports based on librosa do: no mean is removed, and there is no pre-emphasis."""
     pad = -FIRST
     padded = np.pad(wave.astype(np.float32), (pad, LENGTH), mode="reflect" if len(wave) > LENGTH else "edge")
     count = (len(wave) + SHIFT // 2) // SHIFT
@@ -31,8 +31,8 @@ def plain(wave: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(np.maximum(power @ mel_filters(), np.finfo(np.float32).eps)), np.float32)
 
 
-def waveform_wide(wave: np.ndarray) -> np.ndarray:
-    """Compute the same with mean and emphasis done once for the whole waveform instead of per frame."""
+def emphasised_log_mel(wave: np.ndarray) -> np.ndarray:
+    """Compute the same after removing the mean and emphasising the whole waveform instead of each frame."""
     centred = wave - wave.mean(dtype=np.float64).astype(np.float32)
     before = np.concatenate([centred[:1], centred[:-1]]) if len(wave) else centred
-    return plain((centred - PREEMPHASIS * before).astype(np.float32))
+    return librosa_log_mel((centred - PREEMPHASIS * before).astype(np.float32))

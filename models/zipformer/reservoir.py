@@ -1,15 +1,14 @@
-"""Draw steps from a stream of unknown length, a fixed number of them, whatever order they come in."""
+"""Draw a fixed number of steps from a stream of unknown length, independent of their order."""
 
 import hashlib
 import heapq
-from collections.abc import Iterable
 
 
 class Reservoir:
-    """Keep `size` steps drawn uniformly, and beside them at least `least` of each stratum that has so many.
+    """Draw `size` steps uniformly, and at least `least` of each stratum that has so many.
 
-    A step's rank is a hash of its name and the seed, and the lowest are kept: so the same steps are drawn in any order,
-    and nothing of those that are not kept is remembered (bottom-k sampling, Cohen and Kaplan 2007).
+    A step's rank is a hash of its name and the seed, and the lowest ranks are drawn: the same steps in any order, and
+    steps that are not drawn take no memory (bottom-k sampling, Cohen and Kaplan 2007).
     """
 
     def __init__(self, size: int, least: int, seed: int) -> None:
@@ -19,21 +18,21 @@ class Reservoir:
         self._stratum: dict[str, int] = {}
 
     def offer(self, name: str, stratum: int) -> list[str] | None:
-        """Say which steps are no longer kept once this one is, None where it is not kept itself."""
-        rank = self.rank(name)
-        gone = [
-            each
-            for heap, most in ((self._all, self.size), (self._strata.setdefault(stratum, []), self.least))
-            for each in _push(heap, most, -rank, name)
-        ]
+        """Return the steps that this one displaces, None where it is not drawn itself."""
+        entry, pushed_out = (-self.rank(name), name), []
+        for heap, most in ((self._all, self.size), (self._strata.setdefault(stratum, []), self.least)):
+            if len(heap) < most:
+                heapq.heappush(heap, entry)
+            else:
+                pushed_out.append(heapq.heappushpop(heap, entry)[1])
         self._stratum[name] = stratum
-        left = {each for each in gone if not self._held(each)}
-        for each in left:
-            del self._stratum[each]
-        return None if name in left else sorted(left)
+        displaced = {other for other in pushed_out if not self._is_drawn(other)}
+        for other in displaced:
+            del self._stratum[other]
+        return None if name in displaced else sorted(displaced)
 
     def chosen(self) -> list[str]:
-        """Return the steps drawn, `size` at most: those that strata are owed, then the lowest ranks."""
+        """Return the steps drawn, `size` at most: first the least of each stratum, then the lowest ranks."""
         owed = {name for heap in self._strata.values() for _, name in heap}
         rest = sorted(({name for _, name in self._all} - owed), key=self.rank)
         owed_first = sorted(owed, key=self.rank)
@@ -43,13 +42,6 @@ class Reservoir:
         """Return a step's place in an order that the seed and its name decide."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:8], "big")
 
-    def _held(self, name: str) -> bool:
-        heap = self._strata[self._stratum[name]]
-        return (-self.rank(name), name) in heap or (-self.rank(name), name) in self._all
-
-
-def _push(heap: list[tuple[int, str]], most: int, signed: int, name: str) -> Iterable[str]:
-    if len(heap) < most:
-        heapq.heappush(heap, (signed, name))
-        return []
-    return [heapq.heappushpop(heap, (signed, name))[1]]
+    def _is_drawn(self, name: str) -> bool:
+        entry = (-self.rank(name), name)
+        return entry in self._strata[self._stratum[name]] or entry in self._all

@@ -1,4 +1,4 @@
-"""sherpa-onnx itself: the baseline that none of our code has touched."""
+"""sherpa-onnx itself: the baseline without any code of this project."""
 
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ from nightjar.speech.audio import load_audio
 
 
 class Stock:
-    """Hold one recogniser of sherpa-onnx and transcribe clips with it, greedily, each in a stream of its own."""
+    """One recogniser of sherpa-onnx; it transcribes clips greedily, each in a stream of its own."""
 
     window_s = 3600.0  # as in export.py
 
@@ -22,7 +22,9 @@ class Stock:
         model = load_checkpoint(checkpoint)
         self.chunk = {"frames": int(model.metadata["T"]), "shift": int(model.metadata["decode_chunk_len"])}
         symbols = read_symbols(files["tokens"])
-        self.numbers = {symbol.replace("▁", " "): number for number, symbol in enumerate(symbols)}  # as it says them
+        self.numbers = {
+            symbol.replace("▁", " "): number for number, symbol in enumerate(symbols)
+        }  # as sherpa-onnx writes them
         self.recognizer = OnlineRecognizer.from_transducer(
             tokens=str(files["tokens"]),
             encoder=str(files["encoder"]),
@@ -33,7 +35,7 @@ class Stock:
         )
 
     def transcribe(self, audio: Path, language: str) -> dict[str, Any]:
-        """Return a session line's fields for one clip; the silence that ends it is what our streams end with."""
+        """Return a session line's fields for one clip, with the same silence at its end as our streams have."""
         wave = load_audio(audio).astype(np.float32) / 32768.0
         start = time.perf_counter()
         stream = self.recognizer.create_stream()
@@ -42,10 +44,10 @@ class Stock:
         stream.input_finished()
         while self.recognizer.is_ready(stream):
             self.recognizer.decode_stream(stream)
-        found = self.recognizer.get_result_all(stream)
+        result = self.recognizer.get_result_all(stream)
         total_s = time.perf_counter() - start
-        numbers = [self.numbers.get(symbol) for symbol in found.tokens]
-        tokens = [] if None in numbers else numbers  # the pieces of a character it may say another way
+        numbers = [self.numbers.get(symbol) for symbol in result.tokens]
+        tokens = [] if None in numbers else numbers  # it may write the pieces of a character another way
         return {
             "tokens": tokens,
             "steps": len(tokens),
@@ -53,7 +55,7 @@ class Stock:
             "agree": None,
             "seconds": {"total": round(total_s, 5)},
             "audio_s": round(len(wave) / 16000, 4),
-            "text": found.text.strip(),
+            "text": result.text.strip(),
         }
 
     transcribe_long = transcribe  # a stream is as long as it is

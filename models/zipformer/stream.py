@@ -1,10 +1,10 @@
 """A streaming transducer over anything that runs parts: host, simulator or board; numpy only.
 
-Chunks overlap as sherpa-onnx cuts them: `frames` are fed, `shift` of them are new. A chunk is run when one frame more
-than it needs is there (its IsReady is strict), so that the same chunks are heard.
+Chunks overlap as sherpa-onnx cuts them: a chunk has `frames` frames, `shift` of them new. A chunk runs when one frame
+more than it needs is there (sherpa-onnx's IsReady is strict), so that both run the same chunks.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,45 +17,43 @@ Tensors = dict[str, Array]
 Model = Mapping[str, Any]  # model.json
 
 BLANK = 0
-NONE = -1  # in a context: no token; the decoder gives its row no weight
-TAIL_FRAMES = 30  # of silence behind the speech that are heard at least: a word ends a little after its sound
-ROW_S = 0.04
-WATCHED = 48  # chunks of a stream whose states are looked at: all of an hour's would take gigabytes
+NO_TOKEN = -1  # in a context; the decoder gives its row no weight
+TAIL_FRAMES = 30  # of silence after the speech at least: a word ends a little after its sound
+WATCHED = 48  # chunks of a stream whose states are recorded: all of an hour's would take gigabytes
 
 
 class Runner(Protocol):
-    """What a stream needs of a runner."""
+    """The interface of a runner that a stream needs."""
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, Array] = {}) -> Tensors:
         """Run one part."""
 
 
 class StreamError(ValueError):
-    """A runtime gave a state or an output that no stream can go on from."""
+    """A runtime returned a state or an output that no stream can continue from."""
 
 
 def initial_states(model: Model) -> Tensors:
-    """Return what a stream begins with, zeros all, by the encoder's input names."""
+    """Return the states that a stream begins with, all zeros, by the encoder's input names."""
     inputs = {entry["name"]: entry for entry in model["parts"]["encoder"]["inputs"]}
     return {s["input"]: np.zeros(inputs[s["input"]]["shape"], inputs[s["input"]]["dtype"]) for s in model["states"]}
 
 
 def run_chunk(runner: Runner, x: Array, states: Tensors, model: Model, number: int) -> tuple[Array, Tensors, Tensors]:
-    """Run chunk `number` of a stream: x (frames, 80) -> rows (n, width), the next states, and all that was put out.
+    """Run chunk `number` of a stream: x (frames, 80) -> rows (n, width), the next states, and all outputs.
 
     Raises StreamError, with the chunk and the tensor, for a shape that is not the graph's, a NaN or an infinity.
     """
     outputs = runner.run("encoder", {"x": x[None], **states})
-    first = model["parts"]["encoder"]["outputs"][0]["name"]
     shapes = {entry["name"]: tuple(entry["shape"]) for entry in model["parts"]["encoder"]["outputs"]}
     for name, value in outputs.items():
         if value.shape != shapes[name]:
             raise StreamError(f"chunk {number}: {name} has shape {value.shape}, not {shapes[name]}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             what = "NaN" if np.isnan(value).any() else "infinity"
-            raise StreamError(f"chunk {number}: {name} holds {what}: no state can go on from it")
+            raise StreamError(f"chunk {number}: {name} holds {what}: the stream cannot continue")
     following = {s["input"]: outputs[s["output"]] for s in model["states"]}
-    return outputs[first][0], following, outputs
+    return outputs[next(iter(shapes))][0], following, outputs
 
 
 class Chunk(NamedTuple):
@@ -70,19 +68,19 @@ class Chunker:
 
     def __init__(self, model: Model) -> None:
         self.frames, self.shift = model["chunk"]["frames"], model["chunk"]["shift"]
-        self._held = np.zeros((0, 80), np.float32)
+        self._buffer = np.zeros((0, 80), np.float32)
         self._number = 0
 
     def accept(self, frames: Array) -> Iterator[Chunk]:
         """Take the next frames (n, 80) and yield the chunks that they complete."""
-        self._held = np.concatenate([self._held, frames])
-        while len(self._held) > self.frames:
-            yield Chunk(self._number, self._held[: self.frames])
-            self._held, self._number = self._held[self.shift :], self._number + 1
+        self._buffer = np.concatenate([self._buffer, frames])
+        while len(self._buffer) > self.frames:
+            yield Chunk(self._number, self._buffer[: self.frames])
+            self._buffer, self._number = self._buffer[self.shift :], self._number + 1
 
 
 def tail_samples(n_samples: int, model: Model) -> int:
-    """Say how much silence ends a stream, so that its last chunk reaches TAIL_FRAMES behind the speech."""
+    """Return the samples of silence that end a stream, so that its last chunk reaches TAIL_FRAMES after the speech."""
     frames, shift = int(model["chunk"]["frames"]), int(model["chunk"]["shift"])
     wanted = (n_samples + SHIFT // 2) // SHIFT + TAIL_FRAMES
     chunks = 1 + max(0, -(-(wanted - frames) // shift))
@@ -90,23 +88,23 @@ def tail_samples(n_samples: int, model: Model) -> int:
 
 
 def chunks_of(wave: Array, model: Model) -> Iterator[Chunk]:
-    """Cut a whole clip, float32 mono 16 kHz in [-1, 1], into the chunks that a stream of it would be heard in."""
-    maker, chunker = Fbank(), Chunker(model)
+    """Cut a whole clip, float32 mono 16 kHz in [-1, 1], into the chunks of a stream of it."""
+    fbank, chunker = Fbank(), Chunker(model)
     silence = np.zeros(tail_samples(len(wave), model), np.float32)
-    for frames in (maker.accept(wave), maker.accept(silence), maker.finish()):
+    for frames in (fbank.accept(wave), fbank.accept(silence), fbank.finish()):
         yield from chunker.accept(frames)
 
 
 class Search:
-    """Greedy search, a token or none a row, as sherpa-onnx searches: its context begins with no token and a blank.
+    """Greedy search, at most one token a row, as in sherpa-onnx: its context begins with no token and a blank.
 
-    forced: the token (0 for none) of each row, in place of the best one, so that what is found can be held against it.
+    forced: the token (0 for none) of each row that the search follows instead of the best one, to measure agreement.
     """
 
     def __init__(self, runner: Runner, model: Model, forced: list[int] | None = None) -> None:
         self.runner, self.model, self.forced = runner, model, forced
         self.silent = {BLANK, model["unknown"]}
-        self.context = [NONE] * (model["context"] - 1) + [BLANK]
+        self.context = [NO_TOKEN] * (model["context"] - 1) + [BLANK]
         self.path: list[int] = []  # the best token of each row, 0 for none
         self._decoded: Array | None = None
 
@@ -117,8 +115,7 @@ class Search:
         joined = self.runner.run("joiner", {"encoder_out": row[None], "decoder_out": self._decoded})
         logits = joined["logit"].reshape(-1)
         best = int(logits.argmax())
-        best = BLANK if best in self.silent else best
-        taken = best
+        taken = best = BLANK if best in self.silent else best
         if self.forced is not None:
             taken = self.forced[len(self.path)] if len(self.path) < len(self.forced) else BLANK
         self.path.append(best)
@@ -129,37 +126,37 @@ class Search:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens found so far."""
+        """The tokens so far."""
         return [token for token in self.path if token != BLANK]
 
 
 class Stream:
-    """One utterance, or one that never ends: samples in, tokens out; what it holds does not grow.
+    """One utterance, or one that never ends: samples in, tokens out, in constant memory.
 
-    Only `path` does, a number per 40 ms, unless `forget` is called.
+    Only `path` grows, a number per 40 ms, unless `forget` is called.
     """
 
     def __init__(self, runner: Runner, model: Model) -> None:
         self.runner, self.model = runner, model
         self.search = Search(runner, model)
         self.states = initial_states(model)
-        self._maker, self._chunker, self._samples = Fbank(), Chunker(model), 0
+        self._fbank, self._chunker, self._samples = Fbank(), Chunker(model), 0
 
     def accept(self, wave: Array) -> list[int]:
         """Take the next samples, float32 mono 16 kHz in [-1, 1]; return the tokens that they complete."""
         self._samples += len(wave)
-        return self._hear(self._maker.accept(wave))
+        return self._decode(self._fbank.accept(wave))
 
     def finish(self) -> list[int]:
         """End the stream with silence and return its last tokens."""
         silence = np.zeros(tail_samples(self._samples, self.model), np.float32)
-        return self._hear(self._maker.accept(silence)) + self._hear(self._maker.finish())
+        return self._decode(self._fbank.accept(silence)) + self._decode(self._fbank.finish())
 
     def forget(self) -> None:
-        """Drop the path found so far; what is heard goes on as it would have."""
+        """Drop the path so far; the following tokens do not depend on it."""
         self.search.path.clear()
 
-    def _hear(self, frames: Array) -> list[int]:
+    def _decode(self, frames: Array) -> list[int]:
         before = len(self.search.tokens)
         for number, x in self._chunker.accept(frames):
             rows, self.states, _ = run_chunk(self.runner, x, self.states, self.model, number)
@@ -169,18 +166,18 @@ class Stream:
 
 
 def chunk_s(model: Model) -> float:
-    """Return how much time a chunk stands for."""
+    """Return the seconds of speech that a chunk adds."""
     return float(model["chunk"]["shift"] * SHIFT / SAMPLE_RATE_HZ)
 
 
 def watched_chunks(count: int) -> list[int]:
-    """Name at most WATCHED of so many chunks: the first ones all, and the rest evenly up to the last."""
+    """Name at most WATCHED of `count` chunks: all of the first ones, the rest evenly up to the last."""
     if count <= WATCHED:
         return list(range(count))
     first = WATCHED // 3
     return [*range(first), *np.linspace(first, count - 1, WATCHED - first).round().astype(int).tolist()]
 
 
-def stacked(kept: Mapping[str, list[Array]], names: Collection[str]) -> Tensors:
-    """Put what was kept of every chunk one behind the other: (1, chunks, …) by name."""
-    return {name: np.stack(kept[name])[None] for name in names}
+def stack_chunks(outputs: Mapping[str, list[Array]]) -> Tensors:
+    """Stack the outputs of chunks by name: (1, chunks, …)."""
+    return {name: np.stack(values)[None] for name, values in outputs.items()}

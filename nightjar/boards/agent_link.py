@@ -1,6 +1,6 @@
-"""A connection to the agent on a board (agent.py): frames over a stream that fabric or the system's ssh carries.
+"""A connection to the agent on a board (device/agent.py): frames over a stream that fabric or the system's ssh carries.
 
-A board may be broken or hostile: nothing it sends is believed beyond its limits, and every wait has an end.
+A board may be broken or hostile: its messages are checked against limits, and every wait has an end.
 """
 
 import contextlib
@@ -15,31 +15,27 @@ import time
 from typing import Any, Protocol
 
 from nightjar.device.framing import LOST_S, READY
-from nightjar.errors import BoardMissing, SessionFailed
+from nightjar.errors import BoardMissing, SessionFailed, printable
 from nightjar.paths import ROOT
-from nightjar.text import printable
 
 ANSWER_BYTES = 1 << 24
-GREETING_BYTES = 1 << 16  # what a shell's start-up files print before the agent speaks
+GREETING_BYTES = 1 << 16  # what a shell's start-up files print before the agent answers
 ANSWER_S = 300.0  # hashing some gigabytes on a slow card
 START_S = 30.0
 MODULES = tuple(f"nightjar.device.{name}" for name in ("framing", "health", "file_cache", "agent"))
 
 
 class Stream(Protocol):
-    """Bytes to and from a program on a board."""
+    """Bytes to and from a program on a board; `receive` returns b"" at the end, None at the timeout."""
 
-    def receive(self, count: int, timeout_s: float) -> bytes | None: ...  # b"" at the end, None when nothing comes
-
+    def receive(self, count: int, timeout_s: float) -> bytes | None: ...
     def send(self, head: bytes, data: bytes = b"") -> None: ...
-
     def stderr_text(self) -> str: ...
-
     def close(self) -> None: ...
 
 
 def pack_agent() -> bytes:
-    """Pack the agent's modules into one Python program; it is exec'd, so that nothing lies on the board."""
+    """Pack the agent's modules into one Python program; it is exec'd, so that no file is needed on the board."""
     sources = {name: ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8") for name in MODULES}
     return (
         "import sys, types\n"
@@ -53,15 +49,15 @@ def pack_agent() -> bytes:
 
 
 class AgentLink:
-    """Speak with one agent on a board; a thread says every ten seconds that we are here."""
+    """Exchange frames with one agent on a board; a thread sends a sign of life every ten seconds."""
 
-    def __init__(self, alias: str, stream: Stream, packed: bytes, asked: dict[str, Any], python: str) -> None:
+    def __init__(self, alias: str, stream: Stream, agent: bytes, request: dict[str, Any], python: str) -> None:
         self.alias, self._stream, self._buffer = alias, stream, bytearray()
-        self._writing, self._closed = threading.Lock(), threading.Event()
+        self._sending, self._closed = threading.Lock(), threading.Event()
         try:
-            stream.send(packed)
+            stream.send(agent)
             self._await_ready(python)
-            self.say(asked)
+            self.send_json(request)
         except BaseException:
             stream.close()
             raise
@@ -74,21 +70,21 @@ class AgentLink:
         self.close()
 
     def close(self) -> None:
-        """Let the agent go; what it runs or holds ends with it."""
+        """End the agent; what it runs or locks ends with it."""
         self._closed.set()
         self._stream.close()
 
-    def say(self, asked: dict[str, Any]) -> None:
+    def send_json(self, request: dict[str, Any]) -> None:
         """Send one JSON frame."""
-        self.send(b"J", json.dumps(asked).encode())
+        self.send_frame(b"J", json.dumps(request).encode())
 
-    def send(self, kind: bytes, payload: bytes = b"") -> None:
+    def send_frame(self, kind: bytes, payload: bytes = b"") -> None:
         """Send one frame; raises SessionFailed when the connection is lost."""
-        with self._writing:
+        with self._sending:
             self._stream.send(struct.pack("!cI", kind, len(payload)), payload)
 
     def receive(self, timeout_s: float) -> tuple[bytes, bytes] | None:
-        """Return the next frame, None when none is whole in time.
+        """Return the next frame, None when it is not complete in time.
 
         Raises SessionFailed when the connection is lost or a frame is beyond all limits.
         """
@@ -97,35 +93,34 @@ class AgentLink:
             return None
         kind, length = struct.unpack("!cI", bytes(self._buffer[:5]))
         if kind not in (b"J", b"D", b"O", b"E") or length > ANSWER_BYTES:
-            raise SessionFailed(
-                f"board {self.alias} does not speak as our agent does; look at what runs there as Python"
-            )
+            raise self._not_the_agent("an invalid frame")
         if not self._fill(5 + length, end):
             return None
         payload = bytes(self._buffer[5 : 5 + length])
         del self._buffer[: 5 + length]
         return kind, payload
 
-    def answer(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
-        """Return the agent's next answer; raises SessionFailed for an error, silence or nonsense."""
+    def wait_answer(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+        """Return the agent's next answer; raises SessionFailed for an error, a timeout or an invalid answer."""
         frame = self.receive(timeout_s)
         if frame is None:
-            raise SessionFailed(f"board {self.alias} said nothing for {timeout_s:g} s; run the same command again")
-        return self.read(frame)
+            raise SessionFailed(f"no answer from board {self.alias} in {timeout_s:g} s; run the same command again")
+        return self.parse_answer(frame)
 
-    def read(self, frame: tuple[bytes, bytes]) -> dict[str, Any]:
-        """Return what a frame says; raises SessionFailed for an error or nonsense."""
+    def parse_answer(self, frame: tuple[bytes, bytes]) -> dict[str, Any]:
+        """Return the content of a JSON frame; raises SessionFailed for an error or an invalid answer."""
         try:
-            said = json.loads(frame[1]) if frame[0] == b"J" else None
+            answer = json.loads(frame[1]) if frame[0] == b"J" else None
         except (ValueError, RecursionError):
-            said = None
-        if not isinstance(said, dict):
-            raise SessionFailed(
-                f"board {self.alias} gave no answer that can be read; look at what runs there as Python"
-            )
-        if "error" in said:
-            raise SessionFailed(f"board {self.alias} cannot do it: {printable(str(said['error']))}; see docs/boards.md")
-        return said
+            answer = None
+        if not isinstance(answer, dict):
+            raise self._not_the_agent("an invalid answer")
+        if "error" in answer:
+            raise SessionFailed(f"error on board {self.alias}: {printable(str(answer['error']))}; see docs/boards.md")
+        return answer
+
+    def _not_the_agent(self, received: str) -> SessionFailed:
+        return SessionFailed(f"{received} from board {self.alias}; check what runs there as Python")
 
     def _fill(self, count: int, end: float) -> bool:
         while len(self._buffer) < count:
@@ -143,9 +138,9 @@ class AgentLink:
             data = self._stream.receive(4096, end - time.monotonic()) if time.monotonic() < end else None
             self._buffer += data or b""
             if not data or len(self._buffer) > GREETING_BYTES:
-                said = self._stream.stderr_text() or bytes(self._buffer[-200:]).decode("utf-8", "replace")
+                output = self._stream.stderr_text() or bytes(self._buffer[-200:]).decode("utf-8", "replace")
                 raise BoardMissing(
-                    f"board {self.alias} does not run {python} ({printable(said) or 'no word from it'}): install "
+                    f"board {self.alias} does not run {python} ({printable(output) or 'no output'}): install "
                     "python3 there, or set python in boards.toml"
                 )
         del self._buffer[: at + len(READY)]
@@ -153,7 +148,7 @@ class AgentLink:
     def _keep_alive(self) -> None:
         while not self._closed.wait(LOST_S / 6):
             with contextlib.suppress(SessionFailed, OSError):
-                self.send(b".")
+                self.send_frame(b".")
 
 
 class ProcessStream:
@@ -161,18 +156,20 @@ class ProcessStream:
 
     def __init__(self, alias: str, command: list[str]) -> None:
         self.alias = alias
-        # Its own process group: Ctrl-C in the terminal reaches only us, and we end it in order.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C in the terminal reaches only this process, which ends it in order
         )
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._to, self._from, self._errors = self._process.stdin, self._process.stdout, self._process.stderr
+        for pipe in (self._to, self._from):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
 
     def receive(self, count: int, timeout_s: float) -> bytes | None:
         if not select.select([self._from], [], [], timeout_s)[0]:
@@ -180,14 +177,14 @@ class ProcessStream:
         return os.read(self._from.fileno(), count)
 
     def send(self, head: bytes, data: bytes = b"") -> None:
-        left = [memoryview(head), memoryview(data)]  # side by side, for half a megabyte is dear to copy
+        left = [memoryview(head), memoryview(data)]  # not joined: copying half a megabyte takes time
         try:
             while left:
-                gone = os.writev(self._to.fileno(), left)
-                while left and gone >= len(left[0]):
-                    gone -= len(left.pop(0))
+                sent = os.writev(self._to.fileno(), left)
+                while left and sent >= len(left[0]):
+                    sent -= len(left.pop(0))
                 if left:
-                    left[0] = left[0][gone:]
+                    left[0] = left[0][sent:]
         except (OSError, ValueError) as error:
             raise connection_lost(self.alias) from error
 
@@ -205,7 +202,7 @@ class ProcessStream:
 
 
 def connection_lost(alias: str) -> SessionFailed:
-    """Say that a connection is gone."""
+    """Return the error for a lost connection."""
     return SessionFailed(
         f"the connection to board {alias} was lost; run the same command again, finished clips are kept"
     )

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,11 +20,11 @@ from nightjar.device.health import facts
 from nightjar.errors import RunnerFailed, SessionFailed
 from nightjar.store.fingerprint import version
 
-WORKER_BYTES = 3 * 2**30  # of one simulator: what tiny's three parts take, twice over
+SIMULATOR_BYTES = 3 * 2**30  # of memory: twice what whisper-tiny's three parts take
 
 
 class Output(NamedTuple):
-    """What a finished command left: exit status and text."""
+    """Exit status and text of a finished command."""
 
     status: int
     stdout: str
@@ -30,7 +32,7 @@ class Output(NamedTuple):
 
 
 class BoardFacts(BaseModel, frozen=True):
-    """Say what a board is, so far as a result depends on it; the alias is not part of it."""
+    """The properties of a board that a result depends on; its alias is not one."""
 
     soc: str
     python: str
@@ -40,9 +42,9 @@ class BoardFacts(BaseModel, frozen=True):
 class Board(Protocol):
     """Run commands on a board and move files; every method raises SessionFailed when the board is lost.
 
-    runners: the module that runs a target's parts there, where it is not its runner.py; workers: sessions side by side;
-    spool_bytes: what may wait there to be fetched, 0 where nothing is fetched; reconnect_s: how long a board that was
-    lost may take to come back. A session holds the board, places its job's folder, drops what is fetched, and leaves.
+    runners: the module that runs a target's parts there, where it is not its runner.py; workers: parallel sessions;
+    spool_bytes: harvested bytes that may wait there, 0 where nothing is fetched; reconnect_s: how long to wait for a
+    lost board. A session locks the board, uploads its job folder, deletes what it has fetched, and deletes the folder.
     """
 
     alias: str
@@ -53,32 +55,37 @@ class Board(Protocol):
     reconnect_s: float
 
     def run(self, command: list[str], timeout_s: float) -> Output: ...
-
     def stream(
         self, command: list[str], silence_s: float, log: Callable[[str], None]
     ) -> Generator[str, None, None]: ...
-
-    def put(self, local: Path, remote: Path) -> None: ...
-
     def put_all(self, pairs: Sequence[tuple[Path, Path]]) -> None: ...
-
-    def get(self, remote: Path, local: Path) -> None: ...
-
     def get_all(self, pairs: Sequence[tuple[Path, Path]], limit_bytes: int) -> None: ...
-
     def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts: ...
-
     def locked(
-        self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False
+        self, limit_s: float | None = None, is_over: Callable[[], bool] = lambda: False
     ) -> AbstractContextManager[None]: ...
-
     def job_folder(self, folder: Path, identity: str) -> Path: ...
-
     def delete(self, paths: Sequence[Path]) -> None: ...
-
+    def remove_job(self, job: Path) -> None: ...
     def close(self) -> None: ...
 
-    def remove_job(self, job: Path) -> None: ...
+
+def timed_out(command: list[str], timeout_s: float) -> SessionFailed:
+    """Return the error for a command that did not end in time."""
+    return SessionFailed(f"{command[0]} did not end within {timeout_s:g} s; run the same command again")
+
+
+def silent(silence_s: float) -> RunnerFailed:
+    """Return the error for a session that printed nothing for too long."""
+    return RunnerFailed(
+        f"the session printed nothing for {silence_s:g} s and was ended; "
+        "run the same command again, finished clips are kept"
+    )
+
+
+def ended_early(reason: str) -> RunnerFailed:
+    """Return the error for a session that failed."""
+    return RunnerFailed(f"the session ended early: {reason}; run the same command again, finished clips are kept")
 
 
 class LocalBoard:
@@ -104,78 +111,66 @@ class LocalBoard:
                 command, capture_output=True, text=True, timeout=timeout_s, check=False, env=self.environment
             )
         except subprocess.TimeoutExpired as error:
-            raise SessionFailed(
-                f"{command[0]} did not end within {timeout_s:g} s; run the same command again"
-            ) from error
+            raise timed_out(command, timeout_s) from error
         return Output(done.returncode, done.stdout, done.stderr)
 
     def stream(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
-        """Yield a command's output lines as they come.
+        """Run a command and yield its output lines as they come; its stderr lines go to `log`.
 
-        Raises RunnerFailed with the command's last word when it fails, or when it says nothing for `silence_s`.
+        Raises RunnerFailed with the last line of stderr when it fails, or when it prints nothing for `silence_s`.
         """
-        # Its own process group: Ctrl-C in the terminal reaches only us, and we end it in order.
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C in the terminal reaches only this process, which ends it in order
             env=self.environment,
         )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        said: list[str] = []
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        errors = deque[str](maxlen=200)
 
-        def listen() -> None:
+        def read_stdout() -> None:
+            for text in process.stdout or ():
+                lines.put(text.rstrip("\n"))
+            lines.put(None)
+
+        def read_stderr() -> None:
             for text in process.stderr or ():
-                said.append(text.rstrip())
-                del said[:-200]
+                errors.append(text.rstrip())
                 log(text.rstrip())
 
-        listener = threading.Thread(target=listen, daemon=True)
-        listener.start()
-        hung = threading.Event()
-
-        def kill() -> None:
-            hung.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
+        readers = [threading.Thread(target=read, daemon=True) for read in (read_stdout, read_stderr)]
+        for reader in readers:
+            reader.start()
+        ended = False
         try:
-            while True:
-                timer = threading.Timer(silence_s, kill)
-                timer.start()
-                line = process.stdout.readline()
-                timer.cancel()
-                if not line:
-                    break
-                yield line.rstrip("\n")
+            while (line := lines.get(timeout=silence_s)) is not None:
+                yield line
             status = process.wait()
+            ended = True
+        except queue.Empty:
+            raise silent(silence_s) from None
         finally:
-            timer.cancel()
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            if not ended:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            listener.join(timeout=5)
-            process.stdout.close()
-            process.stderr.close()
-        if hung.is_set():
-            raise RunnerFailed(
-                f"the session said nothing for {silence_s:g} s and was ended; "
-                "run the same command again, finished clips are kept"
-            )
+            for reader in readers:
+                reader.join(timeout=5)
+            for pipe in filter(None, (process.stdout, process.stderr)):
+                pipe.close()
         if status:
-            last = next((text for text in reversed(said) if text.strip()), f"exit status {status}")
-            raise RunnerFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
+            raise ended_early(next((text for text in reversed(errors) if text.strip()), f"exit status {status}"))
 
     def locked(
-        self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False
+        self, limit_s: float | None = None, is_over: Callable[[], bool] = lambda: False
     ) -> AbstractContextManager[None]:
-        """Hold the board: this machine is everybody's."""
+        """Lock nothing: several runs may share this machine."""
         return contextlib.nullcontext()
 
     def job_folder(self, folder: Path, identity: str) -> Path:
-        """Say where a job lies: in the host's own folder."""
+        """Return where a job lies: in the host's own folder."""
         return folder
 
     def remove_job(self, job: Path) -> None:
@@ -185,30 +180,22 @@ class LocalBoard:
         """Keep files, they are the host's."""
 
     def close(self) -> None:
-        """Leave this machine."""
+        """Do nothing: there is no connection."""
 
     def put_all(self, pairs: Sequence[tuple[Path, Path]]) -> None:
-        """Place many files; what is there already stays."""
+        """Place files by links (a hard link would touch the original's ctime); files that exist stay."""
         for local, remote in pairs:
             if not remote.exists():
-                self.put(local, remote)
+                remote.parent.mkdir(parents=True, exist_ok=True)
+                remote.unlink(missing_ok=True)
+                remote.symlink_to(local.resolve())
 
     def get_all(self, pairs: Sequence[tuple[Path, Path]], limit_bytes: int) -> None:
-        """Fetch many files; what lies where it is wanted stays."""
+        """Move files to where they are wanted."""
         for remote, local in pairs:
             if remote != local:
-                self.get(remote, local)
-
-    def put(self, local: Path, remote: Path) -> None:
-        """Place a file; on this machine by a link (a hard link would touch the original's ctime)."""
-        remote.parent.mkdir(parents=True, exist_ok=True)
-        remote.unlink(missing_ok=True)
-        remote.symlink_to(local.resolve())
-
-    def get(self, remote: Path, local: Path) -> None:
-        """Fetch a file; on this machine by moving it."""
-        local.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(remote, local)
+                local.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(remote, local)
 
     def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts:
         """Describe this machine."""
@@ -217,7 +204,7 @@ class LocalBoard:
         return BoardFacts(soc=found["soc"], python=found["python"], runtimes=known | found["runtimes"])
 
 
-def workers() -> int:
-    """Say how many simulators run side by side: one per core, if each can have 3 GiB."""
+def simulator_count() -> int:
+    """Return how many simulators may run in parallel: one per core, as long as each has 3 GiB of memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)), memory // SIMULATOR_BYTES))

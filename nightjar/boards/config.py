@@ -1,22 +1,22 @@
-"""Which boards there are: an ssh alias is a board; boards.toml adds what ssh does not know.
+"""Which boards there are: every ssh alias is a board; boards.toml adds what ssh does not know.
 
     [rk1]                              # an alias of ~/.ssh/config
-    target = "rknn"                    # all of these may be left out
+    target = "rknn"                    # all of these are optional
     scratch = "/data/nightjar"
     python = "/opt/venv/bin/python3"
     cache_gib = 8
     spool_gib = 1
     lock = "/tmp/nightjar.lock"
     ssh_config = "lab.config"
-    service = "localhost:50051"        # its board service (nightjar/service/main.py), in place of ssh for long harvests
+    service = "localhost:50051"        # its board service (nightjar/service/main.py), instead of ssh for long harvests
     service_ca = "ca.pem"              # beyond localhost; service_cert and service_key, or service_token, beside it
     notes = "on the shelf, RK3588, 8 GiB"
-    adb = "0123456789ABCDEF"           # serial of an Android device, in place of ssh (nightjar/device/adb.py)
-    [rk1.program]                      # an executable of its own, for --program declared
+    adb = "0123456789ABCDEF"           # serial of an Android device, instead of ssh (nightjar/device/adb.py)
+    [rk1.program]                      # its own executable, for --program declared
     command = ["./rknn_whisper_demo", "encoder.rknn", "decoder.rknn", "{language}", "{clip}"]
     cwd = "/opt/rknn_whisper_demo"
 
-BOARD_IP, BOARD_USER and BOARD_SSH_KEY make one more, called `env`. No password and no key is ever stored.
+BOARD_IP, BOARD_USER and BOARD_SSH_KEY define one more board, `env`. No password and no key is stored.
 """
 
 import os
@@ -32,42 +32,42 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nightjar.errors import BadOptions, BoardMissing
 
-RESERVED = ("local", "simulator", "stand-in")  # no ssh alias may be called so
+RESERVED = ("local", "simulator", "stand-in")  # not allowed as ssh aliases
 ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,200}")  # a leading - would be an option of ssh
 FILE_BYTES = 1 << 20
 
 
 class ProgramEntry(BaseModel):
-    """What boards.toml says of a board's own program."""
+    """A board's own executable, as boards.toml declares it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     command: list[str] = Field(min_length=1, description="argument list with {clip}, {language} and {binary}")
-    cwd: str = Field("", pattern=r"^(/|~/|$)", description="where it is started; an empty folder otherwise")
+    cwd: str = Field("", pattern=r"^(/|~/|$)", description="working folder; default: an empty folder")
     dumps: str = Field("", description="the files that it dumps, a glob relative to cwd")
-    timeout_s: float | None = Field(None, gt=0, description="seconds that one clip may take")
+    timeout_s: float | None = Field(None, gt=0, description="time limit of one clip in seconds")
 
 
 class BoardEntry(BaseModel):
-    """What boards.toml says of one board."""
+    """The entry of one board in boards.toml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    target: str | None = Field(None, description="the only target it takes")
+    target: str | None = Field(None, description="the only target that it runs")
     scratch: str = Field("~/.cache/nightjar", description="folder on the board, absolute or ~/…")
     python: str = Field("python3", description="the board's Python, a name or an absolute path")
-    cache_gib: float = Field(8, gt=0, description="what is kept on the board between runs, at most")
-    spool_gib: float = Field(1, gt=0, description="what may wait there to be fetched before a harvest pauses")
-    lock: str = Field("/tmp/nightjar.lock", description="file on the board that its only user holds locked")
-    ssh_config: str | None = Field(None, description="ssh config file in place of ~/.ssh/config")
-    service: str | None = Field(None, description="HOST:PORT of its `nightjar board serve`; ssh without")
+    cache_gib: float = Field(8, gt=0, description="size of the file cache on the board at most")
+    spool_gib: float = Field(1, gt=0, description="harvested data that may wait there before a harvest pauses")
+    lock: str = Field("/tmp/nightjar.lock", description="lock file on the board: one run at a time")
+    ssh_config: str | None = Field(None, description="ssh config file instead of ~/.ssh/config")
+    service: str | None = Field(None, description="HOST:PORT of its `nightjar board serve`; default: ssh")
     service_ca: str | None = Field(None, description="PEM file of the service's certificate or authority: TLS")
-    service_cert: str | None = Field(None, description="PEM file of our own certificate, and service_key its key")
+    service_cert: str | None = Field(None, description="PEM file of the client certificate; service_key: its key")
     service_key: str | None = None
     service_token: str | None = Field(None, description="file of the service's token")
-    adb: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.:-]{0,100}$", description="adb serial, in place of ssh")
+    adb: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.:-]{0,100}$", description="adb serial, instead of ssh")
     notes: str = ""
-    program: ProgramEntry | None = Field(None, description="its own executable, called clip by clip")
+    program: ProgramEntry | None = Field(None, description="its own executable, run clip by clip")
 
     @field_validator(
         *("scratch", "lock", "python", "ssh_config", "service_ca", "service_cert", "service_key", "service_token")
@@ -75,19 +75,19 @@ class BoardEntry(BaseModel):
     @classmethod
     def _is_a_path(cls, path: str | None) -> str | None:
         if path is not None and (not path or path.startswith("-") or not path.isprintable()):
-            raise ValueError("no path")
+            raise ValueError("not a path")
         return path
 
     @field_validator("scratch", "lock")
     @classmethod
     def _is_absolute(cls, path: str) -> str:
         if not path.startswith(("/", "~/")) or ".." in path.split("/") or not path.strip("~/"):
-            raise ValueError("an absolute path without .. is wanted")
+            raise ValueError("must be an absolute path without ..")
         return path
 
 
 class BoardAddress(NamedTuple):
-    """How to reach a board: its name, what boards.toml says of it, and the arguments of ssh that lead there."""
+    """How to reach a board: its alias, its entry in boards.toml, and the arguments of ssh."""
 
     alias: str
     entry: BoardEntry
@@ -95,7 +95,7 @@ class BoardAddress(NamedTuple):
 
 
 class SshSettings(NamedTuple):
-    """What ssh makes of an alias (`ssh -G`)."""
+    """The settings that ssh resolves for an alias (`ssh -G`)."""
 
     host: str
     port: int
@@ -106,10 +106,10 @@ class SshSettings(NamedTuple):
 
 
 def find_board(alias: str) -> BoardAddress:
-    """Find a board by its alias; raises BoardMissing for a name that is none, BadOptions for a wrong boards.toml."""
+    """Find a board by its alias; raises BoardMissing for an invalid alias, BadOptions for an invalid boards.toml."""
     if alias in RESERVED or not ALIAS.fullmatch(alias):
         raise BoardMissing(
-            f"no board can be called {alias!r}: give an alias of ~/.ssh/config, letters, digits and . _ - @ :"
+            f"{alias!r} is not a valid board name: give an alias of ~/.ssh/config, of letters, digits and . _ - @ :"
         )
     entry = read_boards().get(alias, BoardEntry())
     if alias == "env":
@@ -119,22 +119,22 @@ def find_board(alias: str) -> BoardAddress:
 
 
 def boards_file() -> Path:
-    """Return where boards.toml is, or would be."""
+    """Return the path of boards.toml, whether it exists or not."""
     return Path(os.environ.get("NIGHTJAR_BOARDS") or "boards.toml")
 
 
 def read_boards() -> Mapping[str, BoardEntry]:
-    """Read boards.toml, empty where there is none; raises BadOptions in one line for anything wrong in it."""
+    """Read boards.toml, empty where there is none; raises BadOptions in one line for any mistake in it."""
     path = boards_file()
     if not path.exists() and "NIGHTJAR_BOARDS" not in os.environ:
         return {}
     try:
         if not path.is_file() or path.stat().st_size > FILE_BYTES:
-            raise ValueError("no file of at most 1 MiB")
+            raise ValueError("not a file of at most 1 MiB")
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise BadOptions(f"cannot read the boards in {path} ({reason}): see docs/boards.md for how it looks") from error
+        raise BadOptions(f"cannot read the boards in {path} ({reason}): see docs/boards.md for its format") from error
     boards = {}
     for alias, table in tables.items():
         if alias in RESERVED or not ALIAS.fullmatch(alias):
@@ -147,78 +147,71 @@ def read_boards() -> Mapping[str, BoardEntry]:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the table"
             raise BadOptions(
-                f"{path}, board {alias}: {field[:100]!r}: {first['msg']}; "
-                f"a board has {', '.join(BoardEntry.model_fields)}"
+                f"{path}, board {alias}: {field[:100]!r}: {first['msg']}; allowed: {', '.join(BoardEntry.model_fields)}"
             ) from error
     return boards
 
 
-def beside(path: str) -> Path:
-    """Return where a file lies that boards.toml names: beside it, unless absolute."""
+def relative_to_boards_file(path: str) -> Path:
+    """Return the path of a file that boards.toml names: relative to boards.toml, unless absolute."""
     return boards_file().parent / Path(path).expanduser()
 
 
 def _config_file(path: str) -> Path:
-    found = beside(path)
+    found = relative_to_boards_file(path)
     if not found.is_file():
-        raise BadOptions(f"{boards_file()} names an ssh_config that is not there: {found}; correct the path")
+        raise BadOptions(f"{boards_file()} names an ssh_config that does not exist: {found}; correct the path")
     return found.resolve()
 
 
 def _from_environment() -> tuple[str, ...]:
     host, user, key = (os.environ.get(f"BOARD_{name}", "") for name in ("IP", "USER", "SSH_KEY"))
     if not host:
-        raise BoardMissing("board env is what BOARD_IP, BOARD_USER and BOARD_SSH_KEY say: set BOARD_IP at least")
+        raise BoardMissing("board env needs BOARD_IP, and takes BOARD_USER and BOARD_SSH_KEY: set BOARD_IP at least")
     if not ALIAS.fullmatch(host) or (user and not ALIAS.fullmatch(user)):
-        raise BadOptions("BOARD_IP or BOARD_USER is no name or address: give letters, digits and . _ - @ :")
+        raise BadOptions("BOARD_IP or BOARD_USER is not a name or address: give letters, digits and . _ - @ :")
     if key and not Path(key).expanduser().is_file():
-        raise BadOptions(f"BOARD_SSH_KEY names no file: {key}; give the path of the private key")
+        raise BadOptions(f"BOARD_SSH_KEY is not a file: {key}; give the path of the private key")
     options = (["-l", user] if user else []) + (["-i", key, "-o", "IdentitiesOnly=yes"] if key else [])
     return (*options, host)
 
 
-def ssh_settings(reach: BoardAddress) -> SshSettings:
-    """Ask ssh what it makes of an alias: Include, Match and all; raises BoardMissing where ssh cannot say."""
-    *options, destination = reach.ssh
+def ssh_settings(address: BoardAddress) -> SshSettings:
+    """Resolve an alias as ssh does, with Include and Match; raises BoardMissing when ssh fails."""
+    *options, destination = address.ssh
+    command = ["ssh", "-G", *options, "--", destination]
     try:
-        done = subprocess.run(
-            ["ssh", "-G", *options, "--", destination],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-            errors="replace",
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, errors="replace")
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BoardMissing(
-            f"cannot run ssh ({error}): install OpenSSH's client, `apt install openssh-client`"
-        ) from error
+        raise BoardMissing(f"cannot run ssh ({error}): install it with `apt install openssh-client`") from error
     if done.returncode:
         reason = " ".join(done.stderr.split())[:200]
-        raise BoardMissing(f"ssh does not take board {reach.alias!r} ({reason}): mend ~/.ssh/config or boards.toml")
-    said: dict[str, list[str]] = {}
+        raise BoardMissing(f"ssh rejects board {address.alias!r} ({reason}): correct ~/.ssh/config or boards.toml")
+    values: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         name, _, value = line.partition(" ")
-        said.setdefault(name, []).append(value)
-    last = {name: values[-1] for name, values in said.items()}
+        values.setdefault(name, []).append(value)
+    last = {name: each[-1] for name, each in values.items()}
     proxy = last.get("proxycommand", "")
     if (jump := last.get("proxyjump", "none")) != "none":
-        first, *hops = reversed(jump.split(","))  # the last hop reaches the board, those before it are its own way
+        first, *hops = reversed(jump.split(","))  # the last hop reaches the board through those before it
         config = options[: options.index("-F") + 2] if "-F" in options else []
         way = ["-J", ",".join(reversed(hops))] if hops else []
         proxy = shlex.join(["ssh", *config, *STRICT_OPTIONS, *way, "-W", "%h:%p", "--", first])
-    files = " ".join([*said.get("userknownhostsfile", []), *said.get("globalknownhostsfile", [])]).split()
+    placeholders = {"%h": last["hostname"], "%p": last["port"], "%r": last["user"], "%n": destination, "%%": "%"}
+    keys = [Path(key).expanduser() for key in values.get("identityfile", [])]
+    known_hosts = " ".join([*values.get("userknownhostsfile", []), *values.get("globalknownhostsfile", [])]).split()
     return SshSettings(
         host=last["hostname"],
         port=int(last["port"]),
         user=last["user"],
-        keys=tuple(key for key in map(str, map(_expanded, said.get("identityfile", []))) if Path(key).is_file()),
-        known_hosts=tuple(str(_expanded(file)) for file in files if file != "none"),
-        proxy="" if proxy == "none" else _filled(proxy, last, destination),
+        keys=tuple(str(key) for key in keys if key.is_file()),
+        known_hosts=tuple(str(Path(file).expanduser()) for file in known_hosts if file != "none"),
+        proxy="" if proxy == "none" else re.sub("%[hprn%]", lambda found: placeholders[found[0]], proxy),
     )
 
 
-# Nothing is asked for, nobody's key is taken on trust, and no key is written down.
+# No prompt, no unknown host key is accepted, and none is written.
 STRICT_OPTIONS = tuple(
     word
     for option in (
@@ -229,13 +222,3 @@ STRICT_OPTIONS = tuple(
     )
     for word in ("-o", option)
 )
-
-
-def _filled(command: str, last: Mapping[str, str], destination: str) -> str:
-    """Put host, port and user where a ProxyCommand wants them, as ssh does."""
-    meant = {"%h": last["hostname"], "%p": last["port"], "%r": last["user"], "%n": destination, "%%": "%"}
-    return re.sub("%[hprn%]", lambda found: meant[found[0]], command)
-
-
-def _expanded(path: str) -> Path:
-    return Path(path).expanduser()

@@ -13,74 +13,77 @@ from nightjar.files import digest_file, storage_errors
 
 CHUNK = 1 << 19  # bytes
 AHEAD = 32  # files sent before the answer to the first is awaited
-LIMIT_BYTES = 1 << 34  # of one file that a board gives
-
+LIMIT_BYTES = 1 << 34  # of one file that a board sends
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
-class _Offered(BaseModel, strict=True):
+class _CacheState(BaseModel, strict=True):
+    """How much of an offered file the board has: all, or the first `offset` bytes, whose sha256 is `prefix`."""
+
     have: bool
     offset: int = 0
     prefix: str = ""
 
 
-class _Given(BaseModel, strict=True):
+class _FileHeader(BaseModel, strict=True):
+    """The size of a file that a board sends, and the byte that it begins with."""
+
     size: int
     offset: int
 
 
 def put_files(link: AgentLink, pairs: Sequence[tuple[Path, str]]) -> int:
-    """Send files (local path, path on the board) that the board does not have; return how many bytes went."""
+    """Send files (local path, path on the board) that the board does not have; return the bytes sent."""
     entries = [{"path": remote, "sha256": digest_file(local), "size": local.stat().st_size} for local, remote in pairs]
     if not entries:
         return 0
-    link.say({"do": "offer", "files": entries})
-    said = link.answer().get("files")
-    if not isinstance(said, list) or len(said) != len(entries):
-        raise _nonsense(link)
-    moved, awaited = 0, 0
+    link.send_json({"do": "offer", "files": entries})
+    states = link.wait_answer().get("files")
+    if not isinstance(states, list) or len(states) != len(entries):
+        raise _invalid_answer(link)
+    sent_bytes, awaited = 0, 0
     sent: set[Any] = set()
-    for (local, _), entry, state in zip(pairs, entries, said, strict=True):
-        offered = _read(link, _Offered, state)
-        if offered.have:
+    for (local, _), entry, state in zip(pairs, entries, states, strict=True):
+        cached = _validate(link, _CacheState, state)
+        if cached.have:
             continue
-        if entry["sha256"] in sent:  # the same content twice: the first one is there when this is asked for
+        if entry["sha256"] in sent:  # the same content twice: offered again once the first copy has arrived
             while awaited:
-                link.answer()
+                link.wait_answer()
                 awaited -= 1
-            link.say({"do": "offer", "files": [entry]})
-            link.answer()
+            link.send_json({"do": "offer", "files": [entry]})
+            link.wait_answer()
             continue
         sent.add(entry["sha256"])
         if awaited == AHEAD:
-            link.answer()
+            link.wait_answer()
             awaited -= 1
-        moved += _send(link, local, entry, offered)
+        sent_bytes += _send(link, local, entry, cached)
         awaited += 1
     for _ in range(awaited):
-        link.answer()
-    return moved
+        link.wait_answer()
+    return sent_bytes
 
 
-def _send(link: AgentLink, local: Path, entry: dict[str, Any], offered: _Offered) -> int:
+def _send(link: AgentLink, local: Path, entry: dict[str, Any], cached: _CacheState) -> int:
     with local.open("rb") as file:
         size = int(entry["size"])
-        offset = offered.offset if 0 < offered.offset <= size else 0
-        if offset and _hashed(file, offset).hexdigest() != offered.prefix:
+        offset = cached.offset if 0 < cached.offset <= size else 0
+        if offset and _hash(file, offset).hexdigest() != cached.prefix:
             offset = 0
         file.seek(offset)
-        link.say({"do": "take", **entry, "offset": offset})
+        link.send_json({"do": "take", **entry, "offset": offset})
         left = size - offset
         while left and (data := file.read(min(CHUNK, left))):
-            link.send(b"D", data)
+            link.send_frame(b"D", data)
             left -= len(data)
-        link.send(b"D")
+        link.send_frame(b"D")
     return size - offset - left
 
 
-def _hashed(file: Any, count: int) -> Any:
-    """Hash the next `count` bytes of a file, or those that there are."""
+def _hash(file: Any, count: int) -> Any:
+    """Hash the next `count` bytes of a file, fewer at its end."""
     hashed = hashlib.sha256()
     while count and (data := file.read(min(CHUNK, count))):
         hashed.update(data)
@@ -89,12 +92,12 @@ def _hashed(file: Any, count: int) -> Any:
 
 
 def get_files(link: AgentLink, pairs: Sequence[tuple[str, Path]], limit_bytes: int = LIMIT_BYTES) -> int:
-    """Fetch files (path on the board, local path), none longer than the limit; return how many bytes came."""
-    moved = 0
+    """Fetch files (path on the board, local path) of at most `limit_bytes` each; return the bytes received."""
+    received_bytes = 0
     for remote, local in pairs:
         with storage_errors():
-            moved += _fetch(link, remote, local, limit_bytes)
-    return moved
+            received_bytes += _fetch(link, remote, local, limit_bytes)
+    return received_bytes
 
 
 def _fetch(link: AgentLink, remote: str, local: Path, limit_bytes: int) -> int:
@@ -102,37 +105,37 @@ def _fetch(link: AgentLink, remote: str, local: Path, limit_bytes: int) -> int:
     part = local.with_name(f"{local.name}.part")
     have = part.stat().st_size if part.is_file() else 0
     prefix = digest_file(part) if have else hashlib.sha256().hexdigest()
-    link.say({"do": "give", "path": remote, "offset": have, "prefix": prefix})
-    given = _read(link, _Given, link.answer())
-    if not 0 <= given.offset <= given.size or given.offset not in (0, have) or given.size > limit_bytes:
+    link.send_json({"do": "give", "path": remote, "offset": have, "prefix": prefix})
+    header = _validate(link, _FileHeader, link.wait_answer())
+    if not 0 <= header.offset <= header.size or header.offset not in (0, have) or header.size > limit_bytes:
         raise SessionFailed(
-            f"board {link.alias} gives a file of {given.size} bytes where {limit_bytes} are the most; "
-            "look at what is there"
+            f"board {link.alias} sends a file of {header.size} bytes, at most {limit_bytes} are allowed; "
+            "check what lies there"
         )
-    left = given.size - given.offset
+    left = header.size - header.offset
     with part.open("r+b" if have else "wb") as file:
-        hashed = _hashed(file, given.offset) if have else hashlib.sha256()
-        file.truncate(given.offset)
+        hashed = _hash(file, header.offset)
+        file.truncate(header.offset)
         while left:
             frame = link.receive(ANSWER_S)
             if frame is None or frame[0] != b"D" or not 0 < len(frame[1]) <= left:
-                raise _nonsense(link)
+                raise _invalid_answer(link)
             hashed.update(frame[1])
             file.write(frame[1])
             left -= len(frame[1])
-    if hashed.hexdigest() != link.answer().get("sha256"):
+    if hashed.hexdigest() != link.wait_answer().get("sha256"):
         part.unlink()
-        raise SessionFailed(f"{local.name} came damaged from board {link.alias}; run the same command again")
+        raise SessionFailed(f"{local.name} from board {link.alias} arrived damaged; run the same command again")
     part.rename(local)
-    return given.size - given.offset
+    return header.size - header.offset
 
 
-def _read(link: AgentLink, kind: type[Answer], said: Any) -> Answer:
+def _validate(link: AgentLink, kind: type[Answer], answer: Any) -> Answer:
     try:
-        return kind.model_validate(said)
+        return kind.model_validate(answer)
     except ValidationError as error:
-        raise _nonsense(link) from error
+        raise _invalid_answer(link) from error
 
 
-def _nonsense(link: AgentLink) -> SessionFailed:
-    return SessionFailed(f"board {link.alias} answered what no agent of ours says; look at what runs there as Python")
+def _invalid_answer(link: AgentLink) -> SessionFailed:
+    return SessionFailed(f"invalid answer about files from board {link.alias}; check what runs there as Python")

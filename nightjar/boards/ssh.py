@@ -1,15 +1,15 @@
-"""A board that is reached by ssh: fabric holds the connection and runs commands, the system's ssh carries bulk.
+"""A board that is reached by ssh: fabric holds the connection and runs commands, the system's ssh carries files.
 
-Why two: docs/decisions/008-boards.md. Host keys are checked against known_hosts by both, and written by neither.
+Why two: docs/decisions/008-boards.md. Both check host keys against known_hosts; neither writes them.
 """
 
 import contextlib
 import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import fabric
@@ -17,24 +17,23 @@ import paramiko
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from nightjar.boards.agent_link import AgentLink, ProcessStream, connection_lost, pack_agent
-from nightjar.boards.board import BoardFacts, Output
+from nightjar.boards.board import BoardFacts, Output, ended_early, silent, timed_out
 from nightjar.boards.config import STRICT_OPTIONS, BoardAddress, ssh_settings
 from nightjar.boards.file_transfer import LIMIT_BYTES, get_files, put_files
 from nightjar.boards.lock import wait_for_lock
 from nightjar.boards.ssh_connection import CONNECT_S, ChannelStream, connect
-from nightjar.errors import RunnerFailed, SessionFailed
+from nightjar.errors import SessionFailed, printable
 from nightjar.process import lock_owner
-from nightjar.text import printable
 
-LINE_BYTES = 1 << 24  # one clip's line, logits and all, is some hundred KiB
-OUTPUT_BYTES = 1 << 30  # of one session
-WORDS_BYTES = 1 << 26  # on its stderr
-WORD_BYTES = 1 << 12  # of one line on stderr
+LINE_BYTES = 1 << 24  # the result of one clip, with logits, has some hundred KiB
+OUTPUT_BYTES = 1 << 30  # stdout of one session
+STDERR_BYTES = 1 << 26  # stderr of one session
+STDERR_LINE_BYTES = 1 << 12
 FACTS_S = 60.0
 
 
 class Health(BaseModel, strict=True):
-    """What changes on a board from hour to hour."""
+    """The properties of a board that change from hour to hour."""
 
     disk_free_bytes: int
     memory_free_bytes: int
@@ -45,7 +44,7 @@ class Health(BaseModel, strict=True):
 
 
 class BoardStatus(BaseModel):
-    """What a board says of itself, and who holds it."""
+    """Facts and health of a board, and the process that has its lock."""
 
     facts: BoardFacts
     health: Health
@@ -53,27 +52,27 @@ class BoardStatus(BaseModel):
 
     @field_validator("facts")
     @classmethod
-    def _can_be(cls, facts: BoardFacts) -> BoardFacts:
-        said = [facts.soc, facts.python, *facts.runtimes, *facts.runtimes.values()]
-        if not re.fullmatch(r"\d{1,3}\.\d{1,3}[\w.+]*", facts.python) or len(said) > 100:
+    def _check_texts(cls, facts: BoardFacts) -> BoardFacts:
+        texts = [facts.soc, facts.python, *facts.runtimes, *facts.runtimes.values()]
+        if not re.fullmatch(r"\d{1,3}\.\d{1,3}[\w.+]*", facts.python) or len(texts) > 100:
             raise ValueError("no Python version")
-        if not all(text.isprintable() and len(text) < 200 for text in said):
+        if not all(text.isprintable() and len(text) < 200 for text in texts):
             raise ValueError("no versions")
         return facts
 
 
 class SshBoard:
-    """Use a machine behind ssh as the board; nothing is connected before it is needed."""
+    """Use a machine behind ssh as the board; it connects when it is first needed."""
 
     runners: Mapping[str, str] = {}
     workers = 1
     reconnect_s = 120.0  # a reboot
 
-    def __init__(self, reach: BoardAddress) -> None:
-        self.spool_bytes = int(reach.entry.spool_gib * 2**30)
-        self.alias, self.entry, self.python = reach.alias, reach.entry, reach.entry.python
-        self.moved_bytes = 0  # by put and get
-        self._reach = reach
+    def __init__(self, address: BoardAddress) -> None:
+        self.alias, self.entry, self.python = address.alias, address.entry, address.entry.python
+        self.spool_bytes = int(self.entry.spool_gib * 2**30)
+        self.moved_bytes = 0  # by put_all and get_all
+        self._address = address
         self._connection: fabric.Connection | None = None
         self._files: AgentLink | None = None
         self._scratch = ""
@@ -81,13 +80,11 @@ class SshBoard:
     def __enter__(self) -> "SshBoard":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leave the board; everything that we run or hold there ends."""
+        """Disconnect; everything that runs or is locked there ends."""
         if self._files is not None:
             self._files.close()
         if self._connection is not None:
@@ -95,104 +92,82 @@ class SshBoard:
         self._files = self._connection = None
 
     @contextlib.contextmanager
-    def locked(self, limit_s: float | None = None, over: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Hold the board for one session; waits for whoever has it, at most `limit_s`; raises BoardBusy."""
+    def locked(self, limit_s: float | None = None, is_over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Lock the board for one session; waits at most `limit_s` for another one's lock; raises BoardBusy."""
         with self, self._agent(serve="lease", lock=self.entry.lock, holder=lock_owner()) as link:
-            wait_for_lock(link, limit_s=limit_s, over=over)
+            wait_for_lock(link, limit_s=limit_s, is_over=is_over)
             yield
 
     def job_folder(self, folder: Path, identity: str) -> Path:
-        """Say where on the board a job lies, so that the next attempt finds what this one did."""
-        return Path(self._scratch_folder()) / "jobs" / identity[:32]
+        """Return where on the board a job lies; the next attempt finds the same folder."""
+        with self._file_link():
+            return Path(self._scratch) / "jobs" / identity[:32]
 
     def remove_job(self, job: Path) -> None:
-        """Delete a finished job; what it was made of stays in the board's cache."""
-        with self._bulk() as link:
-            link.say({"do": "remove", "path": str(job)})
-            link.answer()
+        """Delete a finished job; its files stay in the board's cache."""
+        self._request_files({"do": "remove", "path": str(job)})
 
     def delete(self, paths: Sequence[Path]) -> None:
-        """Delete files that were fetched, or are not needed any more."""
-        with self._bulk() as link:
-            link.say({"do": "drop", "paths": [str(path) for path in paths]})
-            link.answer()
+        """Delete files that were fetched, or are no longer needed."""
+        self._request_files({"do": "drop", "paths": [str(path) for path in paths]})
 
     def run(self, command: list[str], timeout_s: float) -> Output:
-        """Run a command to its end; raises SessionFailed when it takes longer or prints without end."""
-        said = {b"O": bytearray(), b"E": bytearray()}
+        """Run a command to its end; raises SessionFailed when it takes longer or prints too much."""
+        output = {b"O": bytearray(), b"E": bytearray()}
         end = time.monotonic() + timeout_s
         with self._agent(serve="command", command=command) as link:
-            while True:
-                frame = link.receive(end - time.monotonic())
-                if frame is None:
-                    raise SessionFailed(f"{command[0]} did not end within {timeout_s:g} s; run the same command again")
-                if frame[0] not in said:
-                    break
-                said[frame[0]] += frame[1]
-                if len(said[b"O"]) + len(said[b"E"]) > LINE_BYTES:
-                    raise self._endless()
+            while (frame := link.receive(end - time.monotonic())) is not None and frame[0] in output:
+                output[frame[0]] += frame[1]
+                if len(output[b"O"]) + len(output[b"E"]) > LINE_BYTES:
+                    raise self._too_much_output()
+            if frame is None:
+                raise timed_out(command, timeout_s)
             status = _status(link, frame)
-        return Output(status, *(bytes(text).decode("utf-8", "replace") for text in said.values()))
+        return Output(status, *(text.decode("utf-8", "replace") for text in output.values()))
 
     def stream(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
-        """Yield a command's output lines as they come.
+        """Run a command and yield its output lines as they come; its stderr lines go to `log`.
 
-        Raises RunnerFailed with the command's last word when it fails or says nothing for `silence_s`, SessionFailed
-        when the connection is connection_lost, and when a line or all of them are longer than any session's.
+        Raises RunnerFailed with the last line of stderr when it fails or prints nothing for `silence_s`, SessionFailed
+        when the connection is lost, and when the output is longer than any session's.
         """
-        said, errors, last, total = bytearray(), bytearray(), "", {b"O": 0, b"E": 0}
+        output, errors, last, received = bytearray(), bytearray(), "", Counter[bytes]()
         with self._agent(serve="command", command=command) as link:
             try:
                 end = time.monotonic() + silence_s
-                while True:
-                    frame = link.receive(end - time.monotonic())
-                    if frame is None:
-                        raise RunnerFailed(
-                            f"the session said nothing for {silence_s:g} s and was ended; "
-                            "run the same command again, finished clips are kept"
-                        )
-                    if frame[0] not in (b"O", b"E"):
-                        break
-                    total[frame[0]] += len(frame[1])
+                while (frame := link.receive(end - time.monotonic())) is not None and frame[0] in (b"O", b"E"):
+                    received[frame[0]] += len(frame[1])
                     if frame[0] == b"E":
                         errors += frame[1]
-                        for text in _taken(errors, WORD_BYTES):
-                            word = printable(text)
-                            last = word or last
-                            log(word)
-                        del errors[:-WORD_BYTES]
+                        for text in map(printable, _take_lines(errors, STDERR_LINE_BYTES)):
+                            last = text or last
+                            log(text)
+                        del errors[:-STDERR_LINE_BYTES]
                     else:
-                        said += frame[1]
-                        for text in _taken(said, LINE_BYTES):
+                        output += frame[1]
+                        for text in _take_lines(output, LINE_BYTES):
                             yield text
                             end = time.monotonic() + silence_s
-                    if len(said) > LINE_BYTES or total[b"O"] > OUTPUT_BYTES or total[b"E"] > WORDS_BYTES:
-                        raise self._endless()
+                    if len(output) > LINE_BYTES or received[b"O"] > OUTPUT_BYTES or received[b"E"] > STDERR_BYTES:
+                        raise self._too_much_output()
+                if frame is None:
+                    raise silent(silence_s)
                 status = _status(link, frame)
             finally:
-                _end(link)
-        if said:
-            yield said.decode("utf-8", "replace")
+                _end_command(link)
+        if output:
+            yield output.decode("utf-8", "replace")
         if status:
-            last = last or printable(errors.decode("utf-8", "replace")) or f"exit status {status}"
-            raise RunnerFailed(f"the session ended early: {last}; run the same command again, finished clips are kept")
-
-    def put(self, local: Path, remote: Path) -> None:
-        """Place a file on the board: what is there already does not travel, half a file is gone on with."""
-        self.put_all([(local, remote)])
+            raise ended_early(last or printable(errors.decode("utf-8", "replace")) or f"exit status {status}")
 
     def put_all(self, pairs: Sequence[tuple[Path, Path]]) -> None:
-        """Place many files, with the waits of one."""
-        with self._bulk() as link:
+        """Place files; contents that the board has are not sent, a partial file is continued."""
+        with self._file_link() as link:
             self.moved_bytes += put_files(link, [(local, str(remote)) for local, remote in pairs])
 
-    def get(self, remote: Path, local: Path) -> None:
-        """Fetch a file; half a file is gone on with."""
-        self.get_all([(remote, local)])
-
     def get_all(self, pairs: Sequence[tuple[Path, Path]], limit_bytes: int = LIMIT_BYTES) -> None:
-        """Fetch many files, none longer than the limit."""
-        with self._bulk() as link:
+        """Fetch files of at most `limit_bytes` each; a partial file is continued."""
+        with self._file_link() as link:
             self.moved_bytes += get_files(link, [(str(remote), local) for remote, local in pairs], limit_bytes)
 
     def facts(self, runtimes: tuple[str, ...], probe: str = "") -> BoardFacts:
@@ -200,64 +175,69 @@ class SshBoard:
         return self.status(runtimes, probe).facts
 
     def status(self, runtimes: tuple[str, ...], probe: str = "") -> BoardStatus:
-        """Ask the board what it is, how it does and who holds it; nothing is uploaded."""
+        """Return facts, health and lock holder of the board; nothing is uploaded."""
         wanted = {"runtimes": sorted({"numpy", *runtimes}), "probe": probe}
         with self, self._agent(serve="facts", scratch=self.entry.scratch, lock=self.entry.lock, **wanted) as link:
-            said = link.answer(FACTS_S)
+            answer = link.wait_answer(FACTS_S)
         try:
-            return BoardStatus.model_validate(said)
+            return BoardStatus.model_validate(answer)
         except ValidationError as error:
             raise SessionFailed(
-                f"board {self.alias} says of itself what cannot be: {error.errors()[0]['msg']}; look at what runs there"
+                f"invalid description from board {self.alias}: {error.errors()[0]['msg']}; check what runs there"
             ) from error
 
-    def _scratch_folder(self) -> str:
-        with self._bulk():
-            return self._scratch
-
-    def _agent(self, **asked: Any) -> AgentLink:
-        packed = pack_agent()
+    def _agent(self, **request: Any) -> AgentLink:
+        agent = pack_agent()
         if self._connection is None:
-            self._connection = connect(self._reach)
+            self._connection = connect(self._address)
         try:
             channel = self._connection.transport.open_session(timeout=CONNECT_S)
-            channel.exec_command(self._command(packed))
+            channel.exec_command(self._python_command(agent))
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise connection_lost(self.alias) from error
-        return AgentLink(self.alias, ChannelStream(self.alias, channel), packed, asked, self.python)
+        return AgentLink(self.alias, ChannelStream(self.alias, channel), agent, request, self.python)
 
     @contextlib.contextmanager
-    def _bulk(self) -> Iterator[AgentLink]:
-        """Give the way for files, opened once: the system's ssh, as fast as its sftp, which paramiko is not."""
+    def _file_link(self) -> Iterator[AgentLink]:
+        """Give the link for files, opened once: the system's ssh, which is as fast as its sftp; paramiko is not."""
         if self._files is None:
-            if self._connection is None:  # its messages say what is wrong, ssh's are for a person to read
-                self._connection = connect(self._reach)
-            *options, destination = self._reach.ssh
-            packed, way = pack_agent(), ssh_settings(self._reach)
-            # The same way as fabric's, so that a jump host's key is checked as strictly.
-            proxy = ["-o", f"ProxyCommand={way.proxy.replace('%', '%%')}", "-o", "ProxyJump=none"] if way.proxy else []
-            command = ["ssh", *options, *STRICT_OPTIONS, *proxy, "--", destination, self._command(packed)]
-            asked = {"serve": "files", "scratch": self.entry.scratch, "cache_bytes": int(self.entry.cache_gib * 2**30)}
-            self._files = AgentLink(self.alias, ProcessStream(self.alias, command), packed, asked, self.python)
-            self._scratch = str(self._files.answer().get("scratch"))
+            if self._connection is None:  # its errors name the cause; those of ssh are text for a person
+                self._connection = connect(self._address)
+            *options, destination = self._address.ssh
+            agent, proxy = pack_agent(), ssh_settings(self._address).proxy
+            # The same proxy as fabric's, so that a jump host's key is checked as strictly.
+            jump = ["-o", f"ProxyCommand={proxy.replace('%', '%%')}", "-o", "ProxyJump=none"] if proxy else []
+            command = ["ssh", *options, *STRICT_OPTIONS, *jump, "--", destination, self._python_command(agent)]
+            request = {
+                "serve": "files",
+                "scratch": self.entry.scratch,
+                "cache_bytes": int(self.entry.cache_gib * 2**30),
+            }
+            self._files = AgentLink(self.alias, ProcessStream(self.alias, command), agent, request, self.python)
+            self._scratch = str(self._files.wait_answer().get("scratch"))
         try:
             yield self._files
-        except BaseException:  # its answers may be of what was asked before
+        except BaseException:  # the next answer may be that of an earlier request
             self._files.close()
             self._files = None
             raise
 
-    def _command(self, packed: bytes) -> str:
-        return f"exec {shlex.quote(self.python)} -c 'import sys;exec(sys.stdin.buffer.read({len(packed)}))'"
+    def _request_files(self, request: dict[str, Any]) -> None:
+        with self._file_link() as link:
+            link.send_json(request)
+            link.wait_answer()
 
-    def _endless(self) -> SessionFailed:
+    def _python_command(self, agent: bytes) -> str:
+        return f"exec {shlex.quote(self.python)} -c 'import sys;exec(sys.stdin.buffer.read({len(agent)}))'"
+
+    def _too_much_output(self) -> SessionFailed:
         return SessionFailed(
-            f"board {self.alias} prints without end, more than any session does; it was ended: look at what runs there"
+            f"a command on board {self.alias} printed more than any session does and was ended; check what runs there"
         )
 
 
-def _taken(buffer: bytearray, limit: int) -> Iterator[str]:
-    """Take the whole lines out of a buffer; a line beyond the limit stays in it."""
+def _take_lines(buffer: bytearray, limit: int) -> Iterator[str]:
+    """Take the complete lines out of a buffer; a line beyond the limit stays in it."""
     while 0 <= (end := buffer.find(b"\n")) <= limit:
         line = bytes(buffer[:end])
         del buffer[: end + 1]
@@ -265,14 +245,14 @@ def _taken(buffer: bytearray, limit: int) -> Iterator[str]:
 
 
 def _status(link: AgentLink, frame: tuple[bytes, bytes]) -> int:
-    status = link.read(frame).get("status")
+    status = link.parse_answer(frame).get("status")
     return status if isinstance(status, int) else 1
 
 
-def _end(link: AgentLink) -> None:
-    """End what runs on the board, and see it end, so that nobody finds it running after us."""
+def _end_command(link: AgentLink) -> None:
+    """End the command on the board and wait until it has ended."""
     with contextlib.suppress(SessionFailed):
-        link.send(b"K")
+        link.send_frame(b"K")
         end = time.monotonic() + 5
         while (frame := link.receive(end - time.monotonic())) is not None and frame[0] != b"J":
             pass

@@ -7,11 +7,11 @@ from nightjar.boards.board import BoardFacts
 from nightjar.boards.config import BoardAddress, find_board, ssh_settings
 from nightjar.boards.ssh import BoardStatus, Health, SshBoard
 from nightjar.cli.doctor import Finding
+from nightjar.errors import printable
 from nightjar.plugins.board_choice import PYTHON, board_of, missing_runtimes, preflight_findings
 from nightjar.plugins.registry import Plugin, names, plugin
 from nightjar.plugins.target import probe_of
 from nightjar.store.fingerprint import module_file
-from nightjar.text import printable
 
 DISK_BYTES = 1 << 30  # a small model, its clips and its harvest
 MEMORY_BYTES = 1 << 28

@@ -15,7 +15,7 @@ from nightjar.cli.command import (
     write_json,
 )
 from nightjar.request import DeployRequest
-from nightjar.service.main import add_arguments, replaced
+from nightjar.service.main import add_arguments, exec_service
 
 DEPLOY = FlowCommand(
     "deploy",
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
         "serve", help="on a board: offer a binary's encoder to hosts, over gRPC", epilog=EXIT_CODES
     )
     add_arguments(offer)
-    offer.set_defaults(command=replaced)
+    offer.set_defaults(command=exec_service)
 
     deploy = add_flow(commands, DEPLOY, _deploy)
     deploy.add_argument("--list", action="store_true", help="list the board's releases, and deploy nothing")

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 
 from nightjar.cli.console import make_table, wide_console
-from nightjar.store.gc import Collected, Damage, Entry
-from nightjar.text import age
+from nightjar.store.gc import Collected, Damage, Entry, age
 
 UNNEEDED = "nothing needs it"
 WIDTH = 160

@@ -36,7 +36,7 @@ def _harvest(arguments: argparse.Namespace) -> int:
     screen.say(f"[bold]harvest[/bold] {request.speech} → {request.out}, board {request.board or 'default'}")
     with screen, listening(lambda done, total: screen.progress("harvest", done, total)):
         harvested = harvest_speech(request)
-    show_harvest(screen, harvested.dataset, harvested.made)
+    show_harvest(screen, harvested.dataset, harvested.new_clips)
     if request.dumps is not None:
         screen.say(f"dumps: {harvested.dumps} files enc_*.bin in {request.dumps}")
     return 0

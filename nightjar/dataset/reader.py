@@ -1,4 +1,4 @@
-"""Encoder outputs by the thousand: shards of float16 with checksums and an index (docs/files.md), read.
+"""Encoder outputs of many clips: shards of float16 with checksums and an index (docs/files.md), read.
 
 for sample in open_dataset(Path("hidden")):
     sample.id, sample.tensors["hidden"]  # a memory map, (n_audio_ctx, d) float16
@@ -19,11 +19,11 @@ from nightjar.errors import StoreBroken
 from nightjar.files import digest, digest_file
 
 INDEX = "dataset.json"
-AGAIN = "run the same `nightjar harvest` again, it makes anew what is missing or altered"
+REMEDY = "run the same `nightjar harvest` again, it recomputes what is missing or altered"
 
 
-class EncodedClip(NamedTuple):
-    """What an encoder made of one clip: float16 tensors without the batch axis; wave: sha256 of its int16 samples."""
+class HarvestedClip(NamedTuple):
+    """Encoder outputs of one clip: float16 tensors without the batch axis; wave: sha256 of its int16 samples."""
 
     id: str
     audio_s: float
@@ -32,7 +32,7 @@ class EncodedClip(NamedTuple):
 
 
 class ShardEntry(BaseModel, frozen=True):
-    """One clip in a shard: its tensors lie at its place in the record, and have these sha256."""
+    """One clip in a shard: its tensors lie at its position in the record; tensors: their sha256."""
 
     id: str
     audio_s: float
@@ -41,14 +41,14 @@ class ShardEntry(BaseModel, frozen=True):
 
 
 class ShardRecord(BaseModel, frozen=True):
-    """What a finished shard holds, in order; dataset: sha256 of the index that it is of, before that lists shards."""
+    """The clips of a finished shard, in order; dataset: sha256 of the index before it lists shards."""
 
     dataset: str
     clips: list[ShardEntry]
 
 
 class Index(BaseModel, frozen=True):
-    """What a dataset is; `shards` (sha256 of each record) are there when it is finished."""
+    """The description of a dataset; `shards` (sha256 of each record) are listed once it is finished."""
 
     format: Literal[1] = 1
     made_from: dict[str, Any]  # binary, target, tier, board facts, model and recipe, speech
@@ -59,13 +59,13 @@ class Index(BaseModel, frozen=True):
     shards: tuple[str, ...] = ()
     sha256: str = ""  # of all of the above
 
-    def signed(self, shards: Sequence[str]) -> "Index":
-        """Return the same with its shards and its own checksum."""
+    def with_shards(self, shards: Sequence[str]) -> "Index":
+        """Return a copy with these shards and its own checksum."""
         found = self.model_copy(update={"shards": tuple(shards), "sha256": ""})
         return found.model_copy(update={"sha256": digest(found.model_dump(mode="json", exclude={"sha256"}))})
 
     def sizes(self) -> list[int]:
-        """Say how many clips each shard has."""
+        """Return the number of clips of each shard."""
         return [min(self.shard_clips, self.clips - start) for start in range(0, self.clips, self.shard_clips)]
 
 
@@ -73,14 +73,17 @@ class ShardFile:
     """One tensor of a shard: an .npy file `(clips, *shape)` of float16, read and written clip by clip."""
 
     def __init__(self, folder: Path, number: int, tensor: str, clips: int, shape: tuple[int, ...]) -> None:
-        self.path = shard_file(folder, number, tensor)
-        self._header = npy_header((clips, *shape))
+        self.path = tensor_file(folder, number, tensor)
+        header = io.BytesIO()
+        layout = {"descr": "<f2", "fortran_order": False, "shape": (clips, *shape)}
+        np.lib.format.write_array_header_1_0(header, layout)
+        self._header = header.getvalue()
         self._clip_bytes = 2 * math.prod(shape)
         self.size = len(self._header) + clips * self._clip_bytes
         self._fd = -1
 
     def open(self, flags: int) -> bool:
-        """Open the file, and make it what it must be; tell whether it was."""
+        """Open the file, when writable with the right size and header; return whether it had these before."""
         if self._fd >= 0:
             return True
         self._fd = os.open(self.path, flags, 0o644)
@@ -92,18 +95,20 @@ class ShardFile:
         return False
 
     def write(self, slot: int, tensor: np.ndarray) -> str:
+        """Write one clip's tensor; return its sha256."""
         data = np.ascontiguousarray(tensor, "<f2").tobytes()
         assert len(data) == self._clip_bytes, (self.path, tensor.shape)
-        view, at = memoryview(data), len(self._header) + slot * self._clip_bytes
+        view, at = memoryview(data), self._offset(slot)
         while view:
             written = os.pwrite(self._fd, view, at)
             view, at = view[written:], at + written
         return hashlib.sha256(data).hexdigest()
 
     def sha256(self, slot: int) -> str:
-        return hashlib.sha256(
-            os.pread(self._fd, self._clip_bytes, len(self._header) + slot * self._clip_bytes)
-        ).hexdigest()
+        return hashlib.sha256(os.pread(self._fd, self._clip_bytes, self._offset(slot))).hexdigest()
+
+    def _offset(self, slot: int) -> int:
+        return len(self._header) + slot * self._clip_bytes
 
     def sync(self) -> None:
         os.fsync(self._fd)
@@ -114,19 +119,13 @@ class ShardFile:
             self._fd = -1
 
 
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return the bytes that stand before an .npy file's float16 values."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
-    return header.getvalue()
-
-
-def shard_file(folder: Path, number: int, tensor: str) -> Path:
-    """Return where a tensor of a shard lies."""
+def tensor_file(folder: Path, number: int, tensor: str) -> Path:
+    """Return the path of a tensor of a shard."""
     return folder / f"shard-{number:05d}.{tensor}.npy"
 
 
 def record_file(folder: Path, number: int) -> Path:
+    """Return the path of a shard's record."""
     return folder / f"shard-{number:05d}.json"
 
 
@@ -139,10 +138,10 @@ class Sample(NamedTuple):
 
 
 class Dataset(Sequence[Sample]):
-    """Read a finished dataset; of its tensors only what is looked at is in memory."""
+    """Read a finished dataset; tensors are loaded when they are used."""
 
     def __init__(self, folder: Path, index: Index, records: Sequence[ShardRecord]) -> None:
-        self.folder, self.about = folder, index
+        self.folder, self.metadata = folder, index
         self._entries = [(entry.id, entry.audio_s) for record in records for entry in record.clips]
         self._mapped: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
@@ -157,9 +156,9 @@ class Dataset(Sequence[Sample]):
         if isinstance(at, slice):
             return [self[each] for each in range(*at.indices(len(self)))]
         name, audio_s = self._entries[at]
-        number, slot = divmod(at % len(self), self.about.shard_clips)
-        if self._mapped[0] != number:  # one shard at a time, or all that was ever read would count as ours
-            paths = {tensor: shard_file(self.folder, number, tensor) for tensor in self.about.tensors}
+        number, slot = divmod(at % len(self), self.metadata.shard_clips)
+        if self._mapped[0] != number:  # one shard at a time, or all that was read would count as this process's memory
+            paths = {tensor: tensor_file(self.folder, number, tensor) for tensor in self.metadata.tensors}
             self._mapped = (number, {name: np.load(path, mmap_mode="r") for name, path in paths.items()})
         return Sample(name, audio_s, {tensor: values[slot] for tensor, values in self._mapped[1].items()})
 
@@ -177,18 +176,18 @@ def open_dataset(
     folder = Path(folder)
     try:
         index = Index.model_validate_json((folder / INDEX).read_bytes())
-        if index.signed(index.shards) != index:
-            raise ValueError("its checksum is another")
+        if index.with_shards(index.shards) != index:
+            raise ValueError("wrong checksum")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it was altered"
-        raise StoreBroken(f"{folder / INDEX} cannot be read ({reason}): {AGAIN}") from error
+        raise StoreBroken(f"{folder / INDEX} cannot be read ({reason}): {REMEDY}") from error
     if len(index.shards) != len(index.sizes()):
-        raise StoreBroken(f"{folder} is not finished: {AGAIN}")
+        raise StoreBroken(f"{folder} is not finished: {REMEDY}")
     records = []
     for number, (expected, size) in enumerate(zip(index.shards, index.sizes(), strict=True)):
         path = record_file(folder, number)
         if not path.exists() or digest_file(path) != expected:
-            raise StoreBroken(f"{path} is missing or was altered: {AGAIN}")
+            raise StoreBroken(f"{path} is missing or was altered: {REMEDY}")
         records.append(record := ShardRecord.model_validate_json(path.read_bytes()))
         for tensor, shape in index.tensors.items():
             _check_file(ShardFile(folder, number, tensor, size, shape), tensor, record, verify)
@@ -199,11 +198,11 @@ def open_dataset(
 def _check_file(file: ShardFile, tensor: str, record: ShardRecord, verify: bool) -> None:
     try:
         if not file.open(os.O_RDONLY):
-            raise StoreBroken(f"{file.path} was truncated, or its header altered: {AGAIN}")
+            raise StoreBroken(f"{file.path} was truncated, or its header altered: {REMEDY}")
         for slot, entry in enumerate(record.clips if verify else ()):
             if file.sha256(slot) != entry.tensors[tensor]:
-                raise StoreBroken(f"{file.path}: the tensor of clip {entry.id} was altered: {AGAIN}")
+                raise StoreBroken(f"{file.path}: the tensor of clip {entry.id} was altered: {REMEDY}")
     except OSError as error:
-        raise StoreBroken(f"{file.path} cannot be read ({error.strerror}): {AGAIN}") from error
+        raise StoreBroken(f"{file.path} cannot be read ({error.strerror}): {REMEDY}") from error
     finally:
         file.close()

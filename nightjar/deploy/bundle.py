@@ -1,7 +1,6 @@
-"""A bundle: everything that a board needs to transcribe, with a script that does, and what it was made of."""
+"""A bundle: everything that a board needs to transcribe, with a script, and a manifest of its origin."""
 
 import base64
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+import nightjar.device.part_runners
 import nightjar.device.pause_splitter
-import nightjar.device.transcribe  # both go into a bundle, so their code is part of every key that makes one
+import nightjar.device.transcribe  # all three go into a bundle, so their code is part of every key that makes one
 from nightjar.errors import BadInput
-from nightjar.files import digest, digest_file
+from nightjar.files import digest, digest_file, read_json
 from nightjar.paths import ROOT
 from nightjar.store.fingerprint import closure
 
@@ -24,7 +24,7 @@ ID_LENGTH = 16
 
 
 class PortSummary(BaseModel):
-    """What a port says of a binary, as its results have it; figures that change with each run are left out."""
+    """The results of a port that describe its binary; figures that change with each run are left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -44,14 +44,14 @@ class PortSummary(BaseModel):
 
     @classmethod
     def of(cls, results: Mapping[str, Any]) -> "PortSummary":
-        """Take from a port's results what does not depend on when it ran."""
-        kept = ("stage", "key", "sha256", "libraries", "sdk", "board")
-        made = {name: {part: record[part] for part in kept} for name, record in results["made_from"].items()}
+        """Select from a port's results what does not depend on the run."""
+        keys = ("stage", "key", "sha256", "libraries", "sdk", "board")
+        made = {name: {part: record[part] for part in keys} for name, record in results["made_from"].items()}
         return cls.model_validate({**results, "made_from": made})
 
 
 class Manifest(BaseModel, frozen=True):
-    """What a bundle is; the fields that `identity` leaves out say where it came from."""
+    """The description of a bundle; `runtimes` and `port` say where it came from and are not part of its id."""
 
     format: int
     id: str
@@ -80,21 +80,20 @@ def write_bundle(
 ) -> Manifest:
     """Write a bundle's files into the empty folder `out`, the manifest last.
 
-    binary: as docs/files.md has it; modules: the decode loop and the runners; runtimes: what the port ran with, by
-    version. The id is of the content: the same binary, code and settings have the same one.
+    binary: as in docs/files.md; modules: the decode loop and the runners; runtimes: versions that the port ran with.
+    The id hashes the content: the same binary, code and settings have the same one.
     """
-    described = json.loads((binary / "model.json").read_text(encoding="utf-8"))
-    built = json.loads((binary / "binary.json").read_text(encoding="utf-8"))
-    parts = built["parts"].values()
-    for name in sorted({"model.json", "binary.json", *(part["file"] for part in parts)}):
+    described, built = read_json(binary / "model.json"), read_json(binary / "binary.json")
+    for name in sorted({"model.json", "binary.json", *(part["file"] for part in built["parts"].values())}):
         shutil.copyfile(binary / name, out / name)
     for path in binary.glob("*_embedding.npy"):
         shutil.copyfile(path, out / path.name)
-    for name in closure([*modules, nightjar.device.pause_splitter.__name__]).files:
-        for parent in Path(name).parents:
-            if parent.name:
-                (out / "lib" / parent).mkdir(parents=True, exist_ok=True)
-                (out / "lib" / parent / "__init__.py").touch()
+    for name in closure(
+        [*modules, nightjar.device.part_runners.__name__, nightjar.device.pause_splitter.__name__]
+    ).files:
+        for parent in Path(name).parents[:-1]:
+            (out / "lib" / parent).mkdir(parents=True, exist_ok=True)
+            (out / "lib" / parent / "__init__.py").touch()
         shutil.copyfile(ROOT / name, out / "lib" / name)
     (out / SCRIPT).write_bytes(Path(nightjar.device.transcribe.__file__).read_bytes())
     listed = (base64.b64encode(text) + b" %d\n" % number for number, text in sorted(tokens.items()))
@@ -115,19 +114,14 @@ def write_bundle(
         "python": PYTHON,
         "files": files,
     }
-    manifest = Manifest(
-        **content,
-        id=digest(content)[:ID_LENGTH],
-        runtimes=dict(runtimes),
-        port=port,
-    )
+    manifest = Manifest(**content, id=digest(content)[:ID_LENGTH], runtimes=dict(runtimes), port=port)
     (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest; raises BadInput for a folder that is none."""
+    """Read a bundle's manifest; raises BadInput for a folder that is not a bundle."""
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
-        raise BadInput(f"{folder} is no bundle ({type(error).__name__}): run `nightjar deploy` again") from error
+        raise BadInput(f"{folder} is not a bundle ({type(error).__name__}): run `nightjar deploy` again") from error

@@ -1,4 +1,4 @@
-"""Put a bundle on a board beside the current one, try it there, switch to it; or go back (releases.py, over there)."""
+"""Put a bundle on a board beside the current release, test it, switch to it; or roll back (device/releases.py)."""
 
 import contextlib
 import json
@@ -14,13 +14,12 @@ import nightjar.device.releases
 from nightjar.boards.config import find_board
 from nightjar.boards.ssh import SshBoard
 from nightjar.deploy.bundle import MANIFEST, SCRIPT, read_manifest
-from nightjar.errors import BadInput, NightjarError, SessionFailed
+from nightjar.errors import BadInput, NightjarError, SessionFailed, printable
 from nightjar.scoring.normalize import normalise
 from nightjar.scoring.score import ClipScore
 from nightjar.scoring.wer import corpus_wer, count_errors
 from nightjar.sessions.board_program import ALL, BoardProgram, ProgramResult, run_program
 from nightjar.speech.manifest import Clip, shuffled
-from nightjar.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ ANSWER_S = 600.0  # hashing a release on a slow card
 
 
 class Release(BaseModel):
-    """One release as the board lists it; what its manifest says is not believed beyond being shown."""
+    """One release as the board lists it; its manifest is only shown."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -41,8 +40,8 @@ class Release(BaseModel):
     about: dict[str, Any]
 
 
-class State(BaseModel):
-    """What is deployed under one name."""
+class DeploymentState(BaseModel):
+    """The releases of one deployment."""
 
     model_config = ConfigDict(strict=True)
 
@@ -53,16 +52,16 @@ class State(BaseModel):
 
 
 class Canary(NamedTuple):
-    """What a release must hear before it becomes current."""
+    """The test of a release before it becomes current."""
 
     clips: Sequence[Clip]
     expected: Mapping[str, str]  # text by clip
     language: str
-    limit: float  # percent WER against what is expected
+    limit: float  # percent WER against the expected texts
 
 
 class DeployResult(BaseModel, frozen=True):
-    """What came of a deploy or rollback; `reason` says why nothing was switched, empty where it was."""
+    """The result of a deploy or rollback; reason: why nothing was switched, empty where it was."""
 
     name: str
     id: str
@@ -72,106 +71,111 @@ class DeployResult(BaseModel, frozen=True):
     reason: str = ""
     canary_wer: float | None = None
     canary_clips: int = 0
-    heard: dict[str, str] = {}
+    heard: dict[str, str] = {}  # hypothesis by clip of the canary
 
 
 def draw_canary(clips: Sequence[Clip], scored: Sequence[ClipScore], count: int, language: str, limit: float) -> Canary:
-    """Draw clips on which words were heard; raises BadInput where there are none."""
+    """Draw clips with a hypothesis of at least one word; raises BadInput where there are none."""
     expected = {each.id: each.hypothesis for each in scored if normalise(each.hypothesis, language).split()}
     drawn = shuffled([clip for clip in clips if clip.id in expected], seed=0)[:count]
     if not drawn:
         raise BadInput(
-            "no clip of the test set is fit for a canary, as the port heard no word in any: give --test-set speech, or "
+            "no clip of the test set is fit for a canary, as the port has no words for it: give --test-set speech, or "
             "--canary-against float"
         )
     return Canary(drawn, expected, language, limit)
 
 
 def roll_out(alias: str, name: str, bundle: Path, canary: Canary, keep: int) -> DeployResult:
-    """Upload a bundle, check and try it on the board, and make it current; else delete it and say why.
+    """Upload a bundle, check and test it on the board, and make it current; a bundle that fails is deleted.
 
-    Raises SessionFailed when the board is lost or its disk is full; what was current stays current in any case.
+    Raises SessionFailed when the board is lost or its disk is full; the current release stays current in any case.
     """
     manifest = read_manifest(bundle)
     board = SshBoard(find_board(alias))
     with board.locked():
-        before = _state(board, _ask(board, name, "begin", id=manifest.id))
+        before = _request_state(board, name, "begin", id=manifest.id)
         folder = Path(DEPLOYED) / name / "releases" / manifest.id
         try:
             board.put_all([(bundle / path, folder / path) for path in (*manifest.files, MANIFEST)])
-            wrong = _ask(board, name, "check", id=manifest.id).get("wrong")
-            if wrong != "":
+            problem = _request(board, name, "check", id=manifest.id).get("wrong")
+            if problem != "":
                 raise SessionFailed(
-                    f"release {manifest.id} came damaged to board {alias} ({printable(str(wrong))}), nothing was "
-                    "switched; run the same command again, it sends what is damaged"
+                    f"release {manifest.id} arrived damaged on board {alias} ({printable(str(problem))}), nothing was "
+                    "switched; run the same command again, it sends the damaged files"
                 )
-            said = _try(board, f"{before.root}/releases/{manifest.id}", canary)
-            heard, wer, reason = check_canary(said, canary)
+            result = _run_canary(board, f"{before.root}/releases/{manifest.id}", canary)
+            hypotheses, wer, reason = check_canary(result, canary)
         except NightjarError:
             with contextlib.suppress(NightjarError):
-                _ask(board, name, "drop", id=manifest.id)
+                _request(board, name, "drop", id=manifest.id)
             raise
-        tried = {"canary_wer": wer, "canary_clips": len(canary.clips), "heard": heard}
         if reason:
-            after = _state(board, _ask(board, name, "drop", id=manifest.id))
+            after = _request_state(board, name, "drop", id=manifest.id)
         else:
-            after = _state(board, _ask(board, name, "switch", id=manifest.id, keep=keep))
-        path = f"{after.root}/current/{SCRIPT}"
-        here = {"name": name, "id": manifest.id, "before": before.current, "current": after.current, "path": path}
-        return DeployResult.model_validate({**here, **tried, "reason": reason})
+            after = _request_state(board, name, "switch", id=manifest.id, keep=keep)
+    return DeployResult(
+        name=name,
+        id=manifest.id,
+        before=before.current,
+        current=after.current,
+        path=f"{after.root}/current/{SCRIPT}",
+        reason=reason,
+        canary_wer=wer,
+        canary_clips=len(canary.clips),
+        heard=hypotheses,
+    )
 
 
 def roll_back(alias: str, name: str, to: str = "") -> DeployResult:
-    """Make the release before the current one current again, or the one asked for; raises BadInput for none."""
+    """Make the release before the current one current again, or the release `to`; raises BadInput for none."""
     board = SshBoard(find_board(alias))
     with board.locked():
-        there = _deployments(board)
-        if not name and len(there) != 1:
+        deployments = _deployments(board)
+        if not name and len(deployments) != 1:
             raise BadInput(
-                f"board {alias} has {len(there)} deployments, {', '.join(there) or 'none'}: say which with --name; "
-                f"`nightjar deploy --list --board {alias}` shows what there is"
+                f"board {alias} has {len(deployments)} deployments, {', '.join(deployments) or 'none'}: give one with "
+                f"--name; `nightjar deploy --list --board {alias}` lists them"
             )
-        name = name or next(iter(there))
-        before = there[name].current if name in there else ""
-        after = _state(board, _ask(board, name, "back", id=to))
+        name = name or next(iter(deployments))
+        before = deployments[name].current if name in deployments else ""
+        after = _request_state(board, name, "back", id=to)
     path = f"{after.root}/current/{SCRIPT}"
     return DeployResult(name=name, id=after.current, before=before, current=after.current, path=path)
 
 
-def list_deployments(alias: str) -> dict[str, State]:
-    """Return what is deployed on a board, by name."""
+def list_deployments(alias: str) -> dict[str, DeploymentState]:
+    """Return the deployments of a board, by name."""
     with SshBoard(find_board(alias)) as board:
         return _deployments(board)
 
 
-def check_canary(said: ProgramResult, canary: Canary) -> tuple[dict[str, str], float | None, str]:
-    """Return what was heard by clip, its WER in percent, and why the canary failed, empty where it did not."""
-    heard: dict[str, str] = {}
-    for line in said.stdout.splitlines():  # past whatever a runtime prints
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+def check_canary(result: ProgramResult, canary: Canary) -> tuple[dict[str, str], float | None, str]:
+    """Return the hypotheses by clip, their WER in percent, and why the canary failed, empty where it did not."""
+    hypotheses: dict[str, str] = {}
+    for line in result.stdout.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a runtime prints lines of its own
             one = json.loads(line)
-            heard[Path(one["file"]).stem] = str(one["text"])
-    if trouble := said.trouble(CLIP_S * len(canary.clips)):
-        return heard, None, f"its {SCRIPT} failed: {trouble}"
-    if silent := [clip.id for clip in canary.clips if clip.id not in heard]:
-        return heard, None, f"its {SCRIPT} said nothing of {silent[0]}"
-    counts = {clip.id: count_errors(canary.expected[clip.id], heard[clip.id], canary.language) for clip in canary.clips}
+            hypotheses[Path(one["file"]).stem] = str(one["text"])
+    if failure := result.failure(CLIP_S * len(canary.clips)):
+        return hypotheses, None, f"its {SCRIPT} failed: {failure}"
+    if missing := [clip.id for clip in canary.clips if clip.id not in hypotheses]:
+        return hypotheses, None, f"its {SCRIPT} printed nothing for {missing[0]}"
+    ids = [clip.id for clip in canary.clips]
+    counts = {name: count_errors(canary.expected[name], hypotheses[name], canary.language) for name in ids}
     wer = corpus_wer(counts.values())
     if wer <= canary.limit:
-        return heard, wer, ""
-    worst = max(counts, key=lambda clip: counts[clip].errors)
-    return (
-        heard,
-        wer,
-        (
-            f"canary WER {wer:.2f} % on {len(counts)} clips, limit {canary.limit:.2f} %; in {worst} it heard "
-            f"{printable(heard[worst])!r}, expected {canary.expected[worst]!r}"
-        ),
+        return hypotheses, wer, ""
+    worst = max(counts, key=lambda name: counts[name].errors)
+    reason = (
+        f"canary WER {wer:.2f} % on {len(counts)} clips, limit {canary.limit:.2f} %; worst clip {worst}: "
+        f"{printable(hypotheses[worst])!r}, expected {canary.expected[worst]!r}"
     )
+    return hypotheses, wer, reason
 
 
-def _try(board: SshBoard, release: str, canary: Canary) -> ProgramResult:
-    """Let a release's own script hear the canary's clips, all in one run."""
+def _run_canary(board: SshBoard, release: str, canary: Canary) -> ProgramResult:
+    """Transcribe the canary's clips with a release's own script, all in one run."""
     command = (board.python, f"{release}/{SCRIPT}", "--json", "--language", "{language}", "{clips}")
     program = BoardProgram(command=command, timeout_s=CLIP_S * len(canary.clips))
     with tempfile.TemporaryDirectory() as folder:
@@ -179,41 +183,45 @@ def _try(board: SshBoard, release: str, canary: Canary) -> ProgramResult:
         return run_program(board, program, clips, Path(folder), language=canary.language)[ALL]
 
 
-def _deployments(board: SshBoard) -> dict[str, State]:
-    said = _ask(board, "", "list").get("deployments")
-    return {str(name): _state(board, one) for name, one in (said if isinstance(said, dict) else {}).items()}
+def _deployments(board: SshBoard) -> dict[str, DeploymentState]:
+    states = _request(board, "", "list").get("deployments")
+    return {str(name): _state(board, one) for name, one in (states if isinstance(states, dict) else {}).items()}
 
 
-def _state(board: SshBoard, said: Any) -> State:
+def _request_state(board: SshBoard, name: str, do: str, **more: Any) -> DeploymentState:
+    return _state(board, _request(board, name, do, **more))
+
+
+def _state(board: SshBoard, content: Any) -> DeploymentState:
     try:
-        return State.model_validate(said)
+        return DeploymentState.model_validate(content)
     except ValidationError as error:
-        raise _nonsense(board, str(error.errors()[0]["msg"])) from error
+        raise _invalid_answer(board, str(error.errors()[0]["msg"])) from error
 
 
-def _ask(board: SshBoard, name: str, do: str, **more: Any) -> dict[str, Any]:
-    asked = {"deployed": f"{board.entry.scratch}/{DEPLOYED}", "name": name, "do": do, **more}
-    done = board.run([board.python, "-c", RELEASES.read_text(encoding="utf-8"), json.dumps(asked)], ANSWER_S)
+def _request(board: SshBoard, name: str, do: str, **more: Any) -> dict[str, Any]:
+    request = {"deployed": f"{board.entry.scratch}/{DEPLOYED}", "name": name, "do": do, **more}
+    done = board.run([board.python, "-c", RELEASES.read_text(encoding="utf-8"), json.dumps(request)], ANSWER_S)
     try:
-        said = json.loads(done.stdout)
+        answer = json.loads(done.stdout)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict):
-        raise _nonsense(board, printable(done.stderr or done.stdout))
-    if "refused" in said:
+        answer = None
+    if not isinstance(answer, dict):
+        raise _invalid_answer(board, printable(done.stderr or done.stdout))
+    if "refused" in answer:
         raise BadInput(
-            f"board {board.alias}: {printable(str(said['refused']))}; `nightjar deploy --list --board {board.alias}` "
-            "shows what there is"
+            f"board {board.alias}: {printable(str(answer['refused']))}; `nightjar deploy --list --board {board.alias}` "
+            "lists the releases"
         )
-    if "error" in said:
+    if "error" in answer:
         raise SessionFailed(
-            f"board {board.alias} cannot keep releases: {printable(str(said['error']))}; what was current still is: "
-            "mend it there, then run the same command again"
+            f"board {board.alias} cannot store releases: {printable(str(answer['error']))}; the current release is "
+            "unchanged: correct the cause there, then run the same command again"
         )
-    return said
+    return answer
 
 
-def _nonsense(board: SshBoard, said: str) -> SessionFailed:
+def _invalid_answer(board: SshBoard, output: str) -> SessionFailed:
     return SessionFailed(
-        f"board {board.alias} said nothing of its releases that can be read ({said}); look at python in boards.toml"
+        f"invalid answer about releases from board {board.alias} ({output}); check python in boards.toml"
     )

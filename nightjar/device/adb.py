@@ -1,6 +1,6 @@
-"""Devices that adb reaches: Android has no Python, so a session stays here and its runner calls there.
+"""Devices reached by adb: Android has no Python, so the session runs on the host and its runner calls it.
 
-Standard library only: a target's adb.py travels in the session's zipapp. An old adbd does not pass exit codes on, so
+Standard library only: a target's adb.py travels in the session's zipapp. An old adbd does not return exit codes, so
 they are echoed.
 """
 
@@ -15,20 +15,20 @@ ENDED = re.compile(r"^RC=(\d+)\s*\Z", re.MULTILINE)
 
 
 def devices() -> list[str]:
-    """List the serials of the devices that are there and authorised; raises RuntimeError without adb."""
+    """List the serials of connected and authorised devices; raises RuntimeError without adb."""
     lines = _adb(["devices"], 20).splitlines()
     return [line.partition("\t")[0] for line in lines if line.rstrip().endswith("\tdevice")]
 
 
 def shell(serial: str, command: str, timeout_s: float) -> str:
     """Run a line of the device's shell and return what it prints; raises RuntimeError with its last line."""
-    said = _adb(["-s", serial, "shell", f"{{ {command}; }} 2>&1; echo RC=$?"], timeout_s).replace("\r", "")
-    ended = ENDED.search(said)
-    before = said[: ended.start()] if ended else said
+    output = _adb(["-s", serial, "shell", f"{{ {command}; }} 2>&1; echo RC=$?"], timeout_s).replace("\r", "")
+    ended = ENDED.search(output)
+    before = output[: ended.start()] if ended else output
     if ended is None or ended[1] != "0":
         lines = [line.strip() for line in before.splitlines() if line.strip()]
         status = f"exit status {ended[1]}" if ended else "it did not end"
-        raise RuntimeError(f"{lines[-1][:300] if lines else 'it prints nothing'} ({status})")
+        raise RuntimeError(f"{lines[-1][:300] if lines else 'it printed nothing'} ({status})")
     return before
 
 
@@ -50,8 +50,7 @@ def _adb(arguments: Sequence[str], timeout_s: float) -> str:
     except FileNotFoundError:
         raise RuntimeError("no adb on PATH: `apt install adb`") from None
     except subprocess.TimeoutExpired:
-        said = shlex.join(arguments[:4])
-        raise RuntimeError(f"adb {said} did not end within {timeout_s:g} s") from None
+        raise RuntimeError(f"adb {shlex.join(arguments[:4])} did not end within {timeout_s:g} s") from None
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise RuntimeError(f"adb: {lines[-1][:300] if lines else f'exit status {done.returncode}'}")

@@ -1,4 +1,4 @@
-"""Files on a board, kept once by content and placed by name; sent to boards, standard library only."""
+"""Files on a board, cached once by content and placed by name; sent to boards, standard library only."""
 
 from __future__ import annotations  # boards have older Pythons
 
@@ -15,108 +15,105 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-from nightjar.device.framing import CHUNK, alive, answer, heard, say
+from nightjar.device.framing import CHUNK, receive_frame, reset_watchdog, send_answer, send_frame
 
-STALE_S = 7 * 24 * 3600  # a job nobody came back to
+STALE_S = 7 * 24 * 3600  # an abandoned job
 
 
 class FileCache:
-    """Take and give files inside the scratch folder; contents are kept once, by sha256, least recently used goes."""
+    """Receive and send files inside the scratch folder; contents are cached by sha256, least recently used go first."""
 
     def __init__(self, scratch: Path, cache_bytes: int) -> None:
         self.scratch = scratch.resolve()
         self.cache, self.cache_bytes = self.scratch / "cache", cache_bytes
-        self._ended = True  # the content that is being received
+        self._ended = True  # whether the content that is being received is complete
         self.cache.mkdir(0o700, parents=True, exist_ok=True)
 
-    def inside(self, path: str) -> Path:
-        """Return the path with the links of its folder resolved; raises ValueError where it leaves the scratch."""
+    def resolve(self, path: str) -> Path:
+        """Return the path with the links of its folder resolved; raises ValueError outside of the scratch folder."""
         given = self.scratch / path
         real = given.parent.resolve() / given.name
         if self.scratch not in real.parents or given.name in ("", ".", ".."):
             raise ValueError(f"{path!r} is outside of {self.scratch}")
         return real
 
-    def offered(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Place a file that is here already; else say how much of it is, and the sha256 of that."""
-        target, kept = self.inside(entry["path"]), self._kept(entry["sha256"])
-        part = kept.with_suffix(".part")
-        if kept.is_file():
-            if kept.stat().st_size == entry["size"] and sha256_of(kept) == entry["sha256"]:
-                self._place(kept, target)
+    def check_offer(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Place a file whose content is cached; else return how many of its bytes are here, and their sha256."""
+        target, cached = self.resolve(entry["path"]), self._cached(entry["sha256"])
+        part = cached.with_suffix(".part")
+        if cached.is_file():
+            if cached.stat().st_size == entry["size"] and sha256_of(cached) == entry["sha256"]:
+                self._place(cached, target)
                 return {"have": True}
-            kept.unlink()
+            cached.unlink()
             return {"have": False, "damaged": True, "offset": 0, "prefix": ""}
         size = part.stat().st_size if part.is_file() else 0
         if not 0 < size <= entry["size"]:
             return {"have": False, "offset": 0, "prefix": ""}
         return {"have": False, "offset": size, "prefix": sha256_of(part)}
 
-    def take(self, entry: dict[str, Any]) -> None:
-        """Receive a file's bytes from `offset` on, check the sha256 of all of it and place it."""
-        error: Exception | None = None
+    def receive(self, entry: dict[str, Any]) -> None:
+        """Receive a file's bytes from `offset` on, check the sha256 of the whole file and place it."""
         try:
             self._receive(entry)
-        except (OSError, ValueError, KeyError) as failed:
-            error = failed
-            while not self._ended:  # the rest is heard out, so that the answer is not taken for another's
-                self._ended = _content() == b""
-        if error:
-            raise error
+        except (OSError, ValueError, KeyError):
+            while not self._ended:  # read the rest: its frames must not be taken for another file's
+                self._ended = _receive_content() == b""
+            raise
 
     def _receive(self, entry: dict[str, Any]) -> None:
         self._ended = False
-        target, kept = self.inside(entry["path"]), self._kept(entry["sha256"])
-        part = kept.with_suffix(".part")
+        target, cached = self.resolve(entry["path"]), self._cached(entry["sha256"])
+        part = cached.with_suffix(".part")
         self._make_room(entry["size"] - entry["offset"])
-        # No fsync: what a power cut leaves half written has another sha256, and that is looked at before every use.
+        # No fsync: a file that a power cut damages has another sha256, which is checked before every use.
         with part.open("r+b" if part.exists() else "w+b") as file:
-            hashed = _hashed(file, entry["offset"])
+            hashed = _hash(file, entry["offset"])
             file.truncate(entry["offset"])
-            with _beside(hashed.update) as hash_beside:
+            with _in_thread(hashed.update) as update:
                 while not self._ended:
-                    data = _content()
+                    data = _receive_content()
                     self._ended = not data
-                    hash_beside(data)
+                    update(data)
                     file.write(data)
         if hashed.hexdigest() != entry["sha256"]:
             part.unlink()
             raise ValueError("arrived damaged")
-        part.rename(kept)
-        self._place(kept, target)
+        part.rename(cached)
+        self._place(cached, target)
 
-    def give(self, path: str, offset: int, prefix: str) -> None:
-        """Send a file's bytes from `offset` on, if those before are the other side's; then its sha256."""
-        with self.inside(path).open("rb") as file:
+    def send(self, path: str, offset: int, prefix: str) -> None:
+        """Send a file from `offset` on if the bytes before have sha256 `prefix`, else all of it; then its sha256."""
+        with self.resolve(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            have = offset if offset <= size else 0
-            hashed = _hashed(file, have)
+            sent = offset if offset <= size else 0
+            hashed = _hash(file, sent)
             if hashed.hexdigest() != prefix:
-                hashed, have = hashlib.sha256(), 0
+                hashed, sent = hashlib.sha256(), 0
                 file.seek(0)
-            answer(more=True, size=size, offset=have)
-            with _beside(hashed.update) as hash_beside:
-                while have < size and (data := file.read(min(CHUNK, size - have))):
-                    alive()
-                    hash_beside(data)
-                    have += len(data)
-                    say(b"D", data, more=True)
-        answer(sha256=hashed.hexdigest())
+            send_answer(more=True, size=size, offset=sent)
+            with _in_thread(hashed.update) as update:
+                while sent < size and (data := file.read(min(CHUNK, size - sent))):
+                    reset_watchdog()
+                    update(data)
+                    sent += len(data)
+                    send_frame(b"D", data, more=True)
+        send_answer(sha256=hashed.hexdigest())
 
-    def remove(self, path: str) -> None:
-        """Delete a folder of ours."""
-        shutil.rmtree(self.inside(path), ignore_errors=True)
+    def remove_folder(self, path: str) -> None:
+        """Delete a folder inside the scratch folder."""
+        shutil.rmtree(self.resolve(path), ignore_errors=True)
 
-    def drop(self, paths: list[str]) -> None:
-        """Delete files of ours; what is gone already is gone."""
+    def delete(self, paths: list[str]) -> None:
+        """Delete files inside the scratch folder; missing ones are skipped."""
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
-                self.inside(path).unlink()
+                self.resolve(path).unlink()
 
-    def tidy(self) -> None:
-        """Delete jobs and half files that nobody came back to; asked for when a job is done, never before one.
+    def remove_stale(self) -> None:
+        """Delete abandoned jobs and partial files; called after a job, never before one.
 
-        A board without a clock of its own boots in 1970, and its unfinished job would look as old as that.
+        A board without a clock boots in 1970, so its own unfinished job would look abandoned.
         """
         old = time.time() - STALE_S
         for job in (self.scratch / "jobs").glob("*"):
@@ -126,30 +123,30 @@ class FileCache:
             if part.lstat().st_mtime < old:
                 part.unlink()
 
-    def _kept(self, sha256: str) -> Path:
+    def _cached(self, sha256: str) -> Path:
         if len(sha256) != 64 or not sha256.isalnum():
-            raise ValueError("no sha256")
+            raise ValueError("not a sha256")
         return self.cache / sha256
 
-    def _place(self, kept: Path, target: Path) -> None:
-        os.utime(str(kept))
+    def _place(self, cached: Path, target: Path) -> None:
+        os.utime(str(cached))
         target.parent.mkdir(0o700, parents=True, exist_ok=True)
         temporary = target.with_name(f".{os.getpid()}.part")
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         try:
-            os.link(str(kept), str(temporary))
+            os.link(str(cached), str(temporary))
         except OSError:  # a card with FAT has no links
-            shutil.copyfile(str(kept), str(temporary))
+            shutil.copyfile(str(cached), str(temporary))
         temporary.replace(target)
         with contextlib.suppress(FileNotFoundError):  # renaming a link onto another of the same file does nothing
             temporary.unlink()
 
     def _make_room(self, coming: int) -> None:
-        """Delete what was not used for longest until `coming` bytes fit; raises OSError where they cannot."""
-        kept = sorted((path.stat().st_mtime, path) for path in self.cache.iterdir() if path.suffix != ".part")
-        total = sum(path.stat().st_size for _, path in kept)
-        for _, path in kept:
+        """Delete the least recently used contents until `coming` bytes fit; raises OSError where they cannot."""
+        cached = sorted((path.stat().st_mtime, path) for path in self.cache.iterdir() if path.suffix != ".part")
+        total = sum(path.stat().st_size for _, path in cached)
+        for _, path in cached:
             if total + coming <= self.cache_bytes and shutil.disk_usage(str(self.cache)).free > coming:
                 break
             total -= path.stat().st_size
@@ -162,49 +159,46 @@ class FileCache:
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:
-        return str(_hashed(file, os.fstat(file.fileno()).st_size).hexdigest())
+        return str(_hash(file, os.fstat(file.fileno()).st_size).hexdigest())
 
 
-def _hashed(file: BinaryIO, count: int) -> Any:
-    """Hash the next `count` bytes of a file, or those that there are."""
+def _hash(file: BinaryIO, count: int) -> Any:
+    """Hash the next `count` bytes of a file, fewer at its end."""
     hashed = hashlib.sha256()
     while count > 0 and (data := file.read(min(CHUNK, count))):
-        alive()
+        reset_watchdog()
         hashed.update(data)
         count -= len(data)
     return hashed
 
 
 @contextlib.contextmanager
-def _beside(work: Callable[[bytes], None]) -> Iterator[Callable[[bytes], None]]:
-    """Give a function that has `work` done in a thread, in order: while a piece is hashed, the next one comes."""
-    waiting: Any = queue.Queue(4)
-    failed = []
+def _in_thread(work: Callable[[bytes], None]) -> Iterator[Callable[[bytes], None]]:
+    """Give a function that passes chunks to `work` in a thread, in order: one is hashed while the next arrives."""
+    chunks: Any = queue.Queue(4)
+    errors = []
 
-    def go_on() -> None:
-        while True:
-            data = waiting.get()
-            if not data:
-                return
+    def run() -> None:
+        for data in iter(chunks.get, b""):
             try:
                 work(data)
             except Exception as error:
-                failed.append(error)
+                errors.append(error)
 
-    thread = threading.Thread(target=go_on, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield lambda data: waiting.put(data) if data else None
+        yield lambda data: chunks.put(data) if data else None
     finally:
-        waiting.put(b"")
+        chunks.put(b"")
         thread.join()
-    if failed:
-        raise failed[0]
+    if errors:
+        raise errors[0]
 
 
-def _content() -> bytes:
-    """Return the next piece of a file, empty at its end."""
+def _receive_content() -> bytes:
+    """Return the next chunk of a file, empty at its end."""
     while True:
-        frame = heard()
+        frame = receive_frame()
         if frame is not None and frame[0] == b"D":
             return frame[1]

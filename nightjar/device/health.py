@@ -1,4 +1,4 @@
-"""What a board is and how it does; sent to boards, standard library only."""
+"""Facts and health of a board; sent to boards, standard library only."""
 
 from __future__ import annotations  # boards have older Pythons
 
@@ -13,7 +13,7 @@ SYS = Path("/sys")
 
 
 def soc() -> str:
-    """Name the processor: /proc/cpuinfo's word, or the device tree's where that has none, as on ARM boards."""
+    """Name the processor by /proc/cpuinfo, or by the device tree where that names none, as on ARM boards."""
     name = ""
     for line in _text("/proc/cpuinfo").splitlines():
         if line.startswith("model name"):
@@ -24,7 +24,7 @@ def soc() -> str:
 
 
 def facts(runtimes: list[str], probe: str = "") -> dict[str, Any]:
-    """Say what this board is and has; `probe` is a target's own source, whose versions() says more."""
+    """Return processor, Python and runtimes; probe: Python source of a target, whose versions() adds more."""
     found = {name: installed(name) for name in runtimes}
     if probe:
         space: dict[str, Any] = {"__name__": "probe"}
@@ -34,9 +34,9 @@ def facts(runtimes: list[str], probe: str = "") -> dict[str, Any]:
 
 
 def installed(name: str) -> str:
-    """Return the version of a distribution here, "absent" where there is none or numpy cannot be imported."""
+    """Return the version of an installed distribution, "absent" where there is none or numpy cannot be imported."""
     try:
-        if name == "numpy":  # a broken one has a version too
+        if name == "numpy":  # a broken numpy has a version too
             import numpy
 
             return str(numpy.__version__)
@@ -48,7 +48,7 @@ def installed(name: str) -> str:
 
 
 def health(scratch: Path) -> dict[str, Any]:
-    """Say what changes: bytes free, governor, temperature, the clock."""
+    """Return what changes: bytes free, governor, temperature, throttling, the clock."""
     zones = [_text(SYS / f"class/thermal/thermal_zone{number}/temp").strip() for number in range(16)]
     degrees = [int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()]
     return {
@@ -62,15 +62,15 @@ def health(scratch: Path) -> dict[str, Any]:
 
 
 def memory_free_bytes() -> int:
-    """Say how much memory a new process may take, 0 where Linux does not say."""
+    """Return how much memory a new process may take, 0 where it is unknown."""
     memory = dict(line.split(":") for line in _text("/proc/meminfo").splitlines() if line.count(":") == 1)
     return int((memory.get("MemAvailable") or "0").split()[0]) * 1024
 
 
 def throttling() -> str:
-    """Say what holds a processor back now: a cooling device at work, or a clock capped below its own; "" for nothing.
+    """Describe what throttles a processor now: an active cooling device, or a capped clock; "" for nothing.
 
-    Fans are no loss. cpufreq and devfreq devices are cooled by lower clocks (Linux, thermal/sysfs-api).
+    Fans do not throttle. cpufreq and devfreq devices are cooled by lower clocks (Linux, thermal/sysfs-api).
     """
     for device in sorted(SYS.glob("class/thermal/cooling_device*")):
         kind, state = _text(device / "type").strip(), _text(device / "cur_state").strip()

@@ -1,8 +1,8 @@
 """Kaldi's log-mel filterbank in numpy, as sherpa-onnx computes it: the same numbers on a host and on a board.
 
 16 kHz, frames of 25 ms every 10 ms, 80 bins from 20 to 7600 Hz, no dither, samples in [-1, 1]. Per frame: its mean is
-taken away, then pre-emphasis with the first sample repeated, then the Povey window, power spectrum of 512 points, mel,
-natural log. Doing the first two on the whole waveform instead, as ports do that start from librosa, is another feature
+subtracted, then pre-emphasis with the first sample repeated, then the Povey window, power spectrum of 512 points, mel,
+natural log. Ports that start from librosa apply the first two to the whole waveform instead: that is another feature
 (kaldi-native-fbank, csrc/feature-window.cc; sherpa-onnx, csrc/features.cc).
 """
 
@@ -25,53 +25,53 @@ FIRST = SHIFT // 2 - LENGTH // 2  # sample at which frame 0 begins: frames are c
 
 def fbank(wave: Array) -> Array:
     """Compute all frames of a wave: float32 mono 16 kHz in [-1, 1] -> (n_frames, 80) float32."""
-    maker = Fbank()
-    return np.concatenate([maker.accept(wave), maker.finish()])
+    stream = Fbank()
+    return np.concatenate([stream.accept(wave), stream.finish()])
 
 
 class Fbank:
-    """Make frames of a wave as it comes, however long; it holds no more than a frame of it."""
+    """Compute frames of a wave as it arrives; only the samples of one frame are buffered."""
 
     def __init__(self) -> None:
-        self._held = np.zeros(0, np.float32)  # from the first sample that a frame to come needs
-        self._begin = 0  # the number of that sample in the wave
-        self._seen = 0
-        self._made = 0
+        self._buffer = np.zeros(0, np.float32)  # from the first sample that the next frame needs
+        self._begin = 0  # position of that sample in the wave
+        self._received = 0
+        self._n_frames = 0
 
     def accept(self, wave: Array) -> Array:
-        """Take the next samples and return the frames that they complete, (n, 80)."""
+        """Add samples and return the frames that they complete, (n, 80)."""
         wave = np.asarray(wave, np.float32).reshape(-1)
-        self._held = np.concatenate([self._held, wave])
-        self._seen += len(wave)
-        whole = (self._seen - LENGTH - FIRST) // SHIFT + 1
-        return self._frames(max(whole, self._made))
+        self._buffer = np.concatenate([self._buffer, wave])
+        self._received += len(wave)
+        whole = (self._received - LENGTH - FIRST) // SHIFT + 1
+        return self._frames(max(whole, self._n_frames))
 
     def finish(self) -> Array:
         """Return the frames that reach beyond the end, where the wave is reflected."""
-        return self._frames((self._seen + SHIFT // 2) // SHIFT)
+        return self._frames((self._received + SHIFT // 2) // SHIFT)
 
     def _frames(self, until: int) -> Array:
-        if until <= self._made:
+        if until <= self._n_frames:
             return np.zeros((0, N_MELS), np.float32)
-        places = FIRST + SHIFT * np.arange(self._made, until)[:, None] + np.arange(LENGTH)
+        places = FIRST + SHIFT * np.arange(self._n_frames, until)[:, None] + np.arange(LENGTH)
         places = np.where(places < 0, -places - 1, places)
-        while (places >= self._seen).any() or (places < 0).any():  # a wave shorter than a frame is reflected again
-            places = np.where(places >= self._seen, 2 * self._seen - 1 - places, places)
+        while (places >= self._received).any() or (places < 0).any():  # a wave shorter than a frame is reflected again
+            places = np.where(places >= self._received, 2 * self._received - 1 - places, places)
             places = np.where(places < 0, -places - 1, places)
-        made = log_mel(self._held[places - self._begin])
-        self._made = until
-        keep = max(0, min(FIRST + SHIFT * until, self._seen - LENGTH))  # what a reflection at the end reads
-        self._held = self._held[keep - self._begin :]
+        mel = log_mel(self._buffer[places - self._begin])
+        self._n_frames = until
+        keep = max(0, min(FIRST + SHIFT * until, self._received - LENGTH))  # what a reflection at the end reads
+        self._buffer = self._buffer[keep - self._begin :]
         self._begin = keep
-        return made
+        return mel
 
 
 def log_mel(frames: Array) -> Array:
-    """Compute (n, 80) float32 of frames (n, 400) as they are cut from the wave."""
+    """Compute (n, 80) float32 of frames (n, 400) of raw samples."""
     frames = frames - frames.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     windowed = (frames - PREEMPHASIS * before) * _povey()
-    # In float64: older numpys know no other, and a board's must give the host's numbers.
+    # In float64: older numpys have no other, and a board must give the host's numbers.
     spectrum = np.fft.rfft(windowed.astype(np.float64), N_FFT, axis=1)[:, : N_FFT // 2]
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32, copy=False)
     log: Array = np.log(np.maximum(power @ mel_filters(), np.finfo(np.float32).eps)).astype(np.float32, copy=False)

@@ -13,14 +13,14 @@ HOP = 160
 
 
 def log_mel(wave: Array, n_mels: int, n_frames: int) -> Array:
-    """Compute what openai-whisper computes for `pad_or_trim(wave, n_frames * 160)`.
+    """Compute openai-whisper's log-mel spectrogram of `pad_or_trim(wave, n_frames * 160)`.
 
     wave: float32 mono 16 kHz in [-1, 1], any length. Returns (n_mels, n_frames) float32, within
     1e-4 of `whisper.log_mel_spectrogram`.
     """
     n_samples = n_frames * HOP
     wave = np.asarray(wave, np.float32).reshape(-1)[:n_samples]
-    # Frames past the speech hold nothing but padding, and their value is known: skip their FFTs.
+    # Frames past the speech hold only padding, and their value is known: their FFTs are skipped.
     used = min(n_frames, (len(wave) + N_FFT // 2) // HOP + 1)
     padded = np.zeros(n_samples + N_FFT, np.float32)
     body = padded[N_FFT // 2 : N_FFT // 2 + n_samples]

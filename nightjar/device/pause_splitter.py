@@ -1,13 +1,13 @@
-"""Long form: cut audio in its pauses into pieces that fit a window; numpy only."""
+"""Long form: cut audio at pauses into pieces that fit a window; numpy only."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE_HZ = 16_000
 FRAME = 320  # samples, 20 ms
-SMOOTHED = 5  # frames, 100 ms: the closure before a "t" is shorter and no pause
+SMOOTHED = 5  # frames, 100 ms: the closure before a "t" is shorter, and not a pause
 SEARCH = 0.5  # a piece is at least this part of the window, …
-LAST = 0.25  # … and the last one this, for a recogniser invents words for a sliver
+LAST = 0.25  # … and the last one this, a recogniser hallucinates on very short pieces
 PAUSE = 0.25  # a pause lies in the lowest quarter between a window's quiet and its loud frames, in dB
 
 
@@ -15,13 +15,13 @@ def cut(wave: NDArray[np.int16], window_s: float, search: float = SEARCH) -> lis
     """Cut a wave, `(n,)` int16 at 16 kHz, into sample ranges `(start, end)` of at most `window_s` seconds.
 
     The ranges cover the wave in order and without overlap, and are the same for the same wave. Each ends in the middle
-    of the longest and deepest pause of its window's last part, from `search` on; where nobody pauses, in the quietest
-    frame. What fits the window is one range, silence of no samples none. Raises ValueError for a window that holds no
+    of the longest and deepest pause of its window's last part, from `search` on; without a pause, in the quietest
+    frame. A wave that fits the window is one range, an empty wave none. Raises ValueError for a window without a
     sample.
     """
     window = round(window_s * SAMPLE_RATE_HZ)
     if window < 1:
-        raise ValueError(f"a window of {window_s:g} s holds no sample at {SAMPLE_RATE_HZ} Hz")
+        raise ValueError(f"a window of {window_s:g} s has no sample at {SAMPLE_RATE_HZ} Hz")
     level_db = levels(wave)
     ranges, start = [], 0
     while len(wave) - start > window:
@@ -51,7 +51,7 @@ def levels(wave: NDArray[np.int16]) -> NDArray[np.float64]:
 
 
 def _cut_between(level_db: NDArray[np.float64], start: int, earliest: int, latest: int) -> int:
-    """Choose a sample from `earliest` to `latest` to cut at; what is loud and quiet is taken from `start` on."""
+    """Choose a sample from `earliest` to `latest` to cut at; loud and quiet levels are measured from `start` on."""
     first, last = -(-earliest // FRAME), latest // FRAME
     if first >= last:
         return latest  # a window of less than a few frames

@@ -2,10 +2,10 @@
 
     python3 clipwise.py JOB_FOLDER
 
-`job.json` there says of each clip which command to run, an argument list. A JSON line per clip says how that ended, on
-stdout and in `lines.jsonl`, so that a run that was killed goes on behind its last line. A program that hangs or prints
-without end is ended with all that it started; what it dumped is moved to `dumps/CLIP.bin`, so that no dump can be taken
-for another clip's.
+`job.json` there has a command per clip, an argument list. One JSON line per clip says how the command ended, on stdout
+and in `lines.jsonl`, so that a run that was killed continues behind its last line. A program that hangs or prints
+too much is killed with all that it started. A file that it dumps is moved to `dumps/CLIP.bin`, so that no dump can be
+taken for another clip's.
 """
 
 from __future__ import annotations  # boards have older Pythons
@@ -24,36 +24,35 @@ import time
 from pathlib import Path
 from typing import Any
 
-KEPT_BYTES = 1 << 17  # of what a program prints on one clip: its end, where the text is
-PRINTED_BYTES = 1 << 24  # more than this is a program that prints without end
-WORD_BYTES = 1 << 11  # of stderr
+TAIL_BYTES = 1 << 17  # the end of a program's output on one clip, which has the text
+OUTPUT_BYTES = 1 << 24  # a program that prints more than this never stops
+STDERR_BYTES = 1 << 11
 
 
 def main(folder: Path) -> int:
-    """Run the clips that have no line yet; print what is there first."""
+    """Run the clips without a result; print the results that exist first."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     guard = _start_guard()
-    lines = folder / "lines.jsonl"
-    done = _whole_lines(lines)
-    for line in done.values():
-        print(json.dumps(line), flush=True)
-    with lines.open("a", encoding="utf-8") as kept:
+    results_file = folder / "lines.jsonl"
+    done = _read_results(results_file)
+    for result in done.values():
+        print(json.dumps(result), flush=True)
+    with results_file.open("a", encoding="utf-8") as file:
         for clip in job["clips"]:
-            if clip["id"] in done:
-                continue
-            text = json.dumps(run_clip(job, clip, folder, guard))
-            for out in (kept, sys.stdout):
-                print(text, file=out, flush=True)
+            if clip["id"] not in done:
+                text = json.dumps(run_clip(job, clip, folder, guard))
+                for out in (file, sys.stdout):
+                    print(text, file=out, flush=True)
     return 0
 
 
-def describe(words: list[str], cwd: str) -> dict[str, str]:
-    """Return the sha256 of a program and of the files that its arguments name; empty where there is no such program."""
+def describe(command: list[str], cwd: str) -> dict[str, str]:
+    """Return the sha256 of a program and of the files among its arguments; empty where there is no such program."""
     import hashlib
 
     folder = Path(cwd or "/").expanduser()
     found = {}
-    for number, word in enumerate(words):
+    for number, word in enumerate(command):
         path = Path(word) if number or "/" in word else Path(shutil.which(word) or "/no such program")
         path = folder / path
         if (path.is_file() and os.access(str(path), os.R_OK)) and (number or os.access(str(path), os.X_OK)):
@@ -68,33 +67,33 @@ def describe(words: list[str], cwd: str) -> dict[str, str]:
 
 
 def run_clip(job: dict[str, Any], clip: dict[str, Any], folder: Path, guard: int) -> dict[str, Any]:
-    """Run one clip's command; say how it ended, what it printed last and which dumps it wrote."""
-    own = folder / "own"
+    """Run one clip's command; return how it ended, the end of its output and its dumps."""
+    cwd = Path(job["cwd"]).expanduser()
     if not job["cwd"]:
-        shutil.rmtree(str(own), ignore_errors=True)
-        own.mkdir()
-    cwd = Path(job["cwd"]).expanduser() if job["cwd"] else own
+        cwd = folder / "own"
+        shutil.rmtree(str(cwd), ignore_errors=True)
+        cwd.mkdir()
     pattern = str(Path(glob.escape(str(cwd))) / job["dumps"]) if job["dumps"] else ""
-    before = _seen(pattern)
-    line = {"id": clip["id"], **run(clip["command"], str(cwd), job["timeout_s"], guard), "dumps": []}
-    after = _seen(pattern)
+    before = _list_files(pattern)
+    result = {"id": clip["id"], **run(clip["command"], str(cwd), job["timeout_s"], guard), "dumps": []}
+    after = _list_files(pattern)
     written = sorted(path for path in after if before.get(path) != after[path])
     if written:
         target = folder / "dumps" / (clip["id"] + ".bin")
         target.parent.mkdir(exist_ok=True)
         shutil.move(written[0], str(target))
-        for path in written[1:]:  # two belong to nobody; left there, the program would fill the disk
+        for path in written[1:]:  # several cannot be told apart, and would fill the disk
             Path(path).unlink()
-        line["dumps"] = [[Path(path).name, after[path][0]] for path in written[:10]]
-    return line
+        result["dumps"] = [[Path(path).name, after[path][0]] for path in written[:10]]
+    return result
 
 
-def run(words: list[str], cwd: str, timeout_s: float, guard: int) -> dict[str, Any]:
-    """Run a command to its end, or end it when it takes or prints too much."""
+def run(command: list[str], cwd: str, timeout_s: float, guard: int) -> dict[str, Any]:
+    """Run a command to its end, or kill it when it takes too long or prints too much."""
     began = time.monotonic()
     try:
         child = subprocess.Popen(
-            words,
+            command,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -103,27 +102,27 @@ def run(words: list[str], cwd: str, timeout_s: float, guard: int) -> dict[str, A
             env=dict(os.environ, TERM="dumb", NO_COLOR="1"),
         )
     except (OSError, ValueError) as error:
-        return _told("unstarted", 0, 0.0, b"", str(error).encode(), 0)
+        return _outcome("unstarted", 0, 0.0, b"", str(error).encode(), 0)
     os.write(guard, b"%d\n" % child.pid)
     assert child.stdout is not None
     assert child.stderr is not None
-    kept = {child.stdout.fileno(): bytearray(), child.stderr.fileno(): bytearray()}
-    pipes, printed, end, ended = set(kept), 0, began + timeout_s, "itself"
+    tails = {child.stdout.fileno(): bytearray(), child.stderr.fileno(): bytearray()}
+    pipes, printed, end, ended = set(tails), 0, began + timeout_s, "itself"
     while pipes and ended == "itself":
-        over = child.poll() is not None  # looked at before reading, or its last words would be missed
-        ready = select.select(list(pipes), [], [], 0 if over else max(0.0, min(0.5, end - time.monotonic())))[0]
+        exited = child.poll() is not None  # checked before reading, so that its last output is not missed
+        ready = select.select(list(pipes), [], [], 0 if exited else max(0.0, min(0.5, end - time.monotonic())))[0]
         for pipe in ready:
             data = os.read(pipe, 1 << 16)
             printed += len(data)
-            kept[pipe] += data
-            del kept[pipe][:-KEPT_BYTES]
+            tails[pipe] += data
+            del tails[pipe][:-TAIL_BYTES]
             if not data:
                 pipes.discard(pipe)
-        if printed > PRINTED_BYTES:
+        if printed > OUTPUT_BYTES:
             ended = "flood"
         elif time.monotonic() > end:
             ended = "late"
-        elif over and not ready:  # something it started holds the pipes
+        elif exited and not ready:  # a process that it started has the pipes
             break
     if ended == "itself":
         try:
@@ -135,39 +134,36 @@ def run(words: list[str], cwd: str, timeout_s: float, guard: int) -> dict[str, A
     status = child.wait()
     os.write(guard, b"0\n")
     seconds = time.monotonic() - began
-    out, err = (bytes(text) for text in kept.values())
+    out, err = (bytes(text) for text in tails.values())
     for stream in (child.stdout, child.stderr):
         stream.close()
-    return _told(ended, status, seconds, out, err, printed)
+    return _outcome(ended, status, seconds, out, err, printed)
 
 
-def _told(ended: str, status: int, seconds: float, out: bytes, err: bytes, printed: int) -> dict[str, Any]:
+def _outcome(ended: str, status: int, seconds: float, out: bytes, err: bytes, printed: int) -> dict[str, Any]:
     return {
         "ended": ended,
         "status": status,
         "seconds": round(seconds, 5),
         "printed": printed,
         "stdout": out.decode("utf-8", "replace"),
-        "stderr": err[-WORD_BYTES:].decode("utf-8", "replace"),
+        "stderr": err[-STDERR_BYTES:].decode("utf-8", "replace"),
     }
 
 
 def _start_guard() -> int:
-    """Fork what ends the program when we are killed, as whoever kills us cannot reach it; return the pipe to it."""
+    """Fork a process that kills the program when this one is killed; return the pipe for the program's pid."""
     reading, writing = os.pipe()
     if os.fork():
         os.close(reading)
         return writing
     os.setsid()
     os.close(writing)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):  # the agent waits for the end of ours
-        os.dup2(nothing, number)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):  # the agent waits until these are closed
+        os.dup2(null, number)
     last = b"0"
-    while True:
-        data = os.read(reading, 4096)
-        if not data:
-            break
+    for data in iter(lambda: os.read(reading, 4096), b""):
         last = data.split(b"\n")[-2]
     if int(last):
         with contextlib.suppress(OSError):
@@ -175,24 +171,22 @@ def _start_guard() -> int:
     os._exit(0)
 
 
-def _seen(pattern: str) -> dict[str, tuple[int, int, int]]:
+def _list_files(pattern: str) -> dict[str, tuple[int, int, int]]:
     found = {}
     for path in glob.glob(pattern) if pattern else []:  # noqa: PTH207 (the pattern may be absolute)
-        about = Path(path).lstat()
-        if stat.S_ISREG(about.st_mode):
-            found[path] = (about.st_size, about.st_mtime_ns, about.st_ino)
+        status = Path(path).lstat()
+        if stat.S_ISREG(status.st_mode):
+            found[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
     return found
 
 
-def _whole_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the lines of an earlier run by clip id, and cut off a half-written last one."""
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
+def _read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the results of an earlier run by clip id; removes a half-written last line."""
+    data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         path.write_bytes(whole)
-    return {line["id"]: line for line in map(json.loads, whole.splitlines())}
+    return {result["id"]: result for result in map(json.loads, whole.splitlines())}
 
 
 if __name__ == "__main__":

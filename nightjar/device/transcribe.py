@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Print what is said in wav files: 16 kHz, 16-bit PCM, any number of channels.
+"""Transcribe wav files: 16 kHz, 16-bit PCM, any number of channels.
 
     python3 transcribe.py [--language en] [--json] FILE.wav …
 
-Needs python3, numpy and the vendor's runtime; everything else lies beside it. It opens the parts, runs the decode loop
-that was scored, and turns tokens into text.
+It needs python3, numpy and the vendor's runtime; everything else lies beside it. It runs the decode loop that was
+scored on the binary's parts.
 """
 
 from __future__ import annotations  # boards have older Pythons
@@ -20,25 +20,11 @@ import wave
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent  # not `current`: a switch while we run does not mix two releases
-
-
-class PartRunners:
-    """Map each part to the runner that it was compiled for."""
-
-    def __init__(self, parts: dict[str, dict[str, Any]]) -> None:
-        self.runners: dict[str, Any] = {}
-        for name in sorted({entry["runner"] for entry in parts.values()}):
-            its = {part: entry for part, entry in parts.items() if entry["runner"] == name}
-            opened = importlib.import_module(f"targets.{name}.runner").open_runner(HERE, its, {"own_process": True})
-            self.runners.update(dict.fromkeys(its, opened))
-
-    def run(self, part: str, inputs: Any, constant: Any = None) -> Any:
-        return self.runners[part].run(part, inputs, constant or {})
+HERE = Path(__file__).resolve().parent  # not `current`: a switch meanwhile does not mix two releases
 
 
 class Recogniser:
-    """Hold the parts, the tables and the tokens of one bundle."""
+    """The parts, the tables and the tokens of one bundle."""
 
     def __init__(self) -> None:
         import numpy as np
@@ -47,18 +33,19 @@ class Recogniser:
         self.decode = importlib.import_module(f"models.{self.model['family']}.decode")
         self.cut = importlib.import_module("nightjar.device.pause_splitter").cut
         self.tables = {path.stem: np.load(path, mmap_mode="r") for path in HERE.glob("*_embedding.npy")}
-        self.parts = PartRunners(_read_json("binary.json")["parts"])
+        runners = importlib.import_module("nightjar.device.part_runners")
+        self.parts = runners.PartRunners(HERE, _read_json("binary.json")["parts"])
         rows = [line.split() for line in (HERE / "tokens.txt").read_bytes().splitlines()]
         self.tokens = {int(number): base64.b64decode(text) for text, number in rows}
 
-    def hear(self, samples: Any, language: str) -> str:
-        """Return the text of int16 samples at 16 kHz; what is longer than the window is cut in its pauses."""
+    def transcribe(self, samples: Any, language: str) -> str:
+        """Return the text of int16 samples at 16 kHz; audio longer than the window is cut at pauses."""
         texts = []
         for start, end in self.cut(samples, self.model["recipe"]["window_s"]):
             features = self.decode.features(samples[start:end].astype("float32") / 32768.0, self.model)
             encoded = self.decode.encode(self.parts, features, self.model)
-            heard = self.decode.decode(self.parts, encoded, self.model, language, self.tables)
-            text = b"".join(self.tokens.get(token, b"") for token in heard["tokens"])
+            decoded = self.decode.decode(self.parts, encoded, self.model, language, self.tables)
+            text = b"".join(self.tokens.get(token, b"") for token in decoded["tokens"])
             texts.append(text.decode("utf-8", "replace").strip())
         return " ".join(filter(None, texts))
 
@@ -76,7 +63,7 @@ def read_wav(path: str) -> Any:
             rate, bits, channels = file.getframerate(), 8 * file.getsampwidth(), file.getnchannels()
             data = file.readframes(file.getnframes())
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"{path} is no wav of PCM ({error}): ffmpeg -i IN -ar 16000 -ac 1 OUT.wav") from error
+        raise ValueError(f"{path} is not a wav file of PCM ({error}): ffmpeg -i IN -ar 16000 -ac 1 OUT.wav") from error
     if (rate, bits) != (16000, 16):
         raise ValueError(f"{path} has {rate} Hz, {bits} bits, not 16000, 16: ffmpeg -i IN -ar 16000 -ac 1 OUT.wav")
     frame = 2 * channels
@@ -90,24 +77,24 @@ def main() -> int:
     if sys.version_info < tuple(map(int, wanted.split("."))):
         print(f"transcribe.py needs Python {wanted} or later, this is {sys.version.split()[0]}", file=sys.stderr)
         return 3
-    parser = argparse.ArgumentParser(description="Print what is said in wav files.")
+    parser = argparse.ArgumentParser(description="Transcribe wav files.")
     parser.add_argument("files", nargs="+", metavar="FILE.wav")
     parser.add_argument("--language", help="language spoken")
     parser.add_argument("--json", action="store_true", help="a JSON line per file, with seconds")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     sys.path.insert(0, str(HERE / "lib"))
-    sys.dont_write_bytecode = True  # a bundle stays what its manifest says
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads go on spinning and take a core from the encoder
+    sys.dont_write_bytecode = True  # or files would appear that the manifest does not list
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads keep spinning and take a core from the encoder
     try:
         recogniser = Recogniser()
-        for path in asked.files:
+        for path in arguments.files:
             samples, began = read_wav(path), time.perf_counter()
-            text = recogniser.hear(samples, asked.language or recogniser.manifest["language"])
-            said = {"file": path, "text": " ".join(text.split()), "seconds": round(time.perf_counter() - began, 5)}
-            if asked.json:
-                print(json.dumps({**said, "audio_s": round(len(samples) / 16000, 4)}), flush=True)
+            text = recogniser.transcribe(samples, arguments.language or recogniser.manifest["language"])
+            result = {"file": path, "text": " ".join(text.split()), "seconds": round(time.perf_counter() - began, 5)}
+            if arguments.json:
+                print(json.dumps({**result, "audio_s": round(len(samples) / 16000, 4)}), flush=True)
             else:
-                print(said["text"] if len(asked.files) == 1 else f"{path}: {said['text']}", flush=True)
+                print(result["text"] if len(arguments.files) == 1 else f"{path}: {result['text']}", flush=True)
     except (OSError, ValueError) as error:
         print(f"transcribe.py: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""What differs between two nights of a cell, and what of it can have made a difference."""
+"""Differences between two nights of a cell, and those that can be the cause of a change."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -7,14 +7,14 @@ from typing import Any
 from nightjar.nightly.evidence import Evidence
 from nightjar.nightly.history import Cell
 
-STAGES = ("graphs", "calibration", "frontier", "binary", "hypotheses", "verdict")  # as they feed each other
+STAGES = ("graphs", "calibration", "frontier", "binary", "hypotheses", "verdict")  # in the order they run
 LIKELIEST = ("checkpoint", "toolchain", "options", "code", "board", "speech", "calibration speech", "library")
-CONTENT = ("checkpoint", "test-set", "calibration-set")  # flags that name files: what is in them is compared
+CONTENT = ("checkpoint", "test-set", "calibration-set")  # flags that name files: their content is compared instead
 
 
 def cell_changes(tonight: Evidence, other: Evidence) -> list[str]:
-    """List all that differs in what two nights of a cell were made from, likeliest cause of a difference first."""
-    found = list(_asked(tonight.cell, other.cell))
+    """List all differences in what two nights of a cell were made from, likeliest cause first."""
+    found = list(_options(tonight.cell, other.cell))
     for name in STAGES:
         if name in tonight.made_from and name in other.made_from:
             found += _differing(name, tonight.made_from[name], other.made_from[name])
@@ -24,13 +24,13 @@ def cell_changes(tonight: Evidence, other: Evidence) -> list[str]:
 
 
 def likely_causes(tonight: Evidence, other: Evidence) -> list[str]:
-    """List what can have made a difference: what differs where a stage's bytes do, and not only because its inputs do.
+    """List the differences of the stages whose bytes differ; differences of their input artifacts are left out.
 
-    An export whose code was edited and which gives the same bytes as before is the cause of nothing.
+    An export whose code was edited and that gives the same bytes as before is no cause.
     """
     if not (tonight.made_from and other.made_from):
         return cell_changes(tonight, other)
-    found = list(_asked(tonight.cell, other.cell))
+    found = list(_options(tonight.cell, other.cell))
     for name in STAGES:
         new, old = tonight.made_from.get(name), other.made_from.get(name)
         if new is not None and old is not None and new["sha256"] != old["sha256"]:
@@ -38,8 +38,14 @@ def likely_causes(tonight: Evidence, other: Evidence) -> list[str]:
     return _ordered(found)
 
 
+def parse_versions(text: str) -> dict[str, str]:
+    """Split 'rknn-toolkit2 2.5.0; torch 2.13.0' into names and versions."""
+    parts = (part.strip().rpartition(" ") for part in text.split(";") if part.strip())
+    return {name or version: version for name, _, version in parts}
+
+
 def _differing(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what differs directly: not the inputs that other stages made."""
+    """Yield the differences of one stage, without the inputs that other stages made."""
     for source, called in (("checkpoint", "checkpoint"), ("speech", "speech")):
         before, after = old["inputs"].get(source), new["inputs"].get(source)
         if before != after:
@@ -65,7 +71,7 @@ def _versions(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iter
 
 
 def _columns(tonight: Cell, other: Cell) -> Iterator[str]:
-    """Yield what the rows alone tell, where the reports are gone."""
+    """Yield the differences of the rows alone, where the reports are gone."""
     for kind in ("checkpoint", "speech"):
         before, after = getattr(other, kind), getattr(tonight, kind)
         if before != after:
@@ -74,18 +80,13 @@ def _columns(tonight: Cell, other: Cell) -> Iterator[str]:
         ("library", other.versions, tonight.versions),
         ("board", other.board_facts, tonight.board_facts),
     ):
-        yield from _versions(kind, _pairs(before), _pairs(after))
+        yield from _versions(kind, parse_versions(before), parse_versions(after))
     if tonight.code != other.code:
         yield "code"
 
 
-def _pairs(text: str) -> dict[str, str]:
-    named = (each.rpartition(" ") for each in text.split("; ") if each)
-    return {name: value for name, _, value in named}
-
-
-def _asked(tonight: Cell, other: Cell) -> Iterator[str]:
-    """Yield the options that were asked for otherwise."""
+def _options(tonight: Cell, other: Cell) -> Iterator[str]:
+    """Yield the options that differ."""
     new, old = _flags(tonight.command), _flags(other.command)
     for flag in sorted(new.keys() | old.keys()):
         if flag not in CONTENT and new.get(flag) != old.get(flag):

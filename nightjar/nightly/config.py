@@ -1,18 +1,18 @@
-"""What runs in a night: a config of models × targets × precisions, which makes named cells.
+"""The config of a night: models × targets × precisions, which make named cells.
 
     [checkpoints]                             # labels of files; relative paths are from this file's folder
     "tiny.en-refit" = "../models/tiny.en-refit.pt"
 
-    [defaults]                                # options of `nightjar port` for all cells
+    [defaults]                                # options of `nightjar port`, for all cells
     test_set = "../speech/test.jsonl"
 
-    [[cells]]                                 # the cross product, with options of its own
+    [[cells]]                                 # the cross product of the three lists, with its own options
     models = ["whisper-nano", "tiny.en-refit"]
     targets = ["rknn"]
     precisions = ["int8", "auto"]
     board = "rk1"
 
-A cell is called model/target/precision, and /board where one is named; the same every night.
+A cell's name is model/target/precision, with /board where one is given; it is the same every night.
 """
 
 import itertools
@@ -31,37 +31,39 @@ from nightjar.plugins.resolve import model_family, shipped_models
 from nightjar.plugins.target import make_options, target_of
 from nightjar.request import ModelName, PortOptions, PortRequest
 
+EXAMPLES = {"models": '"whisper-nano"', "targets": '"rknn"', "precisions": '"int8", "auto"'}
 AXES = {"models": "model", "targets": "target", "precisions": "precision"}
 OPTIONS = tuple(name for name in PortRequest.model_fields if name not in {*AXES.values(), "checkpoint"})
 PATHS = ("calibration_set", "test_set")
+COUNTED_TIERS = ("vendor-simulator", "device", "host")
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
 
 
 class NightRequest(BaseModel):
-    """Port every cell of a config, keep what came of it, and say what changed since earlier nights."""
+    """Port every cell of a config, record the results, and report what changed since earlier nights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: Path = Field(
         Path("deployments/nightly.toml"),
-        description="which cells: models × targets × precisions; a relative path is from the checkout",
+        description="config of the cells: models × targets × precisions; a relative path is from the checkout",
     )
     hand_out: bool = Field(
         False,
-        description="give the cells to the work queues of their targets (`nightjar flows deploy`), many at a time; "
-        "otherwise they run here, one after the other",
+        description="send the cells to the work queues of their targets (`nightjar flows deploy`), many at a time; "
+        "otherwise they run here, one after another",
     )
-    patience_h: float = Field(12, gt=0, description="hours that cells given to work queues may take, all together")
-    site: bool = Field(False, description="write the pages of all nights (reports/site) anew when it has ended")
+    patience_h: float = Field(12, gt=0, description="hours that all cells on work queues may take together")
+    site: bool = Field(False, description="write the pages of all nights (reports/site) at the end")
     night: str | None = Field(
         None,
         pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$",
-        description="when it was due, UTC, as 2026-11-20T02:00:00Z; it names the night, and a night of this name is "
-        "replaced; default: its scheduled start",
+        description="when the night was due, UTC, as 2026-11-20T02:00:00Z; a night of this name is replaced; "
+        "default: its scheduled start",
     )
 
     def file(self) -> Path:
-        """Say where the config lies."""
+        """Return the path of the config."""
         return ROOT / self.config
 
 
@@ -73,7 +75,7 @@ class BisectRequest(PortOptions, ModelName):
 
 
 class CellRequest(BaseModel, frozen=True):
-    """One cell of a config: its name, what is asked for, and the tier that its target's board has."""
+    """One cell of a config: its name, its request, and the tier of its board."""
 
     cell: str
     request: PortRequest
@@ -81,40 +83,40 @@ class CellRequest(BaseModel, frozen=True):
 
     @property
     def counts(self) -> bool:
-        """Tell whether its gates are gates of the night: a stand-in stands for nothing."""
-        return self.tier in ("vendor-simulator", "device", "host")
+        """Tell whether its gates are gates of the night; those of a stand-in are not."""
+        return self.tier in COUNTED_TIERS
 
 
 def read_config(path: Path) -> list[CellRequest]:
-    """Return the cells of a config, in its order; raises BadInput in one line for anything wrong in it."""
+    """Return the cells of a config, in its order; raises BadInput, in one line, for an invalid config."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(
-            f"cannot read the night's config {path} ({error.strerror}): give one with --config, as docs/nightly.md says"
+            f"cannot read the night's config {path} ({error.strerror}): give one with --config, see docs/nightly.md"
         ) from error
     except ValueError as error:  # not UTF-8, not TOML
-        raise _refused(path, "the file", f"is no TOML: {' '.join(str(error).split())[:200]}") from error
+        raise _refused(path, "the file", f"is not TOML: {' '.join(str(error).split())[:200]}") from error
     if unknown := next((key for key in tables if key not in ("checkpoints", "defaults", "cells")), None):
         raise _refused(path, f"[{unknown}]", "unknown key; have checkpoints, defaults, cells")
     checkpoints = {label: _checkpoint(path, label, at) for label, at in _table(path, tables, "checkpoints").items()}
     defaults = _options(path, "[defaults]", _table(path, tables, "defaults"))
     cells = tables.get("cells", [])
     if not isinstance(cells, list) or not cells or not all(isinstance(each, dict) for each in cells):
-        raise _refused(path, "[[cells]]", "asks for no cell: give models, targets and precisions")
+        raise _refused(path, "[[cells]]", "has no cell: give models, targets and precisions")
     found: dict[str, CellRequest] = {}
     for number, table in enumerate(cells, 1):
         for cell_request in _expanded(path, f"[[cells]] {number}", table, checkpoints, defaults):
             if cell_request.cell in found:
-                raise _refused(path, f"[[cells]] {number}", f"cell {cell_request.cell} is there twice")
+                raise _refused(path, f"[[cells]] {number}", f"cell {cell_request.cell} occurs twice")
             found[cell_request.cell] = cell_request
     if unused := sorted(checkpoints.keys() - {cell_request.request.model for cell_request in found.values()}):
-        raise _refused(path, f"[checkpoints] {unused[0]}", "no cell asks for it")
+        raise _refused(path, f"[checkpoints] {unused[0]}", "no cell uses it")
     return list(found.values())
 
 
 def cell_name(request: PortRequest) -> str:
-    """Name the cell that a request is."""
+    """Return the name of a request's cell."""
     return "/".join(filter(None, (request.model, request.target, request.precision, request.board)))
 
 
@@ -125,9 +127,9 @@ def _expanded(
     axes = {axis: _names(path, entry, table, axis) for axis in AXES}
     for model, target, precision in itertools.product(*axes.values()):
         at = f"{entry}, {model}/{target}/{precision}"
-        said = {"model": model, "checkpoint": checkpoints.get(model), "target": target, "precision": precision}
+        axis_values = {"model": model, "checkpoint": checkpoints.get(model), "target": target, "precision": precision}
         try:
-            request = PortRequest(**said, **options)
+            request = PortRequest(**axis_values, **options)
             yield CellRequest(cell=cell_name(request), request=request, tier=_checked(request))
         except ValidationError as error:
             first = error.errors()[0]
@@ -138,13 +140,13 @@ def _expanded(
 
 
 def _checked(request: PortRequest) -> str:
-    """Refuse names that are none, without looking for files, toolchains or boards; return the tier of its board."""
-    if request.checkpoint is None:  # a checkpoint's file may be put there during the day
+    """Check names, without looking for files, toolchains or boards; return the tier of the request's board."""
+    if request.checkpoint is None:  # the file of a checkpoint may appear during the day
         model_family(request)
-    lacking = [name for name in PATHS if getattr(request, name) is None]
-    if lacking and request.model not in shipped_models():
+    missing = [name for name in PATHS if getattr(request, name) is None]
+    if missing and request.model not in shipped_models():
         raise BadOptions(
-            f"{request.model} ships no speech: give {lacking[0]} a NeMo manifest, LibriSpeech tree or folder"
+            f"{request.model} ships no speech: give {missing[0]} a NeMo manifest, LibriSpeech tree or folder"
         )
     target = target_of(request.target, request.board)
     make_options(target, request.precision, request.float_nodes, request.target_options)
@@ -153,7 +155,7 @@ def _checked(request: PortRequest) -> str:
     if alias in tiers:
         return tiers[alias]
     for each in alias.split(","):
-        if each == "env":  # what BOARD_IP says where the cell runs
+        if each == "env":  # BOARD_IP decides where the cell runs
             continue
         entry = find_board(each).entry
         if "local" not in tiers or entry.target not in (None, request.target):
@@ -164,27 +166,23 @@ def _checked(request: PortRequest) -> str:
 def _table(path: Path, tables: Mapping[str, Any], name: str) -> dict[str, Any]:
     table = tables.get(name, {})
     if not isinstance(table, dict):
-        raise _refused(path, f"[{name}]", "is no table")
+        raise _refused(path, f"[{name}]", "is not a table")
     return table
 
 
 def _checkpoint(path: Path, label: str, at: Any) -> Path:
     if not LABEL.fullmatch(label):
-        raise _refused(path, f"[checkpoints] {label[:100]!r}", "a label has letters, digits and . _ -")
+        raise _refused(path, f"[checkpoints] {label[:100]!r}", "a label may have letters, digits and . _ -")
     if not isinstance(at, str) or not at:
-        raise _refused(path, f"[checkpoints] {label}", "is no path")
+        raise _refused(path, f"[checkpoints] {label}", "is not a path")
     return (path.resolve().parent / Path(at).expanduser()).resolve()
 
 
 def _names(path: Path, entry: str, table: Mapping[str, Any], axis: str) -> list[str]:
     names = table.get(axis)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise _refused(path, entry, f"{axis} is to be a list of names, such as {axis} = [{_example(axis)}]")
+        raise _refused(path, entry, f"{axis} must be a list of names, such as {axis} = [{EXAMPLES[axis]}]")
     return names
-
-
-def _example(axis: str) -> str:
-    return {"models": '"whisper-nano"', "targets": '"rknn"', "precisions": '"int8", "auto"'}[axis]
 
 
 def _options(path: Path, entry: str, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,4 +198,4 @@ def _options(path: Path, entry: str, table: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _refused(path: Path, entry: str, reason: str) -> BadInput:
-    return BadInput(f"{path}, {entry}: {reason}; docs/nightly.md says what a night's config may hold")
+    return BadInput(f"{path}, {entry}: {reason}; see docs/nightly.md")

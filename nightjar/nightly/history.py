@@ -160,7 +160,7 @@ class History:
                 path, dtype=texts, keep_default_na=False, na_values={n: [""] for n in columns if n not in texts}
             )
         except (ValueError, UnicodeDecodeError) as error:
-            raise StoreBroken(f"{path} cannot be read ({error}): repair it, or move it away to begin anew") from error
+            raise StoreBroken(f"{path} cannot be read ({error}): repair it, or move it away to start again") from error
         return read.reindex(columns=columns)  # a column that a later version added is empty in older nights
 
     def _checked(self, table: pd.DataFrame, kind: type[Row], name: str) -> list[Row]:
@@ -174,5 +174,5 @@ class History:
             place = ".".join(map(str, first["loc"]))
             raise StoreBroken(
                 f"{self.folder / name}.csv has an invalid row ({place}: {first['msg']}): repair it, or move it away to "
-                "begin anew"
+                "start again"
             ) from error

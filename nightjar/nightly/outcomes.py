@@ -1,6 +1,7 @@
-"""What became of a night: a row per cell, and whether the night failed and by what."""
+"""Outcomes of a night: a row per cell, and whether the night failed and why."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,13 +9,14 @@ from pydantic import BaseModel
 
 from nightjar import errors
 from nightjar.files import digest
-from nightjar.nightly.config import CellRequest
+from nightjar.nightly.config import COUNTED_TIERS, CellRequest
 from nightjar.nightly.history import Cell, CellOutcome, Finding, Night
+from nightjar.scoring.verdict import deciding_gates
 
 RAISED = re.compile(r"(?:exception:\s+|^)([A-Z]\w+): (.*)", re.DOTALL)  # Prefect's message of a failed run
-SHORT = 500  # characters of a message that is kept
+MOST_CHARACTERS = 500  # of a message in the history
 
-# What stands behind a failure, by the class of the error.
+# The origin of a failure, by the class of the error.
 FAILURE_ORIGIN = {
     "BoardMissing": "board",
     "BoardBusy": "board",
@@ -42,17 +44,17 @@ class Failure(BaseModel, frozen=True):
 
     @property
     def outcome(self) -> CellOutcome:
-        """Say what the row says: MISSING where running again changes nothing."""
+        """Return the outcome of the cell: MISSING where running again changes nothing."""
         return "MISSING" if self.exit_code in (2, 3) else "BROKEN"
 
     @property
-    def behind(self) -> str:
-        """Name what stands behind it, empty where the class does not tell."""
+    def origin(self) -> str:
+        """Return what caused it, empty where the class does not show it."""
         return FAILURE_ORIGIN.get(self.kind, "")
 
 
 class CellResult(BaseModel, frozen=True):
-    """A cell that has ended: with the results of `port`, or with a failure."""
+    """The result of a cell: the results of `port`, or a failure."""
 
     cell_request: CellRequest
     seconds: float
@@ -62,71 +64,68 @@ class CellResult(BaseModel, frozen=True):
 
 
 def failure_from_exception(error: BaseException) -> Failure:
-    """Say of an exception what the command line would: its line and exit code; 4 for what nobody has explained."""
+    """Make a failure of an exception, with the message and exit code of the command line; 4 for an unexpected one."""
     if isinstance(error, errors.NightjarError):
         return _failure(type(error).__name__, error.exit_code, str(error))
     return _failure(type(error).__name__, 4, f"{type(error).__name__}: {error}")
 
 
 def failure_from_message(message: str) -> Failure:
-    """Read a failure off the message of a Prefect run that failed elsewhere."""
+    """Make a failure of the message of a Prefect run that failed on another machine."""
     found = RAISED.search(message.strip())
     kind = getattr(errors, found[1], None) if found else None
     if found and isinstance(kind, type) and issubclass(kind, errors.NightjarError):
         return _failure(found[1], kind.exit_code, found[2])
-    return _failure(found[1] if found else "", 4, message or "ended without a word")
+    return _failure(found[1] if found else "", 4, message or "ended without a message")
 
 
 def _failure(kind: str, exit_code: int, text: str) -> Failure:
-    return Failure(kind=kind, exit_code=exit_code, message=" ".join(text.split())[:SHORT])
+    return Failure(kind=kind, exit_code=exit_code, message=" ".join(text.split())[:MOST_CHARACTERS])
 
 
-def cell_row(night: str, ended: CellResult) -> Cell:
-    """Make a cell's row: of a verdict with its figures and keys, of a failure with its line."""
-    cell_request, failure = ended.cell_request, ended.failure
-    request = cell_request.request
+def cell_row(night: str, done: CellResult) -> Cell:
+    """Make a cell's row: of a verdict with its figures and keys, of a failure with its message."""
+    request = done.cell_request.request
     same: dict[str, Any] = {
         "night": night,
-        "cell": cell_request.cell,
+        "cell": done.cell_request.cell,
         "model": request.model,
         "target": request.target,
         "precision": request.precision,
         "board": request.board or "",
-        "seconds": round(ended.seconds, 1),
-        "command": ended.command,
+        "seconds": round(done.seconds, 1),
+        "command": done.command,
     }
-    if ended.results is None:
-        failure = failure or _failure("", 4, "ended without results")
-        return Cell(**same, outcome=failure.outcome, counts=cell_request.counts, error=failure.message)
-    said = ended.results
-    made: Mapping[str, Any] = said["made_from"]
-    held = [gate["sentence"] for gate in said["gates"] if gate["outcome"] == said["verdict"] != "PASS"]
+    if done.results is None:
+        failure = done.failure or _failure("", 4, "ended without results")
+        return Cell(**same, outcome=failure.outcome, counts=done.cell_request.counts, error=failure.message)
+    results = done.results
+    made: Mapping[str, Any] = results["made_from"]
     return Cell(
         **same,
-        tier=said["tier"],
-        outcome=said["verdict"],
-        counts=said["tier"] in ("vendor-simulator", "device", "host"),
-        error="; ".join(held),
-        **{name: said[name] for name in ("wer", "wer_float", "wer_stock", "delta_wer", "clips", "words")},
-        low=said["interval"][0],
-        high=said["interval"][1],
-        size_bytes=sum(said["size_bytes"].values()),
-        rtf=said["rtf"]["total"]["p50"] if said["rtf"] and "total" in said["rtf"] else None,
-        int8_mac_share=said["int8_mac_share"].get("encoder"),
-        **{name: said["hypotheses"][name] for name in ("empty", "looping", "capped")},
-        executed=sum(not stage["cached"] for stage in said["stages"]),
+        **{name: results[name] for name in ("tier", "wer", "wer_float", "wer_stock", "delta_wer", "clips", "words")},
+        **{name: results["hypotheses"][name] for name in ("empty", "looping", "capped")},
+        outcome=results["verdict"],
+        counts=results["tier"] in COUNTED_TIERS,
+        error="; ".join(deciding_gates(results)),
+        low=results["interval"][0],
+        high=results["interval"][1],
+        size_bytes=sum(results["size_bytes"].values()),
+        rtf=results["rtf"]["total"]["p50"] if results["rtf"] and "total" in results["rtf"] else None,
+        int8_mac_share=results["int8_mac_share"].get("encoder"),
+        executed=sum(not stage["cached"] for stage in results["stages"]),
         checkpoint=made["graphs"]["inputs"].get("checkpoint", ""),
         speech=made["hypotheses"]["inputs"].get("speech", ""),
         code=digest({name: each["code_sha256"] for name, each in made.items()}),
         versions=versions_text(made),
         board_facts=board_text(made),
         judge=made["verdict"]["key"],
-        report=said.get("report_key", ""),
+        report=results.get("report_key", ""),
     )
 
 
 def versions_text(made_from: Mapping[str, Any]) -> str:
-    """List every library and SDK package that made a result; a package of both is the SDK's where it says so."""
+    """List the libraries and SDK packages that made a result; where both have a package, the SDK's is marked."""
     libraries: dict[str, str] = {}
     sdk: dict[str, str] = {}
     for each in made_from.values():
@@ -138,7 +137,7 @@ def versions_text(made_from: Mapping[str, Any]) -> str:
 
 
 def board_text(made_from: Mapping[str, Any]) -> str:
-    """Say what the board was; of a simulator only the machine, for its packages are the SDK's."""
+    """List the facts of the board; of a simulator only the machine, because its packages are the SDK's."""
     board: Mapping[str, str] = made_from["hypotheses"]["board"]
     simulated = board.get("tier") == "vendor-simulator"
     facts = {k: v for k, v in board.items() if k != "tier" and not (simulated and k.startswith("runtimes"))}
@@ -154,10 +153,10 @@ def night_row(
     known: frozenset[str],
     flow_run: str = "",
 ) -> Night:
-    """Say whether a night failed: by a gate, or by a cell that broke or is missing though it was asked for.
+    """Decide whether a night failed: by a gate, or by a cell that broke or is missing.
 
-    failures: by cell, where there was one; known: cells that had a verdict in an earlier night. A toolchain or board
-    that no night has had yet is no failure of this one, and neither is UNDECIDED; a stand-in never is.
+    failures: by cell, where there was one; known: cells that had a verdict in an earlier night. A missing toolchain or
+    board that no night has had yet does not fail the night, and neither do UNDECIDED and stand-ins.
     """
     reasons = [_reason(cell, failures.get(cell.cell), cell.cell in known) for cell in cells if cell.counts]
     failed = "; ".join(filter(None, reasons))
@@ -173,33 +172,25 @@ def night_row(
 
 
 def _reason(cell: Cell, failure: Failure | None, known: bool) -> str:
-    if cell.outcome == "FAIL":
-        return f"{cell.cell} fails: {cell.error}"
-    if cell.outcome == "BROKEN":
-        return f"{cell.cell} broke: {cell.error}"
-    if cell.outcome == "MISSING" and (known or (failure is not None and failure.exit_code == 2)):
-        return f"{cell.cell} is missing: {cell.error}"
-    return ""
+    verbs = {"FAIL": "fails", "BROKEN": "broke"}
+    if known or (failure is not None and failure.exit_code == 2):
+        verbs["MISSING"] = "is missing"
+    return f"{cell.cell} {verbs[cell.outcome]}: {cell.error}" if cell.outcome in verbs else ""
 
 
 def night_summary(night: Night, cells: Sequence[Cell], findings: Sequence[Finding]) -> str:
-    """Say what a person needs of a night in the morning: what failed first, then what got worse, then the rest."""
-    counted = {kind: sum(cell.outcome == kind for cell in cells) for kind in ("PASS", "UNDECIDED", "MISSING")}
+    """Summarise a night in a sentence: what failed, then the regressions, then the rest."""
+    count = Counter[str](cell.outcome for cell in cells)
     parts = [f"{night.outcome}: {night.failed}" if night.failed else f"{night.outcome}: no gate failed"]
-    worse = [f"{f.cell} {f.kind} {f.before} → {f.after}{_by(f)}" for f in findings if f.regression]
+    worse = [
+        f"{f.cell} {f.kind} {f.before} → {f.after}" + (f" ({f.causes})" if f.causes else "")
+        for f in findings
+        if f.regression
+    ]
     if worse:
         parts.append(f"{len(worse)} regression{'s' * (len(worse) > 1)}: {'; '.join(worse)}")
-    rest = f"{counted['PASS']} of {night.cells} cells pass"
-    if counted["UNDECIDED"]:
-        rest += f", {_are(counted['UNDECIDED'])} undecided, which is no pass and no failure"
-    if counted["MISSING"]:
-        rest += f", {_are(counted['MISSING'])} missing"
+    rest = f"{count['PASS']} of {night.cells} cells pass"
+    for outcome, text in (("UNDECIDED", "undecided (neither pass nor failure)"), ("MISSING", "missing")):
+        if count[outcome]:
+            rest += f", {count[outcome]} {'is' if count[outcome] == 1 else 'are'} {text}"
     return ". ".join(part.rstrip(".") for part in (*parts, rest))
-
-
-def _are(count: int) -> str:
-    return f"{count} {'is' if count == 1 else 'are'}"
-
-
-def _by(finding: Finding) -> str:
-    return f" ({finding.causes})" if finding.causes else ""

@@ -77,16 +77,16 @@ class _Comparison(NamedTuple):
 
 
 def cell_findings(
-    tonight: Evidence, last: Evidence | None, best: Evidence | None, before: Sequence[Cell], behind: str = ""
+    tonight: Evidence, last: Evidence | None, best: Evidence | None, before: Sequence[Cell], origin: str = ""
 ) -> list[Finding]:
     """List what changed in one cell.
 
     before: its rows of earlier nights, oldest first; last: of the newest of them that has a verdict; best: of its best
-    night, as `best_night` says; behind: what a failure of tonight comes from.
+    night, as `best_night` says; origin: of a failure of tonight.
     """
     if not before:
         return []
-    found = list(_outcome(_Comparison(tonight, Evidence(cell=before[-1]), "last"), last, behind))
+    found = list(_outcome(_Comparison(tonight, Evidence(cell=before[-1]), "last"), last, origin))
     if last is None or tonight.cell.wer is None or _same_artifacts(tonight.cell, last.cell):
         return found
     with_last = _Comparison(tonight, last, "last")
@@ -96,7 +96,7 @@ def cell_findings(
     if best is not None and best.cell.night != last.cell.night:
         with_best = _Comparison(tonight, best, "best")
         known = {finding.kind for finding in found if finding.regression}
-        of_best = [*_outcome(with_best, best, behind), *_wer(with_best), *_size(with_best), *_rtf(with_best, before)]
+        of_best = [*_outcome(with_best, best, origin), *_wer(with_best), *_size(with_best), *_rtf(with_best, before)]
         found += [finding for finding in of_best if finding.regression and finding.kind not in known]
     return found
 
@@ -105,12 +105,12 @@ def _same_artifacts(tonight: Cell, last: Cell) -> bool:
     return (tonight.judge, tonight.report) == (last.judge, last.report) and bool(tonight.judge)
 
 
-def _outcome(pair: _Comparison, scored: Evidence | None, behind: str) -> Iterator[Finding]:
+def _outcome(pair: _Comparison, scored: Evidence | None, origin: str) -> Iterator[Finding]:
     """Find a changed outcome; scored: the newest earlier night that has a verdict."""
     now, then = pair.now, pair.then
     if now.outcome == then.outcome:
         return
-    causes = [behind] if behind else []
+    causes = [origin] if origin else []
     text = f"outcome is {now.outcome}, was {then.outcome} in {pair.night}" + (f": {now.error}" if now.error else "")
     if now.wer is not None and then.wer is not None and scored is not None:
         causes = likely_causes(pair.tonight, scored if scored.cell.night == then.night else pair.other)

@@ -10,10 +10,9 @@ from nightjar.nightly.regression import best_night
 from nightjar.paths import reports_folder
 from nightjar.store.artifact import Store
 from nightjar.store.bucket import Bucket
-from nightjar.store.gc import ArtifactInfo, Entry, Ref, inspect_artifact
+from nightjar.store.gc import DAY_S, ArtifactInfo, Entry, Ref, age, inspect_artifact
 from nightjar.store.remote_gc import read_record, records
 from nightjar.store.usage import in_use
-from nightjar.text import DAY_S, age
 
 KEEP_NIGHTS = 7
 OLDER_THAN_S = 2 * DAY_S  # a night that failed half-way runs again the next day

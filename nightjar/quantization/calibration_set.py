@@ -4,6 +4,7 @@
 A sample may take the first rows of a longer array, so that a decoder's KV cache is stored once per clip, not per step.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from nightjar.errors import BadInput
 from nightjar.graphs.tensor_spec import TensorSpec
 
+log = logging.getLogger(__name__)
+
 Tensors = dict[str, np.ndarray]
 
 INDEX = "calibration.json"
+FEW_SAMPLES = 100  # below it ranges depend on which samples were drawn
 AGAIN = "run the same command with --refresh calibrate"
 
 
@@ -168,13 +172,15 @@ class CalibrationWriter:
         return len(self._index.parts[part].samples)
 
     def close(self, coverage: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
-        """Write calibration.json with the coverage given, and `ranges` per part and input added to it."""
+        """Write calibration.json with this coverage and the ranges per part and input; log the warnings."""
         ranges = {
             part: {name: spread.summary() for name, spread in spreads.items()}
             for part, spreads in self._spreads.items()
         }
         self._index.coverage = {**coverage, "ranges": ranges}
         self._index.warnings = list(warnings)
+        for warning in warnings:
+            log.warning("%s", warning)
         text = self._index.model_dump_json(indent=1, exclude_none=True)
         (self._folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
@@ -289,6 +295,17 @@ class CalibrationSet:
             raise BadInput(f"{where}: cannot read '{file}' ({exc}); {AGAIN}") from exc
         array.flags.writeable = False
         return array
+
+
+def few_samples(counts: Mapping[str, int]) -> list[str]:
+    """Return a warning where parts have fewer than FEW_SAMPLES samples."""
+    few = ", ".join(f"{part} {count}" for part, count in counts.items() if count < FEW_SAMPLES)
+    if not few:
+        return []
+    return [
+        f"few calibration samples ({few}; {FEW_SAMPLES} or more are wanted): the int8 ranges may miss what other speech"
+        " needs; give more clips or a higher --calibration-samples"
+    ]
 
 
 def _materialise(array: np.ndarray, ref: ArrayRef, spec: TensorSpec, where: str) -> np.ndarray:

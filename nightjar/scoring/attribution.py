@@ -1,39 +1,38 @@
-"""Name the part that a loss belongs to, from the table of every encoder with every decoder."""
+"""Attribution of a loss to encoder or decoder, from the scores of every encoder with every decoder."""
 
 from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-PartPairs = Mapping[tuple[str, str], "PartPair"]  # (encoder's precision, decoder's) -> what was heard
-
 
 class PartPair(BaseModel, frozen=True):
-    """What one encoder with one decoder comes to; `float` with `float` is the measure."""
+    """Scores of one encoder with one decoder, compared with both in float."""
 
     wer: float  # percent
     interval: tuple[float, float]
-    snr_db: float  # of the likeliest tokens' logits on the float text's prefix
+    snr_db: float  # of the most likely tokens' logits, teacher-forced on the text of the float graphs
     kl: float  # nats per step, likewise
     bad: int  # hypotheses empty, looping or capped
     clips: int
 
 
-def attribute_loss(precision: str, cells: PartPairs, budget: float) -> str:
-    """Say in a sentence which part loses more than `budget` points of WER in this precision.
+PartPairs = Mapping[tuple[str, str], PartPair]  # by the encoder's precision and the decoder's
 
-    Each part is first tried alone with the other in float; a loss that neither has alone is the pair's.
+
+def attribute_loss(precision: str, pairs: PartPairs, budget: float) -> str:
+    """Name in a sentence the parts that lose more than `budget` points of WER in this precision.
+
+    Each part is first measured alone, with the other in float; a loss that neither has alone belongs to the pair.
     """
-    measure = cells["float", "float"].wer
-    together = cells[precision, precision].wer - measure
+    float_wer = pairs["float", "float"].wer
+    together = pairs[precision, precision].wer - float_wer
     alone = {
-        "encoder": cells[precision, "float"].wer - measure,
-        "decoder": cells["float", precision].wer - measure,
+        "encoder": pairs[precision, "float"].wer - float_wer,
+        "decoder": pairs["float", precision].wer - float_wer,
     }
-    said = ", ".join(f"{part} alone {loss:+.2f}" for part, loss in alone.items())
-    figures = f"{together:+.2f} points together, {said}; budget {budget:g}"
-    guilty = [part for part, loss in alone.items() if loss > budget]
+    over = [part for part, loss in alone.items() if loss > budget]
+    owner = " and ".join(over) or "encoder and decoder only together"
     if together <= budget:
-        return f"nobody: {figures}"
-    if guilty:
-        return f"{' and '.join(guilty)}: {figures}"
-    return f"encoder and decoder only together: {figures}"
+        owner = "neither part"
+    losses = ", ".join(f"{part} alone {loss:+.2f}" for part, loss in alone.items())
+    return f"{owner}: {together:+.2f} points together, {losses}; budget {budget:g}"

@@ -1,7 +1,7 @@
-"""Whether a stream's error grows: a binary's states and outputs against the float graphs', chunk by chunk.
+"""Drift: whether the error of a binary's states and outputs against the float graphs' grows along a stream.
 
-Both hear the same speech, each going on from its own states. What grows from the first quarter of a stream to the last
-will grow on: that is drift, and no test set of short clips shows it.
+Both process the same speech, each from its own states. An error that grows from the first quarter of a stream to the
+last keeps growing; a test set of short clips does not show it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,38 +10,33 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
-CLEAN_DB = 40.0  # above it nothing that is heard depends on the error: float16 alone is there
+CLEAN_DB = 40.0  # a higher SNR does not change the text: float16 alone reaches it
 
 
 class SnrCurve(BaseModel, frozen=True):
-    """One tensor's signal-to-noise ratio over a stream, in dB; 200 at most."""
+    """The signal-to-noise ratio of one tensor along a stream, in dB; 200 at most."""
 
-    snr_db: tuple[float, ...] = Field(description="of each chunk looked at")
+    snr_db: tuple[float, ...] = Field(description="of each measured chunk")
     first_db: float = Field(description="over the first quarter of the stream")
     last_db: float = Field(description="over the last quarter")
 
 
 class Drift(BaseModel, frozen=True):
-    """What became of a stream."""
+    """SNR of a binary's tensors along one stream."""
 
     seconds: float
     tier: str
     count: int = Field(description="chunks of the stream")
-    chunks: tuple[int, ...] = Field(description="those looked at")
-    output: str = Field(description="the output that is searched")
+    chunks: tuple[int, ...] = Field(description="those measured")
+    output: str = Field(description="the output that the search reads")
     courses: dict[str, SnrCurve] = Field(description="by tensor: the output, then every state")
-    agree: tuple[tuple[int, int], ...] = Field(description="by quarter: tokens in the same row as float's, of both's")
+    agree: tuple[tuple[int, int], ...] = Field(description="by quarter: frames with equal tokens, frames with a token")
 
     @property
     def grown_db(self) -> float:
-        """Say by how much the error of the searched output grew; what lies above CLEAN_DB counts as CLEAN_DB."""
-        course = self.courses[self.output]
-        return max(0.0, min(course.first_db, CLEAN_DB) - min(course.last_db, CLEAN_DB))
-
-    def worst_state(self) -> tuple[str, SnrCurve]:
-        """Return the state that is furthest from float's in the last quarter."""
-        states = [(name, course) for name, course in self.courses.items() if name != self.output]
-        return min(states, key=lambda item: item[1].last_db)
+        """Return the growth of the error of the searched output, in dB; SNRs above CLEAN_DB count as CLEAN_DB."""
+        curve = self.courses[self.output]
+        return max(0.0, min(curve.first_db, CLEAN_DB) - min(curve.last_db, CLEAN_DB))
 
 
 def read_drift(folder: Path) -> Drift:
@@ -50,45 +45,51 @@ def read_drift(folder: Path) -> Drift:
 
 
 def compare_streams(
-    expected: Path, obtained: Path, names: Sequence[str], *, count: int, chunks: Sequence[int], rows_a_chunk: int
+    float_stream: Path,
+    binary_stream: Path,
+    names: Sequence[str],
+    *,
+    count: int,
+    chunks: Sequence[int],
+    rows_a_chunk: int,
 ) -> dict[str, SnrCurve]:
-    """Hold one stream's harvested tensors against another's; expected, obtained: `<folder>/<stream>` without suffix.
+    """Compare the harvested tensors of a stream; the paths are `<folder>/<stream>` without suffix.
 
-    The first of `names` has rows (count · rows_a_chunk, …), the others a step per chunk looked at. Memory is mapped.
+    The first of `names` has rows (count · rows_a_chunk, …), the others one row per measured chunk. Memory is mapped.
     """
-    courses = {}
+    curves = {}
     for number, name in enumerate(names):
-        wanted, got = (np.load(f"{path}.{name}.npy", mmap_mode="r") for path in (expected, obtained))
+        arrays = [np.load(f"{path}.{name}.npy", mmap_mode="r") for path in (float_stream, binary_stream)]
         energies = []
         for place, chunk in enumerate(chunks):
             at = slice(chunk * rows_a_chunk, (chunk + 1) * rows_a_chunk) if number == 0 else place
-            left, right = (np.asarray(array[at], np.float64) for array in (wanted, got))
+            left, right = (np.asarray(array[at], np.float64) for array in arrays)
             energies.append((float((left**2).sum()), float(((left - right) ** 2).sum())))
-        courses[name] = SnrCurve(
+        curves[name] = SnrCurve(
             snr_db=tuple(round(_decibels([pair]), 2) for pair in energies),
             first_db=round(_decibels([e for e, c in zip(energies, chunks, strict=True) if 4 * c < count]), 2),
             last_db=round(_decibels([e for e, c in zip(energies, chunks, strict=True) if 4 * c >= 3 * count]), 2),
         )
-    return courses
+    return curves
 
 
-def agreement(expected: Sequence[int], obtained: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Count by quarter the tokens that are the same in the same row, of those that either says there."""
+def agreement(float_tokens: Sequence[int], binary_tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Count by quarter the tokens equal in the same frame, and the frames where either has one; 0 is blank."""
     found = []
     for quarter in range(4):
-        at = slice(len(expected) * quarter // 4, len(expected) * (quarter + 1) // 4)
-        pairs = list(zip(expected[at], obtained[at], strict=True))
+        at = slice(len(float_tokens) * quarter // 4, len(float_tokens) * (quarter + 1) // 4)
+        pairs = list(zip(float_tokens[at], binary_tokens[at], strict=True))
         found.append((sum(a == b != 0 for a, b in pairs), sum(a != 0 or b != 0 for a, b in pairs)))
     return tuple(found)
 
 
 def worst_by_kind(courses: Mapping[str, SnrCurve]) -> dict[str, tuple[str, SnrCurve]]:
-    """Return of each kind of state (`new_cached_key_3` is a `cached_key`) the one that ends furthest from float's."""
+    """Return of each kind of state (`new_cached_key_3` is a `cached_key`) the one with the lowest SNR at the end."""
     worst: dict[str, tuple[str, SnrCurve]] = {}
-    for name, course in courses.items():
+    for name, curve in courses.items():
         kind = name.removeprefix("new_").rstrip("0123456789").rstrip("_")
-        if kind not in worst or course.last_db < worst[kind][1].last_db:
-            worst[kind] = (name, course)
+        if kind not in worst or curve.last_db < worst[kind][1].last_db:
+            worst[kind] = (name, curve)
     return worst
 
 

@@ -1,4 +1,4 @@
-"""Text as it is scored: normalised, and cut into words or characters by its language."""
+"""Normalisation of text for scoring, and the unit of an error: words or characters, by language."""
 
 import warnings
 from functools import cache
@@ -6,28 +6,28 @@ from typing import Any, Literal
 
 from nightjar.errors import BadOptions
 
-# Written without spaces between words: the Whisper paper (Radford et al. 2022, appendix C) scores
-# the first five in characters; Cantonese came with large-v3.
+# Languages without spaces between words. The Whisper paper (Radford et al. 2022, appendix C) scores the first five in
+# characters; Cantonese came with large-v3.
 CHARACTER_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
 
 def normalise(text: str, language: str = "en") -> str:
-    """Write text the way OpenAI scores Whisper: its English normaliser, or its basic one.
+    """Normalise text as OpenAI does to score Whisper: with its English normaliser, or its basic one.
 
-    Characters are set apart by spaces where `unit(language)` is "character", so that `.split()`
-    gives the units to score in every language.
+    Where `error_unit(language)` is "character", characters are separated by spaces, so that `.split()` gives the units
+    to score in every language.
     """
     return str(_normaliser(_code(language))(text)).strip()
 
 
 def error_unit(language: str) -> Literal["word", "character"]:
-    """Say what an error is counted in: characters where words are not spaced apart."""
+    """Return the unit of an error: characters where a language has no spaces between words."""
     return "character" if _code(language) in CHARACTER_LANGUAGES else "word"
 
 
 @cache
 def _normaliser(code: str) -> Any:
-    # lazily: openai-whisper brings torch with it, and most of this module needs neither
+    # imported late: openai-whisper imports torch, and most callers need neither
     from whisper import normalizers
 
     make: Any = normalizers.EnglishTextNormalizer
@@ -40,7 +40,7 @@ def _normaliser(code: str) -> Any:
 
 @cache
 def _code(language: str) -> str:
-    """Reduce "zh-TW" or "Chinese" to "zh"; a mistyped code would change the normaliser silently."""
+    """Reduce "zh-TW" or "Chinese" to "zh"; raises BadOptions for a code that Whisper does not know."""
     code = language.strip().lower().replace("_", "-").split("-")[0]
     if code == "en" or code in CHARACTER_LANGUAGES:
         return code

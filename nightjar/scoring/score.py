@@ -1,4 +1,4 @@
-"""Scores: what a subject heard on a test set, clip by clip, counted against what was said."""
+"""Scores of one subject on a test set, clip by clip: hypotheses counted against reference texts."""
 
 from collections import Counter as CountOf
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from nightjar.speech.manifest import Clip
 
 Tier = Literal["device", "vendor-simulator", "host", "stand-in"]
 RERUN_HINT = "run the same command with --refresh evaluate stock"
-TIMED_TIERS = ("device", "host")  # a simulator's or a stand-in's seconds say nothing of the port
+TIMED_TIERS = ("device", "host")  # the time of a simulator or a stand-in is not that of the port
 
 
 def _part_of_whole(agree: tuple[int, int]) -> tuple[int, int]:
@@ -25,7 +25,7 @@ def _part_of_whole(agree: tuple[int, int]) -> tuple[int, int]:
 
 
 class Hypothesis(BaseModel, frozen=True):
-    """One line of hypotheses.jsonl, as docs/files.md has it; stock Whisper leaves most out."""
+    """One line of hypotheses.jsonl, as in docs/files.md; stock Whisper leaves most fields out."""
 
     id: str
     text: str
@@ -35,13 +35,13 @@ class Hypothesis(BaseModel, frozen=True):
     seconds: dict[str, float] = {}
     throttled: str = ""
     audio_s: float | None = None
-    word_chunks: tuple[int, ...] | None = Field(None, description="streams: behind which chunk each word was there")
+    word_chunks: tuple[int, ...] | None = Field(None, description="streams: the chunk after which each word is there")
     chunk_ms: tuple[float, ...] = ()
     chunk_s: float | None = None
 
 
 class ClipScore(BaseModel, frozen=True):
-    """Score one clip: its errors, and whether the hypothesis is empty, looping or capped."""
+    """The score of one clip: its errors, and whether the hypothesis is empty, looping or capped."""
 
     id: str
     speaker: str | None
@@ -54,11 +54,11 @@ class ClipScore(BaseModel, frozen=True):
     looping: bool
     capped: bool
     agree: tuple[int, int] | None
-    by_stratum: dict[str, Counts] | None = Field(None, description="streams: counts by how far into the stream")
+    by_stratum: dict[str, Counts] | None = Field(None, description="streams: counts by position in the stream")
 
     @property
     def silent(self) -> bool:
-        """Tell whether nothing is said in the clip, so that every word heard is invented."""
+        """Tell whether the reference text is empty, so that every word is hallucinated."""
         return self.counts.reference == 0
 
 
@@ -70,7 +70,7 @@ class Percentiles(BaseModel, frozen=True):
 
 
 class Stratum(BaseModel, frozen=True):
-    """Score what was heard in chunks that are as far into their streams; rates are in percent, None without words."""
+    """The score of one range of positions in streams; rates are in percent, None without words."""
 
     name: str
     counts: Counts
@@ -79,7 +79,7 @@ class Stratum(BaseModel, frozen=True):
 
 
 class Score(BaseModel, frozen=True):
-    """Score one subject ("stock", "float", "binary") on a test set; rates are in percent."""
+    """The score of one subject ("stock", "float", "binary") on a test set; rates are in percent."""
 
     subject: str
     tier: Tier
@@ -95,14 +95,14 @@ class Score(BaseModel, frozen=True):
     rtf: dict[str, Percentiles] | None = Field(
         description="per part and in total (features and decode loop included); device or host only"
     )
-    throttled: dict[str, int] = Field({}, description="clips heard while the board was held back, by what held it")
-    by_chunk: tuple[Stratum, ...] = Field((), description="streams: by how far into the stream")
+    throttled: dict[str, int] = Field({}, description="clips processed while the board was throttled, by cause")
+    by_chunk: tuple[Stratum, ...] = Field((), description="streams: by position in the stream")
     chunk_times: ChunkTimes | None = Field(None, description="streams: seconds per chunk; device or host only")
     clips: tuple[ClipScore, ...]
 
 
 class Silence(BaseModel, frozen=True):
-    """Count words heard on silent probe clips by the float graphs and by the binary, per clip."""
+    """Words of the float graphs and of the binary on silent probe clips, per clip."""
 
     float_words: dict[str, int]
     binary_words: dict[str, int]
@@ -113,19 +113,20 @@ def score(
 ) -> Score:
     """Score hypotheses (lines of hypotheses.jsonl) on the clips; lines of other clips are ignored.
 
-    Raises SessionFailed if a clip has no hypothesis: leaving it out would score a different test.
+    Raises SessionFailed if a clip has no hypothesis: without it, the score is of another test set.
     """
     if not clips:
         raise BadInput(f"{subject}: no clips to score; give clips in the window, or pass --long chunk")
-    heard = _by_id(subject, hypotheses)
-    missing = [clip.id for clip in clips if clip.id not in heard]
+    by_id = _by_id(subject, hypotheses)
+    missing = [clip.id for clip in clips if clip.id not in by_id]
     if missing:
         raise SessionFailed(
             f"{subject}: no hypothesis for {len(missing)} of {len(clips)} clips "
-            f"({', '.join(missing[:5])}); every clip is scored or none: {RERUN_HINT}"
+            f"({', '.join(missing[:5])}); all clips must have one: {RERUN_HINT}"
         )
     ordered = sorted(clips, key=lambda clip: clip.id)
-    scores = tuple(_clip_score(clip, heard[clip.id], language) for clip in ordered)
+    lines = [by_id[clip.id] for clip in ordered]
+    scores = tuple(_clip_score(clip, line, language) for clip, line in zip(ordered, lines, strict=True))
     agrees = [clip.agree for clip in scores if clip.agree]
     return Score(
         subject=subject,
@@ -139,10 +140,10 @@ def score(
         looping=sum(clip.looping for clip in scores),
         capped=sum(clip.capped for clip in scores),
         agree=(sum(a for a, _ in agrees), sum(of for _, of in agrees)) if agrees else None,
-        rtf=_rtf([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else None,
-        throttled=_throttled([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else {},
+        rtf=_rtf(lines) if tier in TIMED_TIERS else None,
+        throttled=_throttled(lines) if tier in TIMED_TIERS else {},
         by_chunk=_strata(scores),
-        chunk_times=_chunk_times([heard[clip.id] for clip in ordered]) if tier in TIMED_TIERS else None,
+        chunk_times=_chunk_times(lines) if tier in TIMED_TIERS else None,
         clips=scores,
     )
 
@@ -150,19 +151,19 @@ def score(
 def score_silence(
     float_lines: Iterable[Mapping[str, Any]], binary_lines: Iterable[Mapping[str, Any]], language: str = "en"
 ) -> Silence:
-    """Count the words in hypotheses of silent probe clips; both must have heard the same clips."""
+    """Count the words in hypotheses of silent probe clips; both sides must have the same clips."""
     words = []
     for subject, lines in (("float", float_lines), ("binary", binary_lines)):
-        heard = _by_id(f"silence, {subject}", lines)
-        words.append({i: len(normalise(line.text, language).split()) for i, line in heard.items()})
+        by_id = _by_id(f"silence, {subject}", lines)
+        words.append({i: len(normalise(line.text, language).split()) for i, line in by_id.items()})
     if words[0].keys() != words[1].keys():
         odd = sorted(words[0].keys() ^ words[1].keys())
-        raise SessionFailed(f"silence: only one of float and binary heard {odd[0]}; {RERUN_HINT}")
+        raise SessionFailed(f"silence: only one of float and binary has clip {odd[0]}; {RERUN_HINT}")
     return Silence(float_words=words[0], binary_words=words[1])
 
 
 def _by_id(subject: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, Hypothesis]:
-    heard: dict[str, Hypothesis] = {}
+    by_id: dict[str, Hypothesis] = {}
     for number, line in enumerate(lines, 1):
         try:
             one = Hypothesis.model_validate(dict(line))
@@ -173,35 +174,35 @@ def _by_id(subject: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, Hypoth
                 f"{subject}: hypothesis {number}: {place}: {first['msg']}; a line has id, "
                 f"text, tokens, capped, agree, seconds and audio_s: {RERUN_HINT}"
             ) from exc
-        if heard.setdefault(one.id, one).text != one.text:
+        if by_id.setdefault(one.id, one).text != one.text:
             raise SessionFailed(f"{subject}: two different hypotheses for {one.id}; {RERUN_HINT}")
-    return heard
+    return by_id
 
 
-def _clip_score(clip: Clip, heard: Hypothesis, language: str) -> ClipScore:
+def _clip_score(clip: Clip, hypothesis: Hypothesis, language: str) -> ClipScore:
     reference = normalise(clip.text, language).split()
-    words = normalise(heard.text, language).split()
+    words = normalise(hypothesis.text, language).split()
     edits = align(reference, words)
-    chunks = heard.word_chunks
+    chunks = hypothesis.word_chunks
     return ClipScore(
         id=clip.id,
         speaker=clip.speaker,
         duration_s=clip.duration_s,
         reference=clip.text,
-        hypothesis=heard.text,
+        hypothesis=hypothesis.text,
         counts=count_edits(edits),
-        tokens=len(heard.tokens),
+        tokens=len(hypothesis.tokens),
         empty=bool(reference) and not words,
-        # the raw words too: the English normaliser makes one number of "one one one one"
-        looping=looping(heard.tokens) or looping(words) or looping(heard.text.lower().split()),
-        capped=heard.capped,
-        agree=heard.agree,
+        # the raw words too: the English normaliser joins "one one one one" to one number
+        looping=looping(hypothesis.tokens) or looping(words) or looping(hypothesis.text.lower().split()),
+        capped=hypothesis.capped,
+        agree=hypothesis.agree,
         by_stratum=counts_by_stratum(edits, chunks) if chunks is not None and len(chunks) == len(words) else None,
     )
 
 
-def _rtf(heard: Sequence[Hypothesis]) -> dict[str, Percentiles] | None:
-    timed = [line for line in heard if line.audio_s and line.seconds]
+def _rtf(lines: Sequence[Hypothesis]) -> dict[str, Percentiles] | None:
+    timed = [line for line in lines if line.audio_s and line.seconds]
     rtf = {}
     for part in dict.fromkeys(part for line in timed for part in line.seconds):
         rates = [line.seconds[part] / (line.audio_s or 1) for line in timed if part in line.seconds]
@@ -210,8 +211,8 @@ def _rtf(heard: Sequence[Hypothesis]) -> dict[str, Percentiles] | None:
     return rtf or None
 
 
-def _throttled(heard: Sequence[Hypothesis]) -> dict[str, int]:
-    return dict(CountOf(line.throttled for line in heard if line.throttled).most_common())
+def _throttled(lines: Sequence[Hypothesis]) -> dict[str, int]:
+    return dict(CountOf(line.throttled for line in lines if line.throttled).most_common())
 
 
 def _strata(clips: Sequence[ClipScore]) -> tuple[Stratum, ...]:
@@ -222,32 +223,33 @@ def _strata(clips: Sequence[ClipScore]) -> tuple[Stratum, ...]:
         total = sum(counts, Counts())
         if not total.reference and not total.errors:
             continue
-        wer = corpus_wer(counts) if total.reference else None
-        interval = (
-            bootstrap_interval([c.errors for c in counts], [c.reference for c in counts]) if total.reference else None
-        )
+        wer, interval = None, None
+        if total.reference:
+            wer = corpus_wer(counts)
+            interval = bootstrap_interval([c.errors for c in counts], [c.reference for c in counts])
         found.append(Stratum(name=name, counts=total, wer=wer, interval=interval))
     return tuple(found)
 
 
-def _chunk_times(heard: Sequence[Hypothesis]) -> ChunkTimes | None:
-    lasts = {line.chunk_s for line in heard if line.chunk_ms} - {None}
-    taken = [ms for line in heard for ms in line.chunk_ms]
+def _chunk_times(lines: Sequence[Hypothesis]) -> ChunkTimes | None:
+    lasts = {line.chunk_s for line in lines if line.chunk_ms} - {None}
+    taken = [ms for line in lines for ms in line.chunk_ms]
     return chunk_times(taken, lasts.pop() or 0.0) if taken and lasts else None
 
 
 def errors_and_words(clips: Sequence[ClipScore]) -> tuple[list[int], list[int]]:
+    """Return the number of errors and of reference words, per clip."""
     return [clip.counts.errors for clip in clips], [clip.counts.reference for clip in clips]
 
 
 def counts_by_stratum(edits: Sequence[Edit], chunks: Sequence[int]) -> dict[str, Counts]:
-    """Count an alignment's edits by how far into the stream they are; a deletion is where the word before it is."""
+    """Count an alignment's edits by position in the stream; a deletion counts at the word before it."""
     kinds = {"=": "hits", "S": "substitutions", "D": "deletions", "I": "insertions"}
     found: dict[str, Counts] = {}
-    at = heard = 0
+    at = word = 0
     for edit in edits:
         if edit.hypothesis is not None:
-            at, heard = chunks[heard], heard + 1
+            at, word = chunks[word], word + 1
         name = STRATA[stratum_index(at)]
         found[name] = found.get(name, Counts()) + Counts(**{kinds[edit.op]: 1})
     return found

@@ -1,23 +1,23 @@
-"""Whether a port is still a speech recogniser: scores on the same clips, gates, one verdict."""
+"""Verdict on a port: three scores on the same clips, gates against budgets, one outcome."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from nightjar.errors import BadInput
 from nightjar.scoring.drift import Drift
-from nightjar.scoring.score import ClipScore, Score, Silence, Tier, errors_and_words
+from nightjar.scoring.score import RERUN_HINT, ClipScore, Score, Silence, Tier, errors_and_words
 from nightjar.scoring.wer import MOST_CLIPS, Counts, clips_to_decide, corpus_wer, paired_bootstrap
 
 Outcome = Literal["PASS", "FAIL", "UNDECIDED"]
 DURATIONS_S = (2, 5, 10, 20, 30)
-STAND_IN_NOTE = "a public runtime in place of the vendor's: no score of this NPU, and it counts for nothing"
-ROUNDING = 1e-9  # a WER of exactly the budget must not fail by its last binary digit
+STAND_IN_NOTE = "a public runtime in place of the vendor's: not a score of this NPU, and not counted"
+ROUNDING = 1e-9  # a value equal to its limit must not fail by a rounding error
 
 
 class Budgets(BaseModel, frozen=True):
-    """Say what a port may lose before its verdict is no longer PASS."""
+    """The losses that a port may have and still pass."""
 
     max_delta_wer: float = Field(
         default=1.0, description="points of WER the binary may lose to this recipe's float graphs"
@@ -29,24 +29,24 @@ class Budgets(BaseModel, frozen=True):
     max_new_looping: int = Field(default=0, ge=0, description="clips looping in the binary and not in float")
     max_new_capped: int = Field(default=0, ge=0, description="clips at the token limit in the binary and not in float")
     max_silence_words: int = Field(
-        default=0, ge=0, description="words the binary hears in silence beyond those that float hears there"
+        default=0, ge=0, description="words that the binary hallucinates in silence beyond those of float"
     )
     min_agreement: float = Field(
         default=0.95,
         ge=0,
         le=1,
-        description="share of the float graphs' tokens the binary predicts, teacher-forced: a decoder that "
-        "errs on one token in twenty is damaged, whatever the WER of a lucky test set; 0 asks for nothing",
+        description="share of the float graphs' tokens that the binary predicts, teacher-forced: a decoder that "
+        "is wrong on one token in twenty is damaged, whatever its WER on a small test set; 0 turns the gate off",
     )
     max_drift_db: float = Field(
-        default=3.0, ge=0, description="streams: dB by which the error of what is searched may grow over a stream"
+        default=3.0, ge=0, description="streams: dB by which the error of the searched output may grow"
     )
-    max_aside: int = Field(default=0, ge=0, description="clips that a board's own program does not come through")
-    min_clips: int = Field(default=2, ge=1, description="fewer decide no WER gate: one clip alone has no spread")
+    max_aside: int = Field(default=0, ge=0, description="excluded clips of a board's own program")
+    min_clips: int = Field(default=2, ge=1, description="fewer decide no WER gate: one clip has no spread")
 
 
 class Gate(BaseModel, frozen=True):
-    """Hold one measured value against its limit; `clips_needed` is set where more clips would decide."""
+    """One measured value against its limit; `clips_needed` is set where more clips would decide."""
 
     name: str
     value: float | None
@@ -58,7 +58,7 @@ class Gate(BaseModel, frozen=True):
 
 
 class Group(BaseModel, frozen=True):
-    """Break the three WERs down (percent; None where a group has no reference words)."""
+    """The three WERs of a group of clips, in percent; None without reference words."""
 
     name: str
     clips: int
@@ -70,7 +70,7 @@ class Group(BaseModel, frozen=True):
 
 
 class Verdict(BaseModel, frozen=True):
-    """Say whether the port passes, by which gates, and where it loses; rates are in percent."""
+    """Whether the port passes, by which gates, and where it loses; rates are in percent."""
 
     outcome: Outcome
     tier: Tier
@@ -91,8 +91,13 @@ class Verdict(BaseModel, frozen=True):
 
 
 def headline(tier: str, outcome: str) -> str:
-    """Name a verdict; a stand-in's is never written like one of an NPU."""
+    """Write a verdict; a stand-in's differs from that of an NPU."""
     return f"stand-in ({outcome})" if tier == "stand-in" else outcome
+
+
+def deciding_gates(results: Mapping[str, Any]) -> list[str]:
+    """List the sentences of the gates in results.json that decided a verdict other than PASS."""
+    return [gate["sentence"] for gate in results["gates"] if gate["outcome"] == results["verdict"] != "PASS"]
 
 
 def judge(
@@ -104,11 +109,11 @@ def judge(
     aside: Mapping[str, str] | None = None,
     drift: Drift | None = None,
 ) -> Verdict:
-    """Hold the binary against its float graphs, and those against stock Whisper, gate by gate.
+    """Compare the binary with its float graphs, and those with stock, gate by gate.
 
-    One failed gate fails the port; else one undecided gate leaves it undecided. A gate that was not
-    measured is undecided: what nobody looked at has not passed. aside: why clips are not among the scores, by clip,
-    where a board's own program was run; drift: what became of one long stream, where the model streams.
+    One failed gate fails the port; else one undecided gate leaves it undecided. A gate that was not measured is
+    undecided. aside: the excluded clips with their reasons, where a board's own program was run; drift: of one long
+    stream, where the model streams.
     """
     budgets = budgets or Budgets()
     _same_clips(stock, float_, binary)
@@ -128,7 +133,7 @@ def judge(
         _new_gate("capped", float_, binary, budgets.max_new_capped, lambda clip: clip.capped),
         _silence_gate(float_, binary, silence, budgets.max_silence_words),
         _agreement_gate(binary, budgets.min_agreement),
-        *([] if aside is None else [_aside_gate(aside, budgets.max_aside)]),
+        *([] if aside is None else [_excluded_gate(aside, budgets.max_aside)]),
         *([] if drift is None else [_drift_gate(drift, budgets.max_drift_db)]),
     )
     outcomes = [gate.outcome for gate in gates]
@@ -148,7 +153,7 @@ def judge(
         hypotheses={"empty": binary.empty, "looping": binary.looping, "capped": binary.capped},
         gates=gates,
         by_speaker=_groups(stock, float_, binary, lambda clip: clip.speaker or "unknown"),
-        by_duration=_groups(stock, float_, binary, lambda clip: _bucket(clip.duration_s)),
+        by_duration=_groups(stock, float_, binary, lambda clip: _duration_range(clip.duration_s)),
     )
 
 
@@ -161,94 +166,95 @@ def _same_clips(stock: Score, float_: Score, binary: Score) -> None:
             what = f"clip {odd[0]}" if odd else f"language {binary.language} and {other.language}"
             raise BadInput(
                 f"the scores of {other.subject} and {binary.subject} differ in {what}; a verdict "
-                "needs all three on the same clips: run the same command with --refresh evaluate stock"
+                f"needs all three on the same clips: {RERUN_HINT}"
             )
 
 
 def _wer_gate(
-    name: str, said: str, value: float, interval: tuple[float, float], limit: float, clips: int, min_clips: int
+    name: str, text: str, value: float, interval: tuple[float, float], limit: float, clips: int, min_clips: int
 ) -> Gate:
     """Judge a loss by its interval: wholly within the budget, wholly beyond it, or neither."""
-    lo, hi = interval
-    said += f" {value:+.2f} points [{lo:+.2f}, {hi:+.2f}], budget {limit:.2f}"
+    low, high = interval
+    text += f" {value:+.2f} points [{low:+.2f}, {high:+.2f}], budget {limit:.2f}"
     outcome: Outcome = "UNDECIDED"
     needed = None
     if clips < min_clips:
         needed = min_clips
-        said += f": {clips} clip(s) give no interval, {min_clips} are the least"
-    elif hi <= limit + ROUNDING:
+        text += f": {clips} clip(s) give no interval, at least {min_clips} are needed"
+    elif high <= limit + ROUNDING:
         outcome = "PASS"
-    elif lo > limit + ROUNDING:
+    elif low > limit + ROUNDING:
         outcome = "FAIL"
     else:
         needed = clips_to_decide(value, interval, limit, clips)
-        often = f"about {needed}" if needed < MOST_CLIPS else "a million or more"
-        said += f": {clips} clips leave it open, {often} would decide"
+        about = f"about {needed}" if needed < MOST_CLIPS else "a million or more"
+        text += f": {clips} clips leave it open, {about} would decide"
     return Gate(
-        name=name, value=value, limit=limit, outcome=outcome, sentence=said, interval=interval, clips_needed=needed
+        name=name, value=value, limit=limit, outcome=outcome, sentence=text, interval=interval, clips_needed=needed
     )
+
+
+def _limit_gate(name: str, value: float, limit: float, text: str) -> Gate:
+    """Pass a value that is at most its limit."""
+    return Gate(name=name, value=value, limit=limit, outcome=_outcome(value <= limit + ROUNDING), sentence=text)
 
 
 def _new_gate(what: str, float_: Score, binary: Score, limit: int, is_so: Callable[[ClipScore], bool]) -> Gate:
-    """Count clips of which the binary makes something bad that the float graphs do not."""
+    """Count the clips that are bad in the binary and not in float."""
     new = [b.id for f, b in zip(float_.clips, binary.clips, strict=True) if is_so(b) and not is_so(f)]
     named = f" ({', '.join(new[:5])}{' …' if len(new) > 5 else ''})" if new else ""
-    said = f"{len(new)} clips are {what} in the binary and not in float{named}, limit {limit}"
-    return Gate(name=f"new_{what}", value=len(new), limit=limit, outcome=_outcome(len(new) <= limit), sentence=said)
+    text = f"{len(new)} clips are {what} in the binary and not in float{named}, limit {limit}"
+    return _limit_gate(f"new_{what}", len(new), limit, text)
 
 
 def _silence_gate(float_: Score, binary: Score, silence: Silence | None, limit: int) -> Gate:
-    """Count words invented on silent probes and on the test set's own silent clips."""
+    """Count hallucinated words on silent probes and on the test set's own silent clips."""
     both = zip(float_.clips, binary.clips, strict=True)
-    quiet = [(f.counts.insertions, b.counts.insertions) for f, b in both if b.silent]
+    words = [(f.counts.insertions, b.counts.insertions) for f, b in both if b.silent]
     if silence is not None:
-        quiet += [(silence.float_words[i], n) for i, n in silence.binary_words.items()]
-    if not quiet:
-        said = "nobody listened to silence: probe with it, or add a clip with an empty text"
-        return Gate(name="silence", value=None, limit=limit, outcome="UNDECIDED", sentence=said)
-    # per clip, or a clip on which the binary is better would excuse one on which it is worse
-    new = sum(max(0, b - f) for f, b in quiet)
-    said = f"{new} words heard in {len(quiet)} silent clips by the binary and not by float, limit {limit}"
-    return Gate(name="silence", value=new, limit=limit, outcome=_outcome(new <= limit), sentence=said)
+        words += [(silence.float_words[i], n) for i, n in silence.binary_words.items()]
+    if not words:
+        text = "hallucination on silence was not measured: use silent probes, or add a clip with an empty text"
+        return Gate(name="silence", value=None, limit=limit, outcome="UNDECIDED", sentence=text)
+    # per clip, so that a clip on which the binary is better does not excuse one on which it is worse
+    new = sum(max(0, b - f) for f, b in words)
+    text = f"{new} words hallucinated in {len(words)} silent clips by the binary and not by float, limit {limit}"
+    return _limit_gate("silence", new, limit, text)
 
 
 def _drift_gate(drift: Drift, limit: float) -> Gate:
-    course, grown = drift.courses[drift.output], drift.grown_db
-    said = (
-        f"over {drift.seconds:g} s in one stream {drift.output} goes from {course.first_db:.1f} to "
-        f"{course.last_db:.1f} dB of float's: its error grows by {grown:.1f} dB, limit {limit:.1f}"
+    curve, grown = drift.courses[drift.output], drift.grown_db
+    text = (
+        f"over {drift.seconds:g} s in one stream, the SNR of {drift.output} against float goes from "
+        f"{curve.first_db:.1f} to {curve.last_db:.1f} dB: its error grows by {grown:.1f} dB, limit {limit:.1f}"
     )
-    return Gate(name="drift", value=grown, limit=limit, outcome=_outcome(grown <= limit + ROUNDING), sentence=said)
+    return _limit_gate("drift", grown, limit, text)
 
 
 def _agreement_gate(binary: Score, limit: float) -> Gate:
     if binary.agree is None or not binary.agree[1]:
-        said = f"teacher-forced agreement was not measured, limit {limit:.1%}: evaluate with it"
+        text = f"teacher-forced agreement was not measured, limit {limit:.1%}"
         outcome: Outcome = "UNDECIDED" if limit else "PASS"
-        return Gate(name="agreement", value=None, limit=limit, outcome=outcome, sentence=said)
+        return Gate(name="agreement", value=None, limit=limit, outcome=outcome, sentence=text)
     matching, of = binary.agree
-    said = f"teacher-forced, {matching} of {of} tokens agree ({matching / of:.1%}), limit {limit:.1%}"
+    text = f"teacher-forced, {matching} of {of} tokens agree ({matching / of:.1%}), limit {limit:.1%}"
     outcome = _outcome(matching / of >= limit)
-    return Gate(name="agreement", value=matching / of, limit=limit, outcome=outcome, sentence=said)
+    return Gate(name="agreement", value=matching / of, limit=limit, outcome=outcome, sentence=text)
 
 
-def _aside_gate(aside: Mapping[str, str], limit: int) -> Gate:
-    """Count clips that a program crashed, hung or talked nonsense on: without them it would look better than it is."""
+def _excluded_gate(aside: Mapping[str, str], limit: int) -> Gate:
+    """Count the excluded clips: without this gate, a program that crashes on clips would score better than it is."""
     first = "; ".join(f"{clip}: {why}" for clip, why in list(aside.items())[:5])
-    said = f"{len(aside)} clips were set aside, limit {limit}" + (f": {first}" if first else "")
-    said += " …" if len(aside) > 5 else ""
-    return Gate(name="aside", value=len(aside), limit=limit, outcome=_outcome(len(aside) <= limit), sentence=said)
+    text = f"{len(aside)} clips were excluded, limit {limit}" + (f": {first}" if first else "")
+    return _limit_gate("aside", len(aside), limit, text + (" …" if len(aside) > 5 else ""))
 
 
 def _outcome(within: bool) -> Outcome:
     return "PASS" if within else "FAIL"
 
 
-# -- breakdown ---------------------------------------------------------------------------------
-
-
-def _bucket(duration_s: float) -> str:
-    """Name a clip's length so that names sort by length: "02-05 s"."""
+def _duration_range(duration_s: float) -> str:
+    """Write the range of a clip's duration so that ranges sort by duration: "02-05 s"."""
     for start, stop in zip((0, *DURATIONS_S), DURATIONS_S, strict=False):
         if duration_s < stop:
             return f"{start:02d}-{stop:02d} s"

@@ -1,4 +1,4 @@
-"""Word error rate: align, corpus WER or CER with S/D/I, bootstrap intervals, loops."""
+"""Word error rate: alignment, corpus WER or CER with S/D/I, bootstrap intervals, loops."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from nightjar.errors import BadInput
 from nightjar.scoring.normalize import normalise
 
-LOOP_NGRAM = 8  # longest repeated piece, in tokens
-LOOP_REPEATS = 3  # how often it stands there in a row, and …
-LOOP_SPAN = 8  # … how many tokens the row must cover at least
+LOOP_NGRAM = 8  # longest repeated n-gram, in tokens
+LOOP_REPEATS = 3  # least repetitions in a row
+LOOP_SPAN = 8  # least tokens that the repetitions cover
 
-MOST_CLIPS = 1_000_000  # the most clips `clips_to_decide` names
+MOST_CLIPS = 1_000_000  # limit of `clips_to_decide`
 
 
 class Edit(NamedTuple):
@@ -27,7 +27,7 @@ class Edit(NamedTuple):
 
 
 class Counts(BaseModel, frozen=True):
-    """Count the words of an alignment by what became of them; counts add up."""
+    """Counts of an alignment's edits; they can be added."""
 
     hits: int = 0
     substitutions: int = 0
@@ -35,32 +35,24 @@ class Counts(BaseModel, frozen=True):
     insertions: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            hits=self.hits + other.hits,
-            substitutions=self.substitutions + other.substitutions,
-            deletions=self.deletions + other.deletions,
-            insertions=self.insertions + other.insertions,
-        )
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in Counts.model_fields})
 
     @property
     def errors(self) -> int:
-        """Add substitutions, deletions and insertions."""
+        """Return substitutions + deletions + insertions."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
     def reference(self) -> int:
-        """Add up the reference words: hits, substitutions and deletions."""
+        """Return the number of reference words: hits + substitutions + deletions."""
         return self.hits + self.substitutions + self.deletions
-
-
-# -- alignment ---------------------------------------------------------------------------------
 
 
 def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Edit]:
     """Align two word sequences with the fewest edits (Levenshtein 1966; all edits cost one).
 
-    Where several alignments are as short, the walk back from the end takes the diagonal first,
-    then a deletion, then an insertion: the same input gives the same S/D/I everywhere.
+    Where several alignments are equally short, the walk back from the end takes the diagonal first, then a deletion,
+    then an insertion, so that the same input always gives the same S/D/I.
     """
     cost = _costs(reference, hypothesis)
     i, j = len(reference), len(hypothesis)
@@ -84,14 +76,14 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Edit]:
 def _costs(reference: Sequence[str], hypothesis: Sequence[str]) -> NDArray[np.int32]:
     """Fill the `(n + 1, m + 1)` table of edit distances between prefixes, one row at a time."""
     ids = {word: k for k, word in enumerate({*reference, *hypothesis})}
-    heard = np.array([ids[word] for word in hypothesis], np.int32)
+    columns_ids = np.array([ids[word] for word in hypothesis], np.int32)
     columns = np.arange(len(hypothesis) + 1, dtype=np.int32)
     cost = np.empty((len(reference) + 1, len(hypothesis) + 1), np.int32)
     cost[0] = columns
     for i, word in enumerate(reference, 1):
         above = cost[i - 1]
         row = above + 1
-        row[1:] = np.minimum(row[1:], above[:-1] + (heard != ids[word]))
+        row[1:] = np.minimum(row[1:], above[:-1] + (columns_ids != ids[word]))
         # insertions run along the row: row[j] = min over k <= j of row[k] + (j - k)
         cost[i] = np.minimum.accumulate(row - columns) + columns
     return cost
@@ -111,9 +103,9 @@ def count_errors(reference: str, hypothesis: str, language: str = "en") -> Count
 
 
 def corpus_wer(counts: Iterable[Counts]) -> float:
-    """Give WER in percent: all errors over all reference words, never a mean over utterances.
+    """Return WER in percent: all errors over all reference words, not a mean over utterances.
 
-    A clip without reference words (silence) adds its insertions; BadInput if no clip has any.
+    A clip without reference words (silence) adds its insertions. Raises BadInput if no clip has any.
     """
     total = sum(counts, Counts())
     if not total.reference:
@@ -121,15 +113,12 @@ def corpus_wer(counts: Iterable[Counts]) -> float:
     return 100.0 * total.errors / total.reference
 
 
-# -- intervals ---------------------------------------------------------------------------------
-
-
 def bootstrap_interval(
     errors: Sequence[int], words: Sequence[int], seed: int = 0, n: int = 10_000
 ) -> tuple[float, float]:
-    """Give the 95 % interval of corpus WER in percent by resampling clips (Bisani & Ney 2004).
+    """Return the 95 % interval of corpus WER in percent by resampling clips (Bisani & Ney 2004).
 
-    `errors`, `words`: one entry per clip. Needs no model of the errors, only that clips are alike.
+    errors, words: one entry per clip.
     """
     return _interval(np.asarray(errors, np.int64), np.asarray(words, np.int64), seed, n)
 
@@ -137,9 +126,9 @@ def bootstrap_interval(
 def paired_bootstrap(
     errors_a: Sequence[int], errors_b: Sequence[int], words: Sequence[int], seed: int = 0, n: int = 10_000
 ) -> tuple[float, float]:
-    """Give the 95 % interval of WER a - WER b in percent points, both on the same resampled clips.
+    """Return the 95 % interval of WER a - WER b in percent points, both on the same resampled clips.
 
-    Pairing takes out how hard a clip is, which is most of the spread (Bisani & Ney 2004).
+    Pairing removes the difficulty of a clip, which is most of the spread (Bisani & Ney 2004).
     """
     if len(errors_a) != len(errors_b):
         raise ValueError(f"{len(errors_a)} clips against {len(errors_b)}: not the same test set")
@@ -170,10 +159,10 @@ def _resampled(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int, n
 
 
 def clips_to_decide(estimate: float, interval: tuple[float, float], budget: float, clips: int) -> int:
-    """Guess how many clips would bring the interval's near end to the budget; more than `clips`.
+    """Estimate how many clips would bring the interval's near end to the budget; more than `clips`.
 
-    The half-width shrinks with 1 / sqrt(clips) while the estimate stays. An estimate on the budget
-    itself is never decided: the answer stops at MANY.
+    The half-width shrinks with 1 / sqrt(clips) while the estimate stays. The answer is MOST_CLIPS at most, as for an
+    estimate on the budget itself.
     """
     distance = abs(estimate - budget)
     reach = interval[1] - estimate if estimate <= budget else estimate - interval[0]
@@ -182,16 +171,12 @@ def clips_to_decide(estimate: float, interval: tuple[float, float], budget: floa
     return max(clips + 1, math.ceil(clips * (reach / distance) ** 2))
 
 
-# -- loops -------------------------------------------------------------------------------------
-
-
 def looping(tokens: Sequence[object]) -> bool:
-    """Tell whether a hypothesis is stuck: some n-gram stands there again and again in a row.
+    """Tell whether a hypothesis is stuck in a loop: an n-gram repeated in a row.
 
-    The rule: an n-gram, n from 1 to 8, at least 3 times in a row and over at least 8 tokens: one
-    token 8 times, two 4 times, three to eight 3 times. Anywhere, not only at the end, because
-    decoders do break out of a loop. No LibriSpeech reference here does it, in words or in GPT-2
-    tokens.
+    An n-gram, n from 1 to 8, at least 3 times in a row and over at least 8 tokens: one token 8 times, two 4 times,
+    three to eight 3 times. Anywhere, not only at the end, because decoders can leave a loop. No LibriSpeech reference
+    text matches, in words or in GPT-2 tokens.
     """
     for n in range(1, LOOP_NGRAM + 1):
         needed = max(LOOP_REPEATS * n, LOOP_SPAN) - n

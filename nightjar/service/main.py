@@ -1,7 +1,6 @@
-"""`nightjar board serve`: offer a binary's encoder to hosts over gRPC, on this machine alone or over TLS.
+"""`nightjar board serve`: serve a binary's encoder to hosts over gRPC, on this machine only or over TLS.
 
-On a board that has a copy of this repository and of Python's packages only numpy, grpcio, protobuf and the vendor's
-runtime, it is
+On a board with a copy of this repository, numpy, grpcio, protobuf and the vendor's runtime it is
 
     python3 -m nightjar.service.main --binary FOLDER
 """
@@ -30,94 +29,85 @@ from nightjar.service.protocol import (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the flags of the service."""
-    parser.add_argument("--binary", type=Path, required=True, help="folder that build wrote (docs/files.md)")
-    parser.add_argument(
-        "--listen", default="localhost:50051", help="HOST:PORT; port 0 for any that is free (default: localhost:50051)"
-    )
-    parser.add_argument("--tls-cert", type=Path, help="server certificate, PEM; needed beyond localhost")
-    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
-    parser.add_argument("--client-ca", type=Path, help="let in who has a certificate of this authority, PEM")
-    parser.add_argument("--token-file", type=Path, help="let in who has this token, a line of 16 characters or more")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=2,
-        help="runners, each with the encoder loaded: one hears while another computes features (default: 2)",
-    )
-    parser.add_argument("--in-flight", type=int, default=8, help="clips held in memory at most (default: 8)")
-    parser.add_argument(
-        "--deadline", type=float, default=DEADLINE_S, metavar="S", help="seconds for a clip (default: 300)"
-    )
-    parser.add_argument(
-        "--lock", type=Path, default=Path("/tmp/nightjar.lock"), help="file that the board's only user holds locked"
-    )
+    """Add the flags of the service to a parser."""
+    add = parser.add_argument
+    add("--binary", type=Path, required=True, help="folder that build wrote (docs/files.md)")
+    add("--listen", default="localhost:50051", help="HOST:PORT; port 0 for any free port (default: localhost:50051)")
+    add("--tls-cert", type=Path, help="server certificate, PEM; needed beyond localhost")
+    add("--tls-key", type=Path, help="its private key, PEM")
+    add("--client-ca", type=Path, help="accept clients with a certificate of this authority, PEM")
+    add("--token-file", type=Path, help="accept clients with this token, a line of 16 characters or more")
+    add("--workers", type=int, default=2, help="parallel runners, each with the encoder loaded (default: 2)")
+    add("--in-flight", type=int, default=8, help="clips in memory at most (default: 8)")
+    add("--deadline", type=float, default=DEADLINE_S, metavar="S", help="seconds for a clip (default: 300)")
+    add("--lock", type=Path, default=Path("/tmp/nightjar.lock"), help="lock file of the board: one run at a time")
 
 
-def parse_endpoint(asked: argparse.Namespace) -> Endpoint:
-    """Check where to listen and who may come in; raises BadOptions for what would let everybody in."""
-    host, port = split_address(asked.listen)
-    if (asked.tls_cert is None) != (asked.tls_key is None):
+def parse_endpoint(arguments: argparse.Namespace) -> Endpoint:
+    """Check address and credentials; raises BadOptions for a service that everybody could use."""
+    cert, key, authority, token = arguments.tls_cert, arguments.tls_key, arguments.client_ca, arguments.token_file
+    host, port = split_address(arguments.listen)
+    if (cert is None) != (key is None):
         raise BadOptions("--tls-cert and --tls-key go together: give both, or neither and listen on localhost")
-    if asked.tls_cert is None and not is_loopback(host):
+    if cert is None and not is_loopback(host):
         raise BadOptions(
-            f"{asked.listen} can be reached from other machines: give --tls-cert and --tls-key, or listen on "
-            f"localhost:{port} and come by `ssh -L {port}:localhost:{port}`"
+            f"{arguments.listen} can be reached from other machines: give --tls-cert and --tls-key, or listen on "
+            f"localhost:{port} and use `ssh -L {port}:localhost:{port}`"
         )
-    if asked.tls_cert is None and asked.client_ca is not None:
+    if cert is None and authority is not None:
         raise BadOptions("--client-ca needs TLS: give --tls-cert and --tls-key")
-    if asked.tls_cert is not None and asked.client_ca is None and asked.token_file is None:
-        raise BadOptions("TLS alone lets everybody in: give --client-ca or --token-file")
+    if cert is not None and authority is None and token is None:
+        raise BadOptions("TLS alone accepts every client: give --client-ca or --token-file")
     tls = None
-    if asked.tls_cert is not None:
-        tls = (read_secret(asked.tls_key, "key"), read_file(asked.tls_cert, "certificate"))
+    if cert is not None:
+        tls = (read_secret(key, "key"), read_file(cert, "certificate"))
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(asked.tls_cert, asked.tls_key, password="")
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
         except (ssl.SSLError, ValueError) as error:
             raise BadOptions(
-                f"{asked.tls_cert} and {asked.tls_key} are no certificate and its key, in PEM and without passphrase "
+                f"{cert} and {key} are not a certificate and its key, in PEM and without passphrase "
                 f"({type(error).__name__}): give both of one pair"
             ) from error
-    host = {"localhost": "127.0.0.1"}.get(host, host)  # which localhost may also be, is nobody's guess
+    host = {"localhost": "127.0.0.1"}.get(host, host)  # localhost may also be an IPv6 address
     return Endpoint(
         address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         tls=tls,
-        client_ca=read_file(asked.client_ca, "authority") if asked.client_ca else None,
-        token=read_token(asked.token_file) if asked.token_file else None,
+        client_ca=read_file(authority, "authority") if authority else None,
+        token=read_token(token) if token else None,
     )
 
 
-def serve(asked: argparse.Namespace) -> int:
-    """Serve until interrupted; the first line on stdout says where."""
-    if asked.workers < 1 or asked.in_flight < asked.workers or not asked.deadline > 0:
-        raise BadOptions("at least one of --workers, as many --in-flight, and a --deadline above 0 are wanted")
-    door = parse_endpoint(asked)
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve until interrupted; the first line on stdout is the address."""
+    if arguments.workers < 1 or arguments.in_flight < arguments.workers or not arguments.deadline > 0:
+        raise BadOptions("give at least one of --workers, as many --in-flight, and a --deadline above 0")
+    endpoint = parse_endpoint(arguments)
     grpc_module()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported, as nightjar/device/session.py says
-    from nightjar.service.server import EncoderPool, started  # grpc, numpy and the runtime, only to serve
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported, as in nightjar/device/session.py
+    from nightjar.service.server import EncoderPool, start_server  # grpc, numpy and the runtime, only to serve
 
-    encoders = EncoderPool(asked.binary, asked.workers)
-    server, port = started(encoders, door, asked.in_flight, asked.deadline, str(asked.lock))
-    way = f"{door.address.rpartition(':')[0]}:{port}"
-    secured = "TLS" if door.tls else "no TLS, this machine alone"
-    print(f"serving {asked.binary} ({encoders.binary[:12]}) on {way}, {secured}", flush=True)
+    encoders = EncoderPool(arguments.binary, arguments.workers)
+    server, port = start_server(encoders, endpoint, arguments.in_flight, arguments.deadline, str(arguments.lock))
+    address = f"{endpoint.address.rpartition(':')[0]}:{port}"
+    security = "TLS" if endpoint.tls else "no TLS, this machine only"
+    print(f"serving {arguments.binary} ({encoders.binary[:12]}) on {address}, {security}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.wait_for_termination()
     server.stop(1).wait()
     return 130
 
 
-def replaced(asked: argparse.Namespace) -> int:
-    """Become the process that a board would run: without the rest of Nightjar, and numpy's threads set in time."""
+def exec_service(arguments: argparse.Namespace) -> int:
+    """Replace this process by the one that a board runs: without the rest of Nightjar, with numpy's threads set."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    given = {action.dest: getattr(asked, action.dest, None) for action in parser._actions if action.dest != "help"}
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    values = {action.dest: getattr(arguments, action.dest, None) for action in parser._actions if action.dest != "help"}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     os.execv(sys.executable, [sys.executable, "-m", "nightjar.service.main", *words])
 
 
 def main() -> int:
-    """Serve without the rest of Nightjar; a failure is one line on stderr."""
+    """Serve without the rest of Nightjar; an error is one line on stderr."""
     parser = argparse.ArgumentParser(
         prog="python3 -m nightjar.service.main", description="a binary's encoder over gRPC"
     )

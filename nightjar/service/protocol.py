@@ -1,4 +1,4 @@
-"""What both ends of the board service agree on: names, sizes, who may come in; grpc is imported only when asked for."""
+"""Names, sizes and credentials of the board service, for both ends; grpc is imported only when it is needed."""
 
 from __future__ import annotations  # boards have older Pythons
 
@@ -20,13 +20,13 @@ KEEPALIVE = [
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.enable_http_proxy", 0),  # a company's proxy is no way to a board
+    ("grpc.enable_http_proxy", 0),  # a company's proxy does not lead to a board
 ]
 
 
 def grpc_module() -> Any:
     """Import grpc; raises Missing with the command that installs it."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say comes as an exception too
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its messages come as exceptions too
     try:
         import google.protobuf  # noqa: F401
         import grpc
@@ -39,16 +39,16 @@ def grpc_module() -> Any:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Part `HOST:PORT`, `[::1]:PORT` for IPv6; raises BadOptions."""
+    """Split `HOST:PORT`, `[::1]:PORT` for IPv6; raises BadOptions."""
     host, _, port = address.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or not port.isdigit() or int(port) > 65535 or not host.isprintable() or "/" in host:
-        raise BadOptions(f"{address!r} is no address of a board service: give HOST:PORT, such as localhost:50051")
+        raise BadOptions(f"{address!r} is not an address of a board service: give HOST:PORT, such as localhost:50051")
     return host, int(port)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address never leaves its machine; a name other than localhost may be anybody's."""
+    """Tell whether an address stays on this machine; a name other than localhost may not."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -56,21 +56,21 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: Path) -> str:
-    """Read a token file; raises BadOptions without ever saying what is in it."""
+    """Read a token file; raises BadOptions, which never shows its content."""
     token = read_secret(path, "token").decode("ascii", "replace").strip()
     low, high = TOKEN_CHARACTERS
     if not low <= len(token) <= high or not token.isascii() or not token.isprintable() or " " in token:
         raise BadOptions(
-            f"{path} holds no token: one line of {low} to {high} letters and digits is wanted, "
-            "such as `openssl rand -hex 32` prints"
+            f"{path} is not a token file: write one line of {low} to {high} letters and digits, "
+            "as `openssl rand -hex 32` prints"
         )
     return token
 
 
 def read_secret(path: Path, what: str) -> bytes:
-    """Read a key or token; raises BadOptions for one that others may read."""
+    """Read a key or token; raises BadOptions where others may read it."""
     if read_file(path, what) and path.stat().st_mode & 0o077:
-        raise BadOptions(f"{path} can be read by others, and a {what} is for its owner: `chmod 600` it")
+        raise BadOptions(f"{path} can be read by others: `chmod 600` it, a {what} is for its owner only")
     return read_file(path, what)
 
 
@@ -83,7 +83,7 @@ def read_file(path: Path, what: str) -> bytes:
 
 
 def binary_digest(folder: Path) -> str:
-    """Return the sha256 of a binary folder: names and bytes of its files, and neither its place nor its record."""
+    """Return the sha256 of a binary folder: names and bytes of its files, without its path and record."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != "record.json" and not path.name.startswith("."):
@@ -96,7 +96,7 @@ def binary_digest(folder: Path) -> str:
 
 
 class Endpoint(NamedTuple):
-    """Where the service listens and who may come in."""
+    """Where the service listens, and which clients it accepts."""
 
     address: str  # as grpc writes it
     tls: tuple[bytes, bytes] | None  # key and certificate chain

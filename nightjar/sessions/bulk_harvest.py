@@ -1,12 +1,10 @@
-"""Run much speech through one binary's encoder, by a board's service or by sessions, into a dataset."""
+"""Run many clips through one binary's encoder, by a board's service or by sessions, into a dataset."""
 
 import hashlib
-import json
 import logging
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +12,10 @@ import numpy as np
 from nightjar.boards.board import Board
 from nightjar.boards.config import BoardAddress, find_board
 from nightjar.dataset.dumps import write_dumps
-from nightjar.dataset.reader import EncodedClip, Index, open_dataset
-from nightjar.dataset.writer import Writer
+from nightjar.dataset.reader import HarvestedClip, Index, open_dataset
+from nightjar.dataset.writer import DatasetWriter
 from nightjar.errors import BadOptions, BoardMissing
+from nightjar.files import read_json
 from nightjar.plugins.board_choice import board_of, check_preflight
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.progress import tick
@@ -30,142 +29,142 @@ log = logging.getLogger(__name__)
 
 
 class HarvestResult(NamedTuple):
-    """What a harvest came to: clips in the dataset, those of this run, those longer than the window; dumps written."""
+    """A finished dataset; new_clips: harvested by this run; dumps: files written."""
 
     dataset: Index
-    made: int
+    new_clips: int
     dumps: int = 0
 
 
-class HarvestInput(NamedTuple):
-    """A harvest whose input has been read: the folder, what it is, the clips."""
+class _Input(NamedTuple):
+    """The binary and the clips of a harvest."""
 
-    binary: Path
-    content: str  # sha256
+    request: HarvestRequest
+    binary_sha256: str
     model: dict[str, Any]
     target: Plugin
     clips: list[Clip]
     skipped: list[Clip]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Say how large each harvested tensor of a clip is, without the batch axis."""
+        """Return the shape of each harvested tensor of a clip, without the batch axis."""
         outputs = {entry["name"]: entry["shape"] for entry in self.model["parts"]["encoder"]["outputs"]}
         return {name: tuple(outputs[name][1:]) for name in self.model["harvest"]}
 
+    def shard_clips(self) -> int:
+        """Return how many clips fit into a shard."""
+        clip_bytes = sum(2 * math.prod(shape) for shape in self.shapes().values())
+        return max(1, self.request.shard_mib * 2**20 // clip_bytes)
+
 
 def harvest_speech(request: HarvestRequest) -> HarvestResult:
-    """Harvest what the dataset in `out` does not have yet; then write the dumps that are asked for.
+    """Harvest the clips that the dataset in `out` lacks; then write the requested dumps.
 
-    Raises BadOptions for a folder that is no binary or holds another dataset, BoardMissing for a board that is not
-    there or serves another binary, SessionFailed and StoreBroken when it ends early: the same request goes on.
+    Raises BadOptions for a folder that is not a binary or has another dataset, BoardMissing for a board that does not
+    answer or serves another binary, SessionFailed and StoreBroken when it ends early: the same request continues.
     """
-    harvested = _harvested(request, _asked(request))
+    harvested = _harvest(_read_input(request))
     if request.dumps is None:
         return harvested
     dataset = open_dataset(request.out, verify=False)
     return harvested._replace(dumps=write_dumps(dataset, ids_in_line_order(request.speech), request.dumps))
 
 
-def _harvested(request: HarvestRequest, asked: HarvestInput) -> HarvestResult:
-    if (reach := _service(request.board, asked.target)) is not None:
+def _harvest(given: _Input) -> HarvestResult:
+    target = given.target.load()
+    if (address := _service_address(given)) is not None:
         grpc_module()
         from nightjar.service.client import ServiceBoard  # grpc, only where a service is used
 
-        module = asked.target.load()
-        with ServiceBoard(reach, asked.shapes(), module.RUNTIMES) as board:
+        with ServiceBoard(address, given.shapes(), target.RUNTIMES) as board:
             served = board.describe()
-            if served.binary != asked.content:
+            if served.binary != given.binary_sha256:
                 raise BoardMissing(
-                    f"board {reach.alias} serves another binary ({served.binary[:12]}) than {asked.binary} "
-                    f"({asked.content[:12]}): start its service with this one"
+                    f"board {address.alias} serves another binary ({served.binary[:12]}) than {given.request.binary} "
+                    f"({given.binary_sha256[:12]}): start its service with this one"
                 )
-            check_preflight(asked.target, reach.alias, served.facts)
-            with _writer(request, asked, module.TIERS["local"], served.facts.model_dump()) as writer:
-                todo = [clip for clip in asked.clips if clip.id not in writer.done]
-                return _kept(writer, asked, board.encode((clip.id, load_audio(clip.audio)) for clip in todo))
-    ref = board_of(asked.target, request.board)
-    with _writer(request, asked, ref.tier, ref.facts.model_dump()) as writer:
-        todo = [clip for clip in asked.clips if clip.id not in writer.done]
-        return _kept(writer, asked, _by_sessions(ref.connect(), asked, todo, request))
+            check_preflight(given.target, address.alias, served.facts)
+            with _writer(given, target.TIERS["local"], served.facts.model_dump()) as writer:
+                waves = ((clip.id, load_audio(clip.audio)) for clip in _missing(writer, given))
+                return _write(writer, given, board.encode(waves))
+    ref = board_of(given.target, given.request.board)
+    with _writer(given, ref.tier, ref.facts.model_dump()) as writer:
+        return _write(writer, given, _by_sessions(ref.connect(), given, _missing(writer, given)))
 
 
-def _asked(request: HarvestRequest) -> HarvestInput:
+def _read_input(request: HarvestRequest) -> _Input:
     try:
-        model = json.loads((request.binary / "model.json").read_text(encoding="utf-8"))
-        target = json.loads((request.binary / "binary.json").read_text(encoding="utf-8"))["target"]
-        window_s, content = model["recipe"]["window_s"], binary_digest(request.binary)
+        model = read_json(request.binary / "model.json")
+        target = plugin("targets", read_json(request.binary / "binary.json")["target"])
+        window_s, sha256 = model["recipe"]["window_s"], binary_digest(request.binary)
         if not model["harvest"]:
-            raise ValueError("no tensor of it is harvested")
-        if "chunk" in model:
-            raise BadOptions(
-                f"--binary {request.binary} hears a stream: its outputs are as long as its clips, and a dataset's are "
-                "of one shape: give a Whisper's binary"
-            )
+            raise ValueError("it has no tensor to harvest")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadOptions(
-            f"--binary {request.binary} is no binary ({type(error).__name__}): give a folder that build wrote, such as "
-            "artifacts/build/KEY"
+            f"--binary {request.binary} is not a binary ({type(error).__name__}): give a folder that build wrote, such "
+            "as artifacts/build/KEY"
         ) from error
-    kept, skipped = split_by_window(load_speech(request.speech, transcribed=False), window_s)
-    if not kept:
+    if "chunk" in model:
+        raise BadOptions(
+            f"--binary {request.binary} is a streaming model, whose outputs are as long as its clips; those of a "
+            "dataset have one shape: give a Whisper binary"
+        )
+    fitting, skipped = split_by_window(load_speech(request.speech, transcribed=False), window_s)
+    if not fitting:
         raise BadOptions(f"{request.speech} has no clip of at most {window_s:g} s, this binary's window: give others")
-    clips = sorted(shuffled(kept, 0)[: request.limit], key=lambda clip: clip.id)
-    return HarvestInput(request.binary, content, model, plugin("targets", target), clips, skipped)
+    clips = sorted(shuffled(fitting, 0)[: request.limit], key=lambda clip: clip.id)
+    return _Input(request, sha256, model, target, clips, skipped)
 
 
-def _service(alias: str | None, target: Plugin) -> BoardAddress | None:
-    """Find a board that is reached by its service."""
-    if alias is None or alias in target.load().TIERS:
+def _service_address(given: _Input) -> BoardAddress | None:
+    """Return the address of a board that is reached by its service."""
+    alias = given.request.board
+    if alias is None or alias in given.target.load().TIERS:
         return None
-    reach = find_board(alias)
-    return reach if reach.entry.service else None
+    address = find_board(alias)
+    return address if address.entry.service else None
 
 
-def _writer(request: HarvestRequest, asked: HarvestInput, tier: str, facts: dict[str, Any]) -> Writer:
-    shapes = asked.shapes()
-    clip_bytes = sum(2 * math.prod(shape) for shape in shapes.values())
-    return Writer(
-        request.out,
+def _writer(given: _Input, tier: str, facts: dict[str, Any]) -> DatasetWriter:
+    return DatasetWriter(
+        given.request.out,
         Index(
             made_from={
-                "binary": asked.content,
-                "target": asked.target.load().NAME,
+                "binary": given.binary_sha256,
+                "target": given.target.load().NAME,
                 "tier": tier,
                 "board": facts,
-                "model": {name: asked.model[name] for name in ("family", "dims", "recipe")},
-                "speech": speech_digest(asked.clips),
+                "model": {name: given.model[name] for name in ("family", "dims", "recipe")},
+                "speech": speech_digest(given.clips),
             },
-            tensors=shapes,
-            clips=len(asked.clips),
-            shard_clips=max(1, min(4096, request.shard_mib * 2**20 // clip_bytes)),
-            skipped=tuple(clip.id for clip in asked.skipped),
+            tensors=given.shapes(),
+            clips=len(given.clips),
+            shard_clips=min(4096, given.shard_clips()),
+            skipped=tuple(clip.id for clip in given.skipped),
         ),
-        [clip.id for clip in asked.clips],
+        [clip.id for clip in given.clips],
     )
 
 
-def _kept(writer: Writer, asked: HarvestInput, results: Iterator[EncodedClip]) -> HarvestResult:
+def _missing(writer: DatasetWriter, given: _Input) -> list[Clip]:
+    return [clip for clip in given.clips if clip.id not in writer.done]
+
+
+def _write(writer: DatasetWriter, given: _Input, results: Iterator[HarvestedClip]) -> HarvestResult:
     before = len(writer.done)
-    for encoded in results:
-        writer.add(encoded)
-        tick(len(writer.done), len(asked.clips))
+    for clip in results:
+        writer.add(clip)
+        tick(len(writer.done), len(given.clips))
     return HarvestResult(writer.finish(), len(writer.done) - before)
 
 
-def _by_sessions(
-    board: Board, asked: HarvestInput, clips: Sequence[Clip], request: HarvestRequest
-) -> Iterator[EncodedClip]:
-    """Harvest by sessions of at most a shard's bytes, so that the disk holds little twice."""
-    names, folder = list(asked.shapes()), request.out / ".session"
-    at_once = max(1, request.shard_mib * 2**20 // sum(2 * math.prod(shape) for shape in asked.shapes().values()))
-    for start in range(0, len(clips), at_once):
-        some = clips[start : start + at_once]
-        for line in run_session(board, asked.binary, some, folder, decode=False, harvest=names):
-            wave = np.load(folder / "clips" / f"{line['id']}.npy")
-            tensors = {name: np.load(folder / "harvest" / f"{line['id']}.{name}.npy") for name in names}
-            yield EncodedClip(line["id"], line["audio_s"], _sha256(wave), tensors)
+def _by_sessions(board: Board, given: _Input, clips: Sequence[Clip]) -> Iterator[HarvestedClip]:
+    """Harvest in sessions of at most a shard's bytes, so that few tensors lie on the disk twice."""
+    names, folder = list(given.shapes()), given.request.out / ".session"
+    for start in range(0, len(clips), given.shard_clips()):
+        batch = clips[start : start + given.shard_clips()]
+        for result in run_session(board, given.request.binary, batch, folder, decode=False, harvest=names):
+            wave = np.load(folder / "clips" / f"{result['id']}.npy").astype("<i2", copy=False)
+            tensors = {name: np.load(folder / "harvest" / f"{result['id']}.{name}.npy") for name in names}
+            yield HarvestedClip(result["id"], result["audio_s"], hashlib.sha256(wave.tobytes()).hexdigest(), tensors)
         shutil.rmtree(folder)
-
-
-def _sha256(wave: np.ndarray) -> str:
-    return hashlib.sha256(wave.astype("<i2", copy=False).tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What of a session is safe on this host: a line per finished clip, written when all that belongs to it is here."""
+"""The journal of a session on this host: one line per finished clip, written after the clip's files are on disk."""
 
 import json
 import os
@@ -7,59 +7,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nightjar.files import digest_file, storage_errors
+from nightjar.files import digest_file, read_whole_lines, storage_errors, sync
 
-Line = dict[str, Any]
+Result = dict[str, Any]
 
 
 class Journal:
-    """Keep the lines of finished clips, with the sha256 of their files; a kill at any moment loses none of them."""
+    """Keep the results of finished clips with the sha256 of their files; a kill at any moment loses none of them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._path, self._writing = folder, folder / "finished.jsonl", threading.Lock()
-        self.lines: dict[str, Line] = {}
-        for entry in _entries(self._path):
-            # Looked at again: a disk that was full, or a byte that fell over since.
-            if all(_is(folder / name, sha256) for name, sha256 in entry["files"].items()):
-                self.lines[entry["line"]["id"]] = entry["line"]
+        self.folder, self._path, self._lock = folder, folder / "finished.jsonl", threading.Lock()
+        self.results: dict[str, Result] = {}
+        for text in read_whole_lines(self._path):
+            try:
+                entry = json.loads(text)
+                name, files = entry["line"]["id"], dict(entry["files"])
+            except (ValueError, TypeError, KeyError):  # damaged: the clip runs again
+                continue
+            # Files are verified again: the disk may have been full, or a byte may have changed since.
+            if all(
+                (folder / path).is_file() and digest_file(folder / path) == sha256 for path, sha256 in files.items()
+            ):
+                self.results[name] = entry["line"]
             else:
-                self.lines.pop(entry["line"]["id"], None)
+                self.results.pop(name, None)
 
-    def add(self, line: Line, files: Mapping[str, str]) -> None:
-        """Write down a finished clip: its line, and its files (path in the folder, sha256), which are here already."""
-        with self._writing, storage_errors():
+    def add(self, result: Result, files: Mapping[str, str]) -> None:
+        """Record a finished clip; files: sha256 by path in the folder, already written."""
+        with self._lock, storage_errors():
             for name in files:
-                _sync(self.folder / name)
+                sync(self.folder / name)
             with self._path.open("a", encoding="utf-8") as file:
-                print(json.dumps({"line": line, "files": dict(files)}), file=file, flush=True)
+                print(json.dumps({"line": result, "files": dict(files)}), file=file, flush=True)
                 os.fsync(file.fileno())
-            self.lines[line["id"]] = line
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """Read whole entries, and cut off a half-written last one."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        with storage_errors():
-            path.write_bytes(whole)
-    found = []
-    for text in whole.split(b"\n")[:-1]:
-        try:
-            entry = json.loads(text)
-            if isinstance(entry["line"]["id"], str) and isinstance(entry["files"], dict):
-                found.append(entry)
-        except (ValueError, TypeError, KeyError):  # damaged: its clip is done again
-            continue
-    return found
-
-
-def _is(path: Path, sha256: str) -> bool:
-    return path.is_file() and digest_file(path) == sha256
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+            self.results[result["id"]] = result

@@ -1,4 +1,4 @@
-"""Audio of any container and rate as 16 kHz mono int16, and refusal of what is cut short."""
+"""Read audio of any container and rate as 16 kHz mono int16; truncated files are refused."""
 
 import os
 import shutil
@@ -17,38 +17,38 @@ from nightjar.errors import BadAudio
 
 SAMPLE_RATE = 16_000
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
-# What libsndfile calls the containers whose truncation this module can see; it opens many more.
+# libsndfile's names of the containers whose truncation this module detects; it opens many more.
 FORMATS = ("WAV", "WAVEX", "FLAC", "MP3", "OGG")
-ENDLESS = 1 << 40  # frames; libsndfile says 2^63 - 1 where it does not know
+ENDLESS = 1 << 40  # frames; libsndfile gives 2^63 - 1 where it does not know
 
 
 def load_audio(path: Path) -> NDArray[np.int16]:
     """Read a wav, flac, mp3 or ogg file as `(n,) int16`, 16 kHz, mono; raise BadAudio otherwise.
 
-    Channels are averaged and the rate changed in float32; 16 kHz 16-bit mono stays bit for bit.
+    Channels are averaged and the rate changed in float32; 16 kHz 16-bit mono is unchanged bit for bit.
     """
     path = Path(path)
-    with _opened(path) as file:
+    with _open(path) as file:
         parts = [block.mean(axis=1, dtype=np.float32) for block in _blocks(path, file)]
         expected, rate, exact = file.frames, file.samplerate, file.format != "MP3"
     wave = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not wave.size:
         raise _no_sound(path)
-    # Encoder delay and padding make an mp3's own count approximate; `_opened` checked its bytes.
+    # Encoder delay and padding make an mp3's own count approximate; `_open` checked its bytes.
     if exact and wave.size < expected:
         raise _truncated(path)
     if not np.isfinite(wave).all():
         raise BadAudio(f"{path}: samples that are NaN or infinite; write the file again")
     if rate != SAMPLE_RATE:
-        import librosa  # takes seconds to import, and most speech is at 16 kHz already
+        import librosa  # takes seconds to import, and most speech is at 16 kHz
 
         wave = librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
     return np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def duration_s(path: Path) -> float:
-    """Tell how long the audio lasts by its own header, after a look at its last sample; raise BadAudio if it is cut."""
-    with _opened(path) as file:
+    """Return the duration by the header, after reading the last sample; raise BadAudio for a truncated file."""
+    with _open(path) as file:
         frames = file.frames
         if file.format == "FLAC":
             try:
@@ -64,8 +64,8 @@ def duration_s(path: Path) -> float:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[sf.SoundFile]:
-    """Open audio, or raise BadAudio; libsndfile reads a cut wav or ogg as a shorter, sound one."""
+def _open(path: Path) -> Iterator[sf.SoundFile]:
+    """Open audio, or raise BadAudio; libsndfile reads a truncated wav or ogg as a shorter, valid one."""
     if not path.is_file():
         raise BadAudio(f"{path}: no such audio file; check the path")
     if not path.stat().st_size:
@@ -74,12 +74,12 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
         file = sf.SoundFile(path)
     except (sf.SoundFileError, TypeError) as exc:
         raise BadAudio(
-            f"{path}: not audio, or cut inside its header; wav, flac, mp3 and ogg are read: copy or convert it again"
+            f"{path}: not audio, or truncated in its header; wav, flac, mp3 and ogg are read: copy or convert it again"
         ) from exc
     with file:
         if file.format not in FORMATS:
             raise BadAudio(f"{path}: {file.format} audio; convert it to wav, flac, mp3 or ogg")
-        if _is_cut(path, file.format):
+        if _is_truncated(path, file.format):
             raise _truncated(path)
         if file.samplerate <= 0 or file.frames <= 0:
             raise _no_sound(path)
@@ -88,24 +88,24 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
         if file.format != "MP3" or _mp3_tag(path)[1] is not None:
             yield file
             return
-    with _poured(path) as file:
+    with _open_untagged_mp3(path) as file:
         yield file
 
 
 @contextmanager
-def _poured(path: Path) -> Iterator[sf.SoundFile]:
+def _open_untagged_mp3(path: Path) -> Iterator[sf.SoundFile]:
     """Open an mp3 without a length tag through a pipe, which has no length either: to its real end.
 
     From the file itself libsndfile reads only as much as the first frame's bit rate lets it guess.
     """
     source, sink = os.pipe()
 
-    def pour() -> None:
+    def copy() -> None:
         with suppress(BrokenPipeError), path.open("rb") as raw, os.fdopen(sink, "wb") as pipe:
             raw.seek(_mp3_tag(path)[0])
             shutil.copyfileobj(raw, pipe)
 
-    thread = threading.Thread(target=pour, daemon=True)
+    thread = threading.Thread(target=copy, daemon=True)
     thread.start()
     try:
         with sf.SoundFile(source, closefd=False) as file:
@@ -118,7 +118,7 @@ def _poured(path: Path) -> Iterator[sf.SoundFile]:
 
 
 def _blocks(path: Path, file: Any) -> Iterator[NDArray[np.float32]]:
-    """Read `(n, channels) float32` blocks to the end: a header that lies cannot claim memory."""
+    """Read `(n, channels) float32` blocks to the end: a wrong header cannot claim memory."""
     try:
         while len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
             yield block
@@ -126,8 +126,8 @@ def _blocks(path: Path, file: Any) -> Iterator[NDArray[np.float32]]:
         raise _truncated(path) from exc
 
 
-def _is_cut(path: Path, kind: str) -> bool:
-    """Tell whether a file ends before its own header or last page says."""
+def _is_truncated(path: Path, kind: str) -> bool:
+    """Return whether a file ends before its header or last page says."""
     size = path.stat().st_size
     if kind == "MP3":
         start, declared = _mp3_tag(path)
@@ -135,11 +135,11 @@ def _is_cut(path: Path, kind: str) -> bool:
         return declared is not None and size - start < 0.99 * declared
     with path.open("rb") as raw:
         if kind in ("WAV", "WAVEX"):
-            return _wav_is_cut(raw, size)
-        return kind == "OGG" and _ogg_is_cut(raw, size)
+            return _wav_is_truncated(raw, size)
+        return kind == "OGG" and _ogg_is_truncated(raw, size)
 
 
-def _wav_is_cut(raw: BinaryIO, size: int) -> bool:
+def _wav_is_truncated(raw: BinaryIO, size: int) -> bool:
     order = ">" if raw.read(4) == b"RIFX" else "<"
     raw.seek(12)
     while len(head := raw.read(8)) == 8:
@@ -151,8 +151,8 @@ def _wav_is_cut(raw: BinaryIO, size: int) -> bool:
     return True
 
 
-def _ogg_is_cut(raw: BinaryIO, size: int) -> bool:
-    """Tell whether the last page is incomplete or not marked as the last (RFC 3533, section 6)."""
+def _ogg_is_truncated(raw: BinaryIO, size: int) -> bool:
+    """Return whether the last page is incomplete or not marked as the last (RFC 3533, section 6)."""
     raw.seek(max(0, size - 2 * 65_307))
     tail = raw.read()
     page = tail[tail.rfind(b"OggS") :]
@@ -184,4 +184,4 @@ def _truncated(path: Path) -> BadAudio:
 
 
 def _no_sound(path: Path) -> BadAudio:
-    return BadAudio(f"{path}: holds no audio (zero samples); take it out or record it again")
+    return BadAudio(f"{path}: no audio (zero samples); remove it or record it again")

@@ -20,7 +20,7 @@ LINE = '{"audio_filepath": "a.wav", "text": "what is said"}'
 
 
 class Clip(BaseModel, frozen=True):
-    """Name one utterance: its audio file, what is said in it and by whom."""
+    """One utterance: its audio file, reference text and speaker."""
 
     id: str
     audio: Path
@@ -30,7 +30,7 @@ class Clip(BaseModel, frozen=True):
 
 
 class _Line(BaseModel, strict=True):
-    """What one line of a NeMo manifest may say; a "duration" is not believed."""
+    """One line of a NeMo manifest; its "duration" is ignored."""
 
     audio_filepath: str = Field(min_length=1)
     text: str
@@ -40,7 +40,7 @@ class _Line(BaseModel, strict=True):
 
 
 class _Row(NamedTuple):
-    """What a speech list says of one clip, before anything is checked against the disk."""
+    """One clip as a speech list describes it, before its audio is checked."""
 
     where: str
     audio: str
@@ -53,7 +53,7 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
     """List the clips of a manifest, a LibriSpeech tree or a plain folder, sorted by id.
 
     With `transcribed=False` a folder needs no text beside its audio, and a single audio file is a list too.
-    Raises BadManifest or BadAudio with the file and line at fault; no clip is left out silently.
+    Raises BadManifest or BadAudio with the file and line at fault; no clip is skipped silently.
     """
     path = Path(path)
     if path.is_dir():
@@ -67,13 +67,13 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
         raise BadManifest(f"{path}: not a speech list; give {KINDS}")
     else:
         raise BadManifest(f"{path}: no such file or folder; check the path, or give {KINDS}")
-    root = path.resolve() if path.is_dir() else path.resolve().parent  # of a linked list, where its audio is
+    root = path.resolve() if path.is_dir() else path.resolve().parent  # the folder of a linked list's audio
     seen: dict[str, str] = {}
     clips = []
     for row in rows:
         if row.id in seen:
             raise BadManifest(
-                f"{row.where}: the id {row.id!r} is already that of {seen[row.id]}; "
+                f"{row.where}: the id {row.id!r} is the same as in {seen[row.id]}; "
                 'ids must be unique: rename one, or give each line an "id"'
             )
         seen[row.id] = row.where
@@ -83,7 +83,7 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
 
 
 def speech_digest(clips: Sequence[Clip]) -> str:
-    """Hash ids, texts, speakers and audio bytes: the same content in another folder is the same."""
+    """Hash ids, texts, speakers and audio bytes; the folder does not matter."""
     digest = hashlib.sha256()
     for clip in sorted(clips, key=lambda clip: clip.id):
         row = [clip.id, clip.text, clip.speaker, _digests.get(clip.audio)]
@@ -95,10 +95,10 @@ def speech_digest(clips: Sequence[Clip]) -> str:
 def check_disjoint(calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> None:
     """Raise SpeakersOverlap if the two lists share a speaker or an utterance.
 
-    An utterance is shared when the audio bytes are equal, or when id, length and samples are: the
-    same clip in another container. An id alone is no proof: many lists count from clip_0001.
+    An utterance is shared when the audio bytes are equal, or when id, length and samples are equal: the same clip in
+    another container. An equal id is not enough: many lists count from clip_0001.
     """
-    advice = "move them to one of the two sets: a score on calibrated voices flatters the port"
+    advice = "move them to one of the two sets: a score on calibrated voices is too good"
     speakers = {c.speaker for c in calibration} & {c.speaker for c in evaluation} - {None}
     if speakers:
         raise SpeakersOverlap(
@@ -126,17 +126,14 @@ def ids_in_line_order(path: Path) -> list[str]:
 
 
 def shuffled(clips: Sequence[Clip], seed: int) -> list[Clip]:
-    """Return the clips in an order that depends on the seed and their ids, and on nothing else."""
+    """Return the clips in an order that depends only on the seed and their ids."""
     return sorted(clips, key=lambda clip: (hashlib.sha256(f"{seed}:{clip.id}".encode()).hexdigest(), clip.id))
 
 
 def split_by_window(clips: Sequence[Clip], window_s: float) -> tuple[list[Clip], list[Clip]]:
-    """Part the clips into those that fit in `window_s` seconds and those that must be skipped."""
-    kept = [clip for clip in clips if clip.duration_s <= window_s + 1e-6]
-    return kept, [clip for clip in clips if clip.duration_s > window_s + 1e-6]
-
-
-# -- speech lists ------------------------------------------------------------------------------
+    """Split the clips into those of at most `window_s` seconds and those that must be skipped."""
+    fitting = [clip for clip in clips if clip.duration_s <= window_s + 1e-6]
+    return fitting, [clip for clip in clips if clip.duration_s > window_s + 1e-6]
 
 
 def _manifest(path: Path) -> list[_Row]:
@@ -154,7 +151,7 @@ def _manifest(path: Path) -> list[_Row]:
             raise BadManifest(f'{where}: {key}{first["msg"]}; write one {LINE} per line, text "" for silence') from exc
         if entry.offset:
             raise BadManifest(
-                f'{where}: "offset" asks for a piece of {entry.audio_filepath}; only whole files '
+                f'{where}: "offset" selects a piece of {entry.audio_filepath}; only whole files '
                 "are read: cut it out into a file"
             )
         stem = Path(entry.audio_filepath).with_suffix("").as_posix()
@@ -176,14 +173,14 @@ def _librispeech(root: Path, transcripts: Sequence[Path]) -> list[_Row]:
                 continue
             where = f"{transcript}:{number}"
             if not text:
-                raise BadManifest(f"{where}: {name} has no text; write 'ID WHAT IS SAID'")
+                raise BadManifest(f"{where}: {name} has no text; write 'ID TEXT'")
             suffix = unlisted.pop(transcript.parent / name, Path("missing.flac")).suffix
             audio = transcript.parent.relative_to(root) / f"{name}{suffix}"
             rows.append(_Row(where, audio.as_posix(), text, name.split("-")[0], file_safe_id(name)))
     for audio in unlisted.values():
-        raise BadManifest(f"{audio}: in no .trans.txt beside it; add '{audio.stem} WHAT IS SAID'")
+        raise BadManifest(f"{audio}: in no .trans.txt beside it; add '{audio.stem} TEXT'")
     if not rows:
-        raise BadManifest(f"{root}: its .trans.txt files are empty; write 'ID WHAT IS SAID' lines")
+        raise BadManifest(f"{root}: its .trans.txt files are empty; write 'ID TEXT' lines")
     return rows
 
 
@@ -195,7 +192,7 @@ def _folder(root: Path, transcribed: bool) -> list[_Row]:
         if transcribed and not text.is_file():
             manifests = ", ".join(str(path) for path in sorted(root.glob("*.jsonl")))
             advice = f"or give a manifest: {manifests}" if manifests else "empty for silence"
-            raise BadManifest(f"{audio}: no {text.name} to score it by; write it, {advice}")
+            raise BadManifest(f"{audio}: no {text.name} with its reference text; write it, {advice}")
         speaker = relative.parts[0] if len(relative.parts) > 1 else None
         spoken = " ".join(_read(text).split()) if text.is_file() else ""
         name = file_safe_id(relative.with_suffix("").as_posix())
@@ -206,7 +203,7 @@ def _folder(root: Path, transcribed: bool) -> list[_Row]:
 
 
 def _audio_below(root: Path) -> list[Path]:
-    """List audio files in order; a dangling link is one too, to be refused later, not passed over."""
+    """List audio files in order; a dangling link is listed too, so that it is refused later and not skipped."""
     found = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
@@ -216,12 +213,12 @@ def _clip(root: Path, row: _Row) -> Clip:
         audio = (root / row.audio).resolve()
     except (OSError, RuntimeError, ValueError) as exc:  # a symlink loop, a NUL, a name too long
         raise BadManifest(
-            f"{row.where}: {row.audio!r} is no path ({exc}); give a path inside the list's folder"
+            f"{row.where}: {row.audio!r} is not a path ({exc}); give a path inside the list's folder"
         ) from exc
     if not audio.is_relative_to(root):
         raise BadManifest(
             f"{row.where}: {row.audio} leads out of {root}; audio must lie in the list's own "
-            "folder: move it there, or the list to a folder above both"
+            "folder: move it there, or move the list to a folder above both"
         )
     try:
         length_s = _durations.get(audio)
@@ -231,13 +228,13 @@ def _clip(root: Path, row: _Row) -> Clip:
 
 
 def file_safe_id(name: str) -> str:
-    """Turn a name into an id that is a safe file name on any board: `[A-Za-z0-9._-]`, 100 at most.
+    """Turn a name into an id that is a safe file name on any board: `[A-Za-z0-9._-]`, 100 characters at most.
 
-    A name that loses more than its slashes keeps a hash, or two Chinese names would become one.
+    A name that loses more than its slashes gets a hash, or two Chinese names would become equal.
     """
-    kept = name.replace("/", "_")
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", kept).lstrip(".-")[:100]
-    if safe == kept and safe:
+    flat = name.replace("/", "_")
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", flat).lstrip(".-")[:100]
+    if safe == flat and safe:
         return safe
     return f"{safe[:80] or 'clip'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 

@@ -19,8 +19,8 @@ from nightjar.files import digest_file, mtime_ns
 from nightjar.progress import tick
 from nightjar.store.artifact import DAMAGED, RECORD, Record, Store, content_files, parse_record
 from nightjar.store.usage import gc_lock, in_use
-from nightjar.text import DAY_S
 
+DAY_S = 86400.0
 WORK_S = DAY_S  # unfinished work of a dead run: somebody may continue it the next morning
 MEMO_S = 30 * DAY_S  # memos of code that was edited since
 
@@ -216,3 +216,11 @@ def _folder_bytes(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += path.lstat().st_size
     return total
+
+
+def age(seconds: float) -> str:
+    """Format a duration in the largest unit of which it has at least two."""
+    for unit, length in (("days", DAY_S), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from nightjar.progress import tick
 from nightjar.store.artifact import DAMAGED, Record, parse_record
 from nightjar.store.bucket import Bucket, RemoteFile
-from nightjar.store.gc import Collected, Damage, Entry, Ref, summarize
+from nightjar.store.gc import DAY_S, Collected, Damage, Entry, Ref, summarize
 from nightjar.store.remote import blob_name, record_name
-from nightjar.text import DAY_S
 
 GRACE_S = 2 * DAY_S
 

@@ -25,7 +25,10 @@ CALIBRATION = SHIPPED / "calibration.jsonl"
 MAX_BYTES = 15_000_000
 
 # Whisper leaves its own english.json and gpt2.tiktoken open.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*(english.json|tiktoken):ResourceWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed file .*(english.json|tiktoken):ResourceWarning"),
+]
 
 
 @pytest.fixture(scope="module")

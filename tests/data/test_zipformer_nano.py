@@ -21,7 +21,7 @@ import zipformer_training  # noqa: E402
 from nano_check import read_manifest  # noqa: E402
 
 # Whisper leaves its own english.json open.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*english.json:ResourceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed file .*english.json:ResourceWarning")]
 
 SHIPPED = DATA / "zipformer-nano"
 SMALL = zipformer_layers.Shape(width=16, attention=16, heads=2, feedforward=16, channels=(4, 4, 8), joiner=16)

@@ -11,6 +11,8 @@ from tests.conftest import need
 from tests.faults import Bench, throw
 from tests.loopback import SSHD, Loopback
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 200
 
 

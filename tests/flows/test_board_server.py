@@ -15,6 +15,8 @@ from nightjar.paths import reports_folder
 from tests.flows.conftest import ROOT, Cli, write_speech
 from tests.loopback import Loopback
 
+pytestmark = pytest.mark.slow
+
 SECRETS = {"NIGHTJAR_TEST_TOKEN": "hunter2-environment", "SSH_ASKPASS_WORD": "hunter2-passphrase"}
 KEY_WORDS = "hunter2-key-path"
 
@@ -84,7 +86,7 @@ def test_a_board_has_a_slot_and_who_waits_is_told_and_nothing_keeps_a_secret(
     holder.communicate()
     assert refused.returncode == 4, refused.stderr + refused.stdout
     (line,) = [text for text in refused.stderr.splitlines() if text.startswith("nightjar: ")]
-    assert "board loop is still held by" in line
+    assert "board loop is still locked by" in line
     assert f"process {holder.pid}" in line
     assert time.monotonic() - began < 120
 
@@ -98,7 +100,7 @@ def test_a_board_has_a_slot_and_who_waits_is_told_and_nothing_keeps_a_secret(
     assert lease.is_success, lease.text
     waiting = cli(*asked, "--board", "loop", "--board-wait", "1", store=store, **environment)
     assert waiting.returncode == 4
-    assert "board loop is still held by another Prefect run after 1 s" in waiting.stderr
+    assert "board loop is still locked by another Prefect run after 1 s" in waiting.stderr
     freed = {"slots": 1, "lease_id": lease.json()["lease_id"]}
     assert httpx.post(f"{server}/v2/concurrency_limits/decrement-with-lease", json=freed).is_success
 
@@ -107,7 +109,7 @@ def test_a_board_has_a_slot_and_who_waits_is_told_and_nothing_keeps_a_secret(
     assert httpx.get(f"{server}/v2/concurrency_limits/board:loop").json()["active_slots"] == 0
 
     end = time.monotonic() + 60  # the client sends logs in the background
-    while "board loop is held by" not in (kept := everything(server)):
+    while "board loop is locked by" not in (kept := everything(server)):
         assert time.monotonic() < end, "who holds it is not to be seen in the UI"
         time.sleep(1)
     time.sleep(3)  # for what else is on its way, which may hold a secret

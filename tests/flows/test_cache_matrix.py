@@ -11,6 +11,8 @@ import pytest
 
 from tests.flows.conftest import ROOT, write_speech
 
+pytestmark = pytest.mark.slow
+
 STAGES = {
     *("export", "build reference", "build float", "harvest", "calibrate", "build binary"),
     *("stock", "evaluate float", "evaluate binary", "judge", "report"),

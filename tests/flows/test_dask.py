@@ -21,6 +21,8 @@ from tests.conftest import need
 from tests.flows.conftest import ROOT, Cli, write_speech
 from tests.s3 import free_port
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 24
 
 

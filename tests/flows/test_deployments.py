@@ -18,6 +18,8 @@ from nightjar.plugins.registry import names
 from tests.flows.conftest import ROOT, Cli
 from tests.prefect_server import prefect_server
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_file_has_every_target_as_a_folder_alone_would_be_deployed() -> None:
     said = yaml.safe_load(FILE.read_text())

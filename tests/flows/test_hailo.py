@@ -16,6 +16,8 @@ from tasks.markdown import verdict_markdown
 from tests.flows.conftest import ROOT, Cli, shipped_speech
 from tests.targets.hailo.environment import make_environment
 
+pytestmark = pytest.mark.slow
+
 HAILO = ("port", "--target", "hailo")
 
 

@@ -131,7 +131,7 @@ def test_missing_and_surplus_files_are_named(dumps: Path, model: list[str], caps
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(np.nan, "no finite number"), (-np.inf, "no finite number"), (7e4, "beyond float16")]
+    ("value", "said"), [(np.nan, "not a finite number"), (-np.inf, "not a finite number"), (7e4, "beyond float16")]
 )
 def test_values_that_no_harvest_has_are_refused(
     dumps: Path, model: list[str], capsys: pytest.CaptureFixture[str], value: float, said: str

@@ -25,6 +25,8 @@ from tests.flows.working import Worker
 from tests.loopback import Loopback
 from tests.nights import NANO, Nights, altered, outcomes, worse, write_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     loop: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -115,7 +117,7 @@ def test_bisect_shows_what_the_bad_checkpoint_hears(
     stages = {stage["name"]: stage["same"] for stage in results["stages"]}
     assert not stages["export"]
     printed = capsys.readouterr().out
-    assert "B hears worse" in printed
+    assert "WER is worse in B" in printed
     assert results["clips"][0]["id"] in printed
 
     assert main([*asked, "--checkpoint", str(NANO), str(NANO)]) == 0
@@ -140,14 +142,14 @@ BAD_CONFIGS = {
     ),
     "a cell twice": (
         2 * '[[cells]]\nmodels = ["whisper-nano"]\ntargets = ["onnx"]\nprecisions = ["fp"]\n',
-        "[[cells]] 2: cell whisper-nano/onnx/fp is there twice",
+        "[[cells]] 2: cell whisper-nano/onnx/fp occurs twice",
     ),
     "a value out of range": (
         '[defaults]\nlimit = 0\n[[cells]]\nmodels = ["whisper-nano"]\ntargets = ["onnx"]\nprecisions = ["fp"]\n',
         "limit = 0",
     ),
-    "no TOML": ("[[cells]\n", "is no TOML"),
-    "no cells": ("[defaults]\nlimit = 3\n", "asks for no cell"),
+    "no TOML": ("[[cells]\n", "is not TOML"),
+    "no cells": ("[defaults]\nlimit = 3\n", "has no cell"),
 }
 
 

@@ -89,6 +89,7 @@ def test_float_precision_needs_no_calibration(cli: Cli, few: list[str], store: P
     assert not {"harvest", "calibrate"} & {stage["name"] for stage in results["stages"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["window", "static"])
 def test_other_decoder_protocols_port(cli: Cli, few: list[str], store: Path, tmp_path: Path, decoder: str) -> None:
     done = cli("port", *few, "--decoder", decoder, "--limit", "4", "--json", tmp_path / "r.json", store=store)
@@ -104,6 +105,7 @@ def test_something_useful_is_said_before_prefect_is_imported(cli: Cli) -> None:
     assert "whisper-nano" in said
 
 
+@pytest.mark.slow
 def test_compare_writes_a_json_per_clip_and_a_summary(cli: Cli, few: list[str], store: Path, tmp_path: Path) -> None:
     audio = Path(few[3]).parent / "clips" / "evaluation"
     done = cli("compare", audio, "--out", tmp_path / "compared", store=store)
@@ -123,6 +125,7 @@ def test_listings(cli: Cli, command: str, said: str) -> None:
     assert said in done.stdout
 
 
+@pytest.mark.slow
 def test_host_embedding_changes_the_files_and_not_the_text(
     cli: Cli, few: list[str], store: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +147,7 @@ def test_host_embedding_changes_the_files_and_not_the_text(
     assert results["wer_float"] == results["wer_stock"]
 
 
+@pytest.mark.slow
 def test_nodes_can_be_kept_float(cli: Cli, few: list[str], store: Path, tmp_path: Path) -> None:
     cli("port", *few, "--json", tmp_path / "int8.json", store=store)
     done = cli("port", *few, "--float-nodes", "encoder:*blocks.0*", "--json", tmp_path / "kept.json", store=store)
@@ -153,6 +157,7 @@ def test_nodes_can_be_kept_float(cli: Cli, few: list[str], store: Path, tmp_path
     assert share["kept"]["decoder"] == share["int8"]["decoder"]
 
 
+@pytest.mark.slow
 def test_a_report_repeats_itself_elsewhere(cli: Cli, few: list[str], store: Path, tmp_path: Path) -> None:
     cli("port", *few, "--limit", "6", "--json", tmp_path / "r.json", store=store)
     report = tmp_path / "report.html"

@@ -23,17 +23,20 @@ from nightjar.speech.manifest import load_speech
 from tests.flows.conftest import ROOT, shipped_speech, write_speech
 from tests.loopback import Loopback
 
+pytestmark = pytest.mark.slow
+
 # What rknn_model_zoo's demo does, with onnxruntime: whisper_demo BINARY en CLIP.wav
 DEMO = f"""#!{sys.executable}
-import base64, json, sys, wave
+import base64, json, os, sys, wave
 from pathlib import Path
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as a session has it: some processors round otherwise with more
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
 from models.whisper.decode import decode, encode, features
 from targets.onnx.runner import open_runner
 binary, language, clip = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 model = json.loads((binary / "model.json").read_text())
-runner = open_runner(binary, json.loads((binary / "binary.json").read_text())["parts"])
+runner = open_runner(binary, json.loads((binary / "binary.json").read_text())["parts"], {{"own_process": True}})
 print("model input num: 1, output num: 1\\n  index=0, name=x, n_dims=3, dims=[1, 80, 3000]")
 with wave.open(clip) as file:
     samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
@@ -172,7 +175,7 @@ def test_every_way_to_fail_is_told_apart_and_the_rest_is_scored(
     gate = next(gate for gate in results["gates"] if gate["name"] == "aside")
     assert gate["outcome"] == "FAIL"
     said = capsys.readouterr().out
-    assert "7 clips were set aside" in said
+    assert "7 clips were excluded" in said
     assert "[/red][E] rknn_init" in said, "a board's words are no markup"
     assert main(["reproduce", results["report"]]) == 0
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
@@ -195,9 +198,9 @@ def test_what_cannot_be_run_is_said_before_anything_runs(
     asked = ["evaluate", "--target", "rknn", "--board", "loop"]
     assert "no program ./whisper_demo" in refused(capsys, 3, *asked, "--program", "./whisper_demo {clip}")
     assert "no program nowhere" in refused(capsys, 3, *asked, "--program", "nowhere {clip}", "--program-cwd", tmp_path)
-    assert "it takes {clip} at least" in refused(capsys, 2, *asked, "--program", "./whisper_demo clip.wav")
+    assert "it needs {clip}" in refused(capsys, 2, *asked, "--program", "./whisper_demo clip.wav")
     assert "{clip}" in refused(capsys, 2, *asked, "--program", "./whisper_demo {clip} {password}")
-    assert "no command line" in refused(capsys, 2, *asked, "--program", "./whisper_demo '{clip}")
+    assert "is not a command line" in refused(capsys, 2, *asked, "--program", "./whisper_demo '{clip}")
     assert "[loop.program]" in refused(capsys, 2, *asked, "--program", "declared")
     assert "absolute path" in refused(capsys, 2, *asked, "--program", "a {clip}", "--program-cwd", "here")
     assert "nothing to evaluate" in refused(capsys, 2, *asked)
@@ -233,7 +236,7 @@ def test_a_program_that_can_do_nothing_is_not_asked_for_a_thousand_clips(board: 
     speech = load_speech(write_speech(tmp_path / "speech", {f"c{number:02d}": "red" for number in range(20)}))
     clips = {clip.id: clip.audio for clip in speech}
     with pytest.raises(
-        SessionFailed, match=r"nothing with any of 5 clips, first c00: it ended with status 3: no licence"
+        SessionFailed, match=r"failed on each of 5 clips, first c00: it ended with status 3: no licence"
     ):
         run_program(board, BoardProgram(command=(str(demo), "{clip}")), clips, tmp_path / "job", language="en")
     assert len(counted.read_text()) < 10

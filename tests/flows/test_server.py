@@ -10,6 +10,8 @@ import pytest
 
 from tests.flows.conftest import Cli, write_speech
 
+pytestmark = pytest.mark.slow
+
 # A port's stages before anything is heard, and from there on.
 BEFORE = ("export", "build reference", "build float", "harvest", "calibrate", "build binary", "stock")
 AFTER = ("evaluate float", "evaluate binary", "judge", "report")

@@ -11,6 +11,8 @@ from nightjar.cli.main import main
 from tests.flows.conftest import Cli, write_speech
 from tests.s3 import S3
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def s3(tmp_path: Path) -> Iterator[S3]:

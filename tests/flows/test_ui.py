@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.flows.conftest import ROOT
+
+pytestmark = pytest.mark.slow
 
 FLOW = """
 import sys, time

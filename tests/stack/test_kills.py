@@ -10,6 +10,8 @@ import pytest
 from tests.flows.conftest import shipped_speech
 from tests.stack.conftest import Running
 
+pytestmark = pytest.mark.slow
+
 VICTIMS = ("server", "database", "worker")
 SEED = int(os.environ.get("NIGHTJAR_STACK_SEED", "20261120"))
 ROUNDS = int(os.environ.get("NIGHTJAR_STACK_ROUNDS", "1"))

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nightjar.stack.supervisor import start_time
 from tests.stack.conftest import ROOT, Running
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_second_start_finds_the_first_and_a_part_that_dies_comes_back(stack: Running) -> None:

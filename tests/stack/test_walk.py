@@ -12,6 +12,8 @@ from tests.flows.conftest import shipped_speech
 from tests.stack.conftest import SCREENSHOTS, Running
 from tests.stack.test_kills import ended, finished, night_config
 
+pytestmark = pytest.mark.slow
+
 MENU = "button:has(svg.lucide-ellipsis-vertical)"  # the three dots, which say nothing
 
 

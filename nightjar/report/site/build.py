@@ -1,4 +1,4 @@
-"""Writing of the site: pages of the last night are made anew, others only when what they are made of has changed.
+"""Writing of the site: pages are made again only when their content changes, the main ones every night.
 
 A page of a past night, or of two nights, ends with a stamp of what it was made of. A page that was made while the store
 had its artifacts stays when gc has removed them.
@@ -127,7 +127,7 @@ class _Pages:
         """Tell whether a page is there as it would be made now, from the verdicts of `cells`."""
         stamp = self._stamp(page)
         current = stamp is not None and stamp[:2] == (made_of, self.code)
-        if stamp is not None and stamp[2] != "whole":  # the store may have now what it lacked then
+        if stamp is not None and stamp[2] != "whole":  # the store may have more now
             current = current and not any(stored.has_verdict(cell) for cell in cells)
         self.count += current
         return current

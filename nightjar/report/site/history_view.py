@@ -107,12 +107,6 @@ class SiteData(NamedTuple):
         }
 
 
-def versions(text: str) -> dict[str, str]:
-    """Split 'rknn-toolkit2 2.5.0; torch 2.13.0' into names and versions."""
-    parts = (part.strip().rpartition(" ") for part in text.split(";") if part.strip())
-    return {name or version: version for name, _, version in parts}
-
-
 def _grouped(rows: Sequence[Row], of: Callable[[Row], str]) -> dict[str, tuple[Row, ...]]:
     found: dict[str, list[Row]] = {}
     for row in rows:

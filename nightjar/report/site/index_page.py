@@ -5,10 +5,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from nightjar.nightly.changes import parse_versions
 from nightjar.nightly.history import Cell, Finding, Night
 from nightjar.report.site.charts import sparkline
 from nightjar.report.site.formatting import count, join_words, main_versions, megabytes, short_dates, split_failures
-from nightjar.report.site.history_view import NightHistory, SiteData, versions
+from nightjar.report.site.history_view import NightHistory, SiteData
 from nightjar.report.site.layout import render
 from nightjar.report.site.pareto import pareto_sections
 from nightjar.report.site.urls import NIGHTS, TABLES, cell_url, night_url
@@ -141,7 +142,7 @@ def _tile(history: NightHistory, cell: Cell) -> Markup:
         spark=sparkline(rows),
         last=next((row for row in reversed(rows) if row.wer is not None), None),
         details=[text for text in details if text],
-        versions=main_versions(versions(cell.versions), cell.target),
+        versions=main_versions(parse_versions(cell.versions), cell.target),
     )
 
 

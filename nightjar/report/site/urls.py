@@ -8,11 +8,6 @@ NIGHTS = "nights.html"
 TABLES = ("nights.csv", "cells.csv", "findings.csv")
 
 
-def cell_name(model: str, target: str, precision: str, board: str = "") -> str:
-    """Name a cell as the history does."""
-    return "/".join((model, target, precision, *([board] if board else [])))
-
-
 def cell_url(cell: str) -> str:
     """Return the page of a cell."""
     return f"cells/{slug(cell)}.html"

@@ -46,7 +46,7 @@ def run(loop: Loopback, speech: list[str], tmp_path: Path) -> Deploy:
 
 @pytest.fixture(scope="module")
 def toys(random_checkpoint: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Canary]:
-    """Two bundles of weights of noise, float and int8, and a canary of what they themselves hear."""
+    """Two bundles of weights of noise, float and int8, and a canary of their own transcripts."""
     words = {f"c{number}": word for number, word in enumerate(("red", "blue"))}
     speech = write_speech(tmp_path_factory.mktemp("toy"), words)
     clips, made = load_speech(speech), []

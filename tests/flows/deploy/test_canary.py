@@ -21,6 +21,8 @@ from tests.flows.conftest import ROOT
 from tests.flows.deploy.placed import NAME, current, lying_runtime, place, releases
 from tests.loopback import Loopback
 
+pytestmark = pytest.mark.slow
+
 
 def started(bundle: Path, canary: Canary) -> subprocess.Popen[bytes]:
     """Deploy in a process of its own."""
@@ -86,7 +88,7 @@ def test_a_byte_that_changes_on_the_board_before_the_switch_is_noticed(
     with monkeypatch.context() as patch:
         patch.setattr(SshBoard, "put_all", damaging)
         with pytest.raises(
-            SessionFailed, match=r"came damaged to board loop \(tokens.txt is not what was sent\), nothing"
+            SessionFailed, match=r"arrived damaged on board loop \(tokens.txt is not what was sent\), nothing"
         ):
             roll_out("loop", NAME, int8, canary, keep=3)
     assert current(loop) == first.id

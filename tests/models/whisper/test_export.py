@@ -159,6 +159,7 @@ def test_host_embedding_tables_are_the_checkpoints(
     assert not [*graphs["cached", False].glob("*embedding*")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"graph_format": "torchscript", "decoder": "static", "host_embedding": True}])
 def test_exporting_again_gives_the_same_bytes(random_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Again in this process, from another folder, and in a process with another hash seed."""

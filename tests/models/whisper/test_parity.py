@@ -22,6 +22,8 @@ from targets.onnx.runner import open_runner
 from targets.torchscript import runner as torchscript
 from tests.conftest import SPEECH, WEIGHTS, need
 
+pytestmark = pytest.mark.slow
+
 NANO = Path(__file__).resolve().parents[3] / "data" / "whisper-nano"
 OPTIONS = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
 NEAR = 1e-3  # two logits this close may swap places between two orders of summation

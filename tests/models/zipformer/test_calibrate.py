@@ -34,12 +34,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_every_step_is_the_same_set_in_any_order(nano: Exported, speech: list[Clip], tmp_path: Path) -> None:
     made(nano, speech, tmp_path / "a", states="full")
     made(nano, speech[::-1], tmp_path / "b", states="full")
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_the_same_samples_in_any_order_and_others_by_another_seed(
     nano: Exported, speech: list[Clip], tmp_path: Path
 ) -> None:
@@ -64,9 +66,8 @@ def test_samples_are_true_steps_of_every_depth(nano: Exported, speech: list[Clip
             steps.append({"x": x[None], **states})
             _, states, _ = run_chunk(nano.runner, x, states, nano.model, number)
     assert len(steps) == coverage["steps"]
-    true = {b"".join(step[name].tobytes() for name in sorted(step)) for step in steps}
-    for sample in found.samples("encoder"):
-        assert b"".join(sample[name].tobytes() for name in sorted(sample)) in true
+    for sample in found.samples("encoder"):  # another number of threads adds in another order on some processors
+        assert any(all(np.allclose(sample[name], step[name], atol=1e-3) for name in step) for step in steps)
 
 
 def test_rows_that_say_something_are_as_many_as_those_that_do_not(

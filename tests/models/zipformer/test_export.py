@@ -11,7 +11,7 @@ import pytest
 
 from models.zipformer.checkpoint import load_checkpoint, states_of
 from models.zipformer.export import export
-from models.zipformer.surgery import cut_kernels
+from models.zipformer.surgery import split_kernels
 from nightjar.errors import BadCheckpoint, BadOptions
 from nightjar.graphs.onnx_graph import Editor
 from nightjar.plugins.recipe import Recipe
@@ -164,7 +164,7 @@ def test_a_wide_kernel_becomes_the_sum_of_narrow_ones(pads: tuple[int, int]) -> 
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     editor = Editor(model)
-    assert cut_kernels(editor, 7) == 1
+    assert split_kernels(editor, 7) == 1
     editor.drop_unread()
     x = rng.normal(size=(1, 8, 46)).astype(np.float32)
     wanted, got = (ort.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (model, editor.model))

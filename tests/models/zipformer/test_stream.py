@@ -18,6 +18,7 @@ def wave_of(clip: Clip) -> Any:
     return load_audio(clip.audio).astype(np.float32) / 32768.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["nano", "second"])
 def test_says_token_for_token_what_sherpa_onnx_says(
     which: str, clips: list[Clip], request: pytest.FixtureRequest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nightjar.service.asking import TOKEN
+from tests.nightjar.service.service_calls import TOKEN
 from tests.served import Server, certificates
 
 

@@ -21,7 +21,7 @@ from nightjar.service.client import ServiceBoard
 from nightjar.service.protocol import SERVICE
 from nightjar.sessions.bulk_harvest import harvest_speech
 from nightjar.speech.manifest import load_speech
-from tests.nightjar.service.asking import GOOD, SHAPES, asked, clip_of, content, read, stream, waves
+from tests.nightjar.service.service_calls import GOOD, SHAPES, asked, clip_of, content, read, stream, waves
 from tests.served import Server, boards, ran, rss, with_runner
 
 # -- memory, order, deadlines, limits
@@ -132,7 +132,7 @@ def test_a_board_that_is_frozen_is_given_up(
             results = board.encode(waves(500), deadline_s=2.0)
             next(results)
             server.process.send_signal(signal.SIGSTOP)
-            with pytest.raises(SessionFailed, match="said nothing for"):
+            with pytest.raises(SessionFailed, match="no result from the board service for"):
                 list(results)
 
 
@@ -144,7 +144,7 @@ def test_a_board_that_is_frozen_is_given_up(
         (pb.Clip(id="odd", wave=b"abc"), "INVALID_ARGUMENT", "clip odd: a wave is int16"),
         (clip_of("none", np.ones(0, np.int16)), "INVALID_ARGUMENT", "clip none: a wave is int16"),
         (clip_of("", np.ones(10, np.int16)), "INVALID_ARGUMENT", "an id of 1 to 200"),
-        (clip_of("x", np.ones(10, np.int16), sha256=b"0" * 32), "INVALID_ARGUMENT", "changed on the way"),
+        (clip_of("x", np.ones(10, np.int16), sha256=b"0" * 32), "INVALID_ARGUMENT", "changed in transit"),
     ],
     ids=lambda value: value.id if isinstance(value, pb.Clip) else None,
 )
@@ -180,16 +180,16 @@ def test_an_encoder_of_another_shape_is_refused_on_the_board(small_binary: Path,
     ("result", "said"),
     [
         (pb.Result(id="w0000"), "gave nothing for w0000"),
-        (pb.Result(id="../../etc/passwd"), "a result of no clip of ours"),
+        (pb.Result(id="../../etc/passwd"), "unknown clip id"),
         (pb.Result(id="w0000", tensors=[pb.Tensor(name="hidden", shape=[2, 2], data=b"12345678")]), "model.json has"),
         (pb.Result(id="w0000", tensors=[pb.Tensor(name="hidden", shape=[250, 32], data=b"1")]), "model.json has"),
         (pb.Result(id="w0000", tensors=[pb.Tensor(name="x", shape=[250, 32], data=bytes(16000))]), "model.json has"),
         (
             pb.Result(id="w0000", tensors=[pb.Tensor(name="hidden", shape=[250, 32], data=bytes(16000))]),
-            "changed on the way",
+            "changed in transit",
         ),
         (None, "gave no result for w0000"),
-        ([GOOD, GOOD], "a result of no clip of ours, 'w0000'"),
+        ([GOOD, GOOD], "unknown clip id 'w0000'"),
     ],
 )
 def test_a_board_that_says_what_cannot_be_is_refused(
@@ -241,7 +241,7 @@ def test_who_holds_the_board_is_waited_for(
             began = time.monotonic()
             assert len(list(board.encode(waves(3), reconnect_s=0.1))) == 3
             assert time.monotonic() - began > 0.7
-    assert [record.message for record in caplog.records] == ["board svc is held by ada@lab, process 4711; waiting"]
+    assert [record.message for record in caplog.records] == ["board svc is locked by ada@lab, process 4711; waiting"]
 
 
 def test_a_service_killed_and_started_again_loses_and_doubles_nothing(
@@ -258,7 +258,7 @@ def test_a_service_killed_and_started_again_loses_and_doubles_nothing(
         while len(ran(binary)) < 90:
             time.sleep(0.02)
         server.kill()
-        while not any("went away; waiting" in record.message for record in caplog.records):
+        while not any("disconnected; waiting" in record.message for record in caplog.records):
             time.sleep(0.02)  # until then what had come may still be written
         first = ran(binary)
         (binary / ".ran").unlink()
@@ -268,7 +268,7 @@ def test_a_service_killed_and_started_again_loses_and_doubles_nothing(
         with Server(binary, listen=f"localhost:{server.port}"):
             harvested = harvesting.result(60)
             second = ran(binary)
-    assert harvested.made == 150
+    assert harvested.new_clips == 150
     assert 60 < len(kept) < 150
     model = read(binary / "model.json")
     clips = {clip.id: load_audio(clip.audio).astype(np.float32) / 32768.0 for clip in load_speech(noises, False)}
@@ -293,5 +293,5 @@ def test_a_service_that_stays_away_ends_the_run_and_the_same_command_goes_on(
     with Server(small_binary) as again:
         boards(tmp_path, again.port)
         harvested = harvest_speech(asked(small_binary, noises, out))
-    assert 0 < harvested.made <= 110
+    assert 0 < harvested.new_clips <= 110
     assert content(out) == content(local_dataset)

@@ -21,6 +21,8 @@ from targets.mtk.tflite_mapping import match_operators
 from tests.conftest import need
 from tests.targets.mtk.conftest import ROOT, prepared
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def sdk() -> None:

@@ -24,6 +24,8 @@ from targets.rknn.build import quantization
 from targets.rknn.layer_mapping import INT8_ENTRY, read_names
 from targets.rknn.ranges import ENDS, ENTRY
 
+pytestmark = pytest.mark.slow
+
 NANO = Path(__file__).resolve().parents[3] / "data" / "zipformer-nano"
 OPTIONS = target.Options(precision="int8", samples=12)
 MOVES = {"Transpose", "Reshape", "Slice", "Split", "Concat", "Cast", "exDataConvert"}

@@ -32,7 +32,7 @@ from targets.rknn.build import build_hybrid, evenly_spaced, quantization, sample
 from targets.rknn.layer_mapping import read_names
 from targets.rknn.ranges import ENDS, ENTRY, write_ranges
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")]
 
 ROOT = Path(__file__).resolve().parents[3]
 FP, INT8 = target.Options(), target.Options(precision="int8", samples=4)

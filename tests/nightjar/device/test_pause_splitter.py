@@ -117,5 +117,5 @@ def test_digital_silence_takes_the_fewest_pieces() -> None:
 
 
 def test_a_window_of_no_sample_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds no sample"):
+    with pytest.raises(ValueError, match="has no sample"):
         cut(np.zeros(10, np.int16), 0.00001)

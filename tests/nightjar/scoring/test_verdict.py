@@ -276,7 +276,7 @@ def test_words_in_silence_fail_beyond_those_float_hears() -> None:
     assert gate(failed, "silence").value == 2
     lenient = Budgets(max_silence_words=2)
     assert verdict_of(lines, clips, budgets=lenient, silence=score_silence(chatty, other)).outcome == "PASS"
-    with pytest.raises(SessionFailed, match="only one of float and binary heard q"):
+    with pytest.raises(SessionFailed, match="only one of float and binary has clip q"):
         score_silence(chatty, other[:1])
 
 

@@ -14,7 +14,7 @@ from tests.loopback import Loopback
 from tests.nightjar.conftest import one_line
 
 HOSTILE = ("two words", "quote'\"", "line\nbreak", ";$(touch x)`id`", "été 中文", "-rf", "%h*?[a]\\")
-SOURCES = Path(__file__).resolve().parents[2]
+SOURCES = Path(__file__).resolve().parents[3]
 
 
 def cached(loop: Loopback) -> list[Path]:
@@ -39,7 +39,7 @@ def test_hostile_names_travel_both_ways(board: SshBoard, loop: Loopback, tmp_pat
 
 
 def test_what_is_there_does_not_travel_again(board: SshBoard, loop: Loopback, big: Path) -> None:
-    board.put(big, Path("jobs/a/one"))
+    board.put_all([(big, Path("jobs/a/one"))])
     assert board.moved_bytes == big.stat().st_size
     board.put_all([(big, Path("jobs/b/two")), (big, Path("jobs/b/three"))])
     assert board.moved_bytes == big.stat().st_size
@@ -53,14 +53,14 @@ def test_a_file_that_comes_twice_travels_once(board: SshBoard, loop: Loopback, b
 
 
 def test_a_damaged_byte_on_the_board_is_noticed(board: SshBoard, loop: Loopback, big: Path) -> None:
-    board.put(big, Path("jobs/a/file"))
+    board.put_all([(big, Path("jobs/a/file"))])
     (kept,) = cached(loop)
     with kept.open("r+b") as file:
         file.seek(1_500_000)
         byte = file.read(1)
         file.seek(1_500_000)
         file.write(bytes([byte[0] ^ 1]))
-    board.put(big, Path("jobs/b/file"))
+    board.put_all([(big, Path("jobs/b/file"))])
     assert board.moved_bytes == 2 * big.stat().st_size
     assert (loop.scratch / "jobs/b/file").read_bytes() == big.read_bytes()
 
@@ -68,18 +68,18 @@ def test_a_damaged_byte_on_the_board_is_noticed(board: SshBoard, loop: Loopback,
 def test_a_byte_that_changes_on_the_way_is_noticed(
     board: SshBoard, loop: Loopback, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with board._bulk() as link:
-        say = link.send
+    with board._file_link() as link:
+        send = link.send_frame
     with monkeypatch.context() as patch:
         patch.setattr(
-            link, "send", lambda kind, data=b"": say(kind, data[:-1] + b"\0" if kind == b"D" and data else data)
+            link, "send_frame", lambda kind, data=b"": send(kind, data[:-1] + b"\0" if kind == b"D" and data else data)
         )
         with pytest.raises(SessionFailed, match="arrived damaged") as failed:
-            board.put(big, Path("jobs/a/file"))
+            board.put_all([(big, Path("jobs/a/file"))])
     one_line(failed.value)
     assert cached(loop) == []
     assert not (loop.scratch / "jobs/a/file").exists()
-    board.put(big, Path("jobs/a/file"))
+    board.put_all([(big, Path("jobs/a/file"))])
     assert (loop.scratch / "jobs/a/file").read_bytes() == big.read_bytes()
 
 
@@ -89,8 +89,8 @@ def test_a_put_goes_on_in_the_middle(loop: Loopback, big: Path, damaged: bool, m
 
     monkeypatch.setattr(transfer, "CHUNK", 1 << 16)
     with SshBoard(find_board("loop")) as board:
-        with board._bulk() as link:
-            say, sent = link.send, 0
+        with board._file_link() as link:
+            send, sent = link.send_frame, 0
 
         def breaking(kind: bytes, payload: bytes = b"") -> None:
             nonlocal sent
@@ -98,11 +98,11 @@ def test_a_put_goes_on_in_the_middle(loop: Loopback, big: Path, damaged: bool, m
             if sent > 1_000_000:
                 time.sleep(0.5)  # so that what was sent has arrived
                 link.close()
-            say(kind, payload)
+            send(kind, payload)
 
-        monkeypatch.setattr(link, "send", breaking)
+        monkeypatch.setattr(link, "send_frame", breaking)
         with pytest.raises(SessionFailed, match="connection to board loop was lost"):
-            board.put(big, Path("jobs/a/file"))
+            board.put_all([(big, Path("jobs/a/file"))])
     (part,) = cached(loop)
     had = part.stat().st_size
     assert 500_000 < had < 1_100_000
@@ -110,7 +110,7 @@ def test_a_put_goes_on_in_the_middle(loop: Loopback, big: Path, damaged: bool, m
     if damaged:
         part.write_bytes(b"x" + part.read_bytes()[1:])
     with SshBoard(find_board("loop")) as board:
-        board.put(big, Path("jobs/a/file"))
+        board.put_all([(big, Path("jobs/a/file"))])
         assert board.moved_bytes == big.stat().st_size - (0 if damaged else had)
     assert (loop.scratch / "jobs/a/file").read_bytes() == big.read_bytes()
 
@@ -120,7 +120,7 @@ def test_a_get_goes_on_in_the_middle(board: SshBoard, loop: Loopback, big: Path,
     (loop.scratch / "jobs").mkdir(parents=True)
     (loop.scratch / "jobs/file").write_bytes(big.read_bytes())
     (tmp_path / "back.part").write_bytes((b"xxxxx" if damaged else b"") + big.read_bytes()[5 * damaged : 2_000_000])
-    board.get(Path("jobs/file"), tmp_path / "back")
+    board.get_all([(Path("jobs/file"), tmp_path / "back")])
     assert (tmp_path / "back").read_bytes() == big.read_bytes()
     assert board.moved_bytes == big.stat().st_size - (0 if damaged else 2_000_000)
 
@@ -133,19 +133,19 @@ def test_the_least_recently_used_goes_first(loop: Loopback, tmp_path: Path, monk
         file.write_bytes(os.urandom(1_000_000))
     with SshBoard(find_board("loop")) as board:
         for file in (files[0], files[1], files[0], files[2]):  # a is used again, so b goes
-            board.put(file, Path("jobs") / file.name)
+            board.put_all([(file, Path("jobs") / file.name)])
             time.sleep(0.02)
         assert board.moved_bytes == 3_000_000
-        board.put(files[0], Path("jobs/a2"))
+        board.put_all([(files[0], Path("jobs/a2"))])
         assert board.moved_bytes == 3_000_000
-        board.put(files[1], Path("jobs/b2"))
+        board.put_all([(files[1], Path("jobs/b2"))])
         assert board.moved_bytes == 4_000_000
 
 
 @pytest.mark.parametrize("path", ["../../climbed", "/tmp/climbed-nightjar", "jobs/../../climbed", "jobs/.."])
 def test_nothing_climbs_out_of_the_scratch_folder(board: SshBoard, loop: Loopback, big: Path, path: str) -> None:
     with pytest.raises(SessionFailed, match="is outside of"):
-        board.put(big, Path(path))
+        board.put_all([(big, Path(path))])
     with pytest.raises(SessionFailed, match="is outside of"):
         board.remove_job(Path(path)) if path != "jobs/." else board.remove_job(Path())
     assert not Path("/tmp/climbed-nightjar").exists()

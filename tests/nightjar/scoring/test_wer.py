@@ -26,7 +26,7 @@ from nightjar.scoring.wer import (
 from nightjar.speech.manifest import load_speech
 from tests.conftest import need
 
-SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[3] / "shared" / "data")) / "librispeech"
+SPEECH = Path(os.environ.get("NIGHTJAR_DATA", Path(__file__).parents[4] / "shared" / "data")) / "librispeech"
 
 
 def distance(one: tuple[str, ...], other: tuple[str, ...]) -> int:

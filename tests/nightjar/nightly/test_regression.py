@@ -179,7 +179,7 @@ def test_a_night_fails_by_what_was_asked_for_and_not_by_what_nobody_has() -> Non
     absent = failure_from_message(
         "Flow run encountered an exception: ToolchainMissing: the toolchain of t1 is not installed"
     )
-    assert (absent.outcome, absent.exit_code, absent.behind) == ("MISSING", 3, "toolchain")
+    assert (absent.outcome, absent.exit_code, absent.origin) == ("MISSING", 3, "toolchain")
     wrong = failure_from_message("Flow run encountered an exception: BadManifest: no clips\nin it")
     lost = failure_from_message("Flow run infrastructure exited with non-zero status code -9")
     assert (wrong.outcome, lost.outcome) == ("MISSING", "BROKEN")

@@ -245,7 +245,7 @@ def test_a_crash_is_one_line_with_the_sessions_last_word(binary: Path, clips: li
 
 def test_a_silent_command_is_ended_in_time() -> None:
     started = time.monotonic()
-    with pytest.raises(SessionFailed, match="said nothing for 1 s"):
+    with pytest.raises(SessionFailed, match="printed nothing for 1 s"):
         list(
             LocalBoard().stream(
                 [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 1.0, print
@@ -279,9 +279,9 @@ def test_a_session_by_ssh_is_the_local_one_and_goes_on_where_it_ended(
     for path in harvested:
         assert (tmp_path / "job" / "harvest" / path.name).read_bytes() == path.read_bytes()
     assert not list((loop.scratch / "jobs").iterdir()), "a finished job stays behind"
-    ledger = tmp_path / "job" / "finished.jsonl"
-    kept = ledger.read_text().splitlines(keepends=True)
-    ledger.write_text("".join(kept[:7]) + kept[7][:20])  # the host was killed there
+    journal = tmp_path / "job" / "finished.jsonl"
+    kept = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(kept[:7]) + kept[7][:20])  # the host was killed there
     again = run_session(board, binary, clips, tmp_path / "job", decode=True, harvest=["hidden"])
     by_id = {line["id"]: line for line in again}
     assert all(by_id[json.loads(entry)["line"]["id"]] == json.loads(entry)["line"] for entry in kept[:7])
@@ -295,12 +295,12 @@ def test_a_session_by_ssh_is_the_local_one_and_goes_on_where_it_ended(
     ("line", "said"),
     [
         ('{"id": "../../../etc/passwd", "audio_s": 1, "seconds": {}, "tokens": [], "steps": 1, "capped": false, '
-         '"agree": null}', "no clip of ours"),
+         '"agree": null}', "unknown clip id"),
         ('{"id": "c00", "audio_s": 1, "seconds": {}, "tokens": ["x"], "steps": 1, "capped": false, "agree": null}',
-         "a line that is none"),
-        ('{"id": "c00"}', "a line that is none"),
+         "invalid result line"),
+        ('{"id": "c00"}', "invalid result line"),
         ('{"id": "c00", "audio_s": NaN, "seconds": {}, "tokens": [], "steps": 1, "capped": false, "agree": null}',
-         "a line that is none"),
+         "invalid result line"),
         ("[" * 100_000, "gave no result for"),
         ("[1]", "gave no result for"),
         ('{"begin": [{}]}', "gave no result for"),

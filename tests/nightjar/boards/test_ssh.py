@@ -19,7 +19,7 @@ from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from tests.loopback import Loopback
 from tests.nightjar.conftest import one_line
 
-SOURCES = Path(__file__).resolve().parents[2]
+SOURCES = Path(__file__).resolve().parents[3]
 
 
 def alive(pid: int) -> bool:
@@ -76,7 +76,7 @@ def test_host_keys_are_checked_and_never_written(
     with pytest.MonkeyPatch.context() as patch, SshBoard(find_board("loop")) as board:
         patch.setattr("nightjar.boards.ssh.connect", lambda reach: None)
         with pytest.raises(BoardMissing, match="Host key verification failed"):
-            board.put(loop.folder / "log", Path("jobs/log"))
+            board.put_all([(loop.folder / "log", Path("jobs/log"))])
     assert (hosts.read_bytes() if hosts.exists() else None) == before
     assert not loop.scratch.exists()
 
@@ -86,7 +86,7 @@ def test_who_is_not_there_or_lets_nobody_in_is_told_apart(
 ) -> None:
     for config, said in (
         (loop.configure(tmp_path / "c1", port=1), "does not answer at 127.0.0.1 port 1"),
-        (loop.configure(tmp_path / "c2", key="stranger"), "does not let .* in with a key"),
+        (loop.configure(tmp_path / "c2", key="stranger"), "refuses the key of"),
     ):
         monkeypatch.setenv("NIGHTJAR_BOARDS", str(loop.boards(tmp_path / "b.toml", config=config)))
         with pytest.raises(BoardMissing, match=said) as refused:
@@ -118,7 +118,7 @@ def test_jump_hosts_are_taken_by_both_ways(loop: Loopback, tmp_path: Path, monke
     with SshBoard(find_board("loop")) as board:
         assert "-W" in ssh_settings(find_board("loop")).proxy
         assert board.run(["echo", "here"], 20).stdout == "here\n"
-        board.put(tmp_path / "file", Path("jobs/file"))
+        board.put_all([(tmp_path / "file", Path("jobs/file"))])
     assert (loop.scratch / "jobs/file").read_text() == "over two hops"
     assert "StrictHostKeyChecking=yes" in STRICT_OPTIONS
 
@@ -161,7 +161,7 @@ def test_lines_come_as_they_are_written(board: SshBoard) -> None:
 def test_a_hung_session_is_ended_with_all_its_processes(board: SshBoard, tmp_path: Path) -> None:
     code = "echo $$ > $0; sleep 300 & echo $! >> $0; echo on; wait"
     started = time.monotonic()
-    with pytest.raises(SessionFailed, match="said nothing for 1 s"):
+    with pytest.raises(SessionFailed, match="printed nothing for 1 s"):
         list(board.stream(["sh", "-c", code, str(tmp_path / "pids")], 1.0, print))
     assert time.monotonic() - started < 20
     assert all(gone(int(pid), 2) for pid in (tmp_path / "pids").read_text().split())
@@ -203,29 +203,32 @@ def test_a_host_that_falls_silent_is_taken_for_dead(
 
 @pytest.mark.parametrize("code", ["yes", "head -c 1000000000 /dev/zero", "yes >&2"])
 def test_endless_output_is_cut_off(board: SshBoard, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    for name, limit in (("OUTPUT", 1_000_000), ("WORDS", 1_000_000), ("LINE", 700_000)):
+    for name, limit in (("OUTPUT", 1_000_000), ("STDERR", 1_000_000), ("LINE", 700_000)):
         monkeypatch.setattr(f"nightjar.boards.ssh.{name}_BYTES", limit)
-    with pytest.raises(SessionFailed, match="prints without end"):
+    with pytest.raises(SessionFailed, match="printed more than any session does"):
         for _ in board.stream(["sh", "-c", code], 20, lambda text: None):
             pass
-    with pytest.raises(SessionFailed, match="prints without end"):
+    with pytest.raises(SessionFailed, match="printed more than any session does"):
         board.run(["sh", "-c", code], 20)
 
 
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ([b"J\xff\xff\xff\xff"], "does not speak as our agent does"),
-        ([framed(b"?", b"")], "does not speak as our agent does"),
-        ([framed(b"J", b'{"')], "no answer that can be read"),
-        ([framed(b"J", b"[" * 65536)], "no answer that can be read"),
-        ([framed(b"J", b"[1]")], "no answer that can be read"),
-        ([HELLO, framed(b"J", b'{"size": -5, "offset": 0}')], "gives a file of -5 bytes"),
-        ([HELLO, framed(b"J", b'{"size": 9999999, "offset": 0}')], "gives a file of 9999999"),
-        ([HELLO, framed(b"J", b'{"size": 5, "offset": 5}')], "gives a file of 5 bytes"),
-        ([HELLO, framed(b"J", b'{"size": "5", "offset": 0}')], "no agent of ours"),
-        ([HELLO, framed(b"J", b'{"size": 5, "offset": 0}'), framed(b"D", b"longer")], "no agent of ours"),
-        ([HELLO, framed(b"J", b'{"size": 1, "offset": 0}'), framed(b"D", b"a"), framed(b"J", b"{}")], "came damaged"),
+        ([b"J\xff\xff\xff\xff"], "an invalid frame from board loop"),
+        ([framed(b"?", b"")], "an invalid frame from board loop"),
+        ([framed(b"J", b'{"')], "an invalid answer from board loop"),
+        ([framed(b"J", b"[" * 65536)], "an invalid answer from board loop"),
+        ([framed(b"J", b"[1]")], "an invalid answer from board loop"),
+        ([HELLO, framed(b"J", b'{"size": -5, "offset": 0}')], "sends a file of -5 bytes"),
+        ([HELLO, framed(b"J", b'{"size": 9999999, "offset": 0}')], "sends a file of 9999999"),
+        ([HELLO, framed(b"J", b'{"size": 5, "offset": 5}')], "sends a file of 5 bytes"),
+        ([HELLO, framed(b"J", b'{"size": "5", "offset": 0}')], "invalid answer about files"),
+        ([HELLO, framed(b"J", b'{"size": 5, "offset": 0}'), framed(b"D", b"longer")], "invalid answer about files"),
+        (
+            [HELLO, framed(b"J", b'{"size": 1, "offset": 0}'), framed(b"D", b"a"), framed(b"J", b"{}")],
+            "arrived damaged",
+        ),
         ([], "was lost"),
     ],
 )
@@ -278,6 +281,6 @@ def test_who_waits_is_told_who_holds_the_board_and_gets_it_when_he_dies(loop: Lo
         waiting.join(15)
         assert not waiting.is_alive()
     (line,) = told
-    assert line.startswith("board loop is held by ")
+    assert line.startswith("board loop is locked by ")
     assert f"process {holder.pid}, since 20" in line
     assert SshBoard(find_board("loop")).status(()).holder == ""

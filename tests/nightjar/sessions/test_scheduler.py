@@ -151,14 +151,15 @@ def test_a_crash_and_a_hang_cost_two_clips(bench: Bench, monkeypatch: pytest.Mon
     bench.check({crashing, hanging})
     why = {line["id"]: line["error"] for line in lines if "error" in line}
     assert "exit status -11" in why[crashing]
-    assert "said nothing for 2 s" in why[hanging]
+    assert "printed nothing for 2 s" in why[hanging]
     assert {bench.begun()[bench.marks[name]] for name in why} == {2}, "one retry, and no more"
 
 
 def test_a_board_on_which_everything_crashes_is_no_result(bench: Bench) -> None:
     bench.plan(crash=list(bench.marks.values()))
     with pytest.raises(
-        RunnerFailed, match="3 of 40 clips failed on board loop, so it is not they but the board or the file: "
+        RunnerFailed,
+        match="3 of 40 clips failed on board loop, so the board or the binary is at fault, not the clips: ",
     ) as failed:
         harvest(bench, "loop")
     one_line(failed.value)
@@ -201,8 +202,8 @@ def test_a_clock_that_jumped_deletes_no_unfinished_job(tmp_path: Path) -> None:
         os.utime(tmp_path / "jobs" / name, (age, age))
     # written in 1970, before the board knew the time; the connection opens, and the job is gone on with
     assert (tmp_path / "jobs" / "ours").exists()
-    files.remove("jobs/ours")
-    files.tidy()
+    files.remove_folder("jobs/ours")
+    files.remove_stale()
     assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["young"]
 
 
@@ -211,7 +212,7 @@ def test_opening_the_way_for_files_deletes_nothing(bench: Bench) -> None:
     job_folder.mkdir(parents=True)
     os.utime(job_folder, (0, 0))
     with SshBoard(find_board("loop")) as board:
-        board.put(bench.boards, Path("jobs/new/file"))
+        board.put_all([(bench.boards, Path("jobs/new/file"))])
     assert job_folder.exists()
 
 
@@ -244,7 +245,7 @@ def test_waiting_for_a_board_has_an_end(bench: Bench) -> None:
         began = time.monotonic()
         waiting = SshBoard(find_board("other"))
         with (
-            pytest.raises(BoardBusy, match=r"still held by .*, process \d+, since .* after 1 s") as busy,
+            pytest.raises(BoardBusy, match=r"still locked by .*, process \d+, since .* after 1 s") as busy,
             waiting.locked(1),
         ):
             pass
@@ -262,6 +263,6 @@ def test_a_local_session_that_says_nonsense_is_tried_once(bench: Bench) -> None:
 
     waves = {name: np.load(bench.folder / "clips" / f"{name}.npy") for name in list(bench.expected)[:2]}
     board = Hostile(sys.executable, runners={"fake": "fakerunner"})
-    with pytest.raises(SessionFailed, match="a line that is none"):
+    with pytest.raises(SessionFailed, match="invalid result line"):
         job.run_session(board, bench.binary, [], bench.work, decode=False, harvest=["hidden"], waves=waves)
     assert len(tries) == 1

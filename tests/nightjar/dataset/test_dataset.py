@@ -121,7 +121,7 @@ def test_a_flipped_byte_is_named_and_its_clip_alone_is_made_anew(
     assert "\n" not in str(named.value)
     assert len(open_dataset(copied, verify=False)) == 150
     harvested = harvest_speech(asked(small_binary, noises, copied))
-    assert harvested.made == 1
+    assert harvested.new_clips == 1
     assert content(copied) == content(local_dataset)
 
 
@@ -153,7 +153,7 @@ def test_whatever_is_damaged_is_named_and_made_anew(
     for verify in (True, False):
         with pytest.raises(StoreBroken, match=said):
             open_dataset(copied, verify=verify)
-    assert harvest_speech(asked(small_binary, noises, copied)).made == anew
+    assert harvest_speech(asked(small_binary, noises, copied)).new_clips == anew
     assert content(copied) == content(local_dataset)
 
 
@@ -165,7 +165,7 @@ def test_a_kill_between_a_shards_last_clip_and_its_record_costs_nothing(
     whose = json.loads(record.read_text())["dataset"] + "\n"
     (copied / "shard-00001.jsonl").write_text(whose + "".join(lines))
     record.unlink()
-    assert harvest_speech(asked(small_binary, noises, copied)).made == 0
+    assert harvest_speech(asked(small_binary, noises, copied)).new_clips == 0
     assert content(copied) == content(local_dataset)
 
 
@@ -176,12 +176,12 @@ def test_shards_of_another_dataset_do_not_count_when_the_index_is_gone(
     (copied / "dataset.json").write_text("{")
     with Server(other) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("NIGHTJAR_BOARDS", str(boards(tmp_path, server.port)))
-        assert harvest_speech(asked(other, noises, copied, board="svc")).made == 150
+        assert harvest_speech(asked(other, noises, copied, board="svc")).new_clips == 150
 
 
 def test_a_finished_dataset_is_left_as_it_is(small_binary: Path, noises: Path, copied: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in copied.glob("shard-*")}
-    assert harvest_speech(asked(small_binary, noises, copied)).made == 0
+    assert harvest_speech(asked(small_binary, noises, copied)).new_clips == 0
     assert {path.name: path.stat().st_mtime_ns for path in copied.glob("shard-*")} == before
     assert len(open_dataset(copied)) == 150
 
@@ -194,9 +194,9 @@ def test_a_folder_of_something_else_is_refused(small_binary: Path, noises: Path,
         harvest_speech(asked(other, noises, copied))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(BadOptions, match=r"holds thesis\.tex"):
+    with pytest.raises(BadOptions, match=r"has thesis\.tex"):
         harvest_speech(asked(small_binary, noises, tmp_path / "mine"))
-    with pytest.raises(BadOptions, match="is no binary"):
+    with pytest.raises(BadOptions, match="is not a binary"):
         harvest_speech(asked(noises, noises, tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         with pytest.raises(StoreBroken, match="free some space"):
             harvest_speech(asked(small_binary, noises, tmp_path / "out"))
     harvested = harvest_speech(asked(small_binary, noises, tmp_path / "out"))
-    assert 65 < harvested.made < 150
+    assert 65 < harvested.new_clips < 150
     assert content(tmp_path / "out") == content(local_dataset)
 
 

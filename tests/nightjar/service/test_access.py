@@ -16,16 +16,16 @@ from nightjar.service.generate import generate_code
 from nightjar.sessions.bulk_harvest import harvest_speech
 from nightjar.store.fingerprint import closure
 from tests.loopback import Loopback
-from tests.nightjar.service.asking import SHAPES, TOKEN, asked, content, waves
+from tests.nightjar.service.service_calls import SHAPES, TOKEN, asked, content, waves
 from tests.served import ROOT, Server, boards, ran, with_runner
 
 # -- what is on the board
 
 
 def test_regenerating_gives_the_code_in_the_tree() -> None:
-    made = generate_code()
-    assert {path.name for path in made} == {"service_pb2.py", "service_pb2.pyi"}
-    for path, source in made.items():
+    generated = generate_code()
+    assert {path.name for path in generated} == {"service_pb2.py", "service_pb2.pyi"}
+    for path, source in generated.items():
         assert path.read_text() == source, f"`make proto` changes {path}"
 
 
@@ -84,7 +84,7 @@ def test_tensors_are_those_of_a_local_session(
         boards(tmp_path, server.port, [*lines, *([f'service_ca = "{pems}/ca.pem"'] if way != "plain" else [])])
         harvested = harvest_speech(asked(small_binary, noises, tmp_path / "out"))
         assert TOKEN not in server.line
-    assert harvested.made == 150
+    assert harvested.new_clips == 150
     assert content(tmp_path / "out") == content(local_dataset)
     assert TOKEN not in "".join(server.errors)
 
@@ -95,15 +95,15 @@ def test_tensors_are_those_of_a_local_session(
         (["--listen", "0.0.0.0:0"], "can be reached from other machines"),
         (["--listen", "board.example:0", "--token-file", "token"], "can be reached from other machines"),
         (["--tls-cert", "server.pem"], "go together"),
-        (["--tls-cert", "server.pem", "--tls-key", "server.key"], "lets everybody in"),
+        (["--tls-cert", "server.pem", "--tls-key", "server.key"], "accepts every client"),
         (["--tls-cert", "server.pem", "--tls-key", "client.key", "--token-file", "token"], "of one pair"),
         (["--client-ca", "ca.pem"], "needs TLS"),
-        (["--token-file", "short"], "holds no token"),
+        (["--token-file", "short"], "is not a token file"),
         (["--token-file", "open"], "can be read by others"),
         (["--token-file", "absent"], "cannot read the token"),
-        (["--listen", "50051"], "is no address"),
+        (["--listen", "50051"], "is not an address"),
         (["--workers", "0"], "at least one of --workers"),
-        (["--binary", "/tmp"], "is no binary"),
+        (["--binary", "/tmp"], "is not a binary"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -168,8 +168,8 @@ def test_a_taken_port_is_one_line(small_binary: Path, shared: Server) -> None:
 @pytest.mark.parametrize(
     ("lines", "kind", "said"),
     [
-        (["service_token = '{pems}/wrong'", "service_ca = '{pems}/ca.pem'"], BoardMissing, "does not take our token"),
-        (["service_ca = '{pems}/ca.pem'"], BoardMissing, "does not take our token"),
+        (["service_token = '{pems}/wrong'", "service_ca = '{pems}/ca.pem'"], BoardMissing, "rejects the token"),
+        (["service_ca = '{pems}/ca.pem'"], BoardMissing, "rejects the token"),
         (["service_token = '{pems}/token'", "service_ca = '{pems}/other.pem'"], BoardMissing, "no service of board"),
         (["service_token = '{pems}/token'"], BoardMissing, "no service of board"),
         (["service_cert = '{pems}/client.pem'"], BadOptions, "all three"),

@@ -20,7 +20,7 @@ def cells(encoder: float, decoder: float, both: float) -> dict[tuple[str, str], 
 @pytest.mark.parametrize(
     ("encoder", "decoder", "both", "named"),
     [
-        (0.1, 0.2, 0.3, "nobody"),
+        (0.1, 0.2, 0.3, "neither part"),
         (60, 0.2, 61, "encoder"),
         (0.1, 220, 230, "decoder"),
         (60, 220, 240, "encoder and decoder"),

@@ -29,7 +29,7 @@ from nightjar.toolchains.environment import (
 )
 from nightjar.toolchains.install import install
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORK = "tests.nightjar.toolchain_work"
 
 
