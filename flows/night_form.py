@@ -1,7 +1,5 @@
 """The form of a night: `nightly/default` (deployments/prefect.yaml)."""
 
-from typing import Any
-
 from prefect.context import FlowRunContext
 
 from flows.form import make_form, make_request
@@ -12,8 +10,8 @@ from nightjar.nightly.config import NightRequest
 
 def _run_name() -> str:
     context = FlowRunContext.get()
-    asked: dict[str, Any] = (context.parameters or {}) if context is not None else {}
-    return f"night-{asked.get('night') or night_name()}"
+    values = (context.parameters or {}) if context is not None else {}
+    return f"night-{values.get('night') or night_name()}"
 
 
 nightly = make_form(
