@@ -13,15 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterType,
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterIdempotencyKey,
-    FlowRunFilterParentFlowRunId,
-)
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import ArtifactSort
@@ -120,7 +112,7 @@ def parameters_for(deployment: DeploymentResponse, request: PortRequest) -> dict
 
 def _start(client: SyncPrefectClient, cell_request: CellRequest, key: str) -> UUID:
     """Return the cell's flow run: a new one, or that of an earlier try, restarted if it ended without results."""
-    wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+    wanted = FlowRunFilter.model_validate({"idempotency_key": {"any_": [key]}})
     for run in client.read_flow_runs(flow_run_filter=wanted, limit=1):
         if run.state is not None and run.state.is_final() and _results(client, run) is None:
             _restart(client, run)
@@ -174,8 +166,11 @@ def _wait(
 
 
 def _read_runs(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
-    pages = [FlowRunFilter(id=FlowRunFilterId(any_=list(ids[n : n + PAGE]))) for n in range(0, len(ids), PAGE)]
-    return [run for page in pages for run in client.read_flow_runs(flow_run_filter=page, limit=PAGE)]
+    runs = list[FlowRun]()
+    for start in range(0, len(ids), PAGE):
+        wanted = FlowRunFilter.model_validate({"id": {"any_": ids[start : start + PAGE]}})
+        runs += client.read_flow_runs(flow_run_filter=wanted, limit=PAGE)
+    return runs
 
 
 def _read(client: SyncPrefectClient, cell_request: CellRequest, run: FlowRun | None) -> CellResult:
@@ -204,15 +199,10 @@ def _broken(message: str) -> Failure:
 
 def _results(client: SyncPrefectClient, run: FlowRun) -> dict[str, Any] | None:
     """Read the results that a run, or a run of `port` within it, left; None if there are none."""
-    nested = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+    nested = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run.id]}})
     ids = [run.id, *(each.id for each in client.read_flow_runs(flow_run_filter=nested))]
-    left = client.read_artifacts(
-        artifact_filter=ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=ids), type=ArtifactFilterType(any_=[RESULTS])
-        ),
-        sort=ArtifactSort.CREATED_DESC,
-        limit=1,
-    )
+    wanted = ArtifactFilter.model_validate({"flow_run_id": {"any_": ids}, "type": {"any_": [RESULTS]}})
+    left = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=1)
     if not left or not isinstance(left[0].data, str):
         return None
     results: dict[str, Any] = json.loads(left[0].data)

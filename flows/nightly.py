@@ -50,13 +50,15 @@ def _flow_run() -> FlowRun | None:
     return context.flow_run if context is not None else None
 
 
-def _run_name() -> str:
+def night_run_name() -> str:
+    """Return the name of a night's flow run, started with a request or by the form."""
     context = FlowRunContext.get()
-    request = (context.parameters or {}).get("request") if context is not None else None
-    return f"night-{getattr(request, 'night', None) or night_name()}"
+    parameters = (context.parameters or {}) if context is not None else {}
+    night = getattr(parameters.get("request"), "night", None) or parameters.get("night")
+    return f"night-{night or night_name()}"
 
 
-@flow(name="nightly", flow_run_name=_run_name, persist_result=False)
+@flow(name="nightly", flow_run_name=night_run_name, persist_result=False)
 def nightly(request: NightRequest) -> Any:
     """Run every cell, add the night to the history, and report what failed and what changed since earlier nights."""
     cell_requests = read_config(request.file())

@@ -14,21 +14,10 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import OrchestrationResult
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterTags,
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
+from prefect.events.filters import EventFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.types._datetime import now
 
@@ -87,17 +76,20 @@ def revive(
 
 def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | None = None) -> list[FlowRun]:
     """Read our deployed runs in these states; a flow that another calls in its own process is not deployed."""
-    wanted = FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
-        id=FlowRunFilterId(any_=ids) if ids is not None else None,
+    wanted = FlowRunFilter.model_validate(
+        {"state": _in_states(states), "id": {"any_": ids} if ids is not None else None}
     )
-    ours, page = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])), 200
+    ours, page = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}}), 200
     runs = list[FlowRun]()
     while True:
         more = client.read_flow_runs(flow_run_filter=wanted, deployment_filter=ours, limit=page, offset=len(runs))
         runs += more
         if len(more) < page:
             return runs
+
+
+def _in_states(states: list[StateType]) -> dict[str, Any]:
+    return {"type": {"any_": states}}
 
 
 def _liveness(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> Liveness:
@@ -118,10 +110,12 @@ def _liveness(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> L
 
 
 def _last_heartbeat(client: SyncPrefectClient, run: UUID, since: datetime) -> datetime:
-    beats = EventFilter(
-        occurred=EventOccurredFilter(since=since - timedelta(seconds=1)),
-        event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
-        resource=EventResourceFilter(id=[f"prefect.flow-run.{run}"]),
+    beats = EventFilter.model_validate(
+        {
+            "occurred": {"since": since - timedelta(seconds=1)},
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [f"prefect.flow-run.{run}"]},
+        }
     )
     page = client.read_events(beats, limit=1)
     return page.events[0].occurred if page.events else since
@@ -148,10 +142,7 @@ def _retry(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
 
 def _crash_children(client: SyncPrefectClient, run: UUID, why: str) -> None:
     """Mark what a dead process had begun as crashed: its stages, and the flows it called in its own process."""
-    active_children = FlowRunFilter(
-        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ACTIVE)),
-    )
+    active_children = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run]}, "state": _in_states(ACTIVE)})
     deployed = set[UUID | None]()
     for child in client.read_flow_runs(flow_run_filter=active_children, limit=200):
         if child.deployment_id is not None:  # has a process of its own, which may be alive
@@ -159,8 +150,8 @@ def _crash_children(client: SyncPrefectClient, run: UUID, why: str) -> None:
             continue
         client.set_flow_run_state(child.id, Crashed(message=why), force=True)
         _crash_children(client, child.id, why)
-    active_tasks = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=ACTIVE)))
-    this_run = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+    active_tasks = TaskRunFilter.model_validate({"state": _in_states(ACTIVE)})
+    this_run = FlowRunFilter.model_validate({"id": {"any_": [run]}})
     for task in client.read_task_runs(flow_run_filter=this_run, task_run_filter=active_tasks, limit=200):
         if task.id not in deployed:
             client.set_task_run_state(task.id, Crashed(message=why), force=True)
