@@ -129,11 +129,13 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
 
     from models.whisper.checkpoint import load_checkpoint
     from models.whisper.export import OPSET, cut, export
+    from nightjar.graphs.onnx_graph import load_graph
+    from nightjar.graphs.onnx_session import open_session
     from nightjar.plugins.recipe import Recipe
     from nightjar.quantization.calibration_set import CalibrationSet
     from targets.onnx import compile
     from targets.onnx.options import Options
-    from targets.onnx.quantize import float_by_rule, linear_nodes, load_graph, open_session
+    from targets.onnx.quantize import float_by_rule, linear_nodes
 
     calibration = calibrated(folder, arguments.clips)
     recipe = Recipe()
@@ -168,7 +170,7 @@ def building(arguments: argparse.Namespace, folder: Path) -> list[tuple[Figures,
             del graph.graph.output[:]
             graph.graph.output.extend(known[each] for each in probed)
             content = graph.SerializeToString()
-            start_s, session = timed(lambda content=content: open_session(content))
+            start_s, session = timed(lambda content=content: open_session(content, integer_kernels=True))
             total_s += start_s
             for sample in samples.samples(name):
                 run_s, _ = timed(lambda sample=sample, session=session, probed=probed: session.run(probed, sample))

@@ -13,7 +13,7 @@ from nightjar.nightly.config import BisectRequest, CellRequest, cell_name
 from nightjar.nightly.evidence import Evidence, read_evidence
 from nightjar.nightly.outcomes import cell_row
 from nightjar.progress import StageOutcome
-from nightjar.request import PortRequest
+from nightjar.request import PortRequest, as_port
 from nightjar.scoring.paired import changed_clips, compare_paired
 from nightjar.toolchains.environment import installed_versions, override_toolchain
 from tasks.stage import separate_run
@@ -49,11 +49,10 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
 
 def _sides(request: BisectRequest) -> tuple[Side, Side]:
     """Return A and B; raises BadOptions unless exactly one of checkpoint and toolchain has two versions."""
-    fields = {name: getattr(request, name) for name in PortRequest.model_fields if name != "checkpoint"}
     if (len(request.checkpoint), len(request.toolchain)) not in ((2, 0), (0, 2), (1, 2)):
         raise BadOptions("bisect compares two versions of one thing: give --checkpoint A B, or --toolchain A B")
     if not request.toolchain:
-        a, b = (Side(str(path), PortRequest(**fields, checkpoint=path), None) for path in request.checkpoint)
+        a, b = (Side(str(path), as_port(request, checkpoint=path), None) for path in request.checkpoint)
         return a, b
     versions = []
     for folder in request.toolchain:
@@ -64,7 +63,7 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
             f"the toolchains in {request.toolchain[0]} and {request.toolchain[1]} have the same versions, so the store "
             "cannot tell them apart: give two that differ"
         )
-    both = PortRequest(**fields, checkpoint=request.checkpoint[0] if request.checkpoint else None)
+    both = as_port(request, checkpoint=request.checkpoint[0] if request.checkpoint else None)
     a, b = (Side(str(path), both, path) for path in request.toolchain)
     return a, b
 

@@ -1,4 +1,4 @@
-"""Run a command in a process group of its own, and make a log of what vendors' tools print."""
+"""Run commands in process groups of their own, and log the output of vendors' tools."""
 
 import contextlib
 import contextvars
@@ -17,18 +17,23 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TypeVar
 
+import psutil
+
 log = logging.getLogger(__name__)
 
 LINE_END = re.compile(rb"[\r\n]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile(r"^(?:[DIWE] )?(\w[\w .]*?)\s*:\s*\d+%\|.*?\|\s*(\d+)/(\d+)")  # tqdm's
+MEMORY_CHECK_S = 1.0
 
 Result = TypeVar("Result")
-_started: ContextVar[list[int] | None] = ContextVar("started", default=None)  # process groups of calls made together
+Progress = Callable[[str, int, int], None]  # of a tool's progress bar: its name, done, total
 
-MEMORY_CHECK_S = 1.0  # between looks at the memory of a command
+_started: ContextVar[list[int] | None] = ContextVar("started", default=None)  # process groups of parallel calls
 
-Progress = Callable[[str, int, int], None]  # what, done, total: of the SDK's own progress bars
+
+class MemoryLimitExceeded(Exception):
+    """A command used more memory than its limit: bytes used, bytes allowed."""
 
 
 def run_logged(
@@ -40,10 +45,10 @@ def run_logged(
     on_progress: Progress | None = None,
     memory_limit_bytes: int | None = None,
 ) -> int | None:
-    """Run a command in a process group of its own, write its cleaned output to a file and to this module's log.
+    """Run a command in its own process group; write its cleaned output to a file and to this module's log.
 
-    Returns its exit status, or None when it outlived `timeout_s`. The group is killed on every way out. Raises
-    Outgrown when all its processes together hold more than `memory_limit_bytes` of memory.
+    Return its exit status, or None after `timeout_s`. The group is killed in every case. Raises MemoryLimitExceeded
+    when all its processes together use more than `memory_limit_bytes`.
     """
     process = subprocess.Popen(
         command,
@@ -58,8 +63,9 @@ def run_logged(
         others.append(process.pid)
     assert process.stdout is not None
     assert process.stdin is not None
-    said = (_copy_output, process.stdout, log_file, on_progress)
-    reader = threading.Thread(target=contextvars.copy_context().run, args=said, daemon=True)  # it ticks for the caller
+    copy = contextvars.copy_context()  # progress goes to the caller's listener
+    arguments = (_copy_output, process.stdout, log_file, on_progress)
+    reader = threading.Thread(target=copy.run, args=arguments, daemon=True)
     reader.start()
     try:
         return _wait(process, timeout_s, memory_limit_bytes)
@@ -67,16 +73,12 @@ def run_logged(
         return None
     finally:
         if others is not None:
-            others.remove(process.pid)  # its number may soon be another's
+            others.remove(process.pid)  # the system may reuse the number
         _kill(process.pid)
         process.wait()
         reader.join(timeout=10)
         process.stdin.close()
         process.stdout.close()
-
-
-class MemoryLimitExceeded(Exception):
-    """A command held more memory than it was given: bytes held, bytes given."""
 
 
 def _wait(process: "subprocess.Popen[bytes]", timeout_s: float, memory_limit_bytes: int | None) -> int:
@@ -87,30 +89,29 @@ def _wait(process: "subprocess.Popen[bytes]", timeout_s: float, memory_limit_byt
         try:
             return process.wait(min(MEMORY_CHECK_S, max(0.0, end - time.monotonic())))
         except subprocess.TimeoutExpired:
-            if (held := group_memory_bytes(process.pid)) > memory_limit_bytes:
-                raise MemoryLimitExceeded(held, memory_limit_bytes) from None
+            if (used := group_memory_bytes(process.pid)) > memory_limit_bytes:
+                raise MemoryLimitExceeded(used, memory_limit_bytes) from None
             if time.monotonic() >= end:
                 raise
 
 
 def group_memory_bytes(group: int) -> int:
-    """Sum the memory of a process group, what its processes share counted once.
+    """Return the memory of a process group; pages that its processes share count once.
 
-    An address space says nothing of it: TensorFlow reserves a hundred gigabytes and touches two.
+    The size of the address space does not help: TensorFlow reserves a hundred gigabytes and uses two.
     """
     total = 0
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended, or is somebody else's
-            if int((place / "stat").read_text().rpartition(")")[2].split()[2]) == group:
-                kept = (place / "smaps_rollup").read_text()
-                total += 1024 * int(next(line.split()[1] for line in kept.splitlines() if line.startswith("Pss:")))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or is another user's
+            if os.getpgid(process.pid) == group:
+                total += process.memory_full_info().pss
     return total
 
 
 def run_parallel(calls: Sequence[Callable[[], Result]], workers: int) -> list[Result]:
-    """Make calls that run commands, some at a time, and return what they give, in order.
+    """Make calls that run commands, at most `workers` at a time; return their results in order.
 
-    The first to fail, or an interrupt, ends the commands of the others; that failure is raised.
+    The first failure, or an interrupt, kills the commands of the other calls and is raised.
     """
     started: list[int] = []
     token = _started.set(started)
@@ -122,8 +123,8 @@ def run_parallel(calls: Sequence[Callable[[], Result]], workers: int) -> list[Re
                     done.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                begun = [call for call in running if not call.cancelled()]  # for those, wait would wait for ever
-                while wait(begun, timeout=0.1).not_done:  # one may just be starting
+                begun = [call for call in running if not call.cancelled()]  # wait never returns for cancelled ones
+                while wait(begun, timeout=0.1).not_done:  # a call may be about to start a command
                     for group in list(started):
                         _kill(group)
                 raise
@@ -133,42 +134,40 @@ def run_parallel(calls: Sequence[Callable[[], Result]], workers: int) -> list[Re
 
 
 def _kill(group: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        log.debug("process group %d has ended", group)
 
 
-def last_line(said: str) -> str:
-    """Find the line of a log that says most: the last error line, else the last that is no traceback's."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def last_line(text: str) -> str:
+    """Return the most telling line of a log: the last error line, else the last line outside a traceback's frames."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(E |ERROR|\w*Error: )", line) and "Traceback" not in line]
     return (errors or [line for line in lines if not line.startswith(("File ", "Traceback"))] or [""])[-1][:300]
 
 
 def _copy_output(stream: IO[bytes], log_file: Path, on_progress: Progress | None) -> None:
-    """Pass output on without colours and without progress bars, which go to `on_progress`."""
-    with log_file.open("a", encoding="utf-8") as kept:
-        for piece in _output_lines(stream):
-            text = ANSI.sub("", piece).rstrip()
+    """Copy output without colours; progress bars go to `on_progress` instead."""
+    with log_file.open("a", encoding="utf-8") as copy:
+        for line in _output_lines(stream):
+            text = ANSI.sub("", line).rstrip()
             if bar := BAR.match(text):
                 if on_progress is not None:
                     on_progress(bar[1].strip(), int(bar[2]), int(bar[3]))
             elif text:
-                print(text, file=kept, flush=True)
+                print(text, file=copy, flush=True)
                 log.debug("%s", text)
 
 
 def _output_lines(stream: IO[bytes]) -> Iterator[str]:
-    """Split a stream at line ends and carriage returns as they come."""
+    """Split a stream at line ends and carriage returns as it arrives."""
     rest = b""
     while block := os.read(stream.fileno(), 65536):
-        *whole, rest = LINE_END.split(rest + block)
-        yield from (piece.decode(errors="replace") for piece in whole)
+        *lines, rest = LINE_END.split(rest + block)
+        yield from (line.decode(errors="replace") for line in lines)
     yield rest.decode(errors="replace")
 
 
 def lock_owner() -> str:
-    """Say who we are to those who wait: user@host, process, since when."""
+    """Name this process for those who wait for its lock: user@host, process, since when."""
     since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     return f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}, since {since}"

@@ -5,6 +5,7 @@ without it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,8 +124,15 @@ def infer_shapes(model: Any) -> Any:
     return inferred
 
 
+def load_graph(path: Path) -> Any:
+    """Load a model with the shape of every tensor inferred and a name for every node."""
+    import onnx
+
+    return infer_shapes(onnx.load(path))
+
+
 def copy_model(model: Any) -> Any:
-    """Return a deep copy of a model."""
+    """Return a deep copy of a model, or of another protobuf message."""
     copy = type(model)()
     copy.CopyFrom(model)
     return copy
@@ -177,8 +185,15 @@ def constant_values(graph: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(numpy_helper.to_array(tensor)) for name, tensor in constant_tensors(graph).items()}
 
 
-def rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
-    """Rename tensors in a graph and its subgraphs, in place."""
+def rename_tensors(model: Any, names: Mapping[str, str]) -> Any:
+    """Rename tensors everywhere in a model, in place, and return it; an inner tensor that has a new name makes room."""
+    inner = {name for node in model.graph.node for name in node.output} | {t.name for t in model.graph.initializer}
+    displaced = {new: f"{new}_inside" for new in names.values() if new in inner and new not in names}
+    _rename(model.graph, {**names, **displaced})
+    return model
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = names.get(value.name, value.name)
     for node in graph.node:
@@ -186,7 +201,7 @@ def rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
         for entry in node.attribute:
             for subgraph in (*entry.graphs, *([entry.g] if entry.HasField("g") else [])):
-                rename_tensors(subgraph, names)
+                _rename(subgraph, names)
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:

@@ -1,11 +1,10 @@
-"""A vendor SDK in an environment of its own: find it, look at it, call it with JSON.
+"""The environment of a vendor's SDK: find it, read its versions, call it with JSON.
 
-`targets/<t>/toolchain/requirements.txt` is a complete lock (install.py). Where `sdk.toml` lies beside it, the vendor's
-wheels and programs come from a folder that the user names (vendor_sdk.py), and the lock holds what they need.
+`targets/<t>/toolchain/requirements.txt` is a complete lock (install.py). Where `sdk.toml` is beside it, the vendor's
+wheels and programs come from a folder that the user names (vendor_sdk.py), and the lock has their dependencies.
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -17,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from packaging.utils import canonicalize_name
+
 from nightjar.errors import ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
 from nightjar.paths import ROOT
 from nightjar.process import MemoryLimitExceeded, Progress, last_line, run_logged
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MARKER = "installed.json"
 PROBE_TIMEOUT_S = 600.0
-WORKER_CODE = (  # no import from the working folder: `-P`, which Pythons before 3.11 do not know
+WORKER_CODE = (  # `-P`, no imports from the working folder, for Pythons before 3.11
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "from nightjar.toolchains.worker import main; sys.exit(main(*sys.argv[1:]))"
 )
@@ -46,17 +47,14 @@ class Toolchain(NamedTuple):
         return self.folder / "bin" / "python"
 
     def versions(self) -> dict[str, str]:
-        """List what is installed by the names of its metadata folders; starts nothing, so it may enter every key.
-
-        Programs of the vendor's, which stay where they lie, have the version that they said when it was installed.
-        """
-        programs = {name: Program.model_validate(said).version for name, said in self._programs().items()}
+        """Return the versions of packages and of the vendor's programs as installed; starts no process."""
+        programs = {name: Program.model_validate(entry).version for name, entry in self._programs().items()}
         return installed_versions(self.folder) | programs
 
     def program(self, name: str) -> Program:
-        """Return a program of the vendor's; raises ToolchainMissing where it lies there no more."""
-        said = self._programs().get(name)
-        program = Program.model_validate(said) if said is not None else None
+        """Return a program of the vendor's; raises ToolchainMissing where it is no longer in its place."""
+        entry = self._programs().get(name)
+        program = Program.model_validate(entry) if entry is not None else None
         if program is None or not program.path.is_file():
             where = f"is no longer at {program.path}" if program else "was not there when it was installed"
             raise ToolchainMissing(f"{name} of the toolchain of {self.target} {where}: {install_command(self.target)}")
@@ -70,15 +68,16 @@ class Toolchain(NamedTuple):
         return found
 
     def environment(self) -> dict[str, str]:
-        """Return the variables its processes run with: this repository importable, hashing fixed, a thread per core."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
+        """Return the environment variables of its processes: this repository importable, a thread per core."""
+        names = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+        inherited = {name: os.environ[name] for name in names if name in os.environ}
         cores = str(len(os.sched_getaffinity(0)))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), cores)
         return {
-            **kept,
+            **inherited,
             **threads,
             "PYTHONPATH": str(ROOT),
-            "PYTHONHASHSEED": "0",  # toolkits order what they write by sets
+            "PYTHONHASHSEED": "0",  # toolkits write their files in the order of sets
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "LC_ALL": "C.UTF-8",
@@ -95,99 +94,86 @@ class Toolchain(NamedTuple):
         on_progress: Progress | None = None,
         memory_limit_bytes: int | None = None,
     ) -> dict[str, Any]:
-        """Run `main(job)` of one of our modules inside and return its result.
+        """Run `main(job)` of a module in the environment and return its result.
 
-        `folder` is the call's own: its working folder, with job.json, result.json and log.txt. The process and all it
-        starts end with this call, however that ends. memory_bytes: of address space, each process; most_bytes: that all
-        together may hold. Raises ToolchainBroken where the SDK does not import, and ToolchainFailed where it refuses,
-        crashes, or outgrows its time or memory.
+        `folder` is the call's own working folder, with job.json, result.json and log.txt. All processes of the call end
+        with it. address_space_bytes: limit of each process; memory_limit_bytes: of all together. Raises ToolchainBroken
+        where the SDK does not import, and ToolchainFailed where it refuses, crashes, or exceeds its time or memory.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
         command = [str(self.python), "-c", WORKER_CODE, module, "job.json", "result.json"]
-        # Compilers write memory they never set into their files: let it be zero, and the same every time (glibc).
-        environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         command.append(str(address_space_bytes or 0))
+        # Compilers write uninitialized memory into their files: glibc fills it with zeros.
+        environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         log_file = folder / "log.txt"
+        where = f"toolchain {self.target} ({module.rpartition('.')[2]})"
         try:
             status = run_logged(command, environment, folder, log_file, timeout_s, on_progress, memory_limit_bytes)
         except MemoryLimitExceeded as exc:
-            kept = self.save_log(module, log_file)
-            held, given = (count / 2**30 for count in exc.args)
+            used, limit = (count / 2**30 for count in exc.args)
             raise ToolchainFailed(
-                f"toolchain {self.target} ({module.rpartition('.')[2]}) held {held:.1f} GiB where it was given "
-                f"{given:.1f} and was ended; log in {kept}: run the same command on a machine with more memory"
+                f"{where} used {used:.1f} GiB of memory where {limit:.1f} are allowed and was killed; log in "
+                f"{self.save_log(module, log_file)}: run the same command on a machine with more memory"
             ) from exc
         result: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):  # absent or cut short: the status and the log say why
+        with contextlib.suppress(OSError, ValueError):  # absent or incomplete: the status and the log have the reason
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if status == 0 and "result" in result:
             found: dict[str, Any] = result["result"]
             return found
-        raise self._failure(module, status, result, folder / "log.txt", timeout_s, address_space_bytes)
-
-    def _failure(
-        self,
-        module: str,
-        status: int | None,
-        result: Mapping[str, Any],
-        log_file: Path,
-        timeout_s: float,
-        address_space_bytes: int | None,
-    ) -> ToolchainBroken | ToolchainFailed:
-        """Say in one line why a call gave no result, and keep its log where the message says."""
-        kind, message = result.get("error", ""), result.get("message", "")
-        said = log_file.read_text(encoding="utf-8", errors="replace")
-        kept = self.save_log(module, log_file)
-        where = f"toolchain {self.target} ({module.rpartition('.')[2]})"
-        if status is None:
-            return ToolchainFailed(
-                f"{where} did not end within {timeout_s:g} s and was ended; log in {kept}: run the same command again"
+        saved_log = self.save_log(module, log_file)
+        if result.get("error") == "ImportError":
+            raise ToolchainBroken(
+                f"{where} does not import: {result['message']}; run `nightjar toolchain install {self.target}` to "
+                "install it again"
             )
-        if kind == "ImportError":
-            return ToolchainBroken(
-                f"{where} does not import: {message}; run `nightjar toolchain install {self.target}` to make it anew"
-            )
-        if kind == "MemoryError" or (not kind and status != -signal.SIGKILL and OUT_OF_MEMORY.search(said)):
-            limit = f" of {address_space_bytes / 2**30:.1f} GiB" if address_space_bytes else ""
-            return ToolchainFailed(
-                f"{where} ran out of memory{limit}; log in {kept}: "
-                "free memory or give fewer calibration samples, then run the same command again"
-            )
-        if status < 0:
-            why = ", which is mostly the kernel's for want of memory" if status == -signal.SIGKILL else ""
-            return ToolchainFailed(
-                f"{where} was killed by {signal.Signals(-status).name}{why}; log in {kept}: run the same command again"
-            )
-        reason = message or last_line(said) or f"exit status {status}"
-        return ToolchainFailed(
-            f"{where} failed: {reason}; log in {kept}: mend the cause or report it, then run the same command again"
-        )
+        text = log_file.read_text(encoding="utf-8", errors="replace")
+        problem, remedy = _describe_exit(status, result, text, timeout_s, address_space_bytes)
+        raise ToolchainFailed(f"{where} {problem}; log in {saved_log}: {remedy}")
 
     def save_log(self, module: str, log_file: Path) -> Path:
-        """Keep a call's log beyond its folder, where a message can name it."""
-        kept = self.folder.parent / "logs" / f"{self.target}.{module.rpartition('.')[2]}.txt"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(log_file, kept)
-        return kept
+        """Copy a call's log to where a message can name it, and return that path."""
+        saved_log = self.folder.parent / "logs" / f"{self.target}.{module.rpartition('.')[2]}.txt"
+        saved_log.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log_file, saved_log)
+        return saved_log
 
 
-_overrides: dict[str, Path] = {}  # of the process, since boards work in threads
+def _describe_exit(
+    status: int | None, result: Mapping[str, Any], log_text: str, timeout_s: float, address_space_bytes: int | None
+) -> tuple[str, str]:
+    """Return why a call gave no result, and the remedy."""
+    again = "run the same command again"
+    kind = result.get("error", "")
+    if status is None:
+        return f"did not end within {timeout_s:g} s and was killed", again
+    if kind == "MemoryError" or (not kind and status != -signal.SIGKILL and OUT_OF_MEMORY.search(log_text)):
+        limit = f" of {address_space_bytes / 2**30:.1f} GiB" if address_space_bytes else ""
+        return f"ran out of memory{limit}", f"free memory or give fewer calibration samples, then {again}"
+    if status < 0:
+        cause = ", usually by the kernel for lack of memory" if status == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-status).name}{cause}", again
+    reason = result.get("message") or last_line(log_text) or f"exit status {status}"
+    return f"failed: {reason}", f"fix the cause or report it, then {again}"
+
+
+_overrides: dict[str, Path] = {}  # of the whole process: boards use threads
 
 
 @contextlib.contextmanager
 def override_toolchain(target: str, folder: Path) -> Iterator[Toolchain]:
-    """Use the environment in `folder`, or in its `target`, for a target in this process until the block ends.
+    """Use the environment in `folder`, or in `folder`/`target`, for a target in this process until the block ends.
 
-    It need not be as pinned; its versions enter every key. Raises ToolchainMissing for a folder that holds none.
+    It may differ from the lock; its versions enter every key. Raises ToolchainMissing for a folder without one.
     """
     requirements_file(target)
     place = next((each for each in (folder / target, folder) if _is_installed(each)), None)
     if place is None:
         raise ToolchainMissing(
             f"no toolchain of {target} in {folder}: give a folder that "
-            f"`NIGHTJAR_TOOLCHAINS=FOLDER nightjar toolchain install {target}` has made"
+            f"`NIGHTJAR_TOOLCHAINS=FOLDER nightjar toolchain install {target}` wrote"
         )
     before = _overrides.get(target)
     _overrides[target] = place.resolve()
@@ -200,12 +186,12 @@ def override_toolchain(target: str, folder: Path) -> Iterator[Toolchain]:
 
 
 def toolchain_folder(target: str) -> Path:
-    """Say where a target's environment lies, or would."""
+    """Return the folder of a target's environment, whether it exists or not."""
     return _overrides.get(target) or Path(os.environ.get("NIGHTJAR_TOOLCHAINS") or ROOT / "toolchains") / target
 
 
 def requirements_file(target: str) -> Path:
-    """Return a target's lock; raises UnknownName for a target that has no SDK."""
+    """Return a target's lock; raises UnknownName for a target without an SDK."""
     path = ROOT.joinpath("targets", *target.split("."), "toolchain", "requirements.txt")
     if not path.is_file():
         raise UnknownName(
@@ -215,20 +201,20 @@ def requirements_file(target: str) -> Path:
 
 
 def toolchain_targets() -> list[str]:
-    """List the targets, and stand-ins, that have an environment of their own: `rknn`, `mtk.stand_in`."""
+    """List the targets and stand-ins that have their own environment: `rknn`, `mtk.stand_in`."""
     found = (ROOT / "targets").glob("**/toolchain/requirements.txt")
     return sorted(".".join(path.parent.parent.relative_to(ROOT / "targets").parts) for path in found)
 
 
 def toolchain(target: str) -> Toolchain:
-    """Return a target's installed SDK; raises ToolchainMissing where it is absent or of other versions than pinned."""
-    found, wanted = Toolchain(target, toolchain_folder(target)), pinned_versions(requirements_file(target))
+    """Return a target's installed SDK; raises ToolchainMissing where it is absent or differs from its lock."""
+    found, lock = Toolchain(target, toolchain_folder(target)), pinned_versions(requirements_file(target))
     if target in _overrides:
         return found
     if not _is_installed(found.folder):
         raise ToolchainMissing(f"the toolchain of {target} is not installed: {install_command(target)}")
     have = found.versions()
-    for name, version in wanted.items():
+    for name, version in lock.items():
         if have.get(name) != version:
             raise ToolchainMissing(
                 f"the toolchain of {target} has {name} {have.get(name, 'not at all')} where {version} is pinned: "
@@ -238,13 +224,13 @@ def toolchain(target: str) -> Toolchain:
 
 
 def sdk_spec(target: str) -> SdkSpec | None:
-    """Return what a target's vendor must give, None where a package index has all of it."""
+    """Return the part of an SDK that only its vendor distributes, None where a package index has all of it."""
     path = requirements_file(target).with_name(SDK_FILE)
     return read_sdk_spec(path) if path.is_file() else None
 
 
 def install_command(target: str) -> str:
-    """Say which command installs a target's SDK, and where to get what only its vendor gives."""
+    """Return the command that installs a target's SDK, and the source of what only its vendor distributes."""
     vendor = sdk_spec(target)
     if vendor is None:
         return f"run `nightjar toolchain install {target}`"
@@ -252,11 +238,11 @@ def install_command(target: str) -> str:
     if not (ROOT / "targets" / target / "stand_in" / "__init__.py").is_file():
         return own
     other = f"`nightjar toolchain install {target}.stand_in`" if f"{target}.stand_in" in toolchain_targets() else ""
-    return f"{own}; or pass --board stand-in, which is no NPU's" + (f", after {other}" if other else "")
+    return f"{own}; or pass --board stand-in, which measures no NPU" + (f", after {other}" if other else "")
 
 
 def probe(found: Toolchain) -> dict[str, Any]:
-    """Import the SDK for real and let it do its smallest piece of work; raises what `Toolchain.call` does."""
+    """Import the SDK and run its smallest job; raises what `Toolchain.call` raises."""
     with tempfile.TemporaryDirectory() as scratch:
         return found.call(f"targets.{found.target}.toolchain.probe", {}, Path(scratch), PROBE_TIMEOUT_S)
 
@@ -264,15 +250,15 @@ def probe(found: Toolchain) -> dict[str, Any]:
 def pinned_versions(requirements: Path) -> dict[str, str]:
     """Read a lock of `name==version` lines."""
     lines = (line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
-    return {_canonical(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line)}
 
 
 def installed_versions(folder: Path) -> dict[str, str]:
-    """List an environment's distributions by name, and `python`, from the names of its metadata folders."""
+    """Return the versions of an environment's distributions and of `python`, from the names of its metadata folders."""
     found = {"python": _python_version(folder)}
     for path in sorted(folder.glob("lib/python*/site-packages/*.dist-info")):
         name, _, version = path.name.removesuffix(".dist-info").partition("-")
-        found[_canonical(name)] = version.partition("+")[0]  # torch 2.13.0+cpu is 2.13.0 of another build
+        found[canonicalize_name(name)] = version.partition("+")[0]  # torch 2.13.0+cpu is a build of 2.13.0
     found.pop("pip", None)
     return found
 
@@ -282,15 +268,10 @@ def _is_installed(folder: Path) -> bool:
 
 
 def _python_version(folder: Path) -> str:
-    """Read the interpreter's version off the environment's own description."""
+    """Read the interpreter's version from pyvenv.cfg."""
     try:
         text = (folder / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
         return "absent"
     found = re.search(r"^version\s*=\s*(\S+)", text, re.MULTILINE)
     return found[1] if found else "unknown"
-
-
-@functools.cache
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,11 +1,9 @@
-"""Make a vendor SDK's environment: all of it or nothing.
+"""Install a vendor SDK's environment, completely or not at all.
 
-A lock is installed without resolving anything (`--no-deps`): the vendors' own version ranges contradict what works. An
-environment counts as installed when its probe has run, and only then takes its place, so a killed install leaves
-nothing half made.
+A lock is installed without dependency resolution (`--no-deps`): the vendors' version ranges exclude versions that work.
+An environment moves to its place after its probe has passed, so a killed install leaves no incomplete one.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nightjar.errors import BadOptions, ToolchainBroken, ToolchainFailed, ToolchainMissing
+from nightjar.files import digest_file
 from nightjar.locks import locked
 from nightjar.process import last_line, run_logged
 from nightjar.toolchains.environment import (
@@ -37,16 +36,15 @@ INSTALL_TIMEOUT_S = 3600.0
 
 
 def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None = None) -> Toolchain:
-    """Make an environment, probe it and put it in place, unless the one there is as pinned and passes its probe.
+    """Install an environment and probe it, unless the one in place matches its lock and passes its probe.
 
-    sdk: the folder of what only the vendor gives; without it, an environment that is there and works stays.
-    Raises ToolchainMissing where the vendor's part is not there or not whole, ToolchainBroken when pip fails and what
-    `Toolchain.call` raises when the probe does.
+    sdk: the folder with the vendor's part; without it, a working environment stays. Raises ToolchainMissing where the
+    vendor's part is absent or incomplete, ToolchainBroken when pip fails, and what `probe` raises.
     """
     requirements, folder = requirements_file(target), toolchain_folder(target)
     vendor = sdk_spec(target)
     if vendor is None and sdk is not None:
-        raise BadOptions(f"the toolchain of {target} comes from the package index: leave out --sdk")
+        raise BadOptions(f"the toolchain of {target} comes from the package index: remove --sdk")
     found = find_sdk(target, vendor, sdk.resolve()) if vendor is not None and sdk is not None else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock")):
@@ -55,7 +53,7 @@ def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None
                 probe(Toolchain(target, folder))
                 return Toolchain(target, folder)
             except (ToolchainBroken, ToolchainFailed) as exc:
-                say(f"{exc}; making it anew")
+                say(f"{exc}; installing it again")
         if vendor is not None and found is None:
             raise ToolchainMissing(f"the toolchain of {target} is not installed: {install_command(target)}")
         for stale in folder.parent.glob(f".{target}.*"):
@@ -74,46 +72,43 @@ def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None
 
 
 def _build_environment(found: Toolchain, requirements: Path, say: Callable[[str], None], sdk: Sdk | None) -> None:
-    """Make the environment at its temporary place, probe it, and write the marker last."""
+    """Install into the environment's temporary place, probe it, and write the marker last."""
     wheels = [path.name for path in sdk.wheels] if sdk else []
     listed = [*(f"{n} {v}" for n, v in pinned_versions(requirements).items()), *wheels]
-    say(f"making an environment for {found.target}: {', '.join(listed)}")
+    say(f"installing the toolchain of {found.target}: {', '.join(listed)}")
     log_file = found.folder / "install.txt"
-    outside = dict(os.environ)  # pip's own configuration says where packages come from
+    environment = dict(os.environ)  # with pip's own configuration of indexes
     python = sdk.python if sdk else sys.executable
     pip = [*(sys.executable, "-m", "pip", "--python", str(found.python), "install", "--no-deps", "--no-input")]
     pip += ["--progress-bar", "off", "--disable-pip-version-check"]
     commands = [[python, "-m", "venv", "--without-pip", str(found.folder)], [*pip, "-r", str(requirements)]]
-    if sdk and sdk.wheels:  # these files and no others: a public package of the same name is not the vendor's
+    if sdk and sdk.wheels:  # no index: a public package of the same name is not the vendor's
         commands.append([*pip, "--no-index", *map(str, sdk.wheels)])
     for command in commands:
-        status = run_logged(command, outside, found.folder, log_file, INSTALL_TIMEOUT_S, None)
+        status = run_logged(command, environment, found.folder, log_file, INSTALL_TIMEOUT_S)
         if status != 0:
             reason = last_line(log_file.read_text(encoding="utf-8", errors="replace"))
-            kept = found.folder.parent / "logs" / f"{found.target}.install.txt"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(log_file, kept)
+            saved_log = found.save_log("install", log_file)
             raise ToolchainBroken(
-                f"the toolchain of {found.target} cannot be installed: {reason or 'time limit'}; log in {kept}: "
+                f"the toolchain of {found.target} cannot be installed: {reason or 'time limit'}; log in {saved_log}: "
                 f"go online or configure pip, then run `nightjar toolchain install {found.target}` again"
             )
     say(f"probing {found.target}: an import and a build of two ops")
     programs = {name: program.model_dump(mode="json") for name, program in (sdk.programs if sdk else {}).items()}
-    marker = {"requirements": _sha256(requirements), "programs": programs}
-    (found.folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")  # a probe may run the programs
+    marker = {"requirements": digest_file(requirements), "programs": programs}
+    (found.folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")  # for a probe that runs the programs
     marker |= {"versions": found.versions(), "probe": probe(found)}
     (found.folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
 
 
 def _is_current(folder: Path, requirements: Path) -> bool:
-    """Say whether an environment was made of these requirements, and still has what they name."""
+    """Return whether an environment was installed from this lock and still has its versions."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     have = installed_versions(folder)
-    return marker.get("requirements") == _sha256(requirements) and pinned_versions(requirements).items() <= have.items()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return (
+        marker.get("requirements") == digest_file(requirements)
+        and pinned_versions(requirements).items() <= have.items()
+    )

@@ -1,8 +1,8 @@
-"""Run one module inside a vendor's environment: JSON in, JSON out; standard library only.
+"""Run one module inside a vendor's environment, with JSON in and out; standard library only.
 
     python -P -m nightjar.toolchains.worker MODULE JOB.json RESULT.json [MEMORY_BYTES]
 
-The module's `main(job) -> result` does the work. What it raises becomes `{"error": kind, "message": line}`; the
+The module's `main(job) -> result` does the work. An exception becomes `{"error": kind, "message": line}`; the
 traceback goes to stderr, for the log.
 """
 
@@ -26,13 +26,13 @@ def main(module: str, job_file: str, result_file: str, address_space_bytes: str 
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if int(address_space_bytes):
         resource.setrlimit(resource.RLIMIT_AS, (int(address_space_bytes), int(address_space_bytes)))
-    warnings.simplefilter("ignore")  # of the SDK's own code: nobody here can act on them
+    warnings.simplefilter("ignore")  # those of the SDK's own code
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     result: dict[str, Any]
     try:
         stub_target_packages(module)
         result = {"result": importlib.import_module(module).main(job)}
-    except Exception as exc:  # whatever an SDK raises
+    except Exception as exc:  # any class of an SDK
         traceback.print_exc()
         lines = str(exc).strip().splitlines()
         result = {"error": _kind(exc), "message": lines[-1][:500] if lines else type(exc).__name__}
@@ -41,21 +41,21 @@ def main(module: str, job_file: str, result_file: str, address_space_bytes: str 
 
 
 def stub_target_packages(module: str) -> None:
-    """Enter the packages on the way to a target's module as bare folders.
+    """Register the parent packages of a target's module without running their __init__.py.
 
-    A target's package declares its options with pydantic, which a vendor's environment lacks.
+    A target's package needs pydantic, which a vendor's environment lacks.
     """
     names = module.split(".")[:-1]
     for end in range(2, len(names) + 1):
         name = ".".join(names[:end])
         if names[0] == "targets" and name not in sys.modules:
-            bare = types.ModuleType(name)
-            bare.__path__ = [str(Path(__file__).resolve().parents[2].joinpath(*names[:end]))]
-            sys.modules[name] = bare
+            package = types.ModuleType(name)
+            package.__path__ = [str(Path(__file__).resolve().parents[2].joinpath(*names[:end]))]
+            sys.modules[name] = package
 
 
 def _kind(exc: Exception) -> str:
-    """Name the class an error is of, the most general that the caller tells apart."""
+    """Return the class name of an exception, the base class for those that the caller distinguishes."""
     for kind in (MemoryError, ImportError):
         if isinstance(exc, kind):
             return kind.__name__
@@ -63,8 +63,8 @@ def _kind(exc: Exception) -> str:
 
 
 def _exit_with_parent() -> None:
-    """End with the process that called: its end closes this pipe, even when it was killed."""
-    while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when Python ends
+    """Exit with the calling process: this pipe closes when it ends, even when it is killed."""
+    while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when Python exits
         pass
     os.killpg(0, signal.SIGKILL)
 

@@ -1,7 +1,7 @@
 """Hailo-8L: the Dataflow Compiler (DFC) translates, optimizes, emulates and compiles; HailoRT runs on the board.
 
-Importing it needs neither; `compile` calls the DFC in an environment of its own (nightjar/toolchains/). The encoder
-runs on the NPU and the decoder on the board's CPU, by onnxruntime, unless `npu` says otherwise.
+Importing this needs neither: `compile` calls the DFC in its own environment (nightjar/toolchains/). By default the
+encoder runs on the NPU and the decoder on the board's CPU with onnxruntime; the option `npu` changes that.
 """
 
 from pathlib import Path
@@ -14,20 +14,20 @@ from targets.hailo.options import Options
 TIERS = {"simulator": "vendor-simulator", "local": "device"}
 DEFAULT_BOARD = "simulator"
 RUNTIMES = ("hailort", "onnxruntime")
-RUNNERS = ("onnx",)  # of what is not on the NPU
-INTEGERS_ONLY = ("device",)  # an NPU of integers: float runs in the DFC's emulator alone
+RUNNERS = ("onnx",)  # run the parts that are not on the NPU
+INTEGERS_ONLY = ("device",)  # the NPU has no float: that runs in the DFC's emulator only
 
 
 def recipe(model: str) -> Recipe:
-    """Return what this target wants of an export.
+    """Return the recipe of this target's export.
 
-    `cached` for the CPU. With `static` the decoder can go on the NPU: it takes embeddings, and puts out the logits of
-    all rows in slices, as hailocs/hailo-whisper has it. Its decoders have 32 rows (tiny) or 24 (base). Raises
-    BadOptions for a family that is not Whisper: what is known of the DFC is known of it.
+    `cached` is for the CPU. A `static` decoder can run on the NPU: it takes embeddings and returns the logits of all
+    rows in slices, as in hailocs/hailo-whisper, whose decoders have 32 rows (tiny) or 24 (base). Raises BadOptions for
+    a family that is not Whisper.
     """
     if model != "whisper":
         raise BadOptions(
-            f"target hailo has a recipe for whisper and none for {model}, whose graphs the DFC's parser does not take: "
+            f"target hailo has a recipe for whisper only; the DFC's parser does not take the graphs of {model}: "
             "pass --target onnx or rknn"
         )
     return Recipe(
@@ -53,13 +53,13 @@ def compile(
     plan: Path | None = None,
     work: Path | None = None,
 ) -> None:
-    """Write the binary of docs/files.md: .har and .hef of what is on the NPU, ONNX of what is on the CPU.
+    """Write the binary of docs/files.md: .har and .hef of parts on the NPU, ONNX of parts on the CPU.
 
-    plan: `{"float": {part: [tensors of the ONNX graph]}}`, which `auto` takes in place of `residuals_16bit`: those are
-    a16_w16. work: a folder that keeps the .har of each step, so that a compile that failed goes on from the optimized
-    one. Raises BadOptions for int8 without calibration, graphs or parts that this NPU cannot take and what the DFC
-    refuses for good; ToolchainMissing, ToolchainBroken and ToolchainFailed.
+    plan: `{"float": {part: [tensors of the ONNX graph]}}`, the a16_w16 layers of `auto` instead of `residuals_16bit`.
+    work: a folder that keeps the .har of each step; a failed compile resumes from there. Raises BadOptions for int8
+    without calibration, for graphs that this NPU or the DFC does not take; ToolchainMissing, ToolchainBroken and
+    ToolchainFailed.
     """
-    from targets.hailo.build import build  # onnx, only where it is needed
+    from targets.hailo.build import build  # imports onnx
 
     build(graphs, calibration, options, out, plan, work)

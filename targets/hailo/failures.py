@@ -1,27 +1,27 @@
-"""What the DFC says when it refuses or fails, sorted by what helps; and what its log says it really did.
+"""Classify the DFC's errors by remedy, and read the optimisation level that it used from its log.
 
-It raises classes of its own whose import paths change from version to version, so that they are known here by name
-and words (hailocs/hailo-whisper, hailo_model_zoo, community.hailo.ai; the DFC itself was not at hand).
+The import paths of its exceptions change from version to version, so they are recognised by name and message
+(hailocs/hailo-whisper, hailo_model_zoo, community.hailo.ai; not verified against the DFC itself).
 """
 
 import re
 from typing import Literal, NamedTuple
 
-Sort = Literal["graph", "precision", "calibration", "exponent", "fit", "dead layers", "memory", "unknown"]
+Kind = Literal["graph", "precision", "calibration", "exponent", "fit", "dead layers", "memory", "unknown"]
 
-KNOWN: tuple[tuple[Sort, str, bool, str], ...] = (
-    # sort, what it says, whether the same command may do better another time, what to do
+KNOWN: tuple[tuple[Kind, str, bool, str], ...] = (
+    # kind, pattern of its class and message, is worth a retry, remedy
     (
         "graph",
         r"ParsingWithRecommendation|MisspellNode|Unsupported\w*(Layer|Operation|Model|Shuffle)\w*Error|InvalidHN",
         False,
-        "`nightjar lint --target hailo` says what it cannot parse and what the recipe does about it",
+        "`nightjar lint --target hailo` lists what it cannot parse and what the recipe does about it",
     ),
     (
         "dead layers",
         r"dead_layers_removal|DeadLayersRemoval",
         False,
-        "the removal of layers that nothing reads was left out already: report it with the log",
+        "the removal of unused layers is disabled already: report it with the log",
     ),
     (
         "precision",
@@ -33,7 +33,7 @@ KNOWN: tuple[tuple[Sort, str, bool, str], ...] = (
         "calibration",
         r"BadInputsShape|BadInputs|doesn't match the (expected|model) input",
         False,
-        "its layout of the inputs is another than in targets/hailo/build.py: report it with the log",
+        "its input layout differs from targets/hailo/build.py: report it with the log",
     ),
     (
         "exponent",
@@ -58,40 +58,34 @@ KNOWN: tuple[tuple[Sort, str, bool, str], ...] = (
 
 
 class Failure(NamedTuple):
-    """One refusal: `again` where the same command may do better another time."""
+    """One error of the DFC; retryable: the same command may succeed at another time."""
 
-    sort: Sort
+    kind: Kind
     reason: str
-    again: bool
+    retryable: bool
     remedy: str
 
 
-def classify(kind: str, message: str) -> Failure:
-    """Sort what was raised by the name of its class and its words."""
-    said = f"{kind}: {message}"
-    for sort, words, again, remedy in KNOWN:
-        if re.search(words, said):
-            return Failure(sort, _line(kind, message), again, remedy)
-    return Failure("unknown", _line(kind, message), True, "read the log; then run the same command again, or report it")
-
-
-def _line(kind: str, message: str) -> str:
-    """Cut a message of many lines to those that say something, in one."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    first = " ".join(lines[:3])[:300]
-    return f"{kind}: {first}" if first else kind
+def classify(class_name: str, message: str) -> Failure:
+    """Classify an exception by the name of its class and its message."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    reason = ": ".join(filter(None, (class_name, " ".join(lines[:3])[:300])))
+    for kind, pattern, retryable, remedy in KNOWN:
+        if re.search(pattern, f"{class_name}: {message}"):
+            return Failure(kind, reason, retryable, remedy)
+    return Failure("unknown", reason, True, "read the log; then run the same command again, or report it")
 
 
 class Level(NamedTuple):
-    """The optimisation level that the DFC really used, and why it is another than asked."""
+    """The optimisation level that the DFC used, and why it is not the requested one."""
 
     used: int
     why: str
 
 
-def level_used(log: str, asked: int) -> Level:
-    """Read a log of `optimize`: without a GPU, or with few samples, it lowers the level and says so in one line."""
-    level, why = asked, ""
+def level_used(log: str, requested: int) -> Level:
+    """Read the log of `optimize`: without a GPU or with few samples, one line reports a lower level."""
+    level, why = requested, ""
     for line in log.splitlines():
         if found := re.search(r"Using default optimization level of (\d)", line):
             level = int(found[1])
@@ -100,7 +94,7 @@ def level_used(log: str, asked: int) -> Level:
     return Level(level, why)
 
 
-def level_notes(level: Level, asked: int) -> list[str]:
-    """Say in a sentence that the level used is another than asked; nothing where it is not."""
-    why = level.why or "its log does not say why"
-    return [] if level.used == asked else [f"the DFC optimized at level {level.used}, not {asked}: {why}"]
+def level_notes(level: Level, requested: int) -> list[str]:
+    """Return a note where the level used is not the requested one."""
+    why = level.why or "its log has no reason"
+    return [] if level.used == requested else [f"the DFC optimized at level {level.used}, not {requested}: {why}"]

@@ -1,7 +1,6 @@
-"""A part's graph as the DFC's parser takes it: where it is cut, and in patterns that it knows.
+"""Prepare a part's graph for the DFC's parser: its start and end nodes, and the patterns that the parser knows.
 
-The parser is given node names to begin and to end at. They are found here, in whatever graph comes: what only moves
-values at the end is the host's, and what the parser does not know may only stand before the first product.
+Moves at the end of a graph are left to the host. Operators that the parser does not know may only compute constants.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ from nightjar.graphs.fusion import fuse
 from nightjar.graphs.nhwc import LayoutStep
 from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
 
-# No layer of the DFC 3.x has these of an activation: its parser says Unsupported…LayerError.
-UNKNOWN = frozenset(
+# The parser of DFC 3.x refuses these on activations: Unsupported…LayerError.
+UNSUPPORTED = frozenset(
     {
         *("Gather", "GatherElements", "GatherND", "ScatterND", "ScatterElements", "Tile", "TopK", "Where", "Range"),
         *("NonZero", "OneHot", "CumSum", "Trilu", "Einsum", "Loop", "If", "Scan", "LSTM", "GRU", "Cast", "Shape"),
@@ -21,8 +20,8 @@ UNKNOWN = frozenset(
 )
 
 
-class Ending(NamedTuple):
-    """One output of a part: the node it ends at, the shape it has there, and what the host does to it."""
+class OutputEnd(NamedTuple):
+    """One output of a part: the node where the network ends, the shape there, and the moves left to the host."""
 
     name: str
     node: str
@@ -31,50 +30,47 @@ class Ending(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where a part begins, by the names of its inputs, and where it ends, in the order of its outputs."""
+    """The start of a part, by the names of its inputs, and its ends, in the order of its outputs."""
 
     starts: list[str]
-    endings: list[Ending]
+    ends: list[OutputEnd]
 
 
-def cut(part: str, graph: Graph) -> Cut:
-    """Find where the parser is to begin and to end.
-
-    Raises BadOptions for a graph with a node between the two that it does not know.
-    """
-    refused = [node for node in graph.nodes if node.op_type in UNKNOWN and graph.activations(node)]
+def find_cut(part: str, graph: Graph) -> Cut:
+    """Return the start and end nodes; raises BadOptions for a graph with an operator that the parser refuses."""
+    refused = [node for node in graph.nodes if node.op_type in UNSUPPORTED and graph.activations(node)]
     if refused:
         node = refused[0]
         raise BadOptions(
-            f"the DFC's parser knows no {node.op_type}, and the {part} has one at '{node.name}': export it with this "
-            "target's own recipe; `nightjar lint --target hailo` lists all"
+            f"the DFC's parser does not support {node.op_type}, and the {part} has one at '{node.name}': export it "
+            "with this target's own recipe; `nightjar lint --target hailo` lists every one"
         )
-    endings = [_ending(graph, name) for name in graph.outputs]
-    for ending in endings:
-        if ending.node == "":
+    ends = [_output_end(graph, name) for name in graph.outputs]
+    for end in ends:
+        if end.node == "":
             raise BadOptions(
-                f"the {part} puts out {ending.name} without computing anything: leave it out of --target-options npu="
+                f"the {part} outputs {end.name} without computing anything: leave it out of --target-options npu="
             )
-    return Cut(list(graph.inputs), endings)
+    return Cut(list(graph.inputs), ends)
 
 
-def _ending(graph: Graph, name: str) -> Ending:
-    """Walk back from an output over what only moves values."""
+def _output_end(graph: Graph, name: str) -> OutputEnd:
+    """Walk back from an output over moves."""
     moves: list[LayoutStep] = []
     node = graph.producers.get(name)
     at = name
     while node is not None and node.op_type in DATA_MOVEMENT:
         if node.op_type == "Transpose":
             moves.insert(0, ["transpose", list(node.attribute[0].ints)])
-        else:  # a new shape, however it is said
+        else:  # any other move is a new shape
             moves.insert(0, ["reshape", list(graph.shape(at))])
         at = node.input[0]
         node = graph.producers.get(at)
-    return Ending(name, node.name if node is not None else "", graph.shape(at), moves)
+    return OutputEnd(name, node.name if node is not None else "", graph.shape(at), moves)
 
 
-def prepared(model: Any, value_by_one: bool) -> Any:
-    """Return a part's graph with every shape inferred, every node named, and attention as the parser takes it."""
+def prepare_graph(model: Any, value_by_one: bool) -> Any:
+    """Return a part's graph with inferred shapes, named nodes and, with value_by_one, values multiplied by 1."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -92,9 +88,9 @@ def prepared(model: Any, value_by_one: bool) -> Any:
             nodes.append(helper.make_node("Mul", [value, one], [scaled], name=f"{node.name}/value_by_one"))
             node.input[1] = scaled
         nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del out.graph.node[:]
-    out.graph.node.extend(kept)
+    out.graph.node.extend(copies)
     if products:
         import numpy as np
 

@@ -1,4 +1,4 @@
-"""The DFC's layers and the groups of the ONNX graph: which is which, by the nodes that the DFC says a layer is of.
+"""Map groups of the ONNX graph to the DFC's layers, by the node names that the DFC records for each layer.
 
 The layers are those of `ClientRunner.get_hn_dict()`: a linear with its bias and GELU is one `conv`, a residual sum an
 `ew_add`, a norm a `layer_normalization` and a `normalization`, attention two `matmul` and a `softmax`.
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from nightjar.graphs.fusion import Group
 
-ENDS = frozenset({"input_layer", "output_layer"})
-ATTENTION = frozenset({"matmul", "softmax"})  # kinds of which a16_w16 is reported to be refused
+BOUNDARY_KINDS = frozenset({"input_layer", "output_layer"})
+ATTENTION = frozenset({"matmul", "softmax"})  # kinds for which the DFC is reported to refuse a16_w16
 
 
 class Layer(NamedTuple):
@@ -20,11 +20,11 @@ class Layer(NamedTuple):
     kind: str
     nodes: tuple[str, ...]  # of the ONNX graph
     inputs: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]  # put out, channels last
+    shapes: tuple[tuple[int, ...], ...]  # of its outputs, channels last
 
     @property
-    def own(self) -> str:
-        """The name without the network's, as model scripts have it."""
+    def own_name(self) -> str:
+        """The name without the network's, as in model scripts."""
         return self.name.rpartition("/")[2]
 
 
@@ -43,13 +43,13 @@ def layers_from(entries: Sequence[Mapping[str, Any]]) -> list[Layer]:
 
 
 def layers_of(groups: Sequence[Group], layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """List, by each group's tensor, the layers that do its work.
+    """List the layers that compute each group, by the group's tensor.
 
-    A group without a product that no layer names went into the layer of what it reads, as an activation does.
+    A group without a product and without a layer was fused into the layer of its input, as an activation is.
     """
     by_node: dict[str, list[Layer]] = {}
     for layer in layers:
-        if layer.kind not in ENDS:
+        if layer.kind not in BOUNDARY_KINDS:
             for node in layer.nodes:
                 by_node.setdefault(node, []).append(layer)
     found: dict[str, list[Layer]] = {}
@@ -60,26 +60,26 @@ def layers_of(groups: Sequence[Group], layers: Sequence[Layer]) -> dict[str, lis
     return found
 
 
-def wide_layers(
-    groups: Sequence[Group], layers: Sequence[Layer], wide: Collection[str], attention_16bit: bool
+def layers_16bit(
+    groups: Sequence[Group], layers: Sequence[Layer], tensors: Collection[str], attention_16bit: bool
 ) -> list[Layer]:
-    """List the layers that are to be a16_w16, in the network's order: those of the groups named by their tensors."""
+    """List the layers of the groups with these tensors, in the network's order."""
     named = {
         layer
         for tensor, own in layers_of(groups, layers).items()
-        if tensor in wide
+        if tensor in tensors
         for layer in own
         if attention_16bit or layer.kind not in ATTENTION
     }
     return [layer for layer in layers if layer in named]
 
 
-def eight_bit_share(groups: Sequence[Group], layers: Sequence[Layer], wide: Collection[Layer]) -> float:
-    """Return the share of multiply-accumulates in layers that are not a16_w16."""
-    by_tensor, total, narrow = layers_of(groups, layers), 0, 0
+def int8_mac_share(groups: Sequence[Group], layers: Sequence[Layer], in_16bit: Collection[Layer]) -> float:
+    """Return the share of multiply-accumulates in layers of 8 bits."""
+    by_tensor, total, in_8bit = layers_of(groups, layers), 0, 0
     for group in groups:
         own = by_tensor[group.tensor]
         total += group.macs
-        if own and not any(layer in wide for layer in own):
-            narrow += group.macs
-    return round(narrow / total, 4) if total else 0.0
+        if own and not any(layer in in_16bit for layer in own):
+            in_8bit += group.macs
+    return round(in_8bit / total, 4) if total else 0.0

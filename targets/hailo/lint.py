@@ -16,9 +16,9 @@ from nightjar.errors import BadOptions
 from nightjar.graphs.fusion import Group, fuse
 from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
 from nightjar.plugins.lint import Finding, place_of
-from targets.hailo.graph import UNKNOWN, cut
+from targets.hailo.graph import UNSUPPORTED, find_cut
 from targets.hailo.known_windows import shorter_window, window_label, window_note
-from targets.hailo.options import Placed
+from targets.hailo.options import PlacementOptions
 from targets.hailo.placement import read_model
 
 RANK = 4
@@ -52,7 +52,7 @@ Level = Literal["refuse", "warn"]
 
 def lint(graphs: Path) -> list[Finding]:
     """List what of a folder of ONNX graphs the DFC refuses or rewrites; raises BadOptions for other formats."""
-    model = read_model(graphs, Placed())
+    model = read_model(graphs, PlacementOptions())
     findings: list[Finding] = []
     for part, entry in model["parts"].items():
         of_part = list(_of_part(part, entry, onnx.load(graphs / entry["file"])))
@@ -64,7 +64,7 @@ def lint(graphs: Path) -> list[Finding]:
 
 def _goes(part: str, model: Mapping[str, Any]) -> bool:
     """Say whether a part of such graphs is meant for the NPU: the encoder, and what keeps nothing between steps."""
-    return part in Placed().npu or model["recipe"]["decoder"] in ("static", "window")
+    return part in PlacementOptions().npu or model["recipe"]["decoder"] in ("static", "window")
 
 
 def _on_cpu(part: str, entry: Mapping[str, Any], findings: list[Finding]) -> Iterator[Finding]:
@@ -100,13 +100,13 @@ def _of_part(part: str, entry: Mapping[str, Any], model: Any) -> Iterator[Findin
 def _behind(part: str, graph: Graph) -> set[str]:
     """Name the nodes that only move values behind the last layers: they are the host's."""
     try:
-        endings = {ending.node for ending in cut(part, graph).endings}
+        ends = {end.node for end in find_cut(part, graph).ends}
     except BadOptions:  # the finding itself is said below
         return set()
     names: set[str] = set()
     for output in graph.outputs:
         node = graph.producers.get(output)
-        while node is not None and node.op_type in DATA_MOVEMENT and node.name not in endings:
+        while node is not None and node.op_type in DATA_MOVEMENT and node.name not in ends:
             names.add(node.name)
             node = graph.producers.get(node.input[0])
     return names
@@ -127,7 +127,7 @@ def _boundary(part: str, entry: Mapping[str, Any], graph: Graph) -> Iterator[Fin
 
 def _operator(part: str, graph: Graph, node: Any, fused: Mapping[str, Group]) -> Iterator[Finding]:
     op = node.op_type
-    if op in UNKNOWN:
+    if op in UNSUPPORTED:
         remedy = REMEDIES.get(op, "compute it on the CPU, before the graph or behind it")
         yield _finding("refuse", part, node.name, op, f"the DFC's parser makes no layer of {op}", remedy)
     elif op == "Conv" and len(graph.shapes.get(node.input[0], ())) == 3:

@@ -1,7 +1,7 @@
-"""The model script (.alls) of a part, made from the kinds of its layers and from what a precision search says of them.
+"""Write the model script (.alls) of a part from the kinds of its layers and the layers in 16 bits.
 
-The commands are those of Hailo's public scripts (hailocs/hailo-whisper, hailo_model_zoo). Numbers of layers differ with
-the graph and the DFC's version, so none is written down here.
+The commands are those of Hailo's public scripts (hailocs/hailo-whisper, hailo_model_zoo). Layer numbers differ with the
+graph and the DFC's version, so none is written here.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,11 +11,11 @@ from targets.hailo.options import Options
 
 
 def optimization_script(
-    layers: Sequence[Layer], wide: Collection[Layer], samples: int, options: Options, *, keep_dead: bool = False
+    layers: Sequence[Layer], in_16bit: Collection[Layer], samples: int, options: Options, *, keep_dead: bool = False
 ) -> str:
     """Write the commands of `ClientRunner.optimize`.
 
-    wide: layers in a16_w16; samples: of the calibration set; keep_dead: leave layers that nothing reads where they are.
+    in_16bit: layers in a16_w16; samples: number of calibration samples; keep_dead: do not remove unused layers.
     """
     kinds = {layer.kind for layer in layers}
     level, bits = options.optimization_level, options.compression_level
@@ -40,14 +40,14 @@ def optimization_script(
         rate = f"epochs={options.finetune_epochs}, learning_rate={options.finetune_learning_rate:.10f}".rstrip("0")
         size = f"dataset_size={samples}, {rate}, batch_size={options.calibration_batch}"
         lines.append(f"post_quantization_optimization(finetune, policy=enabled, {size})")
-    lines += [f"quantization_param({layer.own}, precision_mode=a16_w16)" for layer in wide]
+    lines += [f"quantization_param({layer.own_name}, precision_mode=a16_w16)" for layer in in_16bit]
     if options.compiler_effort == "max":
         lines.append("performance_param(compiler_optimization_level=max, optimize_for_batch=1)")
     return "\n".join(lines) + "\n"
 
 
 def allocation_script(max_utilization: float) -> str:
-    """Write the command that makes the compiler fill the chip less: what was too tight may find a place."""
+    """Write the command that makes the compiler use less of the chip, where it finds no placement."""
     return f"resources_param(max_utilization={max_utilization:g})\n"
 
 

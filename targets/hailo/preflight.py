@@ -1,8 +1,8 @@
-"""Say before a run whether a board's chip, HailoRT and driver can take a .hef: standard library only.
+"""Check before a run whether a board's chip, HailoRT and driver can run a .hef: standard library only.
 
-A .hef is for one chip and of one DFC. The board says which chip it has (`hailortcli fw-control identify`), which
-HailoRT (`hailortcli --version`) and which driver (/sys/module/hailo_pci/version); Python binding, library, driver and
-firmware must be of one version.
+A .hef is made for one chip by one DFC. `hailortcli fw-control identify` prints the board's chip, `hailortcli --version`
+its HailoRT, /sys/module/hailo_pci/version its driver. Python binding, library, driver and firmware must be of one
+version.
 """
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-HW_ARCH = "hailo8l"  # what is compiled for unless --target-options hw_arch= says otherwise
+HW_ARCH = "hailo8l"  # the default of --target-options hw_arch=
 # A chip -> the chips whose .hef files it takes (hailo-ai/hailort, device_internal.cpp).
 TAKES = {"HAILO8L": ("hailo8l",), "HAILO8": ("hailo8", "hailo8l"), "HAILO8R": ("hailo8r",)}
 PAIRS = {"3.33": "4.23", "3.31": "4.21", "3.30": "4.20", "3.29": "4.19"}  # DFC -> HailoRT
@@ -21,7 +21,7 @@ ANSWER_S = 10.0
 
 
 class Finding(NamedTuple):
-    """One thing found: `refuse` will not run, `warn` may not."""
+    """One finding: with `refuse` a .hef does not run, with `warn` it may not."""
 
     level: Literal["refuse", "warn"]
     message: str
@@ -30,11 +30,11 @@ class Finding(NamedTuple):
 def preflight(
     hw_arch: str, dfc: str, chip: str | None, hailort: str | None, driver: str | None, firmware: str | None
 ) -> Iterator[Finding]:
-    """Yield what stands against running a .hef of this chip and DFC on a board of these versions, None for unknown."""
+    """Yield why a .hef of this chip and DFC may not run on a board of these versions, None for unknown."""
     if chip is None:
         yield Finding("warn", "the board does not say which chip it has: `hailortcli fw-control identify`")
     elif chip not in TAKES:
-        yield Finding("refuse", f"its chip is {chip}, and its .hef files come from another line of the DFC")
+        yield Finding("refuse", f"its chip is {chip}, whose .hef files need another line of the DFC")
     elif hw_arch not in TAKES[chip]:
         own = TAKES[chip][0]
         yield Finding("warn", f"its chip is {chip} and takes no .hef of {hw_arch}: pass --target-options hw_arch={own}")
@@ -45,12 +45,11 @@ def preflight(
         yield Finding("warn", "the board does not say which HailoRT it has: `hailortcli --version`")
     else:
         if have[0] >= 5:
-            yield Finding("refuse", f"HailoRT {hailort} is of the line for Hailo-10H and 15: install 4.23 on the board")
-        pair = next((version for made, version in PAIRS.items() if dfc.startswith(made)), None)
-        goes_with = parsed(pair)
-        if goes_with is not None and have[:2] < goes_with:
+            yield Finding("refuse", f"HailoRT {hailort} is for Hailo-10H and 15: install 4.23 on the board")
+        pair = next((version for compiler, version in PAIRS.items() if dfc.startswith(compiler)), None)
+        if pair is not None and have[:2] < (parsed(pair) or ()):
             yield Finding(
-                "warn", f"HailoRT {hailort} is older than {pair}, which goes with DFC {dfc}: update it if a .hef fails"
+                "warn", f"HailoRT {hailort} is older than {pair}, the pair of DFC {dfc}: update it if a .hef fails"
             )
         for name, other in (("driver", driver), ("firmware", firmware)):
             theirs = parsed(other)
@@ -65,17 +64,17 @@ def preflight(
 
 
 def versions() -> dict[str, str]:
-    """Ask the board this runs on for its chip, HailoRT, driver and firmware; what does not say is absent."""
-    identity, said = _asked("hailortcli", "fw-control", "identify"), _asked("hailortcli", "--version")
+    """Return this board's chip and versions of HailoRT, driver and firmware, `absent` where not found."""
+    identity, version = _output("hailortcli", "fw-control", "identify"), _output("hailortcli", "--version")
     return {
-        "hailo chip": _found(r"Device Architecture:\s*(\w+)", identity),
-        "hailort library": _found(r"version\s+v?(\d+\.\d+\.\d+)", said),
+        "hailo chip": _match(r"Device Architecture:\s*(\w+)", identity),
+        "hailort library": _match(r"version\s+v?(\d+\.\d+\.\d+)", version),
         "hailo driver": _driver_version(),
-        "hailo firmware": _found(r"Firmware Version:\s*(\d+\.\d+\.\d+)", identity),
+        "hailo firmware": _match(r"Firmware Version:\s*(\d+\.\d+\.\d+)", identity),
     }
 
 
-def _asked(*command: str) -> str:
+def _output(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -83,7 +82,7 @@ def _asked(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def _found(pattern: str, text: str) -> str:
+def _match(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     return match.group(1) if match else "absent"
 
@@ -91,14 +90,14 @@ def _found(pattern: str, text: str) -> str:
 def _driver_version() -> str:
     for module in ("hailo_pci", "hailo1x_pci", "hailo_integrated_nnc"):
         try:
-            return _found(r"(\d+\.\d+\.\d+)", Path(f"/sys/module/{module}/version").read_text(encoding="utf-8"))
+            return _match(r"(\d+\.\d+\.\d+)", Path(f"/sys/module/{module}/version").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
             continue
     return "absent"
 
 
 def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what stands against running what this toolchain makes (its versions) on a board of these versions."""
+    """Yield why a .hef of this toolchain (its versions) may not run on a board of these versions."""
     known = {name: found if found != "absent" else None for name, found in board.items()}
     yield from preflight(
         HW_ARCH,
@@ -111,6 +110,6 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
 
 
 def parsed(version: str | None) -> tuple[int, ...] | None:
-    """Read the numbers a version begins with, after an optional v."""
+    """Return the leading numbers of a version, after an optional v."""
     found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip()) if version else None
     return tuple(map(int, found[1].split("."))) if found else None

@@ -1,4 +1,4 @@
-"""Take ONNX files made elsewhere as this target's binary: nothing is compiled, at most a tensor is renamed."""
+"""Take ONNX files made elsewhere as this target's binary: nothing is compiled, at most tensors are renamed."""
 
 import json
 import shutil
@@ -10,27 +10,31 @@ import onnx
 from onnx import TensorProto, helper
 
 from nightjar.errors import BadInput, Broken
+from nightjar.graphs.onnx_graph import rename_tensors
+from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.prebuilt import FileInterface, PrebuiltPart, check_interface
 from nightjar.graphs.tensor_spec import TensorSpec
-from targets.onnx.audit import alone, audit, lanes_of
+from targets.onnx.audit import audit
+from targets.onnx.batched_decoder import fix_single_lane, lane_metadata
 from targets.onnx.options import NAME
-from targets.onnx.quantize import open_session
+
+ADVICE = "give the .onnx files of the parts"
 
 
 def describe(file: Path) -> FileInterface:
     """Read names, shapes and dtypes of a graph's inputs and outputs.
 
-    Raises BadInput for a file that is no ONNX graph, keeps its weights in other files, or has open dimensions.
+    Raises BadInput for a file that is not an ONNX graph, has its weights in other files, or has open dimensions.
     """
     if not file.is_file():
-        raise BadInput(f"no file {file}: give the .onnx files of the parts")
+        raise BadInput(f"no file {file}: {ADVICE}")
     try:
-        model = alone(onnx.load(file, format="protobuf", load_external_data=False))
-    except Exception as exc:  # protobuf's DecodeError, or whatever else random bytes lead to
-        raise BadInput(f"{file} is no ONNX graph ({_first_line(exc)}): give the .onnx files of the parts") from exc
+        model = fix_single_lane(onnx.load(file, format="protobuf", load_external_data=False))
+    except Exception as exc:  # protobuf's DecodeError, or whatever random bytes lead to
+        raise BadInput(f"{file} is not an ONNX graph ({_first_line(exc)}): {ADVICE}") from exc
     graph = model.graph
     if not graph.input or not graph.output:  # an empty file is an empty, and valid, message
-        raise BadInput(f"{file} is no ONNX graph (no inputs or outputs): give the .onnx files of the parts")
+        raise BadInput(f"{file} is not an ONNX graph (no inputs or outputs): {ADVICE}")
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in graph.initializer):
         raise BadInput(f"{file} keeps its weights in another file: save it as one, `onnx.save(onnx.load(F), G)`")
     weights = {tensor.name for tensor in graph.initializer}  # which old exporters list among the inputs
@@ -44,17 +48,17 @@ def adopt(parts: Mapping[str, PrebuiltPart], graphs: Path, out: Path) -> None:
     Raises BadInput for a file whose tensors are not those of the export, or that onnxruntime cannot load.
     """
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
-    for name, given in parts.items():
-        check_interface(given, name, model["parts"][name])
+    for name, prebuilt in parts.items():
+        check_interface(prebuilt, name, model["parts"][name])
     entries = {}
     for name, part in model["parts"].items():
-        given, file = parts[name], out / part["file"]
-        if given.rename:
-            onnx.save(renamed(onnx.load(given.file, format="protobuf"), given.rename), file)
+        prebuilt, file = parts[name], out / part["file"]
+        if prebuilt.rename:
+            onnx.save(rename_tensors(onnx.load(prebuilt.file, format="protobuf"), prebuilt.rename), file)
         else:
-            shutil.copyfile(given.file, file)
-        entries[name] = {"runner": NAME, "file": part["file"], **_audited(given.file, file)}
-        if lanes := lanes_of(onnx.load(file, load_external_data=False)).get("lanes"):
+            shutil.copyfile(prebuilt.file, file)
+        entries[name] = {"runner": NAME, "file": part["file"], **_checked_audit(prebuilt.file, file)}
+        if lanes := lane_metadata(onnx.load(file, load_external_data=False)).get("lanes"):
             entries[name]["lanes"] = int(lanes)
     for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
         shutil.copyfile(path, out / path.name)
@@ -62,42 +66,24 @@ def adopt(parts: Mapping[str, PrebuiltPart], graphs: Path, out: Path) -> None:
     (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
-    """Rename tensors everywhere in a graph; one inside that has a new name already makes room for it."""
-    inside = {name for node in model.graph.node for name in node.output} | {t.name for t in model.graph.initializer}
-    moved = {new: f"{new}_inside" for new in names.values() if new in inside and new not in names}
-    _rename(model.graph, {**names, **moved})
-    return model
-
-
-def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.name = names.get(value.name, value.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _rename(inner, names)
-
-
 def _tensor(file: Path, value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim]
     if any(not isinstance(dim, int) or dim < 1 for dim in dims) or not kind.elem_type:
         raise BadInput(
-            f"{file}: {value.name} ({', '.join(map(str, dims))}) has no fixed shape: NPUs take none but fixed ones, "
+            f"{file}: {value.name} ({', '.join(map(str, dims))}) has no fixed shape, which NPUs need: "
             "export without dynamic axes"
         )
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
     return TensorSpec(name=value.name, shape=tuple(int(dim) for dim in dims), dtype=dtype)
 
 
-def _audited(given: Path, file: Path) -> dict[str, Any]:
+def _checked_audit(given: Path, file: Path) -> dict[str, Any]:
+    """Audit a file; BadInput, with the name of the given file, where onnxruntime or the audit cannot read it."""
     try:
-        open_session(str(file))
+        open_session(file, integer_kernels=True)
         return {**audit(file)}
-    except Broken as exc:  # that was meant for graphs of our own
+    except Broken as exc:  # the message for exported graphs
         raise BadInput(f"{given}: {exc}") from exc
     except Exception as exc:  # onnxruntime raises classes of its own, without a base
         raise BadInput(f"onnxruntime cannot load {given}: {_first_line(exc)}; export it again") from exc

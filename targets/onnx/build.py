@@ -9,13 +9,15 @@ from typing import Any
 import onnx
 
 from nightjar.errors import BadOptions, Broken
+from nightjar.graphs.onnx_graph import load_graph
+from nightjar.graphs.onnx_session import open_session
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet, RunningHistogram, Tensors
 from targets.onnx.attention_fusion import fuse_attention
 from targets.onnx.audit import audit, count_integer_kernels
 from targets.onnx.batched_decoder import count_lanes, free_lanes
 from targets.onnx.options import Options
-from targets.onnx.quantize import collect_ranges, float_by_rule, linear_nodes, load_graph, open_session, quantize
+from targets.onnx.quantize import collect_ranges, float_by_rule, linear_nodes, quantize
 
 Audit = dict[str, Any]
 
@@ -23,7 +25,7 @@ Audit = dict[str, Any]
 def fuse_part(graph: Path, file: Path) -> Audit:
     """Write a float graph with its attention fused and return its audit; Broken where onnxruntime cannot load it."""
     try:
-        open_session(str(graph))
+        open_session(graph)
     except Exception as exc:  # onnxruntime raises classes of its own, without a base
         reason = str(exc).strip().splitlines()[0][:300]
         raise Broken(f"onnxruntime cannot load {graph}: {reason}; run the same command with --refresh export") from exc
@@ -40,10 +42,10 @@ def open_lanes(file: Path, decoder: Mapping[str, Any]) -> Audit:
     lanes = count_lanes(decoder)
     if lanes == 1:
         return {}
-    alone, kernels = file.read_bytes(), count_integer_kernels(file)
+    single, kernels = file.read_bytes(), count_integer_kernels(file)
     free_lanes(file, lanes)
-    if count_integer_kernels(file) < kernels:  # an optimiser that needs fixed shapes: int8 before speed
-        file.write_bytes(alone)
+    if count_integer_kernels(file) < kernels:  # this optimiser needs fixed shapes: int8 before speed
+        file.write_bytes(single)
         return {}
     return {"lanes": lanes, "size_bytes": file.stat().st_size}
 
@@ -60,22 +62,21 @@ def quantize_parts(
     for part, file in files.items():
         model = load_graph(graphs / file)
         nodes = {node.name: node for node in linear_nodes(model)}
-        kept = set(float_by_rule(model)) if options.float_rules else set()
+        float_nodes = set(float_by_rule(model)) if options.float_rules else set()
         for pattern in patterns[part]:
             matching = fnmatch.filter(nodes, pattern)
             if not matching:
                 raise BadOptions(
                     f"float_nodes '{part}:{pattern}' fits no layer that could be int8; {part} has {', '.join(nodes)}"
                 )
-            kept.update(matching)
-        wanted = [name for name in nodes if name not in kept]
-        if not wanted:  # the quantizer would read an empty list as "all of them"
+            float_nodes.update(matching)
+        wanted = [name for name in nodes if name not in float_nodes]
+        if not wanted:
             raise _no_int8(part)
-        spreads = collect_ranges(
-            model, (nodes[name].input[0] for name in wanted), _ticking(samples.samples(part), done, total)
-        )
+        inputs = (nodes[name].input[0] for name in wanted)
+        histograms = collect_ranges(model, inputs, _report_progress(samples.samples(part), done, total))
         done += samples.count(part)
-        ranges = {name: _range(spread, options) for name, spread in spreads.items()}
+        ranges = {name: _range(histogram, options) for name, histogram in histograms.items()}
         (out / file).write_bytes(quantize(model, wanted, ranges, options.per_channel).SerializeToString())
         audits[part] = audit(out / file)
         if not audits[part]["nodes_int8"]:
@@ -87,10 +88,10 @@ def _no_int8(part: str) -> Broken:
     return Broken(f"part '{part}' came out without one int8 layer; keep fewer nodes float or build with --precision fp")
 
 
-def _range(spread: RunningHistogram, options: Options) -> tuple[float, float]:
+def _range(histogram: RunningHistogram, options: Options) -> tuple[float, float]:
     if options.method == "percentile":
-        return spread.percentile(100 - options.percentile), spread.percentile(options.percentile)
-    return spread.low, spread.high
+        return histogram.percentile(100 - options.percentile), histogram.percentile(options.percentile)
+    return histogram.low, histogram.high
 
 
 def _patterns(float_nodes: tuple[str, ...], parts: Mapping[str, str]) -> dict[str, list[str]]:
@@ -103,7 +104,7 @@ def _patterns(float_nodes: tuple[str, ...], parts: Mapping[str, str]) -> dict[st
     return patterns
 
 
-def _ticking(samples: Iterator[Tensors], done: int, total: int) -> Iterator[Tensors]:
+def _report_progress(samples: Iterator[Tensors], done: int, total: int) -> Iterator[Tensors]:
     for number, sample in enumerate(samples, 1):
         yield sample
         tick(done + number, total)

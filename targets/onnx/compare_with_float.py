@@ -1,9 +1,9 @@
-"""Hold a binary against its float graphs, part by part, on stored samples.
+"""Compare a binary with its float graphs, part by part, on stored samples.
 
     python -m targets.onnx.compare_with_float GRAPHS BINARY SAMPLES [--limit N] [--threads N]
 
-SAMPLES is a calibration set; take one of speech that the binary was not calibrated on. Both sides get the same float
-inputs, so a part's figure is its own loss and not that of the parts before it.
+SAMPLES is a calibration set, of other speech than the binary was calibrated on. Both sides get the same float inputs,
+so a part's figure is its own loss without that of the parts before it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Return per part: SNR of all outputs in dB (mean, min), share of equal argmax, and best ms per run of both sides.
 
-    Argmax is that of the first output's last axis, which says something where it is logits.
+    Argmax is over the last axis of the first output, and has a meaning where that is logits.
     """
     found = CalibrationSet.open(samples)
     exact, quantized = (

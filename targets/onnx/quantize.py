@@ -6,25 +6,16 @@ and it takes a Python loop per output channel, of which a vocabulary has 50,000.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from nightjar.errors import Broken
+from nightjar.graphs.onnx_graph import add_constants, drop_unread_initializers, set_nodes, with_outputs
+from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.calibration_set import RunningHistogram, Tensors
-from targets.onnx.tied_embeddings import drop_unused, is_plain_gemm, untie
-
-
-def load_graph(path: Path) -> onnx.ModelProto:
-    """Load a graph with the shape of every tensor inferred and a name for every node."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"
-    return model
+from targets.onnx.tied_embeddings import is_plain_gemm, untie
 
 
 def linear_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -43,8 +34,8 @@ def linear_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 def float_by_rule(model: onnx.ModelProto) -> list[str]:
     """Name the linear nodes that the default rules keep float: those that narrow (a feed-forward's second layer).
 
-    Their input is what a GELU lets through: mostly near 0, with the largest outliers of the network (566 against a
-    99.9th percentile of 10 in the last encoder block of tiny.en); an int8 step sized by those rounds the rest away.
+    Their input is a GELU's output: mostly near 0, with the largest outliers of the network (566 against a 99.9th
+    percentile of 10 in the last encoder block of tiny.en); an int8 step sized by those rounds the rest away.
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     names = []
@@ -58,29 +49,24 @@ def float_by_rule(model: onnx.ModelProto) -> list[str]:
 def collect_ranges(
     model: onnx.ModelProto, tensors: Iterable[str], samples: Iterable[Tensors]
 ) -> dict[str, RunningHistogram]:
-    """Run every sample through the float graph and return the spread of the tensors named.
+    """Run every sample through the float graph and return the histogram of each tensor named.
 
     Raises Broken for a tensor whose type shape inference does not find.
     """
     known = {v.name: v for v in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
-    spreads = {name: RunningHistogram() for name in sorted(set(tensors))}
+    histograms = {name: RunningHistogram() for name in sorted(set(tensors))}
     inputs = {v.name for v in model.graph.input}
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    probed = [name for name in spreads if name not in inputs]
-    del probe.graph.output[:]
-    try:
-        probe.graph.output.extend(known[name] for name in probed)
-    except KeyError as exc:
+    inner = [name for name in histograms if name not in inputs]
+    if untyped := [name for name in inner if name not in known]:
         raise Broken(
-            f"no type for tensor {exc} of the float graph; run the same command with --refresh export"
-        ) from exc
-    session = open_session(probe.SerializeToString()) if probed else None
+            f"no type for tensor '{untyped[0]}' of the float graph; run the same command with --refresh export"
+        )
+    session = open_session(with_outputs(model, (known[name] for name in inner))) if inner else None
     for sample in samples:
-        values = dict(zip(probed, session.run(probed, sample), strict=True)) if session else {}
-        for name, spread in spreads.items():
-            spread.add(sample[name] if name in inputs else values[name])
-    return spreads
+        values = dict(zip(inner, session.run(inner, sample), strict=True)) if session else {}
+        for name, histogram in histograms.items():
+            histogram.add(sample[name] if name in inputs else values[name])
+    return histograms
 
 
 def quantize(
@@ -91,8 +77,8 @@ def quantize(
 ) -> onnx.ModelProto:
     """Put the named linear nodes in int8, in place, and return the graph.
 
-    Activations are uint8 with a zero point, weights int8 without, and what a node puts out stays float: biases,
-    residuals, softmax and LayerNorm need the range (623 against a median of 10 in tiny.en's last block).
+    Activations are uint8 with a zero point, weights int8 without, and a node's output stays float: biases, residuals,
+    softmax and LayerNorm need the range (623 against a median of 10 in tiny.en's last block).
     `ranges`: (low, high) of each node's input tensor.
     """
     chosen = set(nodes)
@@ -100,38 +86,24 @@ def quantize(
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     biases = _biases(graph)
-    made: dict[str, str] = {}
+    rounded: dict[str, str] = {}
     result = []
     for node in graph.node:
         if node.name in chosen:
             source, weight = node.input[:2]
-            if source not in made:
+            if source not in rounded:
                 result += _round_activation(graph, source, *ranges[source])
-                made[source] = result[-1].output[0]
-            if weight not in made:
-                result += _round_weight(graph, weights[weight], per_channel)
-                made[weight] = result[-1].output[0]
-            node.input[0], node.input[1] = made[source], made[weight]
+                rounded[source] = result[-1].output[0]
+            if weight not in rounded:
+                result.append(_round_weight(graph, weights[weight], per_channel))
+                rounded[weight] = result[-1].output[0]
+            node.input[0], node.input[1] = rounded[source], rounded[weight]
             for bias in biases.get(node.output[0], ()):
-                _keep_apart(weights[bias])
+                _make_3d(weights[bias])
         result.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in result]
-    del graph.node[:]
-    graph.node.extend(kept)
-    drop_unused(graph)
+    set_nodes(graph, result)
+    drop_unread_initializers(graph)
     return model
-
-
-def open_session(model: str | bytes, optimized: Path | None = None) -> Any:
-    """Open a graph on the CPU; with `optimized`, write there what onnxruntime makes of it.
-
-    Quiet: onnxruntime's warnings are about its own optimiser.
-    """
-    options = ort.SessionOptions()  # type: ignore[attr-defined]
-    options.log_severity_level = 3
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
 
 
 def _round_activation(graph: onnx.GraphProto, name: str, low: float, high: float) -> list[onnx.NodeProto]:
@@ -139,30 +111,28 @@ def _round_activation(graph: onnx.GraphProto, name: str, low: float, high: float
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / 255 or 1.0
     zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
-    parameters = _parameters(graph, name, np.array(scale, np.float32), np.array(zero))
+    parameters = _add_parameters(graph, name, np.array(scale, np.float32), np.array(zero))
+    quantized, rounded = f"{name}.int8", f"{name}.rounded"
     return [
-        helper.make_node("QuantizeLinear", [name, *parameters], [f"{name}.int8"], name=f"{name}.quantize"),
-        helper.make_node(
-            "DequantizeLinear", [f"{name}.int8", *parameters], [f"{name}.rounded"], name=f"{name}.dequantize"
-        ),
+        helper.make_node("QuantizeLinear", [name, *parameters], [quantized], name=f"{name}.quantize"),
+        helper.make_node("DequantizeLinear", [quantized, *parameters], [rounded], name=f"{name}.dequantize"),
     ]
 
 
-def _round_weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, per_channel: bool) -> list[onnx.NodeProto]:
+def _round_weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, per_channel: bool) -> onnx.NodeProto:
     """Store a matrix (in, out) as int8, a scale per column or one, and make its DequantizeLinear."""
     name, values = tensor.name, numpy_helper.to_array(tensor).astype(np.float32)
     peak = np.abs(values).max(axis=0) if per_channel else np.abs(values).max()
     scale = np.where(peak > 0, peak / 127, 1).astype(np.float32)
-    graph.initializer.append(numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}.int8"))
-    parameters = _parameters(graph, name, scale, np.zeros(scale.shape, np.int8))
-    inputs = [f"{name}.int8", *parameters]
-    return [helper.make_node("DequantizeLinear", inputs, [f"{name}.rounded"], name=f"{name}.dequantize", axis=1)]
+    add_constants(graph, {f"{name}.int8": np.rint(values / scale).astype(np.int8)})
+    inputs = [f"{name}.int8", *_add_parameters(graph, name, scale, np.zeros(scale.shape, np.int8))]
+    return helper.make_node("DequantizeLinear", inputs, [f"{name}.rounded"], name=f"{name}.dequantize", axis=1)
 
 
-def _parameters(graph: onnx.GraphProto, name: str, scale: np.ndarray, zero: np.ndarray) -> list[str]:
-    names = [f"{name}.int8_scale", f"{name}.int8_zero"]
-    graph.initializer.extend(numpy_helper.from_array(value, n) for value, n in zip((scale, zero), names, strict=True))
-    return names
+def _add_parameters(graph: onnx.GraphProto, name: str, scale: np.ndarray, zero: np.ndarray) -> list[str]:
+    parameters = {f"{name}.int8_scale": scale, f"{name}.int8_zero": zero}
+    add_constants(graph, parameters)
+    return list(parameters)
 
 
 def _biases(graph: onnx.GraphProto) -> dict[str, list[str]]:
@@ -177,7 +147,7 @@ def _biases(graph: onnx.GraphProto) -> dict[str, list[str]]:
     return added
 
 
-def _keep_apart(bias: onnx.TensorProto) -> None:
+def _make_3d(bias: onnx.TensorProto) -> None:
     """Give the bias of an int8 MatMul the shape (1, 1, n).
 
     onnxruntime 1.31 fuses MatMul and a 1-D bias to Gemm before it looks for int8 (MatMulAddFusion), finds no integer

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort  # it marks no name as exported, hence the ignores below
 from numpy.typing import NDArray
 
-Tensors = dict[str, NDArray[Any]]
+from nightjar.device.part_io import Parts, Tensors, first_line, require_file, require_part
 
 
 class OnnxRunner:
@@ -28,8 +28,7 @@ class OnnxRunner:
         onnxruntime reads numpy's memory in place, so `constant` inputs cost nothing to pass again. into: contiguous
         arrays for all outputs, which are then written there.
         """
-        if part not in self.sessions:
-            raise RuntimeError(f"no part {part!r} here: have {', '.join(sorted(self.sessions))}")
+        require_part(part, self.sessions)
         session, given = self.sessions[part].result(), {**inputs, **constant}
         try:
             if into:
@@ -38,21 +37,19 @@ class OnnxRunner:
             names = [output.name for output in session.get_outputs()]
             return dict(zip(names, session.run(names, given), strict=True))
         except Exception as exc:  # onnxruntime raises classes of its own, without a base
-            raise RuntimeError(f"onnxruntime cannot run {part}: {_first_line(exc)}") from exc
+            raise RuntimeError(f"onnxruntime cannot run {part}: {first_line(exc)}") from exc
 
     def close(self) -> None:
         """Drop the sessions and their memory."""
         self.sessions.clear()
 
 
-def open_runner(
-    folder: Path, parts: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any] | None = None
-) -> OnnxRunner:
+def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> OnnxRunner:
     """Open `parts` (name to {"file", ...}, as in binary.json or model.json) that lie in `folder`.
 
-    options: `threads` (every core by default), `own_process` (nothing else here uses onnxruntime): the first part can
-    then run while the others are opened, and what is wrong with those is said when they run. Raises RuntimeError with
-    one line.
+    options: `threads` (every core by default), `settings` (entries of onnxruntime's session configuration),
+    `own_process` (nothing else in this process uses onnxruntime): the first part can then run while the others are
+    opened, and errors of those are raised when they run. Raises RuntimeError with one line.
     """
     alone = bool((options or {}).get("own_process"))
     settings = ort.SessionOptions()  # type: ignore[attr-defined]
@@ -62,17 +59,16 @@ def open_runner(
         _share_threads()
         settings.use_per_session_threads = False
     settings.log_severity_level = 3
+    for key, value in (options or {}).get("settings", {}).items():
+        settings.add_session_config_entry(key, value)
 
     def open_part(file: Path) -> Any:
         try:
             return ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
         except Exception as exc:  # see run
-            raise RuntimeError(f"onnxruntime cannot load {file}: {_first_line(exc)}") from exc
+            raise RuntimeError(f"onnxruntime cannot load {file}: {first_line(exc)}") from exc
 
-    files = {name: Path(folder) / part["file"] for name, part in parts.items()}
-    for name, file in files.items():
-        if not file.is_file():
-            raise RuntimeError(f"no file {file} for part {name!r}")
+    files = {name: require_file(folder, part["file"], name) for name, part in parts.items()}
     opener = ThreadPoolExecutor(1)  # in order: the parts run in that order too
     sessions = {name: opener.submit(open_part, file) for name, file in files.items()}
     opener.shutdown(wait=False)
@@ -97,9 +93,3 @@ def _share_threads() -> None:
     From then on every onnxruntime session of this process must use it.
     """
     ort.set_global_thread_pool_sizes(len(os.sched_getaffinity(0)), 1)  # type: ignore[attr-defined]
-
-
-def _first_line(exc: Exception) -> str:
-    """Cut an onnxruntime error down to one line."""
-    lines = str(exc).strip().splitlines()
-    return lines[0][:300] if lines else type(exc).__name__

@@ -1,6 +1,6 @@
 """Rockchip NPUs: rknn-toolkit2 compiles, quantizes and simulates; rknn-toolkit-lite2 runs on the board.
 
-Importing it needs neither; `compile` calls the toolkit in an environment of its own (nightjar/toolchains/).
+Importing this needs neither: `compile` calls the toolkit in its own environment (nightjar/toolchains/).
 """
 
 from pathlib import Path
@@ -22,11 +22,11 @@ TRAITS = NpuTraits(
 
 
 def recipe(model: str) -> Recipe:
-    """Return what this target wants of an export.
+    """Return the recipe of this target's export.
 
-    `cached` costs one token a step instead of a whole prefix; the token table stays on the host, because the NPU hands
-    look-ups to the CPU and stores the table a second time. The toolkit cuts kernels of more than 16 taps itself, and
-    then what the parts put out is no tensor of the graph, so that nothing would tell its range.
+    `cached` computes one token per step instead of a whole prefix. The token table stays on the host: the NPU runs
+    look-ups on the CPU and stores the table again. The toolkit splits kernels of more than 16 taps into layers whose
+    outputs are not tensors of the graph and have no range, so the export splits them.
     """
     return Recipe(
         window_s=30,
@@ -49,20 +49,20 @@ def compile(
 ) -> None:
     """Write the binary of docs/files.md: per part NAME.rknn, its layers and what the simulator starts from.
 
-    plan: `{"float": {part: [tensors of the ONNX graph]}}`, which `auto` takes in place of the float rules; quantized: a
-    folder of `targets.rknn.build.quantization`, instead of collecting parameters again. The same inputs give the same
-    bytes. Raises BadOptions for int8 without calibration, graphs that are not ONNX and names that fit no layer;
-    ToolchainMissing, ToolchainBroken and ToolchainFailed; Broken for an int8 part that multiplies nothing in int8.
+    plan: `{"float": {part: [tensors of the ONNX graph]}}`, which `auto` uses instead of the float rules; quantized: a
+    folder of `quantization`, instead of collecting parameters again. The same inputs give the same bytes. Raises
+    BadOptions for int8 without calibration, graphs that are not ONNX and globs that match no layer; ToolchainMissing,
+    ToolchainBroken and ToolchainFailed; Broken for an int8 part that multiplies nothing in int8.
     """
-    from targets.rknn.build import build  # onnx, only where it is needed
+    from targets.rknn.build import build  # imports onnx
 
     build(graphs, calibration, options, out, plan, quantized)
 
 
 def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
-    """Collect the quantization parameters that `compile` takes as `quantized`: the expensive step, once for all plans.
+    """Collect the quantization parameters that `compile` takes as `quantized`: the slow step, once for all plans.
 
-    They depend on the graphs, the calibration set and the options for ranges; what is kept float16 does not enter.
+    They depend on the graphs, the calibration set and the options for ranges, and not on the float16 layers.
     """
     from targets.rknn.build import quantization as collect
 

@@ -1,8 +1,8 @@
-"""Map the float graph's nodes and tensors to the toolkit's layers, and write what it shall keep float16.
+"""Map the float graph's nodes and tensors to the toolkit's layers, and write which layers stay float16.
 
 The toolkit fuses and renames: a MatMul with its bias becomes a Conv called `…/MatMul#2`, the five nodes of a GELU one
-`exGelu`, a whole attention `…/MatMul_1_2sdpa`. Its tensor names are no guide (an Add may put out
-`/Transpose_output_0_sw-rs`), the names of its layers are: each begins with the name of the last node it stands for.
+`exGelu`, a whole attention `…/MatMul_1_2sdpa`. Its tensor names do not help (the output of an Add may be
+`/Transpose_output_0_sw-rs`); a layer's name begins with the name of the last node that it replaces.
 """
 
 import json
@@ -16,13 +16,13 @@ import onnx
 from nightjar.errors import BadInput
 from nightjar.graphs.fusion import fuse
 
-# What the toolkit hangs on a node's name.
-ADDED = re.compile(r"(?:#\d+|_2[a-z]+|[-_](?:rs|tp|sw|mm|sdpa|ConvAdd|ConvRelu|bias|exSecondary)|_i\d+)*")
+# What the toolkit appends to a node's name.
+SUFFIX = re.compile(r"(?:#\d+|_2[a-z]+|[-_](?:rs|tp|sw|mm|sdpa|ConvAdd|ConvRelu|bias|exSecondary)|_i\d+)*")
 MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "exDataConvert", "Constant"})
 SELECTING = MOVING | {"Slice", "Split"}
 LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
 SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
-WHOLE = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 NAMES = "names.json"
 INT8_ENTRY = re.compile(r"^    (\S.*):\n        qtype: .*\n        qmethod: .*\n        dtype: int8\n", re.MULTILINE)
 
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
 
 class Move(NamedTuple):
-    """Where data that is moved comes from and goes: outputs of layers that compute; empty for the graph's own."""
+    """Source and readers of moved data: outputs of computing layers; empty for the graph's inputs and outputs."""
 
     source: str
     readers: list[str]
@@ -49,15 +49,15 @@ def layers_from(entries: Iterable[Mapping[str, Any]]) -> list[Layer]:
 
 
 def node_name(layer: str, nodes: Iterable[str]) -> str | None:
-    """Find the float node a layer's name was made from: the longest that begins it, the rest being the toolkit's."""
-    fitting = [name for name in nodes if name and layer.startswith(name) and ADDED.fullmatch(layer, len(name))]
+    """Return the float node whose name begins a layer's name, the longest if there are several."""
+    fitting = [name for name in nodes if name and layer.startswith(name) and SUFFIX.fullmatch(layer, len(name))]
     return max(fitting, key=len, default=None)
 
 
-def own_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
-    """Map float nodes to the layers that are called after them or after what they put out.
+def named_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
+    """Map float nodes to the layers that have their name or that of their output.
 
-    Where a layer's name tells nothing (a GLU, a product's scale) that of its tensor does, moves behind it or not.
+    A layer without such a name (a GLU, a product's scale) is found by its tensor's, with or without moves behind it.
     """
     nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
     makers = {out: node for node in nodes.values() for out in node.output}
@@ -70,7 +70,7 @@ def own_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Lay
         elif name is None and layer.op not in SELECTING:
             unnamed.append(layer)
     putting_out = {out: layer for layer in layers for out in layer.outputs if layer.op not in MOVING}
-    for node in nodes.values():  # what ends a fused layer keeps the name of its tensor
+    for node in nodes.values():  # the last tensor of a fused layer keeps its name
         ends = [putting_out[out] for out in node.output if out in putting_out]
         if ends and node.name not in found and node.op_type not in MOVING:
             found[node.name] = ends[0]
@@ -84,13 +84,13 @@ def own_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Lay
 
 
 def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
-    """Map each float node to the layer that does its work; nodes that became constants are left out.
+    """Map each float node to the layer that computes it; nodes that became constants are left out.
 
-    A node without a layer of its own went into the one before (a bias, a scale, what only moves data) or into the one
-    behind (a GELU's parts, an attention's product, mask and softmax).
+    A node without a layer was fused into the one before it (a bias, a scale, a move) or behind it (parts of a GELU, an
+    attention's product, mask and softmax).
     """
     nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
-    found = own_layers(model, layers)
+    found = named_layers(model, layers)
     makers = {out: node.name for node in nodes.values() for out in node.output}
     readers: dict[str, list[str]] = {}
     for node in nodes.values():
@@ -123,9 +123,9 @@ def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, La
 def tensor_names(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, str]:
     """Map each tensor of the float graph that some layer computes to that layer's own output tensor.
 
-    What a group puts out is its layer's, whichever of its nodes that is called after: an `exSwish` after its sigmoid.
+    A group's tensor is its layer's output, whichever node the layer is named after: `exSwish` after its sigmoid.
     """
-    found, own = node_layers(model, layers), own_layers(model, layers)
+    found, own = node_layers(model, layers), named_layers(model, layers)
     names = {
         tensor: found[node.name].outputs[0]
         for node in model.graph.node
@@ -141,22 +141,22 @@ def tensor_names(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, s
 
 
 def masked_attention(layers: Iterable[Layer]) -> list[str]:
-    """Name the outputs of attention layers that add a mask: query, key, value and mask."""
+    """Name the outputs of attention layers with a mask: four inputs."""
     return [layer.outputs[0] for layer in layers if layer.op == "exSDPAttention" and len(layer.inputs) > 3]
 
 
-def moves(layers: Sequence[Layer]) -> dict[str, Move]:
-    """Describe each layer that moves data or part of it, by its outputs: what made them, and what reads them."""
-    made_by = {out: layer for layer in layers for out in layer.outputs}
+def data_moves(layers: Sequence[Layer]) -> dict[str, Move]:
+    """Map each output of a layer that moves data or part of it to its source and readers."""
+    producers = {out: layer for layer in layers for out in layer.outputs}
     read_by: dict[str, list[Layer]] = {}
     for layer in layers:
         for name in layer.inputs:
             read_by.setdefault(name, []).append(layer)
 
     def source(name: str) -> str:
-        while (layer := made_by.get(name)) is not None and layer.op in SELECTING:
+        while (layer := producers.get(name)) is not None and layer.op in SELECTING:
             name = layer.inputs[0]
-        return name if name in made_by else ""
+        return name if name in producers else ""
 
     def readers(name: str) -> set[str]:
         found = set[str]()
@@ -173,11 +173,11 @@ def moves(layers: Sequence[Layer]) -> dict[str, Move]:
     }
 
 
-def boundary(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
-    """Name the tensors next to a graph's inputs and outputs in int8: in float16 they make those float16 too.
+def boundary_tensors(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
+    """Name the tensors next to a graph's inputs and outputs: in float16 they make those float16 too.
 
-    The toolkit has a conversion of its own behind each input and before each output; it asks of an input what reads
-    the converted one, and takes no notice of what is said of the conversion itself.
+    The toolkit adds a conversion behind each input and before each output. The precision of an input follows the layers
+    that read the converted tensor; a setting for the conversion itself has no effect.
     """
     inputs, outputs = ({value.name for value in values} for values in (model.graph.input, model.graph.output))
     converted = [layer for layer in layers if layer.op == "exDataConvert"]
@@ -186,11 +186,11 @@ def boundary(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
     return sorted(behind | {layer.inputs[0] for layer in converted if layer.outputs[0] in outputs})
 
 
-def counting(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
-    """Name what is computed from the inputs of whole numbers alone: int8 would end a count where calibration did."""
+def integer_outputs(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
+    """Name outputs computed from integer inputs alone: int8 would saturate a counter at its calibration range."""
     inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     made = {out for layer in layers for out in layer.outputs}
-    found = {name for name, kind in inputs.items() if kind in WHOLE}
+    found = {name for name, kind in inputs.items() if kind in INTEGERS}
     named = list[str]()
     for layer in layers:  # inputs come first
         fed = [name for name in layer.inputs if name in made or name in inputs]
@@ -201,21 +201,21 @@ def counting(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
 
 
 def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, part: str) -> None:
-    """Write beside a part's quantization parameters which tensor is which, and which layers there are."""
+    """Write PART.names.json beside a part's quantization parameters: its layers by tensor and node."""
     content = {
         "tensors": tensor_names(model, layers),
         "nodes": {node: layer.outputs[0] for node, layer in node_layers(model, layers).items()},
         "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
         "masked_attention": masked_attention(layers),
-        "boundary": boundary(model, layers),
-        "counting": counting(model, layers),
-        "moves": {out: move._asdict() for out, move in moves(layers).items()},
+        "boundary": boundary_tensors(model, layers),
+        "counting": integer_outputs(model, layers),
+        "moves": {out: move._asdict() for out, move in data_moves(layers).items()},
     }
     (folder / f"{part}.{NAMES}").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_names(quantization_cfg: Path) -> dict[str, Any]:
-    """Read what `write_names` left beside a part's .quantization.cfg; raises BadInput where there is nothing."""
+    """Read what `write_names` wrote for a part's .quantization.cfg; raises BadInput where it cannot be read."""
     path = quantization_cfg.with_name(quantization_cfg.name.removesuffix("quantization.cfg") + NAMES)
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -226,38 +226,35 @@ def read_names(quantization_cfg: Path) -> dict[str, Any]:
     return found
 
 
-def precision_file(quantization_cfg: Path, keep: Sequence[str], out: Path) -> Path:
-    """Write the toolkit's configuration with the layers of these float tensors in float16; return its path.
+def write_float16_layers(quantization_cfg: Path, float16: Sequence[str], out: Path) -> None:
+    """Write the toolkit's configuration with the layers of these tensors in float16.
 
-    keep: names of tensors of the float ONNX graph, or of the toolkit's own. What moves data between float16 layers, or
-    between one and the graph's inputs and outputs, is float16 too: left alone it is int8, and rounds what it moves.
-    Raises BadInput with every name that no layer computes.
+    float16: tensors of the float ONNX graph, or of the toolkit's own. A layer that moves data between float16 layers,
+    or between one and the graph's inputs and outputs, becomes float16 too: in int8 it would round the data. Raises
+    BadInput with every name that no layer computes.
     """
     names = read_names(quantization_cfg)
     own = {*names["outputs"], *names["boundary"], *names["counting"]}
-    chosen = {names["tensors"].get(name, name if name in own else None): name for name in keep}
-    unknown = [name for name in keep if name not in names["tensors"] and name not in own]
-    if unknown:
+    if unknown := [name for name in float16 if name not in names["tensors"] and name not in own]:
         raise BadInput(
             f"no layer of {quantization_cfg.name} computes {', '.join(unknown)}: "
             f"name tensors of the float graph such as {', '.join(list(names['tensors'])[:3])} in the plan"
         )
-    # As text: the toolkit refuses a file in which a number was written another way.
+    # Edited as text: the toolkit refuses a file whose numbers are formatted differently.
     text = quantization_cfg.read_text(encoding="utf-8")
     empty = "custom_quantize_layers: {}\n"
     if not text.startswith(empty):
         raise BadInput(
             f"{quantization_cfg} does not begin with an empty custom_quantize_layers: "
-            "it is not as the toolkit wrote it; run the same command with --refresh build"
+            "it is not the toolkit's own file; run the same command with --refresh build"
         )
     roundable = {name.strip('"') for name in INT8_ENTRY.findall(text)}
-    kept = roundable & set(chosen)  # what counts in whole numbers is never int8, and refused here
-    kept |= {
+    chosen = roundable & {names["tensors"].get(name, name) for name in float16}  # the toolkit refuses integer tensors
+    chosen |= {
         out
         for out, move in names["moves"].items()
-        if out in roundable and (not move["source"] or move["source"] in kept) and {*kept, ""} & {*move["readers"]}
+        if out in roundable and (not move["source"] or move["source"] in chosen) and {*chosen, ""} & {*move["readers"]}
     }
-    lines = "".join(f"    {json.dumps(name)}: float16\n" for name in sorted(kept))
+    lines = "".join(f"    {json.dumps(name)}: float16\n" for name in sorted(chosen))
     head = f"custom_quantize_layers:\n{lines}" if lines else empty
     out.write_text(head + text.removeprefix(empty), encoding="utf-8")
-    return out

@@ -1,7 +1,6 @@
-"""Say before a run whether a board's runtime and driver can take a model: standard library only, nothing is started.
+"""Check before a run whether a board's runtime and driver can load a model: standard library only.
 
-A model says which toolkit made it (binary.json), the board which librknnrt.so and which kernel driver it has
-(`librknnrt version: …` and `RKNN Driver Information: version: …` in the runtime's own first lines).
+binary.json has the version of the toolkit; the board has those of librknnrt.so and of the kernel driver.
 """
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-# What people met on boards: the runtime refuses a newer toolkit's file, whatever the driver.
+# Reported from boards: the runtime refuses the file of a newer toolkit, whatever the driver.
 REFUSED = (
     # librknnrt, driver, toolkit, message, source
     ("1.3.0", "0.7.2", "2.3.0", "Invalid RKNN model version 6", "airockchip/rknn-toolkit2 issue 254"),
@@ -23,24 +22,24 @@ REFUSED_UP_TO = (1, 5, 0)  # the newest runtime in REFUSED
 
 
 class Finding(NamedTuple):
-    """One thing found: `refuse` will not run, `warn` may not."""
+    """One finding: with `refuse` a model does not run, with `warn` it may not."""
 
     level: Literal["refuse", "warn"]
     message: str
 
 
 def preflight(toolkit: str, runtime: str | None, driver: str | None) -> Iterator[Finding]:
-    """Yield what stands against running a file of this toolkit under this runtime and driver, None for unknown.
+    """Yield why a file of this toolkit may not run under this runtime and driver, None for unknown.
 
-    A runtime as new as the toolkit's and a driver of the 0.9 series give nothing.
+    A runtime as new as the toolkit and a driver of the 0.9 series yield nothing.
     """
-    made, have = parsed(toolkit), parsed(runtime)
+    needed, have = parsed(toolkit), parsed(runtime)
     update = f"install librknnrt.so {toolkit} as /usr/lib/librknnrt.so on the board"
     if have is None:
         yield Finding("warn", f"the board does not say which librknnrt.so it has: {update} if a model does not load")
     elif have <= REFUSED_UP_TO:
         yield Finding("refuse", f"librknnrt.so {runtime} says 'Invalid RKNN model version 6' to newer models: {update}")
-    elif made is not None and have[:2] < made[:2]:
+    elif needed is not None and have[:2] < needed[:2]:
         yield Finding(
             "warn", f"librknnrt.so {runtime} is older than toolkit {toolkit}: {update} if a model does not load"
         )
@@ -48,22 +47,21 @@ def preflight(toolkit: str, runtime: str | None, driver: str | None) -> Iterator
     if kernel is None:
         yield Finding("warn", "the board does not say which NPU driver it has: look for RKNPU in `dmesg`")
     elif kernel < (0, 9):
-        yield Finding("warn", f"NPU driver {driver} is of before the 0.9 series: update the board's kernel")
+        yield Finding("warn", f"NPU driver {driver} is older than the 0.9 series: update the board's kernel")
 
 
 def versions() -> dict[str, str]:
-    """Ask the board this runs on for its librknnrt.so and NPU driver; what does not say is absent."""
+    """Return the versions of this board's librknnrt.so and NPU driver, `absent` where there is none."""
     return {"librknnrt": _runtime_version(), "rknpu": _driver_version()}
 
 
 def _runtime_version() -> str:
     for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib"):
-        library = Path(folder) / "librknnrt.so"
         try:
-            found = re.search(rb"librknnrt version: (\d[\w. ()@:-]{0,80})", library.read_bytes())
+            library = (Path(folder) / "librknnrt.so").read_bytes()
         except OSError:
             continue
-        if found:
+        if found := re.search(rb"librknnrt version: (\d[\w. ()@:-]{0,80})", library):
             return found.group(1).decode("ascii").strip()
     return "absent"
 
@@ -71,21 +69,21 @@ def _runtime_version() -> str:
 def _driver_version() -> str:
     for path in ("/sys/kernel/debug/rknpu/version", "/proc/rknpu/version", "/sys/module/rknpu/version"):
         try:
-            found = re.search(r"v?(\d+\.\d+[.\d]*)", Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        if found:
+        if found := re.search(r"v?(\d+\.\d+[.\d]*)", text):
             return found.group(1)
     return "absent"
 
 
 def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what stands against running what this toolchain makes (its pins) on a board of these versions."""
+    """Yield why a file of this toolchain (its pins) may not run on a board of these versions."""
     known = {name: found if found != "absent" else None for name, found in board.items()}
     yield from preflight(made_by.get("rknn-toolkit2", ""), known.get("librknnrt"), known.get("rknpu"))
 
 
 def parsed(version: str | None) -> tuple[int, ...] | None:
-    """Read the numbers a version begins with, after an optional v: `2.3.2 (429f97ae6b@2025-04-09)` is (2, 3, 2)."""
+    """Return the leading numbers of a version: (2, 3, 2) of `v2.3.2 (429f97ae6b@2025-04-09)`."""
     found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip()) if version else None
     return tuple(map(int, found[1].split("."))) if found else None

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from models.whisper.export import export
 from nightjar.cli.main import main
+from nightjar.graphs.onnx_graph import rename_tensors
 from nightjar.plugins.recipe import Recipe
-from targets.onnx.adopt import renamed
 from tests.flows.conftest import write_speech
 
 Command = Callable[..., tuple[int, dict[str, Any]]]
@@ -42,7 +42,7 @@ def zoo(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """Graphs with the names and shapes of rknn_model_zoo's, of a 4 s window."""
     folder = tmp_path_factory.mktemp("zoo")
     export(random_checkpoint, Recipe(window_s=4, decoder="window", positional="last"), folder)
-    encoder = renamed(onnx.load(folder / "encoder.onnx"), {"mel": "x", "hidden": "out"})
+    encoder = rename_tensors(onnx.load(folder / "encoder.onnx"), {"mel": "x", "hidden": "out"})
     onnx.save(encoder, folder / "encoder.onnx")
     return folder
 
@@ -124,9 +124,9 @@ def test_parts_too_few_too_many_or_none(
     assert "are both the encoder" in refused(capsys, model, encoder, tmp_path / "copy.onnx", decoder)
     assert "no-such.onnx" in refused(capsys, model, encoder, tmp_path / "no-such.onnx")
     (tmp_path / "text.onnx").write_text("hello")
-    assert "text.onnx is no ONNX graph" in refused(capsys, model, encoder, tmp_path / "text.onnx")
+    assert "text.onnx is not an ONNX graph" in refused(capsys, model, encoder, tmp_path / "text.onnx")
     (tmp_path / "empty.onnx").touch()
-    assert "empty.onnx is no ONNX graph" in refused(capsys, model, encoder, tmp_path / "empty.onnx")
+    assert "empty.onnx is not an ONNX graph" in refused(capsys, model, encoder, tmp_path / "empty.onnx")
 
 
 def test_shapes_of_another_checkpoint_are_named(

@@ -76,8 +76,8 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     back = next(each for each in fifth["findings"] if (each["cell"], each["kind"]) == (remote, "outcome"))
     assert (back["before"], back["regression"]) == ("MISSING", False)
     said = next(each for each in fifth["findings"] if (each["cell"], each["kind"]) == (remote, "wer"))
-    assert said["other"] == third["night"]["night"], "held against the last night that it was heard in"
-    assert "so does openai-whisper itself" in said["sentence"]
+    assert said["other"] == third["night"]["night"], "compared with the last night that has its WER"
+    assert "stock changed too" in said["sentence"]
     assert said["sentence"] in capsys.readouterr().out.replace("\n", " ")
 
     monkeypatch.setenv("NIGHTJAR_REPORTS", str(tmp_path))
@@ -115,7 +115,7 @@ def test_bisect_shows_what_the_bad_checkpoint_hears(
     stages = {stage["name"]: stage["same"] for stage in results["stages"]}
     assert not stages["export"]
     printed = capsys.readouterr().out
-    assert "B hears worse" in printed
+    assert "WER is worse in B" in printed
     assert results["clips"][0]["id"] in printed
 
     assert main([*asked, "--checkpoint", str(NANO), str(NANO)]) == 0

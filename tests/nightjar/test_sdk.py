@@ -103,7 +103,11 @@ def test_everything_that_is_missing_is_said_at_once(wanted: Path) -> None:
         ("3.0", "py3-none-any", "", "is 3.0, wanted is"),
         ("2.1", "cp27-cp27m-linux_x86_64", "", "is for cp27-cp27m-linux_x86_64, wanted is Python"),
         ("2.1", f"{HERE}-{HERE}-linux_aarch64", "", "on this machine"),
-        ("2.1", "py3-none-any", "other", "is damaged (it says it is other 2.1)"),
+        ("2.1", f"{HERE}-{HERE}-manylinux2014_aarch64", "", "is for"),
+        ("2.1", f"{HERE}-{HERE}-macosx_11_0_x86_64", "", "macosx_11_0_x86_64, wanted is Python"),
+        ("2.1", f"{HERE}-{HERE}-win_amd64", "", "win_amd64, wanted is Python"),
+        ("2.0rc1", "py3-none-any", "", "is 2.0rc1, wanted is maker_converter >=2.0,<3"),
+        ("2.1", "py3-none-any", "other", "is damaged (its metadata says other 2.1)"),
     ],
 )
 def test_a_wheel_that_does_not_fit_is_named(wanted: Path, version: str, tag: str, says: str, said: str) -> None:
@@ -112,6 +116,20 @@ def test_a_wheel_that_does_not_fit_is_named(wanted: Path, version: str, tag: str
     with pytest.raises(ToolchainMissing) as caught:
         install("rknn", sdk=wanted)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "tag"),
+    [
+        ("2.0", f"{HERE}-{HERE}-manylinux_2_17_x86_64.manylinux2014_x86_64"),
+        ("2.1rc1", "py2.py3-none-any"),
+        ("2.0.0+public", "cp36-abi3-linux_x86_64"),
+    ],
+)
+def test_a_wheel_for_this_machine_fits(wanted: Path, version: str, tag: str) -> None:
+    path, spec = wheel(wanted, "maker_converter", version, tag), read_sdk_spec(wanted.parent / "sdk.toml")
+    program(wanted)
+    assert find_sdk("rknn", spec, wanted).wheels == (path,)
 
 
 def test_half_a_wheel_and_a_program_that_does_not_run_are_named(wanted: Path) -> None:
@@ -174,7 +192,7 @@ def test_the_vendors_own_files_are_installed_and_their_versions_enter_the_key(
 
 def test_sdk_is_for_vendors_alone(wanted: Path) -> None:
     (wanted.parent / "sdk.toml").unlink()
-    with pytest.raises(BadOptions, match="comes from the package index: leave out --sdk"):
+    with pytest.raises(BadOptions, match="comes from the package index: remove --sdk"):
         install("rknn", sdk=wanted)
 
 

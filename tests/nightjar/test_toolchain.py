@@ -97,7 +97,7 @@ def test_a_log_has_no_colours_and_bars_become_progress(empty: Toolchain, tmp_pat
         ({"do": "import"}, ToolchainBroken, "does not import: libGL.so.1: cannot open"),
         ({"do": "memory"}, ToolchainFailed, "ran out of memory of 1.0 GiB"),
         ({"do": "bad_alloc"}, ToolchainFailed, "ran out of memory of 1.0 GiB"),
-        ({"do": "signal", "signal": "SIGKILL"}, ToolchainFailed, "killed by SIGKILL, which is mostly the kernel's"),
+        ({"do": "signal", "signal": "SIGKILL"}, ToolchainFailed, "killed by SIGKILL, usually by the kernel"),
         ({"do": "signal", "signal": "SIGSEGV"}, ToolchainFailed, "was killed by SIGSEGV; log in"),
         ({"do": "refuse"}, ToolchainFailed, "failed: ValueError: Invalid platform; log in"),
         ({"do": "exit"}, ToolchainFailed, "failed: E build: this op is not supported; log in"),
@@ -125,7 +125,7 @@ def test_what_a_call_and_its_children_hold_together_is_limited(empty: Toolchain,
     """Neither process is beyond the limit by itself, and 64 GiB of reserved addresses are none."""
     job = {"do": "hold", "mib": 150, "pids": str(tmp_path / "pids")}
     assert empty.call(WORK, {**job, "seconds": 1.5}, tmp_path / "s", 60, memory_limit_bytes=2**30) == {}
-    with pytest.raises(ToolchainFailed, match=r"held 0\.3 GiB where it was given 0\.2 and was ended; log in"):
+    with pytest.raises(ToolchainFailed, match=r"used 0\.3 GiB of memory where 0\.2 are allowed and was killed; log in"):
         empty.call(WORK, {**job, "seconds": 60}, tmp_path / "s", 60, memory_limit_bytes=200 << 20)
     assert _gone(tmp_path / "pids")
 

@@ -1,22 +1,23 @@
-"""Take one part one step further inside the toolchain's environment; the host says which, and what it is made from.
+"""Run one step of the DFC for one part inside the toolchain's environment.
 
-translate   an ONNX graph, and where to begin and end   -> translated.har, the network's layers
+translate   an ONNX graph, its start and end nodes      -> translated.har, the network's layers
 optimize    translated.har, a model script, samples     -> optimized.har
 compile     optimized.har, more of the script           -> compiled.har, .hef
 """
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from targets.hailo.toolchain.sdk import known_arguments, layers, open_runner, require, version
+from nightjar.toolchains.sdk_calls import require_output, supported, supports
+from targets.hailo.toolchain.sdk import layers, open_runner, version
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one step; what the DFC raises comes back as `{"refused": {"kind", "message"}}`, for the host to sort.
+    """Do one step; an exception of the DFC comes back as `{"refused": {"kind", "message"}}`, which the host classifies.
 
     job: {"kind", …} with absolute paths.
     """
@@ -31,7 +32,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def translate(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Parse a graph between its start and end nodes, as the names and shapes of the job say."""
+    """Parse a graph between its start and end nodes, by the names and shapes of the job."""
     runner = open_runner(hw_arch=job["hw_arch"])
     wanted = {
         "start_node_names": job["starts"],
@@ -39,16 +40,15 @@ def translate(job: Mapping[str, Any]) -> dict[str, Any]:
         "net_input_shapes": job["shapes"],
         "net_input_format": input_format(job["shapes"]),
     }
-    wanted = {name: value for name, value in wanted.items() if value}
-    runner.translate_onnx_model(job["model"], job["network"], **known_arguments(runner.translate_onnx_model, wanted))
-    runner.save_har(job["har"])
-    require(job["har"])
+    given = {name: value for name, value in wanted.items() if value}
+    runner.translate_onnx_model(job["model"], job["network"], **supported_arguments(runner.translate_onnx_model, given))
+    _save_har(runner, job)
     found, outputs = layers(runner)
     return {"layers": found, "outputs": outputs}
 
 
 def input_format(shapes: Mapping[str, list[int]]) -> dict[str, list[Any]]:
-    """Say of rows (1, n, d) that d are channels; (1, c, h, w) is what the parser takes four dimensions for."""
+    """Name the dimensions of inputs: (1, n, d) has d channels; the parser takes four dimensions for (1, c, h, w)."""
     try:
         from hailo_sdk_client.exposed_definitions import Dims  # type: ignore[import-not-found]
     except ImportError:
@@ -64,21 +64,28 @@ def optimize(job: Mapping[str, Any]) -> dict[str, Any]:
     runner = open_runner(har=job["source"])
     runner.load_model_script(job["script"])
     data = {layer: np.load(file, mmap_mode="r", allow_pickle=False) for layer, file in job["data"].items()}
-    runner.optimize(data, **known_arguments(runner.optimize, {"work_dir": str(Path.cwd())}))
-    runner.save_har(job["har"])
-    require(job["har"])
+    runner.optimize(data, **supported_arguments(runner.optimize, {"work_dir": str(Path.cwd())}))
+    _save_har(runner, job)
     return {}
 
 
 def compile_hef(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Find every layer a place on the chip and write the .hef."""
+    """Place every layer on the chip and write the .hef."""
     runner = open_runner(har=job["source"])
     if job["script"]:
-        runner.load_model_script(job["script"], **known_arguments(runner.load_model_script, {"append": True}))
+        runner.load_model_script(job["script"], **supported_arguments(runner.load_model_script, {"append": True}))
     hef = runner.compile()
     if not hef:
         raise RuntimeError("the DFC reports success and gave no bytes")
     Path(job["hef"]).write_bytes(hef)
-    runner.save_har(job["har"])
-    require(job["har"])
+    _save_har(runner, job)
     return {}
+
+
+def supported_arguments(function: Callable[..., Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return supported("DFC", wanted, lambda name: supports(function, name))
+
+
+def _save_har(runner: Any, job: Mapping[str, Any]) -> None:
+    runner.save_har(job["har"])
+    require_output("the DFC", job["har"])

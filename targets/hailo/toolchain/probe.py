@@ -1,4 +1,4 @@
-"""Let the DFC do its smallest piece of work: import, translate a convolution, run it in float."""
+"""Check the DFC: import it, translate a convolution and run it in float."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from targets.hailo.toolchain.sdk import open_runner, version
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the DFC's version and how far its float emulator is from numpy; raises RuntimeError beyond 1 %."""
+    """Return the DFC's version and the error of its float emulator against numpy; raises RuntimeError beyond 1 %."""
     import onnx
     from hailo_sdk_client import InferenceContext  # type: ignore[import-not-found]
     from onnx import TensorProto, helper, numpy_helper

@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nightjar.device.part_io import Parts, Tensors, class_and_line, ordered_inputs, require_file, stdout_to_stderr
 from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 from targets.hailo.toolchain.sdk import open_runner as open_client
-from targets.hailo.toolchain.sdk import printing_to_stderr
 
-Tensors = dict[str, NDArray[Any]]
 CONTEXTS = {"native": "SDK_NATIVE", "quantized": "SDK_QUANTIZED"}
 
 
 class EmulatorRunner:
     """Hold one open inference context per part."""
 
-    def __init__(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, parts: Parts) -> None:
         self.parts = dict(parts)
         self.clients: dict[str, Any] = {}
         self.contexts: dict[str, Any] = {}
@@ -35,63 +34,45 @@ class EmulatorRunner:
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
         """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        if part not in self.clients:
-            raise RuntimeError(f"no part {part!r} here: have {', '.join(sorted(self.clients))}")
-        entry, given = self.parts[part], {**inputs, **constant}
-        if given.keys() != {tensor["name"] for tensor in entry["inputs"]}:
-            raise RuntimeError(f"{part} takes {', '.join(t['name'] for t in entry['inputs'])}, not {', '.join(given)}")
-        for tensor in entry["inputs"]:
-            if list(given[tensor["name"]].shape) != list(tensor["shape"]):
-                shape = given[tensor["name"]].shape
-                raise RuntimeError(f"{part} takes {tensor['name']} as {tuple(tensor['shape'])}, not {shape}")
-        data = {tensor["layer"]: to_nhwc(given[tensor["name"]]) for tensor in entry["inputs"]}
+        wanted = {name: self.parts[name]["inputs"] for name in self.clients}
+        arrays = ordered_inputs(part, wanted, {**inputs, **constant})
+        data = {tensor["layer"]: to_nhwc(array) for tensor, array in zip(wanted[part], arrays, strict=True)}
         try:
-            with printing_to_stderr():
+            with stdout_to_stderr():
                 found = self.clients[part].infer(self.contexts[part], data)
-        except Exception as exc:  # of any class of the DFC's or TensorFlow's
-            raise RuntimeError(f"the DFC's emulator cannot run {part}: {_first_line(exc)}") from exc
-        results = list(found) if isinstance(found, (list, tuple)) else [found]
-        if len(results) != len(entry["outputs"]):
-            raise RuntimeError(
-                f"the DFC's emulator gave {len(results)} outputs for {part}, not {len(entry['outputs'])}"
-            )
+        except Exception as exc:  # any class of the DFC or of TensorFlow
+            raise RuntimeError(f"the DFC's emulator cannot run {part}: {class_and_line(exc)}") from exc
+        results, outputs = list(found) if isinstance(found, (list, tuple)) else [found], self.parts[part]["outputs"]
+        if len(results) != len(outputs):
+            raise RuntimeError(f"the DFC's emulator gave {len(results)} outputs for {part}, not {len(outputs)}")
         try:
             return {
                 tensor["name"]: np.asarray(from_nhwc(results[tensor["at"]], tensor["from"], tensor["moves"]))
-                for tensor in entry["outputs"]
+                for tensor in outputs
             }
         except ValueError as exc:
             raise RuntimeError(f"the DFC's emulator gave {part} in another shape: {exc}") from exc
 
     def close(self) -> None:
         """Leave the contexts and drop the models."""
-        with printing_to_stderr():
+        with stdout_to_stderr():
             self._open.close()
         self.clients.clear()
 
 
-def open_runner(
-    folder: Path, parts: Mapping[str, Mapping[str, Any]], options: "Mapping[str, Any] | None" = None
-) -> EmulatorRunner:
+def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> EmulatorRunner:
     """Open `parts` (name to {"har", "context", "inputs", "outputs", ...}, as in binary.json) that lie in `folder`.
 
     Raises RuntimeError with one line.
     """
     runner = EmulatorRunner(parts)
     for name, part in parts.items():
-        har = Path(folder) / part["har"]
-        if not har.is_file():
-            raise RuntimeError(f"no file {har} for part {name!r}")
+        har = require_file(folder, part["har"], name)
         try:
-            with printing_to_stderr():
+            with stdout_to_stderr():
                 runner.open(name, har)
         except ImportError:
             raise
         except Exception as exc:  # see run
-            raise RuntimeError(f"the DFC's emulator cannot load {har}: {_first_line(exc)}") from exc
+            raise RuntimeError(f"the DFC's emulator cannot load {har}: {class_and_line(exc)}") from exc
     return runner
-
-
-def _first_line(exc: Exception) -> str:
-    lines = str(exc).strip().splitlines()
-    return f"{type(exc).__name__}: {lines[0][:300]}" if lines else type(exc).__name__

@@ -2,14 +2,12 @@
 
 convert   PART.npz [, samples/*.npz] [, CONFIG]   -> PART.pt, PART.tflite [, CONFIG]
 
-CONFIG is a precision_config_file: with a precision_proportion the converter writes it, without one it reads it. Every
-attribute is set only where this version of the converter has it, and which it has not is said.
+CONFIG is a precision_config_file: with a precision_proportion the converter writes it, without one it reads it. An
+attribute that this version of the converter lacks is skipped, and its name is returned.
 """
 
 import importlib
-import inspect
 import json
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from nightjar.toolchains.sdk_calls import require_output, supported, supports
+
 EXPORT_SPEC = "npsdk_v6"  # operators of MediaTek's own, as its compiler of NeuroPilot 8 takes them
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Do the job: {"part", "module", "model", "settings": {attribute: value}, "config": file or ""}.
 
-    Returns the converter's and torch's versions, the attributes that were set and those that this version has not.
+    Return the versions of the converter and torch, the attributes that were set and those that this version lacks.
     """
     import mtk_converter  # type: ignore[import-not-found]  # in the vendor's environment only
     import torch
@@ -31,25 +31,25 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     part = job["part"]
     model = json.loads(Path(job["model"]).read_text(encoding="utf-8"))
     with np.load(f"{part}.npz") as stored:
-        made = importlib.import_module(job["module"]).rebuild(model, part, dict(stored))
-    inputs = tuple(made.inputs.values())
-    trace(torch, made.module, inputs, Path(f"{part}.pt"))
+        rebuilt = importlib.import_module(job["module"]).rebuild(model, part, dict(stored))
+    inputs = tuple(rebuilt.inputs.values())
+    trace(torch, rebuilt.module, inputs, Path(f"{part}.pt"))
     converter = open_converter(mtk_converter, Path(f"{part}.pt"), inputs)
     wanted = dict(job["settings"])
     if wanted.get("quantize"):
-        wanted["calibration_data_gen"] = samples_of(Path("samples"))
+        wanted["calibration_data_gen"] = calibration_generator(Path("samples"))
     if job["config"]:
         wanted["precision_config_file"] = job["config"]
-    done, skipped = settle(converter, wanted)
+    attributes = set_attributes(converter, wanted)
     convert(converter, Path(f"{part}.tflite"))
     config = Path(job["config"]) if job["config"] else None
-    if config is not None and "precision_config_file" in done and not config.is_file():
+    if config is not None and "precision_config_file" in attributes and not config.is_file():
         raise RuntimeError(f"mtk_converter took precision_config_file and wrote no {config.name}")
     return {
         "converter": str(getattr(mtk_converter, "__version__", "unknown")),
         "torch": str(torch.__version__),
-        "attributes": {name: _said(value) for name, value in done.items()},
-        "skipped": skipped,
+        "attributes": {name: "a generator" if callable(value) else value for name, value in attributes.items()},
+        "skipped": sorted(wanted.keys() - attributes.keys()),
     }
 
 
@@ -61,16 +61,14 @@ def trace(torch: Any, module: Any, inputs: tuple[Any, ...], file: Path) -> None:
 
 
 def open_converter(mtk_converter: Any, file: Path, inputs: tuple[Any, ...]) -> Any:
-    """Open a TorchScript file; the types of its inputs are told where this version asks for them."""
+    """Open a TorchScript file, with the types of its inputs where this version takes them."""
     make: Callable[..., Any] = mtk_converter.PyTorchConverter.from_script_module_file
-    known = _parameters(make)
-    shapes = [list(tensor.shape) for tensor in inputs]
-    types = {"input_types": [tensor.dtype for tensor in inputs]} if known is None or "input_types" in known else {}
-    return make(str(file), shapes, **types)
+    types = {"input_types": [tensor.dtype for tensor in inputs]} if supports(make, "input_types") else {}
+    return make(str(file), [list(tensor.shape) for tensor in inputs], **types)
 
 
-def samples_of(folder: Path) -> Callable[[], Iterator[list[np.ndarray]]]:
-    """Return what the converter wants of calibration data: a callable whose generator yields lists in input order."""
+def calibration_generator(folder: Path) -> Callable[[], Iterator[list[np.ndarray]]]:
+    """Return a callable whose generator yields each sample as a list in input order, as the converter wants it."""
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise RuntimeError("there is no calibration sample")
@@ -84,43 +82,25 @@ def samples_of(folder: Path) -> Callable[[], Iterator[list[np.ndarray]]]:
     return generate
 
 
-def settle(converter: Any, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Set the attributes that this version has; return what was set, and the names of the others."""
-    done, skipped = {}, []
-    for name, value in wanted.items():
-        if hasattr(converter, name):
-            setattr(converter, name, value)
-            done[name] = value
-        else:
-            skipped.append(name)
-            print(f"this mtk_converter has no {name}: left out", file=sys.stderr)
-    if "quantize" in skipped or ("calibration_data_gen" in skipped and wanted.get("quantize")):
+def set_attributes(converter: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Set the attributes that this version has and return them; raises RuntimeError where it cannot quantize."""
+    attributes = supported("mtk_converter", wanted, lambda name: hasattr(converter, name))
+    for name, value in attributes.items():
+        setattr(converter, name, value)
+    needed = {"quantize", "calibration_data_gen"} if wanted.get("quantize") else {"quantize"}
+    if not needed <= attributes.keys():
         raise RuntimeError(
             "this mtk_converter cannot be told what to quantize: it has no quantize or calibration_data_gen"
         )
-    return done, sorted(skipped)
+    return attributes
 
 
 def convert(converter: Any, out: Path) -> None:
-    """Write the .tflite; a version that gives bytes back is asked for those."""
-    known = _parameters(converter.convert_to_tflite)
-    spec = {"tflite_op_export_spec": EXPORT_SPEC} if known is None or "tflite_op_export_spec" in known else {}
-    if known is None or "output_file" in known:
-        converter.convert_to_tflite(output_file=str(out), **spec)
+    """Write the .tflite; a version without output_file returns its bytes."""
+    write = converter.convert_to_tflite
+    spec = {"tflite_op_export_spec": EXPORT_SPEC} if supports(write, "tflite_op_export_spec") else {}
+    if supports(write, "output_file"):
+        write(output_file=str(out), **spec)
     else:
-        out.write_bytes(converter.convert_to_tflite(**spec))
-    if not out.is_file() or not out.stat().st_size:
-        raise RuntimeError(f"mtk_converter reports success and wrote no {out.name}")
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, Any] | None:
-    """List a function's parameters, None where it does not say or takes any."""
-    try:
-        known = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # compiled code without a signature
-        return None
-    return None if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()) else known
-
-
-def _said(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float, str, dict, list)) else "a generator"
+        out.write_bytes(write(**spec))
+    require_output("mtk_converter", out)

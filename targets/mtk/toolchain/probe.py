@@ -1,4 +1,4 @@
-"""Let MediaTek's converter do its smallest piece of work: trace and convert two ops."""
+"""Check MediaTek's converter: trace and convert two ops."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     import mtk_converter  # type: ignore[import-not-found]  # in the vendor's environment only
     import torch
 
-    from targets.mtk.toolchain.compile import convert, open_converter, settle, trace
+    from targets.mtk.toolchain.compile import convert, open_converter, set_attributes, trace
 
     module = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU()).eval().requires_grad_(False)
     inputs = (torch.zeros(1, 8, 32),)
     trace(torch, module, inputs, Path("probe.pt"))
     converter = open_converter(mtk_converter, Path("probe.pt"), inputs)
-    settle(converter, {"quantize": False})
+    set_attributes(converter, {"quantize": False})
     convert(converter, Path("probe.tflite"))
     return {"mtk_converter": str(getattr(mtk_converter, "__version__", "unknown")), "torch": str(torch.__version__)}

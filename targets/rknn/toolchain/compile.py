@@ -4,23 +4,27 @@ float     NAME.onnx                                         -> NAME.rknn, NAME.s
 quantize  NAME.onnx, dataset.txt                            -> NAME.model, NAME.data, NAME.quantization.cfg
 hybrid    NAME.model, NAME.data, NAME.quantization.cfg      -> NAME.rknn, NAME.sim.onnx, NAME.sim.json
 
-Quantization parameters cost minutes, a build from them seconds: hence two steps (the toolkit's hybrid quantization).
-Paths are relative, because the toolkit writes them into its files.
+Quantization parameters cost minutes and a build from them seconds, hence two steps (the toolkit's hybrid quantization).
+Paths are relative because the toolkit writes them into its files.
 """
 
 import importlib.metadata
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
-from targets.rknn.toolchain.sdk import SdkError, checked, known_arguments, open_toolkit
+from nightjar.toolchains.sdk_calls import require_output, supported
+from targets.rknn.toolchain.sdk import call_toolkit, open_toolkit
 
-# What the simulator asks of the graph object beside the graph.
+SDK = "rknn-toolkit2"
+QUANTIZATION_FILES = ("model", "data", "quantization.cfg")
+# What the simulator asks of the graph object besides the graph.
 SETTINGS = ("act_quant_dtype", "const_share_tab", "do_quantization", "quantize_dtype", "unsqueeze_2d_mode")
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one job; returns the toolkit's version and the layers it made: name, op, inputs, outputs.
+    """Do one job; return the toolkit's version and the layers it made: name, op, inputs, outputs.
 
     job: {"kind", "name", "config": {argument of RKNN.config: value}}.
     """
@@ -28,25 +32,26 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     if job["kind"] == "quantize":
         layers = quantize(name, job["config"])
     else:
-        toolkit = open_toolkit(verbose=True)  # its table of layers is read from the log
-        _keep_no_checks()
+        toolkit = open_toolkit(verbose=True)  # the audit reads the table of layers in the log
+        _skip_check_files()
         if job["kind"] == "float":
             configure(toolkit, name, job["config"])
-            checked("build", toolkit.build, do_quantization=False)
+            call_toolkit("build", toolkit.build, do_quantization=False)
         else:
-            step2 = toolkit.hybrid_quantization_step2
-            checked("hybrid_quantization_step2", step2, f"{name}.model", f"{name}.data", f"{name}.quantization.cfg")
-        checked("export_rknn", toolkit.export_rknn, f"{name}.rknn")
-        _require(f"{name}.rknn")
+            files = [f"{name}.{suffix}" for suffix in QUANTIZATION_FILES]
+            call_toolkit("hybrid_quantization_step2", toolkit.hybrid_quantization_step2, *files)
+        call_toolkit("export_rknn", toolkit.export_rknn, f"{name}.rknn")
+        require_output("the toolkit", f"{name}.rknn")
         layers = save_for_simulator(toolkit, name)
         toolkit.release()
-    return {"toolkit": importlib.metadata.version("rknn-toolkit2"), "layers": layers}
+    return {"toolkit": importlib.metadata.version(SDK), "layers": layers}
 
 
 def configure(toolkit: Any, name: str, config: dict[str, Any]) -> None:
-    """Set the options this version knows and load the graph."""
-    checked("config", toolkit.config, **known_arguments(toolkit.config, config))
-    checked("load_onnx", toolkit.load_onnx, model=f"{name}.onnx")
+    """Set the options that this version has and load the graph; `config` takes any keyword and refuses unknown ones."""
+    known = inspect.signature(toolkit.config).parameters
+    call_toolkit("config", toolkit.config, **supported("toolkit", config, known.__contains__))
+    call_toolkit("load_onnx", toolkit.load_onnx, model=f"{name}.onnx")
 
 
 def quantize(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,17 +60,18 @@ def quantize(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
 
     toolkit = open_toolkit()
     configure(toolkit, name, config)
-    checked("hybrid_quantization_step1", toolkit.hybrid_quantization_step1, dataset="dataset.txt", proposal=False)
-    for suffix in ("model", "data", "quantization.cfg"):
-        _require(f"{name}.{suffix}")
+    step1 = toolkit.hybrid_quantization_step1
+    call_toolkit("hybrid_quantization_step1", step1, dataset="dataset.txt", proposal=False)
+    for suffix in QUANTIZATION_FILES:
+        require_output("the toolkit", f"{name}.{suffix}")
     toolkit.release()
     return layers_of(onnx.load(f"{name}.model", load_external_data=False))
 
 
 def save_for_simulator(toolkit: Any, name: str) -> list[dict[str, Any]]:
-    """Write what the simulator works on: the optimised graph, and its tables of ranges and inputs as JSON.
+    """Write the simulator's input: the optimised graph, and its tables of ranges and inputs as JSON.
 
-    The toolkit itself cannot simulate what another process built, and building a decoder takes several seconds.
+    The toolkit cannot simulate what another process built, and building a decoder takes several seconds.
     """
     base = toolkit.rknn_base
     base.ir.save_onnx(f"{name}.sim.onnx", save_large=True)
@@ -79,13 +85,13 @@ def save_for_simulator(toolkit: Any, name: str) -> list[dict[str, Any]]:
     return layers_of(base.ir.model)
 
 
-def _keep_no_checks() -> None:
-    """Keep a verbose build from writing the graph three times as check<n>_*.onnx: a third of its seconds (2.5.0)."""
+def _skip_check_files() -> None:
+    """Keep a verbose build from writing the graph three times as check<n>_*.onnx: a third of its time (2.5.0)."""
     from rknn.api import ir_graph  # type: ignore[import-not-found]
 
     graph = getattr(ir_graph, "IRGraph", None)
     save = getattr(graph, "save_onnx", None)
-    if graph is None or save is None:  # another version, which may write what it likes
+    if graph is None or save is None:  # another version
         return
 
     def save_onnx(self: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,13 +101,8 @@ def _keep_no_checks() -> None:
 
 
 def layers_of(model: Any) -> list[dict[str, Any]]:
-    """List the layers of a graph the toolkit optimised."""
+    """List the layers of a graph that the toolkit optimised."""
     return [
         {"name": node.name, "op": node.op_type, "inputs": list(node.input), "outputs": list(node.output)}
         for node in model.graph.node
     ]
-
-
-def _require(file: str) -> None:
-    if not Path(file).is_file() or not Path(file).stat().st_size:
-        raise SdkError(f"the toolkit reports success and wrote no {file}")

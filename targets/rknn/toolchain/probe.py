@@ -1,15 +1,15 @@
-"""Let the toolkit do its smallest piece of work: import, build two ops, simulate them."""
+"""Check the toolkit: import it, build two ops and simulate them."""
 
 import importlib.metadata
 from typing import Any
 
 import numpy as np
 
-from targets.rknn.toolchain.sdk import SdkError, checked, open_toolkit
+from targets.rknn.toolchain.sdk import SdkError, call_toolkit, open_toolkit
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the toolkit's version and how far the simulator's fp16 is from numpy; raises SdkError beyond 1 %."""
+    """Return the toolkit's version and the float16 error of the simulator; raises SdkError above 1 %."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -23,13 +23,13 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "probe.onnx")
     toolkit = open_toolkit()
-    checked("config", toolkit.config, target_platform="rk3588")
-    checked("load_onnx", toolkit.load_onnx, model="probe.onnx")
-    checked("build", toolkit.build, do_quantization=False)
-    checked("export_rknn", toolkit.export_rknn, "probe.rknn")
-    checked("init_runtime", toolkit.init_runtime)
+    call_toolkit("config", toolkit.config, target_platform="rk3588")
+    call_toolkit("load_onnx", toolkit.load_onnx, model="probe.onnx")
+    call_toolkit("build", toolkit.build, do_quantization=False)
+    call_toolkit("export_rknn", toolkit.export_rknn, "probe.rknn")
+    call_toolkit("init_runtime", toolkit.init_runtime)
     x = np.cos(np.arange(8 * 32, dtype=np.float32)).reshape(1, 8, 32)
-    found = checked("inference", toolkit.inference, inputs=[x])[0]
+    found = call_toolkit("inference", toolkit.inference, inputs=[x])[0]
     wanted = np.maximum(x @ weight, 0)
     error = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     if not error < 0.01:

@@ -1,8 +1,8 @@
-"""Run compiled parts in rknn-toolkit2's simulator, from what the compile step saved.
+"""Run compiled parts in rknn-toolkit2's simulator, from the files that the compile step wrote.
 
 The toolkit simulates only what the same process built. Its simulator works on the optimised graph and two tables, so
-those are put back as they were, without the build: the same outputs, to a step of float16 (bound.py). This reaches into
-the toolkit's classes as they are in the pinned version.
+those are restored here without the build. Outputs are the same to a float16 step (constant_weights.py). This relies on
+the toolkit's internal classes of the pinned version.
 """
 
 import json
@@ -11,84 +11,62 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from targets.rknn.toolchain.bound import binding
-from targets.rknn.toolchain.sdk import SdkError, captured, checked, open_toolkit
-
-Tensors = dict[str, NDArray[Any]]
+from nightjar.device.part_io import Parts, Tensor, Tensors, first_line, named_outputs, ordered_inputs, require_file
+from targets.rknn.toolchain.constant_weights import constant_weights
+from targets.rknn.toolchain.sdk import SdkError, call_toolkit, capture_output, open_toolkit
 
 
 class SimulatorRunner:
     """Hold one simulator per part."""
 
-    def __init__(self, toolkits: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, toolkits: Mapping[str, Any], parts: Parts) -> None:
         self.toolkits = dict(toolkits)
         graphs = {part: toolkit.rknn_base.ir.model.graph for part, toolkit in toolkits.items()}
         self.weights = {part: {tensor.name for tensor in graph.initializer} for part, graph in graphs.items()}
         attributes = {part: toolkit.rknn_base.inputs_meta["attrs"] for part, toolkit in toolkits.items()}
-        self.inputs = {p: _named(found, parts[p].get("inputs"), is_output=False) for p, found in attributes.items()}
-        self.outputs = {p: _named(found, parts[p].get("outputs"), is_output=True) for p, found in attributes.items()}
+        self.inputs = {p: _tensors(found, parts[p].get("inputs"), is_output=False) for p, found in attributes.items()}
+        self.outputs = {p: _tensors(found, parts[p].get("outputs"), is_output=True) for p, found in attributes.items()}
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
         """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        if part not in self.toolkits:
-            raise RuntimeError(f"no part {part!r} here: have {', '.join(sorted(self.toolkits))}")
-        given = {**inputs, **constant}
-        arrays = ordered(part, given, self.inputs[part])
-        # As in the graph: the toolkit takes every 4-D input for NHWC unless told.
-        layouts = ["nchw"] * len(arrays)
+        arrays = ordered_inputs(part, self.inputs, {**inputs, **constant})
+        layouts = ["nchw"] * len(arrays)  # the toolkit takes every 4-D input for NHWC otherwise
         try:
-            with captured(), binding(self.weights[part]):
-                results = checked("inference", self.toolkits[part].inference, inputs=arrays, data_format=layouts)
+            with capture_output(), constant_weights(self.weights[part]):
+                results = call_toolkit("inference", self.toolkits[part].inference, inputs=arrays, data_format=layouts)
         except SdkError as exc:
             raise RuntimeError(f"the simulator cannot run {part}: {exc}") from exc
-        found = {name: np.asarray(result) for (name, _), result in zip(self.outputs[part], results, strict=True)}
-        return {name: found[name].reshape(shape) for name, shape in self.outputs[part]}
+        return named_outputs(part, self.outputs[part], results, "the simulator")
 
     def close(self) -> None:
         """Release the simulators and their memory."""
-        with captured():
+        with capture_output():
             for toolkit in self.toolkits.values():
                 toolkit.release()
         self.toolkits.clear()
+        self.inputs.clear()
 
 
-def open_runner(
-    folder: Path, parts: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any] | None = None
-) -> SimulatorRunner:
+def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> SimulatorRunner:
     """Open `parts` (name to {"simulator": {"graph", "tables"}, ...}, as in binary.json) that lie in `folder`.
 
     Raises RuntimeError with one line.
     """
     toolkits = {}
     for name, part in parts.items():
-        files = [Path(folder) / part["simulator"][kind] for kind in ("graph", "tables")]
-        for file in files:
-            if not file.is_file():
-                raise RuntimeError(f"no file {file} for part {name!r}")
+        graph, tables = (require_file(folder, part["simulator"][kind], name) for kind in ("graph", "tables"))
         try:
-            with captured():
-                toolkits[name] = _restored(*files)
-        except Exception as exc:  # onnx's, the toolkit's, json's
-            raise RuntimeError(f"the simulator cannot load {files[0]}: {_first_line(exc)}") from exc
+            with capture_output():
+                toolkits[name] = _restore_toolkit(graph, tables)
+        except Exception as exc:  # of onnx, of the toolkit or of json
+            raise RuntimeError(f"the simulator cannot load {graph}: {first_line(exc)}") from exc
     return SimulatorRunner(toolkits, parts)
 
 
-def ordered(part: str, given: Mapping[str, NDArray[Any]], wanted: list[tuple[str, list[int]]]) -> list[NDArray[Any]]:
-    """Put inputs in the graph's order; raises RuntimeError for a name or shape that is not the graph's."""
-    names = [name for name, _ in wanted]
-    if given.keys() != set(names):
-        raise RuntimeError(f"{part} takes {', '.join(names)}, not {', '.join(given)}")
-    for name, shape in wanted:
-        if list(given[name].shape) != list(shape):
-            raise RuntimeError(f"{part} takes {name} as {tuple(shape)}, not {given[name].shape}")
-    return [given[name] for name in names]
-
-
-def _restored(graph: Path, tables: Path) -> Any:
-    """Make a toolkit object that stands where building and init_runtime would have left it."""
+def _restore_toolkit(graph: Path, tables: Path) -> Any:
+    """Make a toolkit object in the state that building and init_runtime leave it in."""
     import onnx
 
     from rknn.api.ir_graph import IRGraph  # type: ignore[import-not-found]  # in the toolchain's environment only
@@ -108,15 +86,10 @@ def _restored(graph: Path, tables: Path) -> Any:
     return toolkit
 
 
-def _named(
+def _tensors(
     attributes: Mapping[str, Mapping[str, Any]], described: list[Mapping[str, Any]] | None, is_output: bool
-) -> list[tuple[str, list[int]]]:
-    """List name and shape of the inputs or outputs in order, by the names of binary.json where it has them."""
+) -> list[Tensor]:
+    """List inputs or outputs as {"name", "shape"} in order, by the names of binary.json where it has them."""
     found = sorted((a["idx"], name, a["shape"]) for name, a in attributes.items() if a["is_output"] == is_output)
     names = [entry["name"] for entry in described or []] or [name for _, name, _ in found]
-    return [(name, list(shape)) for name, (_, _, shape) in zip(names, found, strict=True)]
-
-
-def _first_line(exc: Exception) -> str:
-    lines = str(exc).strip().splitlines()
-    return lines[0][:300] if lines else type(exc).__name__
+    return [{"name": name, "shape": list(shape)} for name, (_, _, shape) in zip(names, found, strict=True)]

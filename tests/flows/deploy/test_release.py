@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from flows.prepare import Prepared
 from nightjar.cli.main import main
 from nightjar.deploy.rollout import Canary, roll_back, roll_out
 from nightjar.errors import BadInput
+from nightjar.request import PortRequest
 from nightjar.sessions.board_program import _write_wav
 from nightjar.speech.manifest import load_speech
 from tests.flows.conftest import ROOT
@@ -117,16 +119,14 @@ def test_one_release_is_kept_where_one_is_asked_for(loop: Loopback, toys: tuple[
 def test_a_port_that_failed_is_deployed_only_by_force(
     run: Deploy, loop: Loopback, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.port import port
+    from flows.port import run_port
 
-    class Failed:
-        @staticmethod
-        def fn(request: Any) -> dict[str, Any]:
-            made: dict[str, Any] = port.fn(request)
-            gate = {**made["gates"][0], "outcome": "FAIL", "sentence": "WER of binary − float +9.00 points"}
-            return {**made, "verdict": "FAIL", "gates": [gate]}
+    def fail(request: PortRequest) -> tuple[Prepared, dict[str, Any]]:
+        prepared, results = run_port(request)
+        gate = {**results["gates"][0], "outcome": "FAIL", "sentence": "WER of binary − float +9.00 points"}
+        return prepared, {**results, "verdict": "FAIL", "gates": [gate]}
 
-    monkeypatch.setattr("flows.deploy.port", Failed)
+    monkeypatch.setattr("flows.deploy.run_port", fail)
     code, refused = run("fp")
     assert code == 1
     assert "the port's verdict is FAIL (WER of binary − float +9.00 points)" in refused["reason"]

@@ -77,9 +77,9 @@ def test_arguments_that_this_version_has_not_are_left_out_and_said(capsys: pytes
 
     def newer(model: str, **more: Any) -> None: ...
 
-    assert sdk.known_arguments(older, {"net_name": "n", "net_input_format": {}}) == {"net_name": "n"}
+    assert inside.supported_arguments(older, {"net_name": "n", "net_input_format": {}}) == {"net_name": "n"}
     assert "this DFC has no net_input_format: left out" in capsys.readouterr().err
-    assert sdk.known_arguments(newer, {"net_input_format": 1}) == {"net_input_format": 1}
+    assert inside.supported_arguments(newer, {"net_input_format": 1}) == {"net_input_format": 1}
     assert capsys.readouterr().err == ""
 
 

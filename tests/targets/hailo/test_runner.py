@@ -139,7 +139,7 @@ DFC = {"hailo-dataflow-compiler": "3.33.1"}
     [
         ({"hailo chip": "HAILO8"}, "warn", "slower than its own"),
         ({"hailo chip": "HAILO8R"}, "warn", "takes no .hef of hailo8l: pass --target-options hw_arch=hailo8r"),
-        ({"hailo chip": "HAILO10H"}, "refuse", "come from another line of the DFC"),
+        ({"hailo chip": "HAILO10H"}, "refuse", "need another line of the DFC"),
         ({"hailo chip": "absent"}, "warn", "which chip it has"),
         ({"hailort library": "absent"}, "warn", "which HailoRT it has"),
         (dict.fromkeys(("hailort library", "hailo driver", "hailo firmware"), "4.20.0"), "warn", "older than 4.23"),

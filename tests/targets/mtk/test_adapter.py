@@ -15,6 +15,7 @@ from nightjar.graphs.onnx_session import open_session
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.toolchains.environment import toolchain
+from nightjar.toolchains.sdk_calls import supports
 from targets import mtk as target
 from targets.mtk.ncc import arguments, read_plan
 from targets.mtk.toolchain import compile as inside
@@ -83,7 +84,7 @@ def test_the_simulator_gives_what_the_float_graphs_give(doubles: Doubles, cached
         "damaged": "TFLiteExecutor cannot load damaged.tflite: damaged.tflite cannot be parsed",
         "file": "no file x.tflite for part 'decoder'",
         "crash": "TFLiteExecutor cannot run decoder: it broke",
-        "nothing": "TFLiteExecutor gave no result for decoder",
+        "nothing": "TFLiteExecutor gave no result for decoder: see the runtime's messages above",
     }
 
 
@@ -303,14 +304,14 @@ def test_converters_of_other_signatures_are_called_as_they_want(tmp_path: Path) 
 
     assert inside.open_converter(Sdk, Path("x.pt"), (torch.zeros(1, 2),)) == ("x.pt", [[1, 2]])
     with pytest.raises(RuntimeError, match="there is no calibration sample"):
-        inside.samples_of(tmp_path / "none")
+        inside.calibration_generator(tmp_path / "none")
 
     class Compiled:
         __signature__ = "none that Python knows"
 
         def __call__(self) -> None: ...
 
-    assert inside._parameters(Compiled()) is None
+    assert supports(Compiled(), "anything")
 
 
 def test_a_converter_that_wrote_no_precision_file_is_a_failure(doubles: Doubles, cached: Path, tmp_path: Path) -> None:

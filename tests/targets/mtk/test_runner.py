@@ -12,7 +12,7 @@ from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.calibration_set import CalibrationSet
 from targets import mtk as target
 from targets.mtk.preflight import fit, versions
-from targets.mtk.runner import NeuronrtRunner, NeuronRunner, laid_out, open_library, open_runner
+from targets.mtk.runner import NeuronrtRunner, NeuronRunner, allocate, open_library, open_runner
 from tests.targets.mtk.conftest import Doubles
 
 X = {"name": "x", "shape": [1, 3, 10], "dtype": "float32"}
@@ -51,7 +51,7 @@ def test_a_suppressed_output_has_padded_rows(c: None, tmp_path: Path) -> None:
     assert network_.outputs[0].base.dtype == np.float16
     runner.close()
     with pytest.raises(RuntimeError, match="wants 7 bytes for y"):
-        laid_out("x", Y, 7, padded=True)
+        allocate("x", Y, 7, padded=True)
 
 
 def test_a_runtime_that_latches_its_first_input_is_refused(c: None, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from models.whisper.contract import recognise
 from models.whisper.export import export
 from nightjar.errors import BadInput
+from nightjar.graphs.onnx_graph import rename_tensors
+from nightjar.graphs.onnx_session import open_session
 from nightjar.plugins.recipe import Recipe
-from targets.onnx.adopt import adopt, describe, renamed
-from targets.onnx.quantize import open_session
+from targets.onnx.adopt import adopt, describe
 
 RECIPES = [
     Recipe(window_s=2, decoder="static", decoder_length=16),
@@ -59,7 +60,7 @@ def test_every_protocol_is_told_by_its_tensors(recipe: Recipe, random_checkpoint
 
 
 def test_a_new_name_that_is_taken_inside_stays_apart() -> None:
-    before, after = small(), renamed(small(), {"x": "mel", "out": "hidden"})
+    before, after = small(), rename_tensors(small(), {"x": "mel", "out": "hidden"})
     onnx.checker.check_model(after)
     wave = np.arange(3, dtype=np.float32)[None]
     expected = open_session(before.SerializeToString()).run(["out"], {"x": wave})[0]

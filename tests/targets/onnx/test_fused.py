@@ -7,12 +7,13 @@ import onnx
 import pytest
 
 from models.whisper.export import export
+from nightjar.graphs.onnx_graph import load_graph
+from nightjar.graphs.onnx_session import open_session
 from nightjar.plugins.recipe import Recipe
 from targets.onnx import compile
 from targets.onnx.attention_fusion import fuse_attention
 from targets.onnx.audit import audit
 from targets.onnx.options import Options
-from targets.onnx.quantize import load_graph, open_session
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
 
@@ -48,7 +49,7 @@ def test_fused_is_there_and_the_same(graphs: Path, tmp_path: Path, part: str) ->
     assert left.count("MultiHeadAttention") == layers > 1
     assert left.count("Softmax") == operators(plain).count("Softmax") - layers
     optimized = tmp_path / "optimized.onnx"
-    open_session(str(fused), optimized)
+    open_session(fused, integer_kernels=True, optimized=optimized)
     assert operators(optimized).count("MultiHeadAttention") == layers
     for wanted, found in zip(outputs(plain), outputs(fused), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)

@@ -17,13 +17,14 @@ from models.whisper import decode
 from models.whisper.calibrate import CalibrationOptions, calibrate, load_hidden
 from models.whisper.export import export
 from nightjar.errors import BadInput, BadOptions, Broken
+from nightjar.graphs.onnx_graph import load_graph
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import CalibrationSet, CalibrationWriter
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, load_speech
 from targets import onnx as target
 from targets.onnx.compare_with_float import measure
-from targets.onnx.quantize import float_by_rule, linear_nodes, load_graph
+from targets.onnx.quantize import float_by_rule, linear_nodes
 from targets.onnx.runner import open_runner
 from tests.conftest import SPEECH, WEIGHTS, need
 

@@ -13,7 +13,7 @@ from nightjar.toolchains.worker import stub_target_packages
 
 stub_target_packages("targets.rknn.toolchain.simulate")
 
-from targets.rknn.toolchain.sdk import checked, open_toolkit  # noqa: E402
+from targets.rknn.toolchain.sdk import call_toolkit, open_toolkit  # noqa: E402
 from targets.rknn.toolchain.simulate import open_runner  # noqa: E402
 
 
@@ -102,14 +102,14 @@ def in_process(job: dict[str, Any]) -> dict[str, Any]:
     part, sample = job["part"], dict(np.load(job["sample"]))
     toolkit = open_toolkit()
     if "graph" in job:
-        checked("config", toolkit.config, target_platform="rk3588")
-        checked("load_onnx", toolkit.load_onnx, model=job["graph"])
-        checked("build", toolkit.build, do_quantization=False)
+        call_toolkit("config", toolkit.config, target_platform="rk3588")
+        call_toolkit("load_onnx", toolkit.load_onnx, model=job["graph"])
+        call_toolkit("build", toolkit.build, do_quantization=False)
     else:
         files = (job[key] for key in ("model", "data", "cfg"))
-        checked("hybrid_quantization_step2", toolkit.hybrid_quantization_step2, *files)
-    checked("init_runtime", toolkit.init_runtime)
-    wanted = checked("inference", toolkit.inference, inputs=list(sample.values()), data_format="nchw")
+        call_toolkit("hybrid_quantization_step2", toolkit.hybrid_quantization_step2, *files)
+    call_toolkit("init_runtime", toolkit.init_runtime)
+    wanted = call_toolkit("inference", toolkit.inference, inputs=list(sample.values()), data_format="nchw")
     binary = Path(job["binary"])
     parts = json.loads((binary / "binary.json").read_text())["parts"]
     plain, opened = (open_runner(binary, {part: parts[part]}) for _ in range(2))

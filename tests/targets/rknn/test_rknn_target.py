@@ -28,7 +28,7 @@ from nightjar.speech.manifest import Clip
 from nightjar.toolchains.environment import Toolchain
 from targets import rknn as target
 from targets.onnx.runner import open_runner
-from targets.rknn.build import fitting_samples, hybrid, quantization, thinned
+from targets.rknn.build import build_hybrid, evenly_spaced, quantization, samples_in_memory
 from targets.rknn.layer_mapping import read_names
 from targets.rknn.ranges import ENDS, ENTRY, write_ranges
 
@@ -159,7 +159,7 @@ def test_float_rules_rescue_attention_with_a_mask(
     """The mask's -10000 is in the range of the scores it is added to, whose int8 step is then 40."""
     names = read_names(quantized / "decoder.quantization.cfg")
     (tmp_path / "binary.json").write_text(json.dumps({"parts": {}}))
-    entry = hybrid(sdk, quantized, cached / "graphs" / "decoder.onnx", "decoder", [], tmp_path)
+    entry = build_hybrid(sdk, quantized, cached / "graphs" / "decoder.onnx", "decoder", [], tmp_path)
     assert len(names["masked_attention"]) == 2
     assert entry["int8_mac_share"] == 1.0
     (tmp_path / "binary.json").write_text(json.dumps({"parts": {"decoder": entry}}))
@@ -231,10 +231,10 @@ def test_the_restored_simulator_gives_the_very_outputs_of_a_build(
     found = sdk.call("tests.targets.rknn.simulated", job, tmp_path / "a", 120)
     assert all(found["equal"])
     assert max(found["noise"]) < 1e-5
-    from targets.rknn.layer_mapping import precision_file
+    from targets.rknn.layer_mapping import write_float16_layers
 
     cfg, names = tmp_path / "kept.cfg", read_names(quantized / "decoder.quantization.cfg")
-    precision_file(quantized / "decoder.quantization.cfg", names["masked_attention"], cfg)
+    write_float16_layers(quantized / "decoder.quantization.cfg", names["masked_attention"], cfg)
     files = {"model": str(quantized / "decoder.model"), "data": str(quantized / "decoder.data"), "cfg": str(cfg)}
     job = {**common, "binary": str(int8), **files}
     found = sdk.call("tests.targets.rknn.simulated", job, tmp_path / "b", 120)
@@ -369,13 +369,13 @@ def test_ranges_over_all_samples_reach_the_toolkits_file(
 
 def test_samples_fit_the_memory_and_spread_over_the_set(cached: Path, tmp_path: Path) -> None:
     graph = onnx.shape_inference.infer_shapes(onnx.load(cached / "graphs" / "encoder.onnx"))
-    assert fitting_samples(graph, target.Options(samples=4)) == 4
+    assert samples_in_memory(graph, target.Options(samples=4)) == 4
     few = target.Options(samples=4, memory_gib=0.05)
-    assert 1 <= fitting_samples(graph, few) < 4
-    assert fitting_samples(graph, target.Options(memory_gib=1e-6)) == 1
+    assert 1 <= samples_in_memory(graph, few) < 4
+    assert samples_in_memory(graph, target.Options(memory_gib=1e-6)) == 1
     (tmp_path / "dataset.txt").write_text("".join(f"{number}.npy\n" for number in range(10)))
-    assert thinned(tmp_path / "dataset.txt", 4).split() == ["0.npy", "2.npy", "5.npy", "7.npy"]
-    assert len(thinned(tmp_path / "dataset.txt", 32).split()) == 10
+    assert evenly_spaced(tmp_path / "dataset.txt", 4).split() == ["0.npy", "2.npy", "5.npy", "7.npy"]
+    assert len(evenly_spaced(tmp_path / "dataset.txt", 32).split()) == 10
 
 
 def test_the_recipe_fits_the_npu() -> None:

@@ -187,7 +187,7 @@ def test_preflight_refuses_what_boards_refused() -> None:
     ("runtime", "driver", "said"),
     [
         ("2.3.2", "0.9.8", "librknnrt.so 2.3.2 is older than toolkit 2.5.0: install librknnrt.so 2.5.0"),
-        ("2.5.0", "0.8.2", "NPU driver 0.8.2 is of before the 0.9 series"),
+        ("2.5.0", "0.8.2", "NPU driver 0.8.2 is older than the 0.9 series"),
         (None, "0.9.8", "does not say which librknnrt.so"),
         ("2.5.0", None, "does not say which NPU driver"),
     ],

@@ -15,20 +15,22 @@ from typing import Any
 
 import numpy as np
 
+from nightjar.toolchains.sdk_calls import require_output
+
 LOWEST = -1e30
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one job; returns nothing of note."""
+    """Do one job; return {}."""
     kind, file = job["kind"], Path(f"{job.get('part')}.tflite")
     if kind == "convert":  # all parts in one process: importing litert-torch takes longer than a small part
         for each in job["parts"]:
             model = json.loads(Path(each["model"]).read_text(encoding="utf-8"))
             with np.load(f"{each['part']}.npz") as stored:
-                made = importlib.import_module(each["module"]).rebuild(model, each["part"], dict(stored))
+                rebuilt = importlib.import_module(each["module"]).rebuild(model, each["part"], dict(stored))
             if job["to_quantize"]:
-                keep_gains_apart(made.module)
-            convert(made.module, tuple(made.inputs.values()), Path(f"{each['part']}.tflite"))
+                keep_gains_apart(rebuilt.module)
+            convert(rebuilt.module, tuple(rebuilt.inputs.values()), Path(f"{each['part']}.tflite"))
     elif kind == "extremes":
         found = extremes(file, sorted(Path("samples").glob("*.npz")))
         Path("extremes.json").write_text(json.dumps(found), encoding="utf-8")
@@ -41,8 +43,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 def keep_gains_apart(module: Any) -> None:
     """Keep a norm's gain out of the weights behind it, where LiteRT's converter multiplies it in.
 
-    A norm is one operator on the NPU, and a row of weights with gains of all sizes in it loses 10 dB at 8 bits. What
-    stands between them is a maximum with something that no activation is below.
+    A norm is one operator on the NPU, and weights multiplied by different gains lose 10 dB at 8 bits. A maximum with a
+    value below every activation keeps the two apart.
     """
     import torch
     from torch.nn import functional
@@ -56,7 +58,7 @@ def keep_gains_apart(module: Any) -> None:
 
     for norm in module.modules():
         if isinstance(norm, torch.nn.LayerNorm):
-            setattr(norm, "forward", apart(norm))  # noqa: B010 (a type checker knows of no other way)
+            setattr(norm, "forward", apart(norm))  # noqa: B010 (a type checker accepts nothing else)
 
 
 def convert(module: Any, inputs: tuple[Any, ...], out: Path) -> None:
@@ -67,28 +69,27 @@ def convert(module: Any, inputs: tuple[Any, ...], out: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
         litert_torch.convert(module, inputs).export(str(out))
-    if not out.is_file() or not out.stat().st_size:
-        raise RuntimeError(f"litert-torch reports success and wrote no {out.name}")
+    require_output("litert-torch", out)
 
 
 def extremes(file: Path, samples: list[Path]) -> dict[str, list[tuple[float, float]]]:
     """Run every sample and return the (low, high) of each float tensor, in order of the samples."""
     from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
 
-    from targets.mtk.stand_in.runner import _ordered
+    from targets.mtk.stand_in.runner import in_graph_order
 
     interpreter = Interpreter(model_path=str(file), experimental_preserve_all_tensors=True, num_threads=2)
     interpreter.allocate_tensors()
-    details = _ordered(interpreter.get_input_details())
-    kept = [d for d in interpreter.get_tensor_details() if d["dtype"] == np.float32 and d["shape"].size]
+    details = in_graph_order(interpreter.get_input_details())
+    activations = [d for d in interpreter.get_tensor_details() if d["dtype"] == np.float32 and d["shape"].size]
     found: dict[str, list[tuple[float, float]]] = {}
     for number, path in enumerate(samples, 1):
         with np.load(path) as sample:
             for i, detail in enumerate(details):
                 interpreter.set_tensor(detail["index"], sample[f"arr_{i}"].astype(detail["dtype"], copy=False))
         interpreter.invoke()
-        for detail in kept:
-            with contextlib.suppress(ValueError):  # a constant that LiteRT has packed away is no activation
+        for detail in activations:
+            with contextlib.suppress(ValueError):  # a constant that LiteRT has packed
                 values = interpreter.get_tensor(detail["index"])
                 if not np.isfinite(values).all():
                     raise RuntimeError(f"tensor {detail['name']} is not finite for a calibration sample")
@@ -98,24 +99,26 @@ def extremes(file: Path, samples: list[Path]) -> dict[str, list[tuple[float, flo
 
 
 def quantize(file: Path, ops: list[Any], ranges: dict[str, list[float]], out: Path) -> None:
-    """Quantize the operators of (name, output tensors, activation bits); the others stay float.
+    """Quantize operators; ops: (name, output tensors, activation bits). The others stay float.
 
-    Weights have 8 bits and a scale per channel, 8-bit activations an offset, 16-bit ones none. What ai-edge-quantizer
-    does not take in 16 bits stays float.
+    Weights have 8 bits and a scale per channel, 8-bit activations an offset, 16-bit ones none. An operator that
+    ai-edge-quantizer does not support in 16 bits stays float.
     """
     from ai_edge_quantizer import qtyping, quantizer  # type: ignore[import-not-found]
 
     integer, static = qtyping.TensorDataType.INT, qtyping.ComputePrecision.INTEGER
-    fine, whole = qtyping.QuantGranularity.CHANNELWISE, qtyping.QuantGranularity.TENSORWISE
+    per_channel, per_tensor = qtyping.QuantGranularity.CHANNELWISE, qtyping.QuantGranularity.TENSORWISE
     weights = {
-        op: qtyping.TensorQuantizationConfig(8, True, fine if op in ("FULLY_CONNECTED", "CONV_2D") else whole, integer)
+        op: qtyping.TensorQuantizationConfig(
+            8, True, per_channel if op in ("FULLY_CONNECTED", "CONV_2D") else per_tensor, integer
+        )
         for op in {entry[0] for entry in ops}
     }
-    made = quantizer.Quantizer(str(file))
+    quantization = quantizer.Quantizer(str(file))
     for op, outputs, bits in ops:
-        activations = qtyping.TensorQuantizationConfig(bits, bits == 16, whole, integer)
+        activations = qtyping.TensorQuantizationConfig(bits, bits == 16, per_tensor, integer)
         with contextlib.suppress(ValueError):  # no policy for this operator: it stays float, and the audit says so
-            made.update_quantization_recipe(
+            quantization.update_quantization_recipe(
                 regex="^" + re.escape(";".join(outputs)) + ";?$",
                 operation_name=qtyping.TFLOperationName(op),
                 op_config=qtyping.OpQuantizationConfig(
@@ -127,6 +130,5 @@ def quantize(file: Path, ops: list[Any], ranges: dict[str, list[float]], out: Pa
         name: {"min": np.array(low, np.float32), "max": np.array(high, np.float32)}
         for name, (low, high) in ranges.items()
     }
-    made.quantize(limits, serialize_to_path=str(out), enable_progress_report=False)
-    if not out.is_file() or not out.stat().st_size:
-        raise RuntimeError(f"ai-edge-quantizer reports success and wrote no {out.name}")
+    quantization.quantize(limits, serialize_to_path=str(out), enable_progress_report=False)
+    require_output("ai-edge-quantizer", out)

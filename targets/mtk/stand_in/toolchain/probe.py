@@ -1,4 +1,4 @@
-"""Let the stand-in do its smallest piece of work: convert two ops, run them, quantize them."""
+"""Check the stand-in: convert two ops, run them and quantize them."""
 
 import importlib.metadata
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the versions used and how far LiteRT is from torch; raises RuntimeError beyond 0.1 %."""
+    """Return the versions used and the error of LiteRT against torch; raises RuntimeError above 0.1 %."""
     import torch
     from ai_edge_quantizer import quantizer, recipe  # type: ignore[import-not-found]
 

@@ -1,0 +1,87 @@
+"""What runners of compiled parts share, on boards and in vendors' environments: input and output checks, clean stdout.
+
+`parts` is the mapping of binary.json: part name to {"file", "inputs", "outputs", ...}. Inputs and outputs are lists of
+{"name", "shape", "dtype"} in the order of the compiled graph. Every error is a RuntimeError of one line.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tensors = dict[str, NDArray[Any]]
+Tensor = Mapping[str, Any]  # {"name", "shape", "dtype"}
+Parts = Mapping[str, Mapping[str, Any]]
+
+
+def require_part(part: str, parts: Mapping[str, Any]) -> None:
+    """Raise RuntimeError for a part that is not open."""
+    if part not in parts:
+        raise RuntimeError(f"no part {part!r} here: have {', '.join(sorted(parts))}")
+
+
+def require_file(folder: Path, file: str, part: str) -> Path:
+    """Return the path of a part's file; raises RuntimeError where it is absent."""
+    path = Path(folder) / file
+    if not path.is_file():
+        raise RuntimeError(f"no file {path} for part {part!r}")
+    return path
+
+
+def ordered_inputs(
+    part: str, inputs: Mapping[str, Sequence[Tensor]], given: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """Return the inputs of a part in graph order; raises RuntimeError for an unknown part, name or shape."""
+    require_part(part, inputs)
+    wanted = inputs[part]
+    if given.keys() != {entry["name"] for entry in wanted}:
+        raise RuntimeError(f"{part} takes {', '.join(e['name'] for e in wanted)}, not {', '.join(given)}")
+    for entry in wanted:
+        shape = given[entry["name"]].shape
+        if list(shape) != list(entry["shape"]):
+            raise RuntimeError(f"{part} takes {entry['name']} as {tuple(entry['shape'])}, not {shape}")
+    return [given[entry["name"]] for entry in wanted]
+
+
+def named_outputs(part: str, outputs: Sequence[Tensor], results: Sequence[Any] | None, runtime: str) -> Tensors:
+    """Return results by name in the shapes of the graph; raises RuntimeError for another number or size."""
+    if results is None or len(results) != len(outputs):
+        raise RuntimeError(f"{runtime} gave no result for {part}: see the runtime's messages above")
+    named = {}
+    for entry, result in zip(outputs, results, strict=True):
+        array = np.asarray(result)
+        if array.size != int(np.prod(entry["shape"])):
+            raise RuntimeError(f"{part} gave {entry['name']} as {array.shape}, not {tuple(entry['shape'])}")
+        named[entry["name"]] = array.reshape(entry["shape"])
+    return named
+
+
+def first_line(exc: Exception) -> str:
+    """Return the first line of an exception's message, or the name of its class."""
+    lines = str(exc).strip().splitlines()
+    return lines[0][:300] if lines else type(exc).__name__
+
+
+def class_and_line(exc: Exception) -> str:
+    """Return the class of an exception and the first line of its message."""
+    name, line = type(exc).__name__, first_line(exc)
+    return name if line == name else f"{name}: {line}"
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what C code prints on stdout to stderr: a session writes its result lines to stdout."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
