@@ -140,7 +140,9 @@ def _compare_with_earlier(store: Store, cell: Cell, before: list[Cell], failure:
     against: list[Evidence | None] = [
         read_evidence(store, row) if row is not None and cell.wer is not None else None for row in (last, best)
     ]
-    return cell_findings(tonight, against[0], against[1], before, failure.origin if failure is not None else "")
+    return cell_findings(
+        read_evidence(store, cell), against[0], against[1], before, failure.origin if failure is not None else ""
+    )
 
 
 def _run_here(cell_request: CellRequest, run: Run) -> CellResult:
