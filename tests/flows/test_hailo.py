@@ -46,7 +46,7 @@ def test_the_stand_in_is_heard_and_never_taken_for_the_npu(
     word = f"stand-in ({results['verdict']})"
     *_, noted, last, _ = done.stdout.splitlines()
     assert last.startswith(word)
-    assert "no score of this NPU" in noted
+    assert "not a score of this NPU" in noted
     assert "binary (stand-in)" in done.stdout
     page = (ROOT / results["report"]).read_text()
     assert f'<p class="verdict soft">{word}</p>' in page
@@ -72,7 +72,7 @@ def test_the_ui_says_that_it_is_a_stand_in(server: str, cli: Cli, few: list[str]
     verdict = found["verdict-whisper-nano-hailo-int8"]
     assert verdict["description"].startswith("stand-in (")
     assert verdict["data"].startswith("# stand-in (")
-    assert "no score of this NPU" in verdict["data"]
+    assert "not a score of this NPU" in verdict["data"]
     scores = json.loads(found["scores-whisper-nano-hailo-int8"]["data"])
     assert [row["tier"] for row in scores] == ["host", "host", "stand-in"]
 
