@@ -89,6 +89,7 @@ def test_shapes_and_names_are_held_against_the_part(c: None, tmp_path: Path) -> 
     runner.close()
 
 
+@pytest.mark.slow
 def test_neuronrt_gives_what_the_float_graph_gives(
     doubles: Doubles, cached: Path, neuronrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
