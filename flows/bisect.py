@@ -1,28 +1,26 @@
-"""One cell twice: under two checkpoints, or under two versions of its target's toolchain; and what differs."""
+"""One cell under two checkpoints or two versions of its target's toolchain, and what differs."""
 
 import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import flow
-from prefect.context import FlowRunContext
 
-from flows.port import port
+from flows.dispatch import call_port, cell_result
 from nightjar.errors import BadOptions
 from nightjar.nightly.changes import cell_changes
 from nightjar.nightly.config import BisectRequest, CellRequest, cell_name
 from nightjar.nightly.evidence import Evidence, read_evidence
-from nightjar.nightly.outcomes import CellResult, cell_row
+from nightjar.nightly.outcomes import cell_row
 from nightjar.progress import StageOutcome
 from nightjar.request import PortRequest, as_port
 from nightjar.scoring.paired import changed_clips, compare_paired
 from nightjar.toolchains.environment import installed_versions, override_toolchain
-from tasks.publish import command_line
 from tasks.stage import separate_run
 
 
 class Side(NamedTuple):
-    """What one of the two runs is: its name, its request and the toolchain it uses, if one is chosen."""
+    """One of the two runs: its name, its request and its toolchain, if the request names one."""
 
     name: str
     request: PortRequest
@@ -31,46 +29,42 @@ class Side(NamedTuple):
 
 @flow(name="bisect", flow_run_name="bisect-{request.model}-{request.target}-{request.precision}", persist_result=False)
 def bisect(request: BisectRequest) -> dict[str, Any]:
-    """Port the cell on both sides, and hold them against each other on the same clips."""
+    """Port the cell on both sides and compare them on the same clips."""
     sides = _sides(request)
-    done = [_run(side) for side in sides]
-    before, after = (evidence for evidence, _ in done)
-    binaries = [each.scores["binary"] for each in (before, after)]
-    both = compare_paired(binaries[1], binaries[0])
+    (before, stages_before), (after, stages_after) = (_run(side) for side in sides)
+    old, new = before.scores["binary"], after.scores["binary"]
+    difference = compare_paired(new, old)
+    cells = (before.cell, after.cell)
     return {
         "cell": before.cell.cell,
-        "sides": [
-            {"name": side.name, **each.cell.model_dump(mode="json")}
-            for side, (each, _) in zip(sides, done, strict=True)
-        ],
+        "sides": [{"name": side.name, **cell.model_dump(mode="json")} for side, cell in zip(sides, cells, strict=True)],
         "differs": cell_changes(after, before),
-        "wer": both._asdict() if both is not None else None,
-        "unit": binaries[0].unit,
-        "clips": changed_clips(binaries[1], binaries[0]),
-        "sizes": [each.size_bytes for each in (before, after)],
-        "stages": _stages(done[0][1], done[1][1]),
+        "wer": difference._asdict() if difference is not None else None,
+        "unit": old.unit,
+        "clips": changed_clips(new, old),
+        "sizes": [before.size_bytes, after.size_bytes],
+        "stages": _compare_stages(stages_before, stages_after),
     }
 
 
 def _sides(request: BisectRequest) -> tuple[Side, Side]:
-    """Say what A and B are; raises BadOptions unless exactly one thing is given twice, in two versions."""
+    """Return A and B; raises BadOptions unless exactly one of checkpoint and toolchain has two versions."""
     if (len(request.checkpoint), len(request.toolchain)) not in ((2, 0), (0, 2), (1, 2)):
-        raise BadOptions("bisect compares two of a kind: give --checkpoint A B, or --toolchain A B")
-    one = request.checkpoint[0] if request.checkpoint else None
+        raise BadOptions("bisect compares two versions of one thing: give --checkpoint A B, or --toolchain A B")
     if not request.toolchain:
         a, b = (Side(str(path), as_port(request, checkpoint=path), None) for path in request.checkpoint)
         return a, b
-    folders = []
+    versions = []
     for folder in request.toolchain:
         with override_toolchain(request.target, folder) as found:
-            folders.append(found.folder)
-    if installed_versions(folders[0]) == installed_versions(folders[1]):
+            versions.append(installed_versions(found.folder))
+    if versions[0] == versions[1]:
         raise BadOptions(
-            f"the toolchains in {request.toolchain[0]} and {request.toolchain[1]} have the same versions, which is "
-            "what the store knows them by: give two that differ"
+            f"the toolchains in {request.toolchain[0]} and {request.toolchain[1]} have the same versions, so the store "
+            "cannot tell them apart: give two that differ"
         )
-    request_of_both = as_port(request, checkpoint=one)
-    a, b = (Side(str(path), request_of_both, path) for path in request.toolchain)
+    both = as_port(request, checkpoint=request.checkpoint[0] if request.checkpoint else None)
+    a, b = (Side(str(path), both, path) for path in request.toolchain)
     return a, b
 
 
@@ -79,17 +73,16 @@ def _run(side: Side) -> tuple[Evidence, list[StageOutcome]]:
     environment = override_toolchain(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
     with environment, separate_run(request.refresh, request.board_wait) as run:
         first = len(run.outcomes)
-        served = FlowRunContext.get() is not None
-        results: dict[str, Any] = port(request) if served else port.fn(request)
+        results = call_port(request)
         cell_request = CellRequest(cell=cell_name(request), request=request, tier=results["tier"])
-        ended = CellResult(cell_request=cell_request, seconds=0, command=command_line(request), results=results)
-        return read_evidence(run.store, cell_row("", ended)), run.outcomes[first:]
+        return read_evidence(run.store, cell_row("", cell_result(cell_request, 0, results))), run.outcomes[first:]
 
 
-def _stages(before: list[StageOutcome], after: list[StageOutcome]) -> list[dict[str, Any]]:
-    """Say of every stage whether both sides share its artifact."""
-    keys = [{outcome.name: outcome.key for outcome in side} for side in (before, after)]
+def _compare_stages(before: list[StageOutcome], after: list[StageOutcome]) -> list[dict[str, Any]]:
+    """Tell for every stage whether both sides share its artifact."""
+    old = {outcome.name: outcome.key for outcome in before}
+    new = {outcome.name: outcome.key for outcome in after}
     return [
-        {"name": name, "same": keys[0].get(name) == keys[1].get(name), "before": keys[0].get(name, ""), "after": key}
-        for name, key in keys[1].items()
+        {"name": name, "same": old.get(name) == key, "before": old.get(name, ""), "after": key}
+        for name, key in new.items()
     ]

@@ -1,7 +1,7 @@
-"""Give a night's cells to the work queues: a deployment `port/<target>` runs each, on whichever worker draws it.
+"""Cells of a night as flow runs: here as child runs of `port`, or on work queues, by the deployment `port/<target>`.
 
-A cell's child run is known by its idempotency key, night and cell. So a night that was killed and is tried again finds
-its children; those that crashed are set going again, and one that finished is never run twice.
+The run of a dispatched cell has an idempotency key, night and cell. So a night that is retried after a kill finds its
+runs; those that crashed are restarted, and a finished one never runs twice.
 """
 
 import json
@@ -13,15 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterType,
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterIdempotencyKey,
-    FlowRunFilterParentFlowRunId,
-)
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import ArtifactSort
@@ -30,6 +22,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 
+from flows.port import port
 from flows.port_form import form_values
 from flows.server import retry_on_outage
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
@@ -44,45 +37,59 @@ from tasks.stage import current_run
 log = logging.getLogger("nightjar.nightly")
 
 POLL_S = 2.0
-REVIVALS = 2  # of a child whose process is lost; then something kills it
-PAGE = 100  # runs asked for at once
+RESTARTS = 2  # of a run whose process is lost; more would be lost too
+PAGE = 100  # runs per request
 
 
-class Child(NamedTuple):
+class DispatchedCell(NamedTuple):
     """A cell and the flow run that ports it."""
 
     cell_request: CellRequest
     run_id: UUID
 
 
-def dispatch_cells(cell_requests: Sequence[CellRequest], night: str, patience_s: float) -> list[CellResult]:
-    """Give every cell to its target's queue, wait for all of them, and read what came of each, in their order.
+def call_port(request: PortRequest) -> dict[str, Any]:
+    """Run the flow `port` in this process, as a child run if there is a parent on a server."""
+    results: dict[str, Any] = port(request) if FlowRunContext.get() is not None else port.fn(request)
+    return results
 
-    Raises ServerMissing without a Prefect server: there are no queues then.
+
+def cell_result(
+    cell_request: CellRequest, seconds: float, results: dict[str, Any] | None = None, failure: Failure | None = None
+) -> CellResult:
+    """Return the result of a cell, with the command that runs it again."""
+    command = command_line(cell_request.request)
+    return CellResult(cell_request=cell_request, seconds=seconds, command=command, results=results, failure=failure)
+
+
+def dispatch_cells(cell_requests: Sequence[CellRequest], night: str, patience_s: float) -> list[CellResult]:
+    """Dispatch every cell to its target's queue, wait for all of them, and return their results in the same order.
+
+    Raises ServerMissing without a Prefect server, which has the queues.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
-        raise ServerMissing("cells are given to work queues by a Prefect server: set PREFECT_API_URL, or leave it out")
-    ended: dict[str, CellResult] = {}
+        raise ServerMissing("--hand-out needs a Prefect server: set PREFECT_API_URL, or remove --hand-out")
+    finished: dict[str, CellResult] = {}
     with get_client(sync_client=True) as client:
-        children = []
+        dispatched = []
         for each in cell_requests:
             try:
-                key = f"{night}-{each.cell}"
-                children.append(Child(each, retry_on_outage(partial(_started, client, each, key))))
+                start = partial(_start, client, each, f"{night}-{each.cell}")
+                dispatched.append(DispatchedCell(each, retry_on_outage(start)))
             except NightjarError as error:
-                ended[each.cell] = _ended(each, 0.0, failure_from_exception(error))
-        for child, run in _finished(client, children, patience_s):
-            done = retry_on_outage(partial(_read, client, child.cell_request, run))
-            ended[done.cell_request.cell] = done
-            _note(done.results or {})
-            what = done.failure.outcome if done.failure is not None else (done.results or {}).get("verdict")
-            log.info("%s: %s after %.0f s", done.cell_request.cell, what, done.seconds)
-    return [ended[each.cell] for each in cell_requests]
+                finished[each.cell] = cell_result(each, 0.0, failure=failure_from_exception(error))
+        for cell, run in _wait(client, dispatched, patience_s):
+            result = retry_on_outage(partial(_read, client, cell.cell_request, run))
+            finished[cell.cell_request.cell] = result
+            _note_scores(result.results or {})
+            outcome = result.failure.outcome if result.failure is not None else (result.results or {}).get("verdict")
+            log.info("%s: %s after %.0f s", cell.cell_request.cell, outcome, result.seconds)
+    return [finished[each.cell] for each in cell_requests]
 
 
-def _note(results: dict[str, Any]) -> None:
-    """Keep gc from a cell's scores: until the night is over, no row of the history speaks for them."""
+def _note_scores(results: dict[str, Any]) -> None:
+    """Protect a cell's scores from gc until the night is in the history."""
     usage = current_run().usage
     verdict = results.get("made_from", {}).get("verdict", {})
     for stage, key in (("judge", verdict.get("key")), ("report", results.get("report_key"))):
@@ -91,23 +98,24 @@ def _note(results: dict[str, Any]) -> None:
 
 
 def parameters_for(deployment: DeploymentResponse, request: PortRequest) -> dict[str, Any]:
-    """Fill in a deployment's form as a request says; raises BadOptions where an older form has no field for it."""
+    """Return a deployment's parameters for a request; raises BadOptions if an older form lacks a field."""
     fields = (deployment.parameter_openapi_schema or {}).get("properties", {})
-    answers = form_values(request)
-    asked_for = request.model_dump(exclude_defaults=True).keys()
-    if lacking := sorted(asked_for & (answers.keys() - fields.keys())):
+    values = form_values(request)
+    needed = request.model_dump(exclude_defaults=True).keys()
+    if lacking := sorted(needed & (values.keys() - fields.keys())):
         raise BadOptions(
-            f"deployment {deployment.name} has no field for {', '.join(lacking)}: leave it out of the night's config"
+            f"deployment {deployment.name} has no field for {', '.join(lacking)}: run `nightjar flows deploy`, or "
+            "remove it from the night's config"
         )
-    return {name: value for name, value in answers.items() if name in fields}
+    return {name: value for name, value in values.items() if name in fields}
 
 
-def _started(client: SyncPrefectClient, cell_request: CellRequest, key: str) -> UUID:
-    """Return the cell's child run: a new one, or that of an earlier try, going again unless it came to a verdict."""
-    wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+def _start(client: SyncPrefectClient, cell_request: CellRequest, key: str) -> UUID:
+    """Return the cell's flow run: a new one, or that of an earlier try, restarted if it ended without results."""
+    wanted = FlowRunFilter.model_validate({"idempotency_key": {"any_": [key]}})
     for run in client.read_flow_runs(flow_run_filter=wanted, limit=1):
         if run.state is not None and run.state.is_final() and _results(client, run) is None:
-            _revive(client, run)
+            _restart(client, run)
         return run.id
     name = f"port/{cell_request.request.target}"
     try:
@@ -127,78 +135,75 @@ def _started(client: SyncPrefectClient, cell_request: CellRequest, key: str) -> 
     return run_id
 
 
-def _revive(client: SyncPrefectClient, run: FlowRun) -> None:
-    """Let a worker take up a run again, the same one: its finished stages are in the store."""
-    log.warning("%s ended as %s: setting it going again", run.name, run.state_name)
+def _restart(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Let a worker continue the same run: its finished stages are in the store."""
+    log.warning("%s ended as %s: restarting it", run.name, run.state_name)
     remove_lock(str(run.id))
-    client.set_flow_run_state(run.id, AwaitingRetry(message="asked for again by the night"))
+    client.set_flow_run_state(run.id, AwaitingRetry(message="restarted by the night"))
 
 
-def _finished(
-    client: SyncPrefectClient, children: Sequence[Child], patience_s: float
-) -> Iterator[tuple[Child, FlowRun | None]]:
-    """Yield the children as they end, and after `patience_s` the others as they are: None for one that is gone."""
-    waiting = {child.run_id: child for child in children}
-    lives = dict.fromkeys(waiting, REVIVALS)
+def _wait(
+    client: SyncPrefectClient, dispatched: Sequence[DispatchedCell], patience_s: float
+) -> Iterator[tuple[DispatchedCell, FlowRun | None]]:
+    """Yield the cells as they end with their run (None if deleted), and after `patience_s` those still running."""
+    waiting = {cell.run_id: cell for cell in dispatched}
+    restarts = dict.fromkeys(waiting, 0)
     end = time.monotonic() + patience_s
     while waiting:
         late = time.monotonic() > end
-        runs = {run.id: run for run in retry_on_outage(partial(_runs, client, list(waiting)))}
+        runs = {run.id: run for run in retry_on_outage(partial(_read_runs, client, list(waiting)))}
         for run_id in list(waiting):
             run = runs.get(run_id)
-            if run is None or late or (run.state is not None and run.state.is_final()):
-                if run is not None and run.state is not None and run.state.is_crashed() and lives[run_id] and not late:
-                    lives[run_id] -= 1
-                    _revive(client, run)
-                    continue
+            state = run.state if run is not None else None
+            crashed = state is not None and state.is_crashed()
+            if run is not None and crashed and not late and restarts[run_id] < RESTARTS:
+                restarts[run_id] += 1
+                _restart(client, run)
+            elif run is None or late or (state is not None and state.is_final()):
                 yield waiting.pop(run_id), run
         if waiting:
             time.sleep(POLL_S)
 
 
-def _runs(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
-    pages = [FlowRunFilter(id=FlowRunFilterId(any_=list(ids[n : n + PAGE]))) for n in range(0, len(ids), PAGE)]
-    return [run for page in pages for run in client.read_flow_runs(flow_run_filter=page, limit=PAGE)]
+def _read_runs(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
+    runs = list[FlowRun]()
+    for start in range(0, len(ids), PAGE):
+        wanted = FlowRunFilter.model_validate({"id": {"any_": ids[start : start + PAGE]}})
+        runs += client.read_flow_runs(flow_run_filter=wanted, limit=PAGE)
+    return runs
 
 
 def _read(client: SyncPrefectClient, cell_request: CellRequest, run: FlowRun | None) -> CellResult:
-    """Read what came of a child: the results that it left as an artifact, or the message that it ended with."""
+    """Read the result of a cell's run: the results that it left as an artifact, or its final message."""
     if run is None:
-        return _ended(cell_request, 0.0, Failure(kind="", exit_code=4, message="somebody deleted its flow run"))
+        return cell_result(cell_request, 0.0, failure=_broken("its flow run was deleted: start the night again"))
     seconds = run.total_run_time.total_seconds() if run.total_run_time else 0.0
-    state = run.state
+    state, results = run.state, None
     if state is None or not state.is_final():
-        said = f"{run.name} is still {run.state_name or 'waiting'}: is a worker running, and are the queues not paused?"
-        return _ended(cell_request, seconds, Failure(kind="", exit_code=4, message=said))
-    results = _results(client, run)
-    if results is not None:
-        return CellResult(
-            cell_request=cell_request, seconds=seconds, command=command_line(cell_request.request), results=results
+        failure = _broken(
+            f"{run.name} is still {run.state_name or 'waiting'}: check that a worker runs and that the queues are not "
+            "paused, or give a longer --patience-h"
         )
-    if state.is_completed():
-        said = f"{run.name} left no results: is its worker's checkout as new as this one?"
-        return _ended(cell_request, seconds, Failure(kind="", exit_code=4, message=said))
-    return _ended(cell_request, seconds, failure_from_message(state.message or f"{run.name} ended as {state.name}"))
+    elif (results := _results(client, run)) is not None:
+        return cell_result(cell_request, seconds, results)
+    elif state.is_completed():
+        failure = _broken(f"{run.name} left no results: update its worker's checkout to this version")
+    else:
+        failure = failure_from_message(state.message or f"{run.name} ended as {state.name}")
+    return cell_result(cell_request, seconds, failure=failure)
+
+
+def _broken(message: str) -> Failure:
+    return Failure(kind="", exit_code=4, message=message)
 
 
 def _results(client: SyncPrefectClient, run: FlowRun) -> dict[str, Any] | None:
-    """Read the results that a run, or a run of `port` within it, left; None where there are none."""
-    nested = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+    """Read the results that a run, or a run of `port` within it, left; None if there are none."""
+    nested = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run.id]}})
     ids = [run.id, *(each.id for each in client.read_flow_runs(flow_run_filter=nested))]
-    left = client.read_artifacts(
-        artifact_filter=ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=ids), type=ArtifactFilterType(any_=[RESULTS])
-        ),
-        sort=ArtifactSort.CREATED_DESC,
-        limit=1,
-    )
+    wanted = ArtifactFilter.model_validate({"flow_run_id": {"any_": ids}, "type": {"any_": [RESULTS]}})
+    left = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=1)
     if not left or not isinstance(left[0].data, str):
         return None
     results: dict[str, Any] = json.loads(left[0].data)
     return results
-
-
-def _ended(cell_request: CellRequest, seconds: float, failure: Failure) -> CellResult:
-    return CellResult(
-        cell_request=cell_request, seconds=seconds, command=command_line(cell_request.request), failure=failure
-    )

@@ -1,6 +1,6 @@
-"""One attempt at a deployed run: `python -m flows.engine`, which a worker starts and not `python -m prefect.engine`.
+"""One attempt at a deployed run: `python -m flows.engine`, which workers start instead of `python -m prefect.engine`.
 
-It is Prefect's engine and holds the run's lock (nightjar/store/run_lock.py): `nightjar flows revive` tells by the lock
+It runs Prefect's engine and holds the run's lock (nightjar/store/run_lock.py), by which `nightjar flows revive` sees
 that the run is alive.
 """
 
@@ -15,34 +15,35 @@ from uuid import UUID
 from nightjar.store.run_lock import hold_run
 
 
-class Lasting:
-    """A stream that outlives its reader: a worker that is killed takes its end of our output with it.
+class PipeSafeStream:
+    """A stream that survives the end of its reader.
 
-    The console of Prefect's log would end the run then (rich, on_broken_pipe).
+    A worker that is killed closes its end of our output, and the console of Prefect's log would then end the run (rich,
+    on_broken_pipe).
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write, to nowhere once nobody reads."""
+        """Write, or discard the text if nobody reads."""
         try:
             return self.stream.write(text)
         except BrokenPipeError:
-            self._let_go()
+            self._discard()
             return len(text)
 
     def flush(self) -> None:
-        """Flush, to nowhere once nobody reads."""
+        """Flush, or discard if nobody reads."""
         try:
             self.stream.flush()
         except BrokenPipeError:
-            self._let_go()
+            self._discard()
 
-    def _let_go(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
+    def _discard(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stream.fileno())
+        os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -52,34 +53,34 @@ def main() -> None:
     """Run the flow run that PREFECT__FLOW_RUN_ID names, as Prefect's engine does."""
     run = os.environ["PREFECT__FLOW_RUN_ID"]
     for name in filter(None, os.environ.get("PREFECT_LOGGING_EXTRA_LOGGERS", "").split(",")):
-        logging.getLogger(name).setLevel(logging.INFO)  # Prefect gives them its handler, and not its level
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
-    logging.getLogger("prefect.task_runs").addFilter(_without_empty_trace)
-    logging.getLogger("prefect.flow_runs").addFilter(_unexpected)
-    with hold_run(run, lambda: _number(run)):
+        logging.getLogger(name).setLevel(logging.INFO)  # Prefect sets their handler but not their level
+    sys.stdout, sys.stderr = PipeSafeStream(sys.stdout), PipeSafeStream(sys.stderr)
+    logging.getLogger("prefect.task_runs").addFilter(_drop_empty_trace)
+    logging.getLogger("prefect.flow_runs").addFilter(_is_unexpected)
+    with hold_run(run, lambda: _attempt_number(run)):
         runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 
-def _without_empty_trace(record: logging.LogRecord) -> bool:
-    """Take the trace off a task that returned its failure: there is none, and it would be printed as NoneType."""
+def _drop_empty_trace(record: logging.LogRecord) -> bool:
+    """Remove the trace of a task that returned its failure: it is empty and would be printed as NoneType."""
     if record.exc_info == (None, None, None):
         record.exc_info = None
     return True
 
 
-def _unexpected(record: logging.LogRecord) -> bool:
-    """Leave out that an explained failure was raised once it was told: its line is the run's state (flows/form.py)."""
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Drop the report of an explained failure: its message is already the run's state (flows/form.py)."""
     return record.exc_info is None or type(record.exc_info[1]).__name__ != "FailedRun"
 
 
-def _number(run: str) -> int:
-    """Count the attempts that the server knows, this one with them."""
-    from prefect.client.orchestration import get_client  # two seconds, in which the lock is held already
+def _attempt_number(run: str) -> int:
+    """Return the number of this attempt."""
+    from prefect.client.orchestration import get_client  # takes two seconds: only once the lock is held
 
     with get_client(sync_client=True) as client:
         return client.read_flow_run(UUID(run)).run_count + 1
 
 
 if __name__ == "__main__":
-    gc.set_threshold(100_000, 20, 20)  # importing makes a million objects that stay
+    gc.set_threshold(100_000, 20, 20)  # imports create a million objects that stay
     main()

@@ -1,21 +1,10 @@
 """The form of a night: `nightly/default` (deployments/prefect.yaml)."""
 
-from typing import Any
-
-from prefect.context import FlowRunContext
-
 from flows.form import make_form, make_request
-from flows.nightly import night_name
+from flows.nightly import night_run_name
 from flows.nightly import nightly as night
 from nightjar.nightly.config import NightRequest
 
-
-def _run_name() -> str:
-    context = FlowRunContext.get()
-    asked: dict[str, Any] = (context.parameters or {}) if context is not None else {}
-    return f"night-{asked.get('night') or night_name()}"
-
-
 nightly = make_form(
-    "nightly", NightRequest, lambda given: night.fn(make_request(NightRequest, given)), __name__, _run_name
+    "nightly", NightRequest, lambda given: night.fn(make_request(NightRequest, given)), __name__, night_run_name
 )

@@ -1,12 +1,9 @@
-"""The Prefect server that is configured: there, or said in one line."""
+"""The configured Prefect server: whether it answers, a client for it, and retries after an outage."""
 
 import contextlib
 import logging
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from http.client import HTTPException
 from typing import TypeVar
 
 import httpx
@@ -18,16 +15,16 @@ from nightjar.errors import Broken, ServerMissing
 log = logging.getLogger("nightjar.nightly")
 
 TRIES = 3
-BACK_S = 600.0  # in which a server that went away is waited for
+OUTAGE_S = 600.0  # how long to wait for a server that went away
 
 Answer = TypeVar("Answer")
 
 
 @contextlib.contextmanager
 def prefect_client() -> Iterator[SyncPrefectClient]:
-    """Give a client of the server that PREFECT_API_URL names.
+    """Yield a client of the server that PREFECT_API_URL names.
 
-    Raises ServerMissing where none is configured or it does not answer, Broken where it refuses what it is asked.
+    Raises ServerMissing if none is configured or it does not answer, Broken if it refuses a request.
     """
     url = PREFECT_API_URL.value()
     if not url:
@@ -36,25 +33,30 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
             "http://127.0.0.1:4200/api"
         )
     if reason := server_problem(url):
-        raise ServerMissing(f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL")
+        raise unreachable(url, reason)
     try:
         with get_client(sync_client=True) as client:
             yield client
     except httpx.HTTPStatusError as error:
-        said = " ".join(error.response.text.split())[:200]
+        answer = " ".join(error.response.text.split())[:200]
         raise Broken(
-            f"Prefect server {url} answered {error.response.status_code} to {error.request.url.path} ({said}): is it "
-            "Prefect 3.8, and its database well? Then run the same command again"
+            f"Prefect server {url} answered {error.response.status_code} to {error.request.url.path} ({answer}): check "
+            "that it is Prefect 3.8 and that its database works, then run the same command again"
         ) from error
     except httpx.TransportError as error:
-        reason = str(error) or type(error).__name__
-        raise ServerMissing(
-            f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL"
-        ) from error
+        raise unreachable(url, str(error) or type(error).__name__) from error
+
+
+def unreachable(url: str, reason: str) -> ServerMissing:
+    """Return the error for a server that does not answer."""
+    return ServerMissing(
+        f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL (where a Prefect profile "
+        "sets it: `prefect config unset PREFECT_API_URL`)"
+    )
 
 
 def retry_on_outage(call: Callable[[], Answer]) -> Answer:
-    """Do what needs the server, and again once it is back if it went away meanwhile; raises what the last try did."""
+    """Call the server, again after an outage once the server is back; raises the last try's error."""
     tries = 0
     while True:
         try:
@@ -62,12 +64,12 @@ def retry_on_outage(call: Callable[[], Answer]) -> Answer:
         except (httpx.TransportError, httpx.HTTPStatusError) as error:
             tries += 1
             refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
-            if refused or tries == TRIES or not _is_back():
+            if refused or tries == TRIES or not _wait_for_server():
                 raise
 
 
-def _is_back() -> bool:
-    url, end = PREFECT_API_URL.value(), time.monotonic() + BACK_S
+def _wait_for_server() -> bool:
+    url, end = PREFECT_API_URL.value(), time.monotonic() + OUTAGE_S
     while url and (reason := server_problem(url)):
         if time.monotonic() > end:
             return False
@@ -77,23 +79,19 @@ def _is_back() -> bool:
 
 
 def server_problem(url: str) -> str:
-    """Ask the Prefect server at this API address for its health; return why there is no answer, or "" when there is.
+    """Ask the Prefect server at this API address for its health; return why there is no answer, empty if there is one.
 
-    A server that wants to know who asks (401, 403) is there.
+    A server that requires authentication (401, 403) counts as healthy.
     """
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5):
-            return ""
-    except urllib.error.HTTPError as error:
-        with error:
-            return "" if error.code in (401, 403) else str(error)
-    except urllib.error.URLError as error:
-        return str(error.reason)
-    except (OSError, HTTPException, ValueError) as error:  # silence after the connection; no HTTP; no address
+        answer = httpx.get(f"{url.rstrip('/')}/health", timeout=5, follow_redirects=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return str(error) or type(error).__name__
+    healthy = answer.is_success or answer.status_code in (401, 403)
+    return "" if healthy else f"HTTP {answer.status_code} {answer.reason_phrase}"
 
 
 def configured_server() -> tuple[str, str]:
-    """Return the address of the Prefect server that is configured and why it does not answer, each empty for none."""
+    """Return the configured server's address and why it does not answer; each is empty if there is none."""
     url = PREFECT_API_URL.value() or ""
     return url, server_problem(url) if url else ""

@@ -7,27 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import importlinter
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("nightjar", "models", "targets", "tasks", "flows")
 
 
-# targets/ is a namespace: an installed checkout on the path would join the copy, and either of the two would be read
-LINT = """
-import os, sys
-sys.path = [place for place in sys.path if place in ("", os.getcwd()) or not os.path.isdir(place + "/targets")]
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
-sys.path_hooks = [hook for hook in sys.path_hooks if "editable" not in str(hook)]
-from importlinter.cli import lint_imports_command
-lint_imports_command(["--no-cache"])
-"""
-
-
 def lint(checkout: Path) -> subprocess.CompletedProcess[str]:
-    there = {**os.environ, "PYTHONPATH": str(checkout)}
+    """Run the contracts on a copy; -S leaves out .pth files, by which an installed checkout joins targets/."""
+    packages = Path(importlinter.__file__).parents[1]
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(packages)])}
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
     return subprocess.run(
-        [sys.executable, "-c", LINT], cwd=checkout, env=there, capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-c", code], cwd=checkout, env=there, capture_output=True, text=True, check=False
     )
 
 

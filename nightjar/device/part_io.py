@@ -48,17 +48,51 @@ def ordered_inputs(
     return [given[entry["name"]] for entry in wanted]
 
 
-def named_outputs(part: str, outputs: Sequence[Tensor], results: Sequence[Any] | None, runtime: str) -> Tensors:
-    """Return results by name in the shapes of the graph; raises RuntimeError for another number or size."""
-    if results is None or len(results) != len(outputs):
-        raise RuntimeError(f"{runtime} gave no result for {part}: see the runtime's messages above")
-    named = {}
-    for entry, result in zip(outputs, results, strict=True):
-        array = np.asarray(result)
-        if array.size != int(np.prod(entry["shape"])):
-            raise RuntimeError(f"{part} gave {entry['name']} as {array.shape}, not {tuple(entry['shape'])}")
-        named[entry["name"]] = array.reshape(entry["shape"])
-    return named
+class PartRunner:
+    """Run parts by name on a runtime's handles, one per part; a subclass says how the runtime is called."""
+
+    runtime = "the runtime"  # in messages
+
+    def __init__(
+        self,
+        handles: Mapping[str, Any],
+        inputs: Mapping[str, Sequence[Tensor]],
+        outputs: Mapping[str, Sequence[Tensor]],
+    ) -> None:
+        self.handles, self.inputs, self.outputs = dict(handles), dict(inputs), dict(outputs)
+
+    def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
+        """Run one part and return its outputs by name; raises RuntimeError with one line."""
+        arrays = ordered_inputs(part, self.inputs, {**inputs, **constant})
+        results, outputs = self.infer(part, arrays), self.outputs[part]
+        if results is None or len(results) != len(outputs):
+            raise RuntimeError(f"{self.runtime} gave no result for {part}: see its messages above")
+        named = {}
+        for entry, result in zip(outputs, results, strict=True):
+            array = np.asarray(result)
+            if array.size != int(np.prod(entry["shape"])):
+                raise RuntimeError(f"{part} gave {entry['name']} as {array.shape}, not {tuple(entry['shape'])}")
+            named[entry["name"]] = array.reshape(entry["shape"])
+        return named
+
+    def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[Any] | None:
+        """Return the outputs of a part in graph order, None where the runtime failed."""
+        raise NotImplementedError
+
+    def release(self, handle: Any) -> None:
+        """Free a handle and its memory."""
+
+    def close(self) -> None:
+        """Free every handle."""
+        for handle in self.handles.values():
+            self.release(handle)
+        self.handles.clear()
+        self.inputs.clear()
+
+
+def tensors_of(parts: Parts, kind: str) -> dict[str, Sequence[Tensor]]:
+    """Return the "inputs" or "outputs" of every part."""
+    return {name: part[kind] for name, part in parts.items()}
 
 
 def first_line(exc: Exception) -> str:

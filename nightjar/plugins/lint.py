@@ -5,7 +5,8 @@ environment that the lint uses where it is installed (`mtk.stand_in`).
 """
 
 import re
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
@@ -56,6 +57,48 @@ def place_of(node: str) -> str:
         if word and word not in words:
             words.append(word)
     return ", ".join(words) or "the graph itself"
+
+
+class Problem(NamedTuple):
+    """A finding before its part and place are added."""
+
+    level: Literal["refuse", "warn"]
+    node: str
+    op: str
+    why: str
+    remedy: str
+
+
+def findings_of(part: str, problems: Iterable[Problem]) -> list[Finding]:
+    """Return the problems of a part as findings."""
+    return [Finding(part=part, place=place_of(problem.node), **problem._asdict()) for problem in problems]
+
+
+def boundary_problems(
+    entry: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], npu: str, rank: int
+) -> Iterator[Problem]:
+    """Yield the inputs and outputs of a part of model.json that no NPU takes; shapes: of the graph, 0 for any size."""
+    for tensor in (*entry["inputs"], *entry["outputs"]):
+        name = tensor["name"]
+        if tensor["dtype"] == "int64":
+            yield int64_problem(name, "input", npu)
+        if len(tensor["shape"]) > rank:
+            yield rank_problem(name, "input", tensor["shape"], npu, rank)
+        if 0 in shapes.get(name, ()):
+            remedy = "export with fixed shapes: the recipe's window and decoder length"
+            yield Problem("refuse", name, "input", "a dimension is not fixed", remedy)
+
+
+def int64_problem(node: str, op: str, npu: str) -> Problem:
+    """Return the problem of a tensor of 64-bit integers."""
+    remedy = "the recipe looks tokens up on the CPU (host embedding): no token or position goes to the NPU"
+    return Problem("refuse", node, op, f"64-bit integers; {npu} has none", remedy)
+
+
+def rank_problem(node: str, op: str, shape: Sequence[int], npu: str, rank: int) -> Problem:
+    """Return the problem of a tensor with too many dimensions."""
+    why = f"a tensor of {len(shape)} dimensions {tuple(shape)}; {npu} takes {rank} at most"
+    return Problem("refuse", node, op, why, f"reshape it to {rank}: the recipe's attention splits heads that way")
 
 
 def refusals(findings: list[Finding]) -> list[Finding]:

@@ -59,13 +59,15 @@ def collect_extremes(graph: Graph, names: Sequence[str], samples: Iterable[Tenso
 def choose_ranges(graph: Graph, groups: Sequence[Group], extremes: Extremes) -> dict[str, Range]:
     """Return one (low, high) per tensor: that of SAMPLE_SHARE of the samples, less what a following GELU silences."""
     silenced = gelu_inputs(graph, groups)
-    ranges = {}
-    for name, ends in extremes.items():
-        share = SAMPLE_SHARE if math.prod(graph.shape(name)) >= LARGE_TENSOR else 1.0
-        low = float(np.quantile([low for low, _ in ends], 1 - share))
-        high = float(np.quantile([high for _, high in ends], share))
-        ranges[name] = (max(low, GELU_SILENCE) if name in silenced else low, high)
-    return ranges
+    return {name: choose_range(ends, math.prod(graph.shape(name)), name in silenced) for name, ends in extremes.items()}
+
+
+def choose_range(ends: Sequence[Range], elements: int, silenced: bool) -> Range:
+    """Return the range of a tensor of so many elements from its (low, high) of each sample; silenced: by a GELU."""
+    share = SAMPLE_SHARE if elements >= LARGE_TENSOR else 1.0
+    low = float(np.quantile([low for low, _ in ends], 1 - share))
+    high = float(np.quantile([high for _, high in ends], share))
+    return max(low, GELU_SILENCE) if silenced else low, high
 
 
 def collect_ranges(model: object, groups: Sequence[Group], samples: Iterable[Tensors]) -> dict[str, Range]:

@@ -101,15 +101,15 @@ def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
 
     ui_port: the UI's, if a person named one. Raises BadOptions if it is taken.
     """
-    last = _last_ports(folder)
+    if ui_port is not None and not _free_port(ui_port):
+        raise BadOptions(f"port {ui_port} is in use on this machine: give a free one with --port, or omit it")
+    last = {"server": UI_PORT} | _last_ports(folder) | ({"server": ui_port} if ui_port is not None else {})
     ports: dict[str, int] = {}
     for name in PORTS:
-        wanted = last.get(name, UI_PORT if name == "server" else 0)
-        if name == "server" and ui_port is not None:
-            if not _is_free(ui_port):
-                raise BadOptions(f"port {ui_port} is in use on this machine: give a free one with --port, or omit it")
-            wanted = ui_port
-        ports[name] = wanted if wanted and _is_free(wanted) else _any_free(set(ports.values()))
+        port = _free_port(last[name]) if name in last else 0
+        while not port or port in ports.values():
+            port = _free_port(0)
+        ports[name] = port
     write_atomic(folder / "ports.json", json.dumps(ports))
     return ports
 
@@ -181,20 +181,13 @@ def _write_private(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def _is_free(port: int) -> bool:
+def _free_port(port: int) -> int:
+    """Return a loopback port if it is free, else 0; for port 0, any free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: TIME_WAIT is free
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            return False
-    return True
-
-
-def _any_free(taken: set[int]) -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in taken:
-            return port
+            return 0
+        free: int = probe.getsockname()[1]
+        return free

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from nightjar.errors import StoreBroken
 from nightjar.files import storage_errors
 from nightjar.locks import is_still, locked, try_lock
 from nightjar.store.artifact import Store
@@ -42,14 +41,17 @@ class Usage:
         """
         if self._outer is not None:
             self._outer.note(stage, key)
-        with self._noting, _writing():
+        with self._noting:
             if (stage, key) not in self._noted:
-                with gc_lock(self._store):
-                    self._open()
-                    line = f"\n{stage}/{key}\n".encode()  # the first newline ends a line that a full disk cut short
-                    if os.write(self._handle, line) < len(line):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-                self._noted.add((stage, key))
+                try:
+                    self._write(f"\n{stage}/{key}\n")  # the first newline ends a line that a full disk cut short
+                except OSError as error:
+                    if error.errno not in UNWRITABLE:
+                        with storage_errors():
+                            raise
+                    log.debug("gc cannot see what this run uses: %s", error)
+                else:
+                    self._noted.add((stage, key))
         with contextlib.suppress(OSError):
             os.utime(self._store.checked_path(stage, key))
 
@@ -61,14 +63,18 @@ class Usage:
                 os.close(self._handle)
             self._handle, self._noted = -1, set()
 
-    def _open(self) -> None:
-        """Create the run's file. The caller holds the gc lock: gc must not see the file before it is locked."""
-        if self._handle < 0:
-            folder = self._store.root / RUNNING
-            folder.mkdir(parents=True, exist_ok=True)
-            self._path = folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            try_lock(self._handle)
+    def _write(self, text: str) -> None:
+        """Append to the run's file, under the gc lock: gc must not see a new file before it is locked."""
+        with gc_lock(self._store):
+            if self._handle < 0:
+                folder = self._store.root / RUNNING
+                folder.mkdir(parents=True, exist_ok=True)
+                self._path = folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+                self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                try_lock(self._handle)
+            line = text.encode()
+            if os.write(self._handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 @contextlib.contextmanager
@@ -99,14 +105,3 @@ def in_use(store: Store, clear: bool = False) -> set[tuple[str, str]]:
         finally:
             os.close(handle)
     return found
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        with storage_errors():
-            yield
-    except StoreBroken as error:
-        if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in UNWRITABLE:
-            raise
-        log.debug("gc cannot see what this run uses: %s", error)

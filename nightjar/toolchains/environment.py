@@ -133,12 +133,15 @@ class Toolchain(NamedTuple):
         problem, remedy = _describe_exit(status, result, text, timeout_s, address_space_bytes)
         raise ToolchainFailed(f"{where} {problem}; log in {saved_log}: {remedy}")
 
+    def log_path(self, name: str) -> Path:
+        """Return where a log lies that a message names."""
+        path = self.folder.parent / "logs" / f"{self.target}.{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def save_log(self, module: str, log_file: Path) -> Path:
         """Copy a call's log to where a message can name it, and return that path."""
-        saved_log = self.folder.parent / "logs" / f"{self.target}.{module.rpartition('.')[2]}.txt"
-        saved_log.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(log_file, saved_log)
-        return saved_log
+        return Path(shutil.copyfile(log_file, self.log_path(module.rpartition(".")[2])))
 
 
 def _describe_exit(
@@ -269,9 +272,7 @@ def _is_installed(folder: Path) -> bool:
 
 def _python_version(folder: Path) -> str:
     """Read the interpreter's version from pyvenv.cfg."""
-    try:
-        text = (folder / "pyvenv.cfg").read_text(encoding="utf-8")
-    except OSError:
-        return "absent"
-    found = re.search(r"^version\s*=\s*(\S+)", text, re.MULTILINE)
-    return found[1] if found else "unknown"
+    with contextlib.suppress(OSError):
+        found = re.search(r"^version\s*=\s*(\S+)", (folder / "pyvenv.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+        return found[1] if found else "unknown"
+    return "absent"

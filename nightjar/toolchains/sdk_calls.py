@@ -1,4 +1,4 @@
-"""Calls of an SDK whose versions differ; runs inside a vendor's environment: standard library only, Python 3.10."""
+"""Calls of an SDK whose versions differ, and its probes; runs inside a vendor's environment: Python 3.10, old numpy."""
 
 import inspect
 import sys
@@ -29,3 +29,25 @@ def require_output(sdk: str, file: str | Path) -> None:
     path = Path(file)
     if not path.is_file() or not path.stat().st_size:
         raise RuntimeError(f"{sdk} reports success and wrote no {path.name}")
+
+
+def write_probe_graph(file: str, op: str, weight: Any, shapes: tuple[list[int], list[int]], **attributes: Any) -> None:
+    """Write an ONNX graph of two operators, `op` with a constant weight and Relu; shapes: of input x and output y."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node(op, ["x", "w"], ["product"], name="product", **attributes),
+        helper.make_node("Relu", ["product"], ["y"], name="relu"),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, s) for name, s in zip("xy", shapes, strict=True))
+    graph = helper.make_graph(nodes, "probe", [x], [y], [numpy_helper.from_array(weight, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+
+
+def require_close(what: str, found: Any, wanted: Any, limit: float) -> float:
+    """Return the error of an array relative to the largest value; raises RuntimeError at `limit` or above."""
+    error = float(abs(found - wanted).max() / abs(wanted).max())
+    if not error < limit:
+        raise RuntimeError(f"{what} is {error:.1%} off")
+    return error

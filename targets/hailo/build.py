@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 
 from nightjar.errors import BadOptions, NightjarError, ToolchainFailed
 from nightjar.files import digest_file
@@ -55,10 +55,13 @@ def build(
                 entries[name] = cpu_part(graphs, name, part, model["recipe"]["decoder"] == "cached", out)
                 continue
             compiler = PartCompiler(found, options, name, model, graphs / part["file"], folder / name)
-            if calibration is None or options.precision == "fp":
-                entries[name] = compiler.float_entry(out)
-            else:
-                entries[name] = compiler.quantized_entry(calibration, chosen, out)
+            try:
+                if calibration is None or options.precision == "fp":
+                    entries[name] = compiler.float_entry(out)
+                else:
+                    entries[name] = compiler.quantized_entry(calibration, chosen, out)
+            except _StepRefused as refused:
+                raise refused.error from None
     described = {"precision": options.precision, "host_position_add": model["host_position_add"]}
     write_binary(graphs, model, entries, out, target=NAME, **described)
 
@@ -125,10 +128,7 @@ class PartCompiler:
             "shapes": {name: list(self.graph.shape(name)) for name in self.cut.starts},
             "har": str(har),
         }
-        try:
-            result = self._step("translate", job, [self.options.value_by_one], har)
-        except _StepRefused as refused:
-            raise refused.error from None
+        result = self._step("translate", job, [self.options.value_by_one], har)
         layers = layers_from(result["layers"])
         shutil.copyfile(har, out / f"{self.part}.har")
         return layers, {
@@ -160,15 +160,12 @@ class PartCompiler:
             return script, self._step("optimize", job, sources, har)
 
         try:
-            try:
-                script, result = attempt(keep_dead=False)
-            except _StepRefused as refused:
-                if refused.failure.kind != "dead layers":
-                    raise
-                log.info("%s: %s; retrying without the removal of dead layers", self.part, refused.failure.reason)
-                script, result = attempt(keep_dead=True)
+            script, result = attempt(keep_dead=False)
         except _StepRefused as refused:
-            raise refused.error from None
+            if refused.failure.kind != "dead layers":
+                raise
+            log.info("%s: %s; retrying without the removal of dead layers", self.part, refused.failure.reason)
+            script, result = attempt(keep_dead=True)
         used = level_used(result["log"], self.options.optimization_level)
         for note in level_notes(used, self.options.optimization_level):
             log.warning("%s: %s", self.part, note)
@@ -187,7 +184,7 @@ class PartCompiler:
                 return hef, utilization
             except _StepRefused as refused:
                 if refused.failure.kind != "fit" or not remaining:
-                    raise refused.error from None
+                    raise
                 utilization = remaining.pop(0)
                 log.info("%s: %s; retrying with %g of the chip", self.part, refused.failure.reason, utilization)
 
@@ -222,7 +219,7 @@ class PartCompiler:
             folder,
             self.options.hours * 3600,
             on_progress=lambda what, done, total: tick(done, total),
-            memory_limit_bytes=_memory_limit_bytes(self.options),
+            memory_limit_bytes=int(self.options.memory_gib * 2**30) or int(0.9 * psutil.virtual_memory().total),
         )
         if refused := result.get("refused"):
             failure = classify(refused["kind"], refused["message"])
@@ -310,7 +307,7 @@ class PartCompiler:
 
 
 class _StepRefused(Exception):
-    """The DFC refused a step; `error` is what is raised where no other attempt is left."""
+    """The DFC refused a step; `error` is raised where no other attempt is left."""
 
     def __init__(self, failure: Failure, error: NightjarError) -> None:
         super().__init__(failure.reason)
@@ -323,8 +320,3 @@ def _count_computing(layers: Sequence[Layer]) -> int:
 
 def _digests(files: Sequence[Path]) -> list[str]:
     return [digest_file(path) if path.is_file() else "" for path in files]
-
-
-def _memory_limit_bytes(options: Options) -> int:
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(options.memory_gib * 2**30) or int(0.9 * whole)

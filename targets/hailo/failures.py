@@ -9,56 +9,44 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["graph", "precision", "calibration", "exponent", "fit", "dead layers", "memory", "unknown"]
 
-KNOWN: tuple[tuple[Kind, str, bool, str], ...] = (
-    # kind, pattern of its class and message, is worth a retry, remedy
-    (
-        "graph",
+# The pattern of the class and message of each kind, and the remedy.
+KNOWN: dict[Kind, tuple[str, str]] = {
+    "graph": (
         r"ParsingWithRecommendation|MisspellNode|Unsupported\w*(Layer|Operation|Model|Shuffle)\w*Error|InvalidHN",
-        False,
         "`nightjar lint --target hailo` lists what it cannot parse and what the recipe does about it",
     ),
-    (
-        "dead layers",
+    "dead layers": (
         r"dead_layers_removal|DeadLayersRemoval",
-        False,
         "the removal of unused layers is disabled already: report it with the log",
     ),
-    (
-        "precision",
+    "precision": (
         r"AccelerasUnsupported|precision_change|precision_mode|Unsupported layers for the (provided|target)",
-        False,
         "put fewer layers in 16 bits: no attention (--target-options attention_16bit=no), fewer --float-nodes",
     ),
-    (
-        "calibration",
+    "calibration": (
         r"BadInputsShape|BadInputs|doesn't match the (expected|model) input",
-        False,
         "its input layout differs from targets/hailo/build.py: report it with the log",
     ),
-    (
-        "exponent",
+    "exponent": (
         r"NegativeSlopeExponentNonFixable",
-        False,
         "put that layer in 16 bits with --float-nodes, or fine-tune with --target-options finetune_epochs=4 and a GPU",
     ),
-    (
-        "memory",
+    "memory": (
         r"ResourceExhausted|OOM when allocating|CUDA_ERROR_OUT_OF_MEMORY|CUDNN_STATUS_ALLOC_FAILED",
-        True,
         "give fewer samples at once, --target-options calibration_batch=2, and no noise_analysis",
     ),
-    (
-        "fit",
+    "fit": (
         r"BackendAllocator|[Nn]o valid partition|valid partition to contexts|Mapping Failed|[Aa]gent infeasible"
         r"|No successful assignment|Failed to produce compiled graph",
-        False,
         "give a shorter --window",
     ),
-)
+    "unknown": ("", "read the log; then run the same command again, or report it"),
+}
+RETRYABLE: tuple[Kind, ...] = ("memory", "unknown")  # the same command may succeed at another time
 
 
 class Failure(NamedTuple):
-    """One error of the DFC; retryable: the same command may succeed at another time."""
+    """One error of the DFC."""
 
     kind: Kind
     reason: str
@@ -70,10 +58,9 @@ def classify(class_name: str, message: str) -> Failure:
     """Classify an exception by the name of its class and its message."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     reason = ": ".join(filter(None, (class_name, " ".join(lines[:3])[:300])))
-    for kind, pattern, retryable, remedy in KNOWN:
-        if re.search(pattern, f"{class_name}: {message}"):
-            return Failure(kind, reason, retryable, remedy)
-    return Failure("unknown", reason, True, "read the log; then run the same command again, or report it")
+    text = f"{class_name}: {message}"
+    kind = next(kind for kind, (pattern, _) in KNOWN.items() if re.search(pattern, text))
+    return Failure(kind, reason, kind in RETRYABLE, KNOWN[kind][1])
 
 
 class Level(NamedTuple):

@@ -5,10 +5,12 @@ Moves at the end of a graph are left to the host. Operators that the parser does
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from nightjar.errors import BadOptions
 from nightjar.graphs.fusion import fuse
 from nightjar.graphs.nhwc import LayoutStep
-from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
+from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph, add_constants, copy_model, infer_shapes, set_nodes
 
 # The parser of DFC 3.x refuses these on activations: Unsupported…LayerError.
 UNSUPPORTED = frozenset(
@@ -71,15 +73,12 @@ def _output_end(graph: Graph, name: str) -> OutputEnd:
 
 def prepare_graph(model: Any, value_by_one: bool) -> Any:
     """Return a part's graph with inferred shapes, named nodes and, with value_by_one, values multiplied by 1."""
-    import onnx
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
-    graph = Graph(model)
-    out = onnx.ModelProto()
-    out.CopyFrom(graph.model)
+    out = copy_model(Graph(model).model)
     if not value_by_one:
         return out
-    products = {group.nodes[-1] for group in fuse(graph.model) if group.kind == "attention"}
+    products = {group.nodes[-1] for group in fuse(out) if group.kind == "attention"}
     one, nodes = "nightjar.one", []
     for node in out.graph.node:
         if node.name in products:
@@ -88,11 +87,6 @@ def prepare_graph(model: Any, value_by_one: bool) -> Any:
             nodes.append(helper.make_node("Mul", [value, one], [scaled], name=f"{node.name}/value_by_one"))
             node.input[1] = scaled
         nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del out.graph.node[:]
-    out.graph.node.extend(copies)
-    if products:
-        import numpy as np
-
-        out.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), one))
-    return onnx.shape_inference.infer_shapes(out, data_prop=True)
+    set_nodes(out.graph, nodes)
+    add_constants(out.graph, {one: np.array(1, np.float32)} if products else {})
+    return infer_shapes(out)

@@ -7,14 +7,13 @@ SOURCE = "hailocs/hailo-whisper, docs/Conversion.md"
 
 
 class KnownWindow(NamedTuple):
-    """The longest window of a Whisper size whose encoder has been compiled, and the rows of its decoder."""
+    """The longest window of a Whisper size whose encoder has been compiled."""
 
     size: str
     window_s: float
-    rows: int
 
 
-KNOWN = {384: KnownWindow("tiny", 10.0, 32), 512: KnownWindow("base", 5.0, 24)}  # by the width of the encoder
+KNOWN = {384: KnownWindow("tiny", 10.0), 512: KnownWindow("base", 5.0)}  # by the width of the encoder
 
 
 def known_window(dims: Mapping[str, int]) -> KnownWindow | None:

@@ -31,14 +31,8 @@ class Layer(NamedTuple):
 def layers_from(entries: Sequence[Mapping[str, Any]]) -> list[Layer]:
     """Read what toolchain/compile.py returns."""
     return [
-        Layer(
-            entry["name"],
-            entry["kind"],
-            tuple(entry["nodes"]),
-            tuple(entry["inputs"]),
-            tuple(tuple(shape) for shape in entry["shapes"]),
-        )
-        for entry in entries
+        Layer(e["name"], e["kind"], tuple(e["nodes"]), tuple(e["inputs"]), tuple(map(tuple, e["shapes"])))
+        for e in entries
     ]
 
 

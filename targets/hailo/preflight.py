@@ -27,19 +27,21 @@ class Finding(NamedTuple):
     message: str
 
 
-def preflight(
-    hw_arch: str, dfc: str, chip: str | None, hailort: str | None, driver: str | None, firmware: str | None
-) -> Iterator[Finding]:
-    """Yield why a .hef of this chip and DFC may not run on a board of these versions, None for unknown."""
+def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield why a .hef of this toolchain (its versions) may not run on a board of these versions."""
+    known = {name: version for name, version in board.items() if version != "absent"}
+    dfc, chip = made_by.get("hailo-dataflow-compiler", ""), known.get("hailo chip")
+    hailort = known.get("hailort library") or known.get("hailort")
+    driver, firmware = known.get("hailo driver"), known.get("hailo firmware")
     if chip is None:
         yield Finding("warn", "the board does not say which chip it has: `hailortcli fw-control identify`")
     elif chip not in TAKES:
         yield Finding("refuse", f"its chip is {chip}, whose .hef files need another line of the DFC")
-    elif hw_arch not in TAKES[chip]:
+    elif HW_ARCH not in TAKES[chip]:
         own = TAKES[chip][0]
-        yield Finding("warn", f"its chip is {chip} and takes no .hef of {hw_arch}: pass --target-options hw_arch={own}")
-    elif hw_arch != TAKES[chip][0]:
-        yield Finding("warn", f"its chip is {chip} and runs a .hef of {hw_arch} slower than its own")
+        yield Finding("warn", f"its chip is {chip} and takes no .hef of {HW_ARCH}: pass --target-options hw_arch={own}")
+    elif TAKES[chip][0] != HW_ARCH:
+        yield Finding("warn", f"its chip is {chip} and runs a .hef of {HW_ARCH} slower than its own")
     have = parsed(hailort)
     if have is None:
         yield Finding("warn", "the board does not say which HailoRT it has: `hailortcli --version`")
@@ -94,19 +96,6 @@ def _driver_version() -> str:
         except (OSError, UnicodeDecodeError):
             continue
     return "absent"
-
-
-def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield why a .hef of this toolchain (its versions) may not run on a board of these versions."""
-    known = {name: found if found != "absent" else None for name, found in board.items()}
-    yield from preflight(
-        HW_ARCH,
-        made_by.get("hailo-dataflow-compiler", ""),
-        known.get("hailo chip"),
-        known.get("hailort library") or known.get("hailort"),
-        known.get("hailo driver"),
-        known.get("hailo firmware"),
-    )
 
 
 def parsed(version: str | None) -> tuple[int, ...] | None:

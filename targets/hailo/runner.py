@@ -7,7 +7,7 @@ size of the stream and of the type of the format, which is the chip's own by def
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,19 @@ from hailo_platform import (  # type: ignore[import-not-found]  # on boards only
 )
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import Parts, Tensors, class_and_line, ordered_inputs, require_file, stdout_to_stderr
+from nightjar.device.part_io import PartRunner, Parts, class_and_line, require_file, stdout_to_stderr, tensors_of
 from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 
 TIMEOUT_MS = 10_000  # of one run; a whole encoder takes a tenth of a second
 
 
-class HailoRunner:
-    """Hold the chip, and per part a configured model with its buffers."""
+class HailoRunner(PartRunner):
+    """Hold the chip, and per part a configured model with its bindings and output buffers."""
 
     def __init__(self, parts: Parts, timeout_ms: int) -> None:
-        self.parts, self.timeout_ms = dict(parts), timeout_ms
-        self.models: dict[str, Any] = {}
-        self.bindings: dict[str, Any] = {}
-        self.buffers: dict[str, dict[str, NDArray[np.float32]]] = {}
-        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the input streams
+        super().__init__({}, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+        self.timeout_ms = timeout_ms
+        self.input_shapes: dict[str, list[tuple[int, ...]]] = {}  # of the streams
         self._open = contextlib.ExitStack()
         settings = VDevice.create_params()
         settings.scheduling_algorithm = HailoSchedulingAlgorithm.ROUND_ROBIN  # two parts share the chip
@@ -41,12 +39,12 @@ class HailoRunner:
 
     def open(self, part: str, hef: Path) -> None:
         """Load a part's .hef with float32 streams; raises RuntimeError for the .hef of another part."""
-        entry, model = self.parts[part], self.device.create_infer_model(str(hef))
-        for kind, names, stream in (
-            ("inputs", list(model.input_names), model.input),
-            ("outputs", list(model.output_names), model.output),
+        model = self.device.create_infer_model(str(hef))
+        for kind, tensors, names, stream in (
+            ("inputs", self.inputs[part], list(model.input_names), model.input),
+            ("outputs", self.outputs[part], list(model.output_names), model.output),
         ):
-            wanted = {tensor["layer"]: tensor for tensor in entry[kind]}
+            wanted = {tensor["layer"]: tensor for tensor in tensors}
             if set(names) != set(wanted):
                 raise RuntimeError(f"{hef} has {kind} {', '.join(names)} where {part} has {', '.join(wanted)}")
             for name in names:
@@ -55,40 +53,33 @@ class HailoRunner:
                 if int(np.prod(stream(name).shape)) != size:
                     raise RuntimeError(f"{hef} has {name} as {tuple(stream(name).shape)}, not with {size} elements")
         configured = self._open.enter_context(model.configure())
-        self.buffers[part] = {
-            tensor["layer"]: np.empty(tuple(model.output(tensor["layer"]).shape), np.float32)
-            for tensor in entry["outputs"]
-        }
         bindings = configured.create_bindings()
-        for layer, buffer in self.buffers[part].items():
-            bindings.output(layer).set_buffer(buffer)
-        self.shapes[part] = {name: tuple(model.input(name).shape) for name in model.input_names}
-        self.models[part], self.bindings[part] = configured, bindings
+        buffers = [np.empty(tuple(model.output(tensor["layer"]).shape), np.float32) for tensor in self.outputs[part]]
+        for tensor, buffer in zip(self.outputs[part], buffers, strict=True):
+            bindings.output(tensor["layer"]).set_buffer(buffer)
+        self.input_shapes[part] = [tuple(model.input(tensor["layer"]).shape) for tensor in self.inputs[part]]
+        self.handles[part] = configured, bindings, buffers
 
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
-        """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        wanted = {name: self.parts[name]["inputs"] for name in self.models}
-        arrays = ordered_inputs(part, wanted, {**inputs, **constant})
-        buffers = []  # HailoRT reads them in place until the run has ended
-        for tensor, array in zip(wanted[part], arrays, strict=True):
-            buffers.append(to_nhwc(array).reshape(self.shapes[part][tensor["layer"]]))
-            self.bindings[part].input(tensor["layer"]).set_buffer(buffers[-1])
+    def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        configured, bindings, outputs = self.handles[part]
+        shapes = self.input_shapes[part]
+        inputs = [to_nhwc(array).reshape(shape) for array, shape in zip(arrays, shapes, strict=True)]
+        for tensor, buffer in zip(self.inputs[part], inputs, strict=True):  # read in place until the run has ended
+            bindings.input(tensor["layer"]).set_buffer(buffer)
         try:
             with stdout_to_stderr():
-                self.models[part].run([self.bindings[part]], self.timeout_ms)
+                configured.run([bindings], self.timeout_ms)
         except Exception as exc:  # HailoRTException, or the raw one of its C++ binding
             raise RuntimeError(f"the NPU gave no result for {part}: {describe_error(exc)}") from exc
+        pairs = zip(self.outputs[part], outputs, strict=True)
         # Copies: the next run writes into the same buffers.
-        return {
-            tensor["name"]: from_nhwc(self.buffers[part][tensor["layer"]], tensor["from"], tensor["moves"]).copy()
-            for tensor in self.parts[part]["outputs"]
-        }
+        return [from_nhwc(buffer, tensor["from"], tensor["moves"]).copy() for tensor, buffer in pairs]
 
     def close(self) -> None:
         """Release the chip."""
         with stdout_to_stderr():
             self._open.close()
-        self.models.clear()
+        super().close()
 
 
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> HailoRunner:
@@ -106,7 +97,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
     try:
         with stdout_to_stderr():
             runner = HailoRunner(parts, int((options or {}).get("timeout_ms", TIMEOUT_MS)))
-    except Exception as exc:  # see run
+    except Exception as exc:  # see infer
         raise RuntimeError(f"no Hailo device can be opened: {describe_error(exc)}") from exc
     for name, file in files.items():
         try:
@@ -115,7 +106,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
         except RuntimeError:
             runner.close()
             raise
-        except Exception as exc:  # see run
+        except Exception as exc:  # see infer
             runner.close()
             raise RuntimeError(f"the NPU runtime cannot load {file}: {describe_error(exc)}") from exc
     return runner

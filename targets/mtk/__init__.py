@@ -1,6 +1,6 @@
 """MediaTek NPUs (MT8371, Genio 520): mtk_converter to .tflite, ncc-tflite to .dla, the Neuron runtime on the board.
 
-Importing it needs none of them; `compile` calls the converter in an environment of its own (nightjar/toolchains/).
+Importing this needs none of them: `compile` calls the converter in its own environment (nightjar/toolchains/).
 """
 
 from pathlib import Path
@@ -16,16 +16,16 @@ RUNTIMES = ("neuron",)
 
 
 def recipe(model: str) -> Recipe:
-    """Return what this target wants of an export.
+    """Return the recipe of this target's export.
 
-    Nothing that MDLA 5.3 has no operator for: token and position tables are looked up on the CPU (GATHER), masks are
-    added and finite, no tensor has more than four dimensions or 64-bit integers. `static` is for whom the caches of
-    `cached` do not suit; the window is clamped to the model's context. Raises BadOptions for a family that is not
-    Whisper: the converter takes TorchScript, which no other is traced to.
+    It avoids operators that MDLA 5.3 lacks: token and position tables are looked up on the CPU (GATHER), masks are
+    finite and added, no tensor has more than four dimensions or 64-bit integers. `static` is the decoder without
+    caches. The window is at most the model's context. Raises BadOptions for a family that is not Whisper: the converter
+    takes TorchScript, and no other family is traced.
     """
     if model != "whisper":
         raise BadOptions(
-            f"target mtk has a recipe for whisper and none for {model}, whose graphs are not traced to TorchScript: "
+            f"target mtk has a recipe for whisper only; the graphs of {model} are not traced to TorchScript: "
             "pass --target onnx or rknn"
         )
     return Recipe(
@@ -40,12 +40,12 @@ def compile(
     out: Path,
     plan: Path | None = None,
 ) -> None:
-    """Write the binary of docs/files.md: per part NAME.tflite and NAME.dla, and what ncc-tflite says of it.
+    """Write the binary of docs/files.md: per part NAME.tflite, NAME.dla and the execution plan of ncc-tflite.
 
-    plan: as of a precision search; what it keeps has 16-bit activations, and its whole parts are float16. Raises
-    BadOptions for int8 without calibration and for graphs that cannot be traced; ToolchainMissing, ToolchainBroken and
-    ToolchainFailed; Broken for what is not what it is called.
+    plan: of a precision search; its float groups get 16-bit activations, its whole parts float16. Raises BadOptions for
+    int8 without calibration and for graphs that cannot be traced; ToolchainMissing, ToolchainBroken and
+    ToolchainFailed; Broken for a result of another precision than its name.
     """
-    from targets.mtk.build import build  # onnx, only where it is needed
+    from targets.mtk.build import build  # imports onnx
 
     build(graphs, calibration, options, out, plan)

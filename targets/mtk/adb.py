@@ -6,6 +6,7 @@ own. numpy and the standard library only.
 
 import hashlib
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,5 +67,5 @@ def versions(serial: str) -> dict[str, str]:
         output = shell(serial, "neuronrt -v", CALL_S)
     except RuntimeError:
         return {"soc": soc, "neuron": "absent"}
-    words = [word for word in output.replace(":", " ").split() if word[:1].isdigit() and "." in word]
-    return {"soc": soc, "neuron": words[0] if words else "unknown"}
+    found = re.search(r"\d+(\.\d+)+", output)
+    return {"soc": soc, "neuron": found[0] if found else "unknown"}

@@ -1,4 +1,4 @@
-"""What a .tflite really is: counted in the file itself, whatever its maker says of it."""
+"""Count the operators and products of a .tflite by precision, from the file itself."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ EIGHT, SIXTEEN = ("int8", "uint8"), ("int16",)
 def audit(path: Path) -> dict[str, Any]:
     """Return size_bytes, int8_mac_share, w8a16_mac_share, nodes_total, nodes_int8, nodes_w8a16 and ops by name.
 
-    A product counts as int8 when it reads and puts out 8-bit values, as w8a16 when either has 16 bits.
+    A product counts as int8 when it reads and writes 8-bit values, as w8a16 when either has 16 bits.
     """
     model = read(path)
     macs, nodes = Counter[str](), Counter[str]()
@@ -39,7 +39,7 @@ def audit(path: Path) -> dict[str, Any]:
 
 
 def precision(model: Model, op: Op) -> str:
-    """Say what an operator computes with: int8, w8a16 or float."""
+    """Return the precision of an operator: int8, w8a16 or float."""
     kinds = {model.tensors[t].dtype for t in (*op.inputs[:1], *op.outputs[:1]) if t >= 0}
     if kinds <= set(EIGHT):
         return "int8"
@@ -47,7 +47,7 @@ def precision(model: Model, op: Op) -> str:
 
 
 def products(model: Model, op: Op) -> int:
-    """Count an operator's multiply-accumulates; of MediaTek's own ones only those with a constant matrix are known."""
+    """Count an operator's multiply-accumulates; of MediaTek's own operators only those with a constant matrix."""
     out = math.prod(model.tensors[op.outputs[0]].shape)
     if op.op in ("FULLY_CONNECTED", "MTKEXT_FULLY_CONNECTED"):
         return out * model.tensors[op.inputs[1]].shape[-1]

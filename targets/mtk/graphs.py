@@ -1,54 +1,85 @@
-"""What MediaTek's converter, or what stands in for it, is given of a part: modules, weights, samples, precisions.
+"""Input of MediaTek's converter and its stand-in for a part: weights, samples, groups by precision.
 
-Both trace the model's own modules with the torch of their own environment. The graphs here stay ONNX, which is what the
-ranking names and the rewrites change (docs/decisions/015-one-graph.md).
+Both trace the model's own modules with the torch of their own environment. The graphs here stay ONNX: the ranking names
+their tensors, and the rewrites change them (docs/decisions/015-one-graph.md).
 """
 
-import fnmatch
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from nightjar.errors import BadInput, BadOptions
+from nightjar.errors import BadInput
 from nightjar.graphs.fusion import fuse
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.graphs.parameter_map import read_parameter_map, read_parameters
+from nightjar.plugins import target_build
 from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.ranges import gelu_inputs
 
 SAMPLES_BYTES = 1 << 30  # of one part's calibration samples on their way to an SDK
-# A mask says -10000, which would give the scores it is added to an int8 step of 40, and an int16 step of 0.3. So
-# attention with a mask has 16-bit activations, and its range ends where exp is silent whatever the scores are.
+# With a mask of -10000 the scores it is added to have an int8 step of 40, and an int16 step of 0.3. So attention with a
+# mask has 16-bit activations, and its range ends where exp is 0 for all scores.
 MASKED, SILENCED = -1e3, -1e3
 
 
 def read_model(graphs: Path) -> dict[str, Any]:
     """Read model.json; raises BadOptions for graphs that are not ONNX."""
-    model: dict[str, Any] = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
-    if model["recipe"]["graph_format"] != "onnx":
-        raise BadOptions(
-            "target mtk traces its TorchScript itself, from the weights of ONNX graphs, and these are TorchScript "
-            "already: export with graph_format onnx"
-        )
-    return model
+    return target_build.read_model(graphs, "mtk", "it traces TorchScript itself from the weights of ONNX graphs; ")
 
 
-def hand_over(graphs: Path, part: str, folder: Path) -> dict[str, Any]:
-    """Write a part's weights as .npz, which every torch reads, into `folder`; return the job that builds it again."""
-    places = read_parameter_map(graphs)
-    weights = read_parameters(onnx.load(graphs / read_model(graphs)["parts"][part]["file"]), places.parts[part])
-    save: Any = np.savez
-    save(folder / f"{part}.npz", **weights)
-    return {"part": part, "module": places.module, "model": str((graphs / "model.json").resolve())}
+class PartGraph:
+    """The ONNX graph of one part and its groups."""
+
+    def __init__(self, graphs: Path, model: Mapping[str, Any], part: str) -> None:
+        self.graphs, self.part = graphs, part
+        self.onnx = onnx.load(graphs / model["parts"][part]["file"])
+        self.graph, self.groups = Graph(self.onnx), fuse(self.onnx)
+        self.kinds = {group.tensor: group.kind for group in self.groups}  # linear, norm, attention, …
+
+    def write_weights(self, folder: Path) -> dict[str, Any]:
+        """Write the weights as .npz, which every torch reads, into `folder`; return the job that rebuilds the part."""
+        places = read_parameter_map(self.graphs)
+        save: Any = np.savez
+        save(folder / f"{self.part}.npz", **read_parameters(self.onnx, places.parts[self.part]))
+        return {"part": self.part, "module": places.module, "model": str((self.graphs / "model.json").resolve())}
+
+    def check_plan(self, tensors: Iterable[str]) -> set[str]:
+        """Return the tensors of a plan; raises BadInput for one that no group computes."""
+        if unknown := [name for name in tensors if name not in self.kinds]:
+            raise BadInput(
+                f"no group of part '{self.part}' computes {', '.join(unknown[:3])}: name tensors of the float graph "
+                f"such as {self.groups[0].tensor} in the plan"
+            )
+        return set(tensors)
+
+    def match_float_nodes(self, globs: Sequence[str]) -> set[str]:
+        """Return the tensors of the groups that the globs of `float_nodes` match; raises BadOptions for no match."""
+        group_of = {name: group.tensor for group in self.groups for name in (*group.nodes, group.tensor)}
+        return set(target_build.match_float_nodes(self.part, globs, group_of, sorted(self.kinds)))
+
+    @cached_property
+    def masked_attention(self) -> dict[str, bool]:
+        """The attentions with a mask, by tensor, with whether the mask is a constant, whose range is fixed."""
+        found = {}
+        for group in self.groups:
+            adds = [node for node in self.graph.nodes if node.name in group.nodes and node.op_type == "Add"]
+            if group.kind == "attention" and adds:
+                found[group.tensor] = any(self.graph.is_constant(name) for node in adds for name in node.input)
+        return found
+
+    def gelu_inputs(self) -> set[str]:
+        """Return the tensors that only GELUs read: values that a GELU silences need no range."""
+        return gelu_inputs(self.graph, self.groups) & self.kinds.keys()
 
 
 def write_samples(samples: CalibrationSet, part: str, most: int, folder: Path) -> int:
-    """Write calibration samples as `000000.npz`, … , evenly from all, at most SAMPLES_BYTES; return how many.
+    """Write calibration samples as `000000.npz`, …, evenly spread, at most SAMPLES_BYTES; return how many.
 
-    Each has its inputs in the part's order, `arr_0`, `arr_1`, …; masks reach down to SILENCED and no further.
+    Each has its inputs in the part's order, `arr_0`, `arr_1`, …; masks are cut at SILENCED.
     """
     first = next(samples.samples(part, 1))
     fitting = max(1, SAMPLES_BYTES // sum(array.nbytes for array in first.values()))
@@ -56,89 +87,6 @@ def write_samples(samples: CalibrationSet, part: str, most: int, folder: Path) -
     count = 0
     for sample in samples.samples(part, min(most, fitting, samples.count(part))):
         arrays = [np.maximum(array, SILENCED) if array.min() <= MASKED else array for array in sample.values()]
-        np.savez(folder / f"{count:06d}.npz", *arrays)  # called arr_0, arr_1, …
+        np.savez(folder / f"{count:06d}.npz", *arrays)  # named arr_0, arr_1, …
         count += 1
     return count
-
-
-def read_plan(plan: Path, parts: Sequence[str]) -> dict[str, list[str] | None]:
-    """Read plan.json: by part, the tensors whose groups keep more than 8 bits; None for a part that stays float."""
-    try:
-        content = json.loads(plan.read_text(encoding="utf-8"))
-        kept: dict[str, list[str]] = content["float"]
-        whole = content.get("whole", ())
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise BadInput(
-            f"{plan} is no plan ({exc}): it is {{'float': {{part: [tensor, …]}}}}; "
-            "run the same command with --refresh rank"
-        ) from exc
-    if unknown := sorted(kept.keys() - set(parts)):
-        raise BadOptions(
-            f"the plan names part {unknown[0]!r}; these graphs have {', '.join(parts)}: "
-            "run the same command with --refresh rank"
-        )
-    return {part: None if part in whole else list(kept.get(part, ())) for part in parts}
-
-
-def kept_groups(graph: Path, part: str, kept: Sequence[str], patterns: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Return the groups that a plan keeps and those that `float_nodes` name, by their tensors.
-
-    kept: tensors of the ONNX graph; patterns: `part:glob` over its nodes and tensors. Raises BadInput and BadOptions
-    for what no group computes.
-    """
-    model = onnx.load(graph)
-    groups = fuse(model)
-    own = {group.tensor for group in groups}
-    if unknown := [name for name in kept if name not in own]:
-        raise BadInput(
-            f"no group of part '{part}' computes {', '.join(unknown[:3])}: name tensors of the float graph such as "
-            f"{groups[0].tensor} in the plan"
-        )
-    group_of = {name: group.tensor for group in groups for name in (*group.nodes, group.tensor)}
-    named: set[str] = set()
-    for pattern in patterns:
-        of, _, glob = pattern.partition(":")
-        if of == part:
-            fitting = fnmatch.filter(group_of, glob)
-            if not fitting:
-                raise BadOptions(
-                    f"float_nodes '{pattern}' fits no layer that could be int8; {part} has {', '.join(sorted(own))}"
-                )
-            named |= {group_of[name] for name in fitting}
-    return set(kept), named
-
-
-def check_patterns(patterns: Sequence[str], parts: Sequence[str]) -> None:
-    """Raise BadOptions for an entry of `float_nodes` that is not `part:glob`."""
-    for pattern in patterns:
-        part, _, glob = pattern.partition(":")
-        if part not in parts or not glob:
-            raise BadOptions(f"float_nodes '{pattern}' is not PART:GLOB with a PART of {', '.join(parts)}")
-
-
-def masked_attention(graph: Path) -> dict[str, bool]:
-    """Name the attentions that add a mask, and say of each whether the mask is a constant: its range is what it is."""
-    model = onnx.load(graph)
-    whole = Graph(model)
-    found = {}
-    for group in fuse(model):
-        adds = [node for node in whole.nodes if node.name in group.nodes and node.op_type == "Add"]
-        if group.kind == "attention" and adds:
-            found[group.tensor] = any(whole.is_constant(name) for node in adds for name in node.input)
-    return found
-
-
-def kinds(graph: Path) -> dict[str, str]:
-    """Say what each group is, by its tensor: linear, norm, attention, …"""
-    return {group.tensor: group.kind for group in fuse(onnx.load(graph))}
-
-
-def gelu_inputs(graph: Path) -> set[str]:
-    """Name the groups whose output a GELU reads and nothing else: what it silences needs no range."""
-    model = onnx.load(graph)
-    groups, outputs = fuse(model), set(Graph(model).outputs)
-    readers: dict[str, set[str]] = {}
-    for group in groups:
-        for name in group.inputs:
-            readers.setdefault(name, set()).add(group.kind)
-    return {name for name, found in readers.items() if found == {"gelu"} and name not in outputs}

@@ -1,8 +1,8 @@
-"""What MDLA 5.3 has no operator for, said of the .tflite that a graph becomes.
+"""List the operators of a graph that MDLA 5.3 lacks.
 
-The stand-in's converter makes a real .tflite of each part, where it is installed; without it the ONNX graph is read,
-whose operators mostly become TFLite's of the same name. Which operators the NPU has not is of the operator list of
-NeuroPilot 8.0.10 (superLin006/MTK_model_zoo); of what is in neither list below nothing is known.
+Where the stand-in's converter is installed, it converts each part to .tflite and that is checked. Without it the ONNX
+graph is checked, whose operators mostly become TFLite's of the same name. The operators of the NPU are those of
+NeuroPilot 8.0.10's list (superLin006/MTK_model_zoo); those in neither list below are unknown.
 """
 
 import logging
@@ -16,9 +16,9 @@ import onnx
 
 from nightjar.errors import ToolchainMissing
 from nightjar.graphs.onnx_graph import Graph
-from nightjar.plugins.lint import Finding, place_of
+from nightjar.plugins.lint import Finding, Problem, boundary_problems, findings_of, int64_problem, rank_problem
 from nightjar.toolchains.environment import Toolchain, toolchain
-from targets.mtk.graphs import hand_over, read_model
+from targets.mtk.graphs import PartGraph, read_model
 from targets.mtk.stand_in.toolchain import compile as inside
 from targets.mtk.tflite import Model, read
 
@@ -26,19 +26,20 @@ log = logging.getLogger(__name__)
 
 TOOLCHAIN = "mtk.stand_in"
 CONVERT_S = 1800.0
+NPU = "MDLA 5.3"
 RANK = 4
 
 LOOK_UP = (
-    "MDLA 5.3 looks nothing up: there is no GATHER on the NPU",
+    "MDLA 5.3 has no look-up: there is no GATHER on the NPU",
     ("the recipe looks tokens and positions up on the CPU (host embedding): the decoder takes the rows themselves"),
 )
-COMPARE = "MDLA 5.3 has no comparing and no logical operator", "the recipe's masks are numbers that are added"
-CHOOSE = "MDLA 5.3 chooses nothing by a condition", "the recipe adds a finite mask (-10000) instead of filling with one"
-SORT = "MDLA 5.3 sorts nothing", "decode on the CPU, from the logits"
+COMPARE = "MDLA 5.3 has no comparison and no logical operator", "the recipe adds masks as numbers"
+CHOOSE = "MDLA 5.3 has no conditional selection", "the recipe adds a finite mask (-10000) instead"
+SORT = "MDLA 5.3 has no sorting", "decode on the CPU, from the logits"
 LOGARITHM = "MDLA 5.3 has no logarithm", "take the logarithm on the CPU; the argmax needs none"
-ROUNDING = "MDLA 5.3 rounds nothing to whole numbers", "compute indices and positions on the CPU"
-MAKE = "MDLA 5.3 makes no tensor of a value", "export with fixed shapes, so that it becomes a constant"
-RUNNING = "MDLA 5.3 has no running sum", "multiply by a triangle of ones"
+ROUNDING = "MDLA 5.3 has no rounding to integers", "compute indices and positions on the CPU"
+MAKE = "MDLA 5.3 does not create tensors", "export with fixed shapes, so that it becomes a constant"
+RUNNING = "MDLA 5.3 has no cumulative sum", "multiply by a triangular matrix of ones"
 REFUSED: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(
         ("GATHER", "GATHER_ND", "EMBEDDING_LOOKUP", "EMBEDDING_LOOKUP_SPARSE", "HASHTABLE_LOOKUP"), LOOK_UP
@@ -69,96 +70,70 @@ ONNX = {
 
 
 def lint(graphs: Path) -> list[Finding]:
-    """List what of a folder of ONNX graphs the NPU refuses; raises BadOptions and the toolchain's errors."""
+    """List what the NPU refuses in a folder of ONNX graphs; raises BadOptions and the toolchain's errors."""
     model = read_model(graphs)
     try:
-        found: Toolchain | None = toolchain(TOOLCHAIN)
+        stand_in: Toolchain | None = toolchain(TOOLCHAIN)
     except ToolchainMissing:
-        found = None
+        stand_in = None
         log.warning(
-            "this is read off the ONNX graphs; `nightjar toolchain install %s` lets it be read off real .tflite files",
+            "this checks the ONNX graphs; with `nightjar toolchain install %s` it checks real .tflite files",
             TOOLCHAIN,
         )
-    converted = _converted(found, graphs, list(model["parts"])) if found is not None else {}
-    findings = []
+    converted = _converted(stand_in, graphs, model) if stand_in is not None else {}
+    found = []
     for part, entry in model["parts"].items():
-        findings += list(_boundary(part, entry))
         graph = Graph(onnx.load(graphs / entry["file"]))
-        findings += list(_shapes(part, graph))
-        findings += list(of_tflite(part, converted[part]) if part in converted else of_onnx(part, graph))
-    return findings
+        found += findings_of(part, boundary_problems(entry, graph.shapes, NPU, RANK))
+        found += findings_of(part, _shape_problems(graph))
+        found += of_tflite(part, converted[part]) if part in converted else findings_of(part, _onnx_problems(graph))
+    return found
 
 
-def of_tflite(part: str, model: Model) -> Iterator[Finding]:
-    """Yield what of a .tflite file's operators and tensors the NPU has not."""
+def of_tflite(part: str, model: Model) -> list[Finding]:
+    """List the operators and tensors of a .tflite file that the NPU lacks."""
+    return findings_of(part, _tflite_problems(model))
+
+
+def _tflite_problems(model: Model) -> Iterator[Problem]:
     for op in model.ops:
-        name = model.tensors[op.outputs[0]].name if op.outputs else op.op
-        yield from _operator(part, op.op, name)
+        name = _node_name(model.tensors[op.outputs[0]].name if op.outputs else op.op)
+        if op.op in REFUSED:
+            yield Problem("refuse", name, op.op, *REFUSED[op.op])
+        elif op.op not in KNOWN and not op.op.startswith("MTKEXT_"):
+            why = f"it is in neither list of operators, those that {NPU} has and those that it lacks"
+            yield Problem("warn", name, op.op, why, "look for it in the execution plan after compiling")
         for tensor in (model.tensors[number] for number in op.outputs):
             if len(tensor.shape) > RANK:
-                yield _rank(part, op.op, tensor.name, tensor.shape)
+                yield rank_problem(_node_name(tensor.name), op.op, tensor.shape, NPU, RANK)
             if tensor.dtype == "int64":
-                yield _wide(part, op.op, tensor.name)
+                yield int64_problem(_node_name(tensor.name), op.op, NPU)
 
 
-def of_onnx(part: str, graph: Graph) -> Iterator[Finding]:
-    """Yield what of an ONNX graph's operators becomes one that the NPU has not."""
+def _onnx_problems(graph: Graph) -> Iterator[Problem]:
+    """Yield the operators of an ONNX graph that become ones that the NPU lacks."""
     for node in graph.nodes:
         if node.op_type in ONNX and graph.activations(node):
-            why, remedy = REFUSED[ONNX[node.op_type]]
-            yield _finding("refuse", part, node.name, node.op_type, why, remedy)
+            yield Problem("refuse", node.name, node.op_type, *REFUSED[ONNX[node.op_type]])
 
 
-def _operator(part: str, op: str, name: str) -> Iterator[Finding]:
-    if op in REFUSED:
-        yield _finding("refuse", part, name, op, *REFUSED[op])
-    elif op not in KNOWN and not op.startswith("MTKEXT_"):
-        why = "it is neither among the operators that MDLA 5.3 is known to have nor among those it is known to lack"
-        yield _finding("warn", part, name, op, why, "look for it in the exec plan after the compile")
-
-
-def _boundary(part: str, entry: Mapping[str, Any]) -> Iterator[Finding]:
-    """Look at the inputs and outputs as exported: a converter may narrow integers, and the host still has them."""
-    for tensor in (*entry["inputs"], *entry["outputs"]):
-        if tensor["dtype"] == "int64":
-            yield _wide(part, "input", tensor["name"])
-        if len(tensor["shape"]) > RANK:
-            yield _rank(part, "input", tensor["name"], tuple(tensor["shape"]))
-
-
-def _shapes(part: str, graph: Graph) -> Iterator[Finding]:
+def _shape_problems(graph: Graph) -> Iterator[Problem]:
     for node in graph.nodes:
         for name in node.output:
             shape = graph.shapes.get(name, ())
             if len(shape) > RANK and not graph.is_constant(name):
-                yield _rank(part, node.op_type, node.name, shape)
-    for name in graph.inputs:
-        if 0 in graph.shapes.get(name, (0,)):
-            why, remedy = "a dimension is not fixed", "export with fixed shapes: the recipe's window and decoder length"
-            yield _finding("refuse", part, name, "input", why, remedy)
+                yield rank_problem(node.name, node.op_type, shape, NPU, RANK)
 
 
-def _rank(part: str, op: str, name: str, shape: tuple[int, ...]) -> Finding:
-    why = f"a tensor of {len(shape)} dimensions {shape}; MDLA 5.3 takes {RANK} at most"
-    return _finding("refuse", part, name, op, why, "reshape it to four: the recipe's attention splits heads so")
+def _node_name(name: str) -> str:
+    """Shorten a name of a .tflite, which has the paths of Python modules."""
+    return re.sub(r"[\w.]*\.(?=[A-Z])", "", name)
 
 
-def _wide(part: str, op: str, name: str) -> Finding:
-    remedy = "the recipe looks tokens up on the CPU (host embedding): no token or position goes to the NPU"
-    return _finding("refuse", part, name, op, "64-bit integers; the NPU has none", remedy)
-
-
-def _finding(level: str, part: str, node: str, op: str, why: str, remedy: str) -> Finding:
-    node = re.sub(r"[\w.]*\.(?=[A-Z])", "", node)  # a .tflite names tensors by the paths of Python's modules
-    return Finding.model_validate(
-        {"level": level, "part": part, "node": node, "op": op, "place": place_of(node), "why": why, "remedy": remedy}
-    )
-
-
-def _converted(found: Toolchain, graphs: Path, parts: list[str]) -> dict[str, Model]:
-    """Make a real .tflite of each part, as the stand-in does."""
+def _converted(found: Toolchain, graphs: Path, model: Mapping[str, Any]) -> dict[str, Model]:
+    """Convert each part to .tflite, as the stand-in does."""
     with tempfile.TemporaryDirectory(prefix="nightjar-mtk-") as name:
         folder = Path(name)
-        given = [hand_over(graphs, part, folder) for part in parts]
-        found.call(inside.__name__, {"kind": "convert", "to_quantize": False, "parts": given}, folder, CONVERT_S)
-        return {part: read(folder / f"{part}.tflite") for part in parts}
+        weights = [PartGraph(graphs, model, part).write_weights(folder) for part in model["parts"]]
+        found.call(inside.__name__, {"kind": "convert", "to_quantize": False, "parts": weights}, folder, CONVERT_S)
+        return {part: read(folder / f"{part}.tflite") for part in model["parts"]}

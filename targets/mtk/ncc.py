@@ -1,9 +1,8 @@
-"""Compile a .tflite to a .dla with ncc-tflite, and read from what it prints where each operator runs.
+"""Compile a .tflite to a .dla with ncc-tflite, and read from its output where each operator runs.
 
-The command line is that of public scripts for MT8371 (superLin006/MTK_model_zoo): success is an exit status of 0, a
-file, and more than nothing in it. MT8189's family has no EDPA, and a plan that has one loads nowhere ("Found an
-unsupported target: EDPA_1_2"): such a plan is compiled again without the bridge that needs it, and outputs keep the
-NPU's layout.
+The command line is that of public scripts for MT8371 (superLin006/MTK_model_zoo); success is exit status 0 and a file
+that is not empty. MT8189's family has no EDPA, and a plan with one does not load ("Found an unsupported target:
+EDPA_1_2"). Such a plan is compiled again without the bridge that needs the EDPA; outputs then keep the NPU's layout.
 """
 
 import re
@@ -18,8 +17,8 @@ from nightjar.toolchains.environment import Toolchain
 COMPILE_S = 1800.0
 PROGRAM = "ncc-tflite"
 PROFILES = {"mt8371": (("mdla5.3", "edma3.6"), ("--l1-size-kb=256", "--num-mdla=1"))}  # NPU and DMA; sizes
-NUMBERS = ("--relax-fp32", "--opt-accuracy", "--opt-footprint")
-SHOWN = ("--show-exec-plan", "--show-io-info")
+FLAGS = ("--relax-fp32", "--opt-accuracy", "--opt-footprint")
+SHOW = ("--show-exec-plan", "--show-io-info")
 NO_BRIDGE = ("--suppress-output", "--disallow-bridge")
 TARGET = re.compile(r"\b(MDLA|EDMA|EDPA|VPU|GPU|CPU|TFLITE_CPU|DSP|APU)((?:[_. ]\d+)*)\b")
 OPERATOR = re.compile(r"\b(MTKEXT_[A-Z0-9_]+|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*)\b")
@@ -29,22 +28,21 @@ ON_NPU = ("MDLA", "EDMA")
 def compile_dla(
     found: Toolchain, tflite: Path, dla: Path, soc: str, bridge: Literal["auto", "allow", "disallow"]
 ) -> dict[str, Any]:
-    """Write a .dla; returns {plan, off_npu, command, bridge, version}.
+    """Write a .dla; return {plan, off_npu, command, bridge, version}.
 
-    plan: a list of {op, target}, off_npu: operators by name that are neither MDLA's nor moved by its DMA. Raises
+    plan: a list of {op, target}; off_npu: number of operators, by name, that neither MDLA nor its DMA runs. Raises
     ToolchainMissing, ToolchainFailed, and Broken for a plan on hardware that the SoC lacks.
     """
     disallowed = bridge == "disallow"
-    said, command, version = _run(found, tflite, dla, soc, disallowed)
-    plan = read_plan(said)
+    output, command, version = _run(found, tflite, dla, soc, disallowed)
+    plan = read_plan(output)
     if _needs_edpa(plan) and bridge == "auto":
         disallowed = True
-        said, command, version = _run(found, tflite, dla, soc, disallowed)
-        plan = read_plan(said)
+        output, command, version = _run(found, tflite, dla, soc, disallowed)
+        plan = read_plan(output)
     if _needs_edpa(plan):
         raise Broken(
-            f"{dla.name} needs an EDPA, which {soc} lacks, so that no board would load it: "
-            "build with bridge auto or disallow"
+            f"{dla.name} needs an EDPA, which {soc} lacks, so no board loads it: build with bridge auto or disallow"
         )
     off = Counter(step["op"] for step in plan if not step["target"].startswith(ON_NPU))
     return {
@@ -57,19 +55,19 @@ def compile_dla(
 
 
 def arguments(soc: str, version: str, disallowed: bool) -> list[str]:
-    """Return ncc-tflite's options for a SoC; from 9 on it knows SoCs by name."""
+    """Return ncc-tflite's options for a SoC; version 9 and later take the SoC's name."""
     (npu, *others), sizes = PROFILES[soc]
     if version.partition(".")[0].isdigit() and int(version.partition(".")[0]) >= 9:
         place = [f"--platform-config={soc}"]
     else:
         place = [f"--arch={npu}" if disallowed else f"--arch={','.join([npu, *others])}", *sizes]
-    return [*place, *NUMBERS, *(NO_BRIDGE if disallowed else ()), *SHOWN]
+    return [*place, *FLAGS, *(NO_BRIDGE if disallowed else ()), *SHOW]
 
 
-def read_plan(said: str) -> list[dict[str, str]]:
-    """Read an execution plan: every line that names a target and an operator; raises Broken where none does."""
+def read_plan(output: str) -> list[dict[str, str]]:
+    """Read an execution plan, the lines with a target and an operator; raises Broken where there is none."""
     steps = []
-    for line in said.splitlines():
+    for line in output.splitlines():
         if target := TARGET.search(line):
             rest = line[: target.start()] + " " + line[target.end() :]
             if op := OPERATOR.search(rest):
@@ -77,7 +75,7 @@ def read_plan(said: str) -> list[dict[str, str]]:
                 steps.append({"op": op[1], "target": f"{target[1]}{number}"})
     if not steps:
         raise Broken(
-            "ncc-tflite printed no execution plan that can be read, so nobody knows what runs on the NPU: "
+            "ncc-tflite printed no readable execution plan, so it is unknown what runs on the NPU: "
             "look at toolchain.txt beside the build and report it with its version"
         )
     return steps
@@ -91,19 +89,18 @@ def _run(found: Toolchain, tflite: Path, dla: Path, soc: str, disallowed: bool) 
     program = found.program(PROGRAM)
     options = arguments(soc, program.version, disallowed)
     dla.unlink(missing_ok=True)
-    log_file = found.folder.parent / "logs" / f"{found.target}.{PROGRAM}.{dla.stem}.txt"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    log_file = found.log_path(f"{PROGRAM}.{dla.stem}")
     log_file.unlink(missing_ok=True)
     command = [str(program.path), *options, "-d", dla.name, tflite.name]
     status = run_logged(command, program.environment(), dla.parent, log_file, COMPILE_S)
-    said = log_file.read_text(encoding="utf-8", errors="replace")
+    output = log_file.read_text(encoding="utf-8", errors="replace")
     if status != 0 or not dla.is_file() or not dla.stat().st_size:
         dla.unlink(missing_ok=True)
         reason = {None: f"it did not end within {COMPILE_S:g} s", 0: "it reports success and wrote nothing"}.get(
-            status, last_line(said) or f"exit status {status}"
+            status, last_line(output) or f"exit status {status}"
         )
         raise ToolchainFailed(
             f"ncc-tflite cannot compile {tflite.name}: {reason}; log in {log_file}: "
-            "`nightjar lint --target mtk` says what the NPU has no operator for"
+            "`nightjar lint --target mtk` lists the operators that the NPU lacks"
         )
-    return said, [PROGRAM, *options], program.version
+    return output, [PROGRAM, *options], program.version

@@ -1,6 +1,6 @@
-"""Edit the precision_config_file that mtk_converter wrote: some tensors get 16-bit activations.
+"""Edit the precision_config_file that mtk_converter wrote, to give some tensors 16-bit activations.
 
-The file, as public code shows it: `{"precision_specs": [{"act_names", "wgt_names", "param_names", "precision_name"}]}`.
+In public code the file is `{"precision_specs": [{"act_names", "wgt_names", "param_names", "precision_name"}]}`.
 """
 
 import json
@@ -14,11 +14,13 @@ from targets.mtk.tflite import Model
 LISTS = ("act_names", "wgt_names", "param_names")
 
 
-def keep_sixteen(file: Path, model: Model, twins: Mapping[str, Sequence[int]], sixteen: set[str], name: str) -> None:
+def set_16bit_activations(
+    file: Path, model: Model, operators: Mapping[str, Sequence[int]], groups: set[str], name: str
+) -> None:
     """Move the tensors of groups to the precision `name`, in place.
 
-    model: the part converted in float, whose tensors are called as in the file; twins: which of its operators are which
-    groups. Raises Broken for a file of another form, and for a group of which the file names nothing.
+    model: the part converted in float, whose tensors have the names of the file; operators: of each group, by number.
+    Raises Broken for a file of another form, and for a group without a tensor in the file.
     """
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -28,13 +30,13 @@ def keep_sixteen(file: Path, model: Model, twins: Mapping[str, Sequence[int]], s
             f"mtk_converter wrote a precision file of another form ({exc!r}): build with --precision int8 or w8a16, "
             "and report it with the converter's version"
         ) from exc
-    wanted = {group: _names(model, twins[group]) for group in sorted(sixteen)}
+    wanted = {group: _names(model, operators[group]) for group in sorted(groups)}
     listed = {each for spec in specs for kind in LISTS for each in spec[kind]}
-    unknown = [group for group, names in wanted.items() if twins[group] and not names & listed]
+    unknown = [group for group, names in wanted.items() if operators[group] and not names & listed]
     if unknown:
         raise Broken(
-            f"mtk_converter's precision file names no tensor of {', '.join(unknown[:3])}: its names are not its "
-            ".tflite's; build with --precision int8 or w8a16, and report it with the converter's version"
+            f"mtk_converter's precision file names no tensor of {', '.join(unknown[:3])}: its names differ from "
+            "its .tflite's; build with --precision int8 or w8a16, and report it with the converter's version"
         )
     moved = {kind: list[str]() for kind in LISTS}
     names = set().union(*wanted.values())
@@ -48,10 +50,10 @@ def keep_sixteen(file: Path, model: Model, twins: Mapping[str, Sequence[int]], s
 
 
 def _names(model: Model, numbers: Sequence[int]) -> set[str]:
-    """Name what operators put out, and the constants that they alone read."""
+    """Name the outputs of operators and the constants that they read."""
     found = set()
     for number in numbers:
         op = model.ops[number]
-        constants = [t for t in op.inputs if t >= 0 and model.tensors[t].buffer is not None]
+        constants = [t for t in op.inputs if t >= 0 and model.tensors[t].data is not None]
         found |= {model.tensors[tensor].name for tensor in (*op.outputs, *constants)}
     return found

@@ -1,6 +1,6 @@
-"""Say before a run whether a board's Neuron runtime can take a model: standard library only, nothing is run on the NPU.
+"""Check before a run whether a board's Neuron runtime can load a model: standard library only.
 
-A .dla has the version of the ncc-tflite that made it, and a runtime of another schema refuses it with "The DLA file is
+A .dla has the version of its ncc-tflite, and a runtime of another schema refuses it with "The DLA file is
 V<A>, mismatching runtime V<B>".
 """
 
@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 LIBRARIES = ("libneuron_runtime.so", "libneuronusdk_runtime.mtk.so", "libneuronusdk_runtime.mtk.so.8")
-SBIN = "/usr/sbin:/usr/local/sbin"  # not on every PATH that sshd gives
+SBIN = "/usr/sbin:/usr/local/sbin"  # sshd does not put them on every PATH
 
 
 class Finding(NamedTuple):
-    """One thing found: `refuse` will not run, `warn` may not."""
+    """One finding: with `refuse` a model does not run, with `warn` it may not."""
 
     level: Literal["refuse", "warn"]
     message: str
 
 
 def versions() -> dict[str, str]:
-    """Ask the board this runs on for its Neuron runtime and its devices; what does not say is absent."""
+    """Return this board's Neuron runtime version and whether /dev/apusys* can be opened."""
     return {"neuron": _runtime(), "apusys": _devices()}
 
 
@@ -54,7 +54,7 @@ def _devices() -> str:
 
 
 def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what stands against running what this toolchain makes on a board of these versions."""
+    """Yield why a .dla of this toolchain may not run on a board of these versions."""
     if board.get("apusys") == "closed":
         rule = 'KERNEL=="apusys*", MODE="0666"'
         yield Finding("refuse", f"/dev/apusys* cannot be opened: add the udev rule {rule}, or run as root")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import Parts, Tensor, Tensors, named_outputs, ordered_inputs, require_file
+from nightjar.device.part_io import PartRunner, Parts, Tensor, require_file, tensors_of
 
 LIBRARIES = ("libneuron_runtime.so", "libneuronusdk_runtime.mtk.so", "libneuronusdk_runtime.mtk.so.8")
 SBIN = "/usr/sbin:/usr/local/sbin"  # sshd does not put them on every PATH
@@ -120,52 +120,40 @@ def allocate(name: str, tensor: Tensor, size_bytes: int, padded: bool) -> NDArra
     raise RuntimeError(f"{name} wants {size_bytes} bytes for {tensor['name']}, which is {shape}, {tensor['dtype']}")
 
 
-class PartRunner:
-    """What both ways of running share: names, shapes, the order of tensors, the times."""
+class TimedRunner(PartRunner):
+    """What both ways of running share: the times of loading and of each run."""
+
+    runtime = "the Neuron runtime"
 
     def __init__(self, parts: Parts) -> None:
-        self.inputs: dict[str, list[Tensor]] = {name: part["inputs"] for name, part in parts.items()}
-        self.outputs: dict[str, list[Tensor]] = {name: part["outputs"] for name, part in parts.items()}
+        super().__init__({}, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
         self.load_s: dict[str, float] = {}
         self.inference_ms: dict[str, list[float]] = {name: [] for name in parts}
 
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
-        """Run one part and return its outputs by name, float32; raises RuntimeError with one line."""
-        results = self._run(part, ordered_inputs(part, self.inputs, {**inputs, **constant}))
-        arrays = [np.asarray(result, np.float32) for result in results]
-        return named_outputs(part, self.outputs[part], arrays, "the Neuron runtime")
 
-    def _run(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        raise NotImplementedError
-
-
-class NeuronRunner(PartRunner):
+class NeuronRunner(TimedRunner):
     """Hold one network per part in the C library."""
 
     def __init__(self, library: Any, folder: Path, parts: Parts) -> None:
         super().__init__(parts)
-        self.networks: dict[str, Network] = {}
         for name, part in parts.items():
             start = time.perf_counter()
-            self.networks[name] = Network(library, folder / part["file"], part)
+            self.handles[name] = Network(library, folder / part["file"], part)
             self.load_s[name] = time.perf_counter() - start
             try:
-                require_fresh(name, part["inputs"], self.networks[name].run)
+                require_fresh(name, part["inputs"], self.handles[name].run)
             except RuntimeError:
                 self.close()
                 raise
 
-    def _run(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         start = time.perf_counter()
-        results = self.networks[part].run(arrays)
+        results = self.handles[part].run(arrays)
         self.inference_ms[part].append(1000 * (time.perf_counter() - start))
-        return results
+        return [np.asarray(result, np.float32) for result in results]
 
-    def close(self) -> None:
-        """Release the networks and their memory."""
-        for network in self.networks.values():
-            network.release()
-        self.networks.clear()
+    def release(self, handle: Any) -> None:
+        handle.release()
 
 
 def require_fresh(
@@ -173,11 +161,10 @@ def require_fresh(
 ) -> None:
     """Raise RuntimeError where two different inputs give the same output: some runtimes read only the first input."""
     noise = np.random.default_rng(0)
-    first, second = (
-        [np.asarray(noise.standard_normal(tensor["shape"])).astype(tensor["dtype"]) for tensor in tensors]
+    before, after = (
+        run([np.asarray(noise.standard_normal(tensor["shape"])).astype(tensor["dtype"]) for tensor in tensors])
         for _ in range(2)
     )
-    before, after = run(first), run(second)
     if all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, after, strict=True)):
         raise RuntimeError(
             f"the Neuron runtime gives {part} the same outputs for different inputs: it has latched the first; "
@@ -185,7 +172,7 @@ def require_fresh(
         )
 
 
-class NeuronrtRunner(PartRunner):
+class NeuronrtRunner(TimedRunner):
     """Start `neuronrt` for every call: raw files in the order of its handles."""
 
     def __init__(self, program: str, folder: Path, parts: Parts) -> None:
@@ -199,7 +186,7 @@ class NeuronrtRunner(PartRunner):
             check_description(description, name, self.inputs[name], self.outputs[name])
             self.load_s[name] = time.perf_counter() - start
 
-    def _run(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         file = self.files[part]
         with tempfile.TemporaryDirectory(prefix="nightjar-neuron-") as scratch:
             inputs = [Path(scratch) / f"in{number}.bin" for number in range(len(arrays))]
@@ -216,10 +203,8 @@ class NeuronrtRunner(PartRunner):
                 raise RuntimeError(f"neuronrt ran {file.name} and says no total inference time: {_last_line(output)}")
             self.inference_ms[part].append(float(milliseconds[1]))
             self.fetch(outputs)
-            return [
-                read_raw(path, entry, self.padded[part])
-                for path, entry in zip(outputs, self.outputs[part], strict=True)
-            ]
+            pairs = zip(outputs, self.outputs[part], strict=True)
+            return [np.asarray(read_raw(path, entry, self.padded[part]), np.float32) for path, entry in pairs]
 
     def remote_path(self, path: Path) -> str:
         """Return a file's path for the program; adb.py runs it on another machine."""
@@ -242,9 +227,6 @@ class NeuronrtRunner(PartRunner):
         if done.returncode:
             raise RuntimeError(f"neuronrt cannot run {file.name} ({done.returncode}): {_last_line(output)}")
         return output
-
-    def close(self) -> None:
-        """Nothing runs between calls."""
 
 
 def check_description(description: str, part: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -272,7 +254,7 @@ def read_raw(path: Path, tensor: Tensor, padded: bool) -> NDArray[Any]:
     return array
 
 
-def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> PartRunner:
+def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> TimedRunner:
     """Open `parts` (name to {"file", "inputs", "outputs", ...}, as in binary.json) that lie in `folder`.
 
     NIGHTJAR_NEURON in the environment: `neuronrt` for the program, or the path of the library; by default the library

@@ -18,6 +18,7 @@ import onnx
 
 from nightjar.device.health import memory_free_bytes
 from nightjar.errors import BadOptions
+from nightjar.graphs.onnx_graph import rename_tensors
 from nightjar.plugins.target_build import (
     Entry,
     check_request,
@@ -222,17 +223,6 @@ def _call_folder(part: str, graph: Path) -> Iterator[Path]:
         else:
             place.symlink_to(graph.resolve())
         yield Path(name)
-
-
-def rename_tensors(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
-    """Rename inputs and outputs of a graph, in place."""
-    graph = model.graph
-    for value in (*graph.input, *graph.output):
-        value.name = names.get(value.name, value.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    return model
 
 
 def _check_quantization_options(quantized: Path, options: Options) -> None:

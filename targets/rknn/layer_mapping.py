@@ -140,11 +140,6 @@ def tensor_names(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, s
     return names
 
 
-def masked_attention(layers: Iterable[Layer]) -> list[str]:
-    """Name the outputs of attention layers with a mask: four inputs."""
-    return [layer.outputs[0] for layer in layers if layer.op == "exSDPAttention" and len(layer.inputs) > 3]
-
-
 def data_moves(layers: Sequence[Layer]) -> dict[str, Move]:
     """Map each output of a layer that moves data or part of it to its source and readers."""
     producers = {out: layer for layer in layers for out in layer.outputs}
@@ -202,11 +197,12 @@ def integer_outputs(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str
 
 def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, part: str) -> None:
     """Write PART.names.json beside a part's quantization parameters: its layers by tensor and node."""
+    attention = [layer for layer in layers if layer.op == "exSDPAttention"]
     content = {
         "tensors": tensor_names(model, layers),
         "nodes": {node: layer.outputs[0] for node, layer in node_layers(model, layers).items()},
         "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
-        "masked_attention": masked_attention(layers),
+        "masked_attention": [each.outputs[0] for each in attention if len(each.inputs) > 3],  # query, key, value, mask
         "boundary": boundary_tensors(model, layers),
         "counting": integer_outputs(model, layers),
         "moves": {out: move._asdict() for out, move in data_moves(layers).items()},

@@ -28,11 +28,13 @@ class Finding(NamedTuple):
     message: str
 
 
-def preflight(toolkit: str, runtime: str | None, driver: str | None) -> Iterator[Finding]:
-    """Yield why a file of this toolkit may not run under this runtime and driver, None for unknown.
+def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield why a file of this toolchain (its versions) may not run on a board of these versions.
 
     A runtime as new as the toolkit and a driver of the 0.9 series yield nothing.
     """
+    known = {name: version for name, version in board.items() if version != "absent"}
+    toolkit, runtime, driver = made_by.get("rknn-toolkit2", ""), known.get("librknnrt"), known.get("rknpu")
     needed, have = parsed(toolkit), parsed(runtime)
     update = f"install librknnrt.so {toolkit} as /usr/lib/librknnrt.so on the board"
     if have is None:
@@ -75,12 +77,6 @@ def _driver_version() -> str:
         if found := re.search(r"v?(\d+\.\d+[.\d]*)", text):
             return found.group(1)
     return "absent"
-
-
-def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield why a file of this toolchain (its pins) may not run on a board of these versions."""
-    known = {name: found if found != "absent" else None for name, found in board.items()}
-    yield from preflight(made_by.get("rknn-toolkit2", ""), known.get("librknnrt"), known.get("rknpu"))
 
 
 def parsed(version: str | None) -> tuple[int, ...] | None:

@@ -6,7 +6,7 @@ return 0 or -1 and raise nothing, `inference` returns a list of arrays or None; 
 SoC loads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 from rknnlite.api import RKNNLite  # type: ignore[import-not-found]  # aarch64 boards only
 
-from nightjar.device.part_io import (
-    Parts,
-    Tensor,
-    Tensors,
-    named_outputs,
-    ordered_inputs,
-    require_file,
-    stdout_to_stderr,
-)
+from nightjar.device.part_io import PartRunner, Parts, require_file, stdout_to_stderr, tensors_of
 
 # RKNNLite's names; one core of three by default. Two or three at once split a model's layers between them.
 CORES = {"auto": "AUTO", "0": "0", "1": "1", "2": "2", "0_1": "0_1", "0_1_2": "0_1_2", "all": "ALL"}
 
 
-class RknnRunner:
+class RknnRunner(PartRunner):
     """Hold one runtime context per part."""
 
-    def __init__(self, contexts: Mapping[str, Any], parts: Parts) -> None:
-        self.contexts = dict(contexts)
-        self.inputs: dict[str, list[Tensor]] = {name: parts[name]["inputs"] for name in contexts}
-        self.outputs: dict[str, list[Tensor]] = {name: parts[name]["outputs"] for name in contexts}
+    runtime = "the NPU"
 
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
-        """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        arrays = [np.ascontiguousarray(a) for a in ordered_inputs(part, self.inputs, {**inputs, **constant})]
+    def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[Any] | None:
+        arrays = [np.ascontiguousarray(array) for array in arrays]
         data_format = "nchw" if any(array.ndim == 4 for array in arrays) else None
         with stdout_to_stderr():
-            results = self.contexts[part].inference(inputs=arrays, data_format=data_format)
-        return named_outputs(part, self.outputs[part], results, "the NPU")
+            results: list[Any] | None = self.handles[part].inference(inputs=arrays, data_format=data_format)
+        return results
 
-    def close(self) -> None:
-        """Release the contexts and their memory."""
-        for context in self.contexts.values():
-            context.release()
-        self.contexts.clear()
-        self.inputs.clear()
+    def release(self, handle: Any) -> None:
+        handle.release()
 
 
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> RknnRunner:
@@ -76,4 +60,4 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
                 "librknnrt.so than the toolkit, another SoC, or a driver that is not loaded"
             )
         contexts[name] = context
-    return RknnRunner(contexts, parts)
+    return RknnRunner(contexts, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))

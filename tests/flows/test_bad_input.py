@@ -55,7 +55,7 @@ def test_a_family_that_a_target_has_no_recipe_for(
     target: str, board: list[str], own_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(["--model", "zipformer-nano", "--target", target, *board], capsys)
-    assert f"target {target} has a recipe for whisper and none for zipformer" in line
+    assert f"target {target} has a recipe for whisper only; " in line
     assert "--target onnx or rknn" in line
     assert main(["lint", "--model", "zipformer-nano", "--target", target]) == 2
     assert not own_store.exists() or not list(own_store.glob("export/*"))

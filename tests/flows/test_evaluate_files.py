@@ -155,5 +155,5 @@ def test_a_target_that_takes_no_files_says_which_do(
     zoo: Path, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(capsys, model, zoo / "encoder.onnx", "--target", "torchscript")
-    assert "'torchscript' takes no files" in line
+    assert "'torchscript' cannot take files compiled elsewhere" in line
     assert "--target onnx" in line

@@ -90,6 +90,7 @@ def test_kills_lose_nothing_that_was_finished(cli: Cli, tmp_path: Path, random_c
     assert not list(store.glob(".work/*")), "scratch was left behind"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(cli: Cli, tmp_path: Path, random_checkpoint: Path) -> None:
     calibration = write_speech(tmp_path / "calibration", {"c0": "red", "c1": "blue"}, speaker="ada")
     test = write_speech(tmp_path / "test", {f"t{i}": "stop" for i in range(40)}, speaker="bob")

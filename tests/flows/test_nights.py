@@ -78,8 +78,8 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     back = next(each for each in fifth["findings"] if (each["cell"], each["kind"]) == (remote, "outcome"))
     assert (back["before"], back["regression"]) == ("MISSING", False)
     said = next(each for each in fifth["findings"] if (each["cell"], each["kind"]) == (remote, "wer"))
-    assert said["other"] == third["night"]["night"], "held against the last night that it was heard in"
-    assert "so does openai-whisper itself" in said["sentence"]
+    assert said["other"] == third["night"]["night"], "compared with the last night that has its WER"
+    assert "stock changed too" in said["sentence"]
     assert said["sentence"] in capsys.readouterr().out.replace("\n", " ")
 
     monkeypatch.setenv("NIGHTJAR_REPORTS", str(tmp_path))

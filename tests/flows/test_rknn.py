@@ -125,7 +125,7 @@ def test_attribute_says_whose_a_loss_is(cli: Cli, few: list[str], store: Path, t
     assert cells["fp", "fp"]["snr_db"] > cells["int8", "int8"]["snr_db"]
     assert cells["int8", "float"]["kl"] != cells["float", "int8"]["kl"]
     assert set(results["owners"]) == {"fp", "int8"}
-    assert results["owners"]["fp"].startswith("nobody")
+    assert results["owners"]["fp"].startswith("neither part")
     assert results["owners"]["fp"] in done.stdout.replace("\n", " ")
 
 

@@ -93,7 +93,7 @@ def test_a_folder_of_the_second_generation_is_a_checkpoint(cli: Cli, few: list[s
         (["port", *NANO, "--target", "torchscript", "--precision", "fp"], "takes torchscript"),
         (["port", "--calibration-states", "zero"], "remove --calibration-states"),
         (["port", "--drift", "60"], "remove --drift"),
-        (["calibrate", "import-dumps", *NANO, "--bin-dir", "data"], "import nothing"),
+        (["calibrate", "import-dumps", *NANO, "--bin-dir", "data"], "needs no dumps"),
         (["port", "--model", "x", "--checkpoint", "data/whisper-nano/clips"], "encoder, decoder, joiner .onnx"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

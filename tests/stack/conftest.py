@@ -1,4 +1,4 @@
-"""A stack of this checkout in a folder of its own, as `make stack` starts it, and a browser before its UI."""
+"""A stack of this checkout in its own folder, started by `make stack`, and a browser for its UI."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ UP_S = 600  # initdb, migrations, a server's import: a minute on a machine of it
 
 
 class Running:
-    """A stack and what a person does with it."""
+    """A running stack and the commands of its user."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, folder / "artifacts"
@@ -41,11 +41,11 @@ class Running:
         }
 
     def make(self, target: str) -> subprocess.CompletedProcess[str]:
-        """Run a target of the Makefile as docs/nightly.md says; what is installed stays as it is."""
+        """Run a target of the Makefile as docs/nightly.md says, without installing anything."""
         return self._run("make", "-o", ".venv/installed", target, f"BIN={Path(sys.executable).parent}")
 
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `nightjar …` with the server and the boards that `make stack` says to export."""
+        """Run `nightjar …` with the variables that `make stack` prints."""
         boards = self.folder / "stack" / "board" / "boards.toml"
         more = {"PREFECT_API_URL": self.api, "NIGHTJAR_BOARDS": str(boards)} if self.state else {}
         return self._run(sys.executable, "-m", "nightjar.cli.main", *words, **more)
@@ -75,15 +75,15 @@ class Running:
     def api(self) -> str:
         return f"{self.ui}/api"
 
-    def kill(self, part: str) -> int:
-        """SIGKILL a part's process; return how often it had been started again."""
+    def kill(self, service: str) -> int:
+        """SIGKILL a service's process; return how often it was restarted before."""
         assert self.state is not None
-        found = self.state.parts[part]
+        found = self.state.parts[service]
         os.kill(found.pid, signal.SIGKILL)
         return found.restarts
 
     def until(self, arrived: Callable[[], Any], what: str, limit_s: float = UP_S) -> Any:
-        """Wait until something is so, and return it; a server that is away says no."""
+        """Wait until a condition holds and return its value; an unreachable server means not yet."""
         end = time.monotonic() + limit_s
         while True:
             with contextlib.suppress(httpx.HTTPError):
@@ -93,11 +93,11 @@ class Running:
             time.sleep(0.3)
 
     def well(self) -> bool:
-        """Whether every part does what it is there for."""
+        """Whether every service is healthy, done or stopped."""
         return self.state is not None and self.state.well
 
     def ask(self, path: str, **said: Any) -> Any:
-        """Ask the server's API."""
+        """Post to the server's API."""
         answer = httpx.post(f"{self.api}/{path}", json=said, timeout=60)
         answer.raise_for_status()
         return answer.json()
@@ -110,18 +110,18 @@ class Running:
         return found
 
     def stages(self, run_id: str) -> dict[str, str]:
-        """Name the stages of a flow run with the state that each is in now."""
+        """Return the current state of each stage of a flow run."""
         asked = {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
         return {task["name"]: task["state_name"] for task in self.ask("task_runs/filter", **asked)}
 
     def logs(self) -> str:
-        """Return the end of every part's log."""
+        """Return the end of every service's log."""
         found = sorted((self.folder / "stack" / "logs").glob("*.log"))
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in found)
 
 
 def need_stack() -> None:
-    """Skip by name where a program of the stack is absent."""
+    """Skip if a program of the stack is missing."""
     postgres = shutil.which("postgres") or list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     need("postgresql", bool(postgres), "apt install postgresql")
     need("sshd", SSHD is not None and shutil.which("ssh") is not None, "apt install openssh-server openssh-client")
@@ -129,7 +129,7 @@ def need_stack() -> None:
 
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
-    """A folder that PostgreSQL's own account may walk into, unlike pytest's, and short, as paths of sockets are."""
+    """A folder that PostgreSQL's account can enter, unlike pytest's, with a short path, as sockets need."""
     folder = Path(tempfile.mkdtemp(prefix="nightjar-stack-"))
     folder.chmod(0o755)
     yield folder
@@ -138,11 +138,11 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def stack(place: Path) -> Iterator[Running]:
-    """A stack that is up."""
+    """A running stack."""
     need_stack()
     running = Running(place)
     with (place / "up.log").open("w") as log:
-        keeper = subprocess.Popen(
+        supervisor = subprocess.Popen(
             ["make", "-o", ".venv/installed", "stack", f"BIN={Path(sys.executable).parent}"],
             cwd=ROOT,
             env=running.environment,
@@ -154,19 +154,19 @@ def stack(place: Path) -> Iterator[Running]:
     try:
         end = time.monotonic() + UP_S
         while "the UI is at" not in (place / "up.log").read_text():
-            assert keeper.poll() is None, (place / "up.log").read_text() + running.logs()
+            assert supervisor.poll() is None, (place / "up.log").read_text() + running.logs()
             assert time.monotonic() < end, (place / "up.log").read_text() + running.logs()
             time.sleep(0.3)
         yield running
     finally:
         running.make("stack-stop")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            keeper.wait(60)
+            supervisor.wait(60)
 
 
 @pytest.fixture(scope="session")
 def browser(place: Path) -> Iterator[Browser]:
-    """A browser of our own."""
+    """A browser for the session."""
     need("chromium", CHROMIUM is not None, "apt install chromium")
     (place / "browser").mkdir()
     opened = Browser(place / "browser")

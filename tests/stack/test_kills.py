@@ -1,4 +1,4 @@
-"""SIGKILL of server, database and worker during a night, in turn and together: it finishes, and repeats nothing."""
+"""SIGKILL of server, database and worker during a night, in turn and together: it finishes and repeats nothing."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def night_config(folder: Path, samples: int) -> Path:
 
 
 def finished(store: Path) -> dict[str, tuple[int, int]]:
-    """Return the records of what is finished, as files that nobody has written again since."""
+    """Return inode and mtime of every record: equal values mean that nothing ran again."""
     found = {}
     for path in store.glob("*/*/record.json"):
         stat = path.stat()
@@ -49,7 +49,7 @@ def finished(store: Path) -> dict[str, tuple[int, int]]:
 def started_night(stack: Running, config: Path, hand_out: bool) -> str:
     """Start a night as its schedule would; return the flow run's id.
 
-    hand_out: its cells are runs of their own, by the work queues.
+    hand_out: its cells are dispatched to the work queues.
     """
     (deployment,) = stack.ask("deployments/filter", deployments={"name": {"any_": ["default"]}})
     asked = {"config": str(config), "hand_out": hand_out}
@@ -58,9 +58,9 @@ def started_night(stack: Running, config: Path, hand_out: bool) -> str:
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + ROUNDS))
-def test_a_night_survives_the_end_of_everything_below_it(stack: Running, place: Path, seed: int) -> None:
+def test_a_night_survives_kills_of_server_database_and_worker(stack: Running, place: Path, seed: int) -> None:
     chance = random.Random(seed)
-    shutil.rmtree(stack.store, ignore_errors=True)  # every stage is still to be made
+    shutil.rmtree(stack.store, ignore_errors=True)  # no stage is cached
     order = chance.sample(VICTIMS, 3)
     rounds = [(name,) for name in order] + [tuple(order)]
     run = started_night(stack, night_config(place / f"night-{seed}", samples=20), hand_out=seed % 2 == 1)
@@ -77,7 +77,7 @@ def test_a_night_survives_the_end_of_everything_below_it(stack: Running, place: 
         restarts = {victim: stack.kill(victim) for victim in victims}
         for victim, count in restarts.items():
             stack.until(lambda v=victim, c=count: stack.state.parts[v].restarts > c, f"a new {victim}")  # type: ignore[union-attr]
-        stack.until(stack.well, "a stack that is well again")
+        stack.until(stack.well, "a healthy stack")
         if "worker" in victims:
             revived = stack.cli("flows", "revive")
             assert revived.returncode == 0, revived.stdout + revived.stderr
@@ -93,5 +93,5 @@ def test_a_night_survives_the_end_of_everything_below_it(stack: Running, place: 
 
 
 def ended(stack: Running, run: str) -> bool:
-    """Say whether a flow run has ended."""
+    """Tell whether a flow run has ended."""
     return stack.run(run)["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

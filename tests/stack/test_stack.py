@@ -1,4 +1,4 @@
-"""`make stack`: one in a folder, parts that come back, an order to end in, and one line where a program is missing."""
+"""`make stack`: one per folder, services restart, `stop` and `start`, one line for a missing program."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.stack.conftest import ROOT, Running
 pytestmark = pytest.mark.slow
 
 
-def test_a_second_start_finds_the_first_and_a_part_that_dies_comes_back(stack: Running) -> None:
+def test_a_second_start_finds_the_first_and_a_killed_service_restarts(stack: Running) -> None:
     assert stack.state is not None
     before = stack.state.parts["board"].pid
     again = stack.make("stack")
@@ -24,12 +24,12 @@ def test_a_second_start_finds_the_first_and_a_part_that_dies_comes_back(stack: R
 
     restarts = stack.kill("board")
     stack.until(lambda: stack.state and stack.state.parts["board"].restarts == restarts + 1, "a new board")
-    stack.until(stack.well, "a board that is well")
+    stack.until(stack.well, "a healthy board")
     checked = stack.cli("board", "check", "board", "--target", "onnx")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_a_part_stays_down_while_it_is_to_and_a_name_that_is_none_is_one_line(stack: Running) -> None:
+def test_a_stopped_service_stays_stopped_and_an_unknown_name_is_one_line(stack: Running) -> None:
     assert stack.cli("stack", "stop", "board").returncode == 0
     away = stack.cli("board", "check", "board")
     assert away.returncode == 3
@@ -41,13 +41,13 @@ def test_a_part_stays_down_while_it_is_to_and_a_name_that_is_none_is_one_line(st
     assert wrong.stderr.startswith("nightjar: the stack has no service 'bord'; have database, ")
 
 
-def test_what_a_killed_keeper_left_running_is_ended_and_the_next_start_has_the_same_runs(stack: Running) -> None:
+def test_services_of_a_killed_supervisor_are_ended_and_the_next_start_has_the_same_runs(stack: Running) -> None:
     state = stack.state
     assert state is not None
     runs = stack.ask("deployments/filter")
     os.kill(state.pid, 9)
-    stack.until(lambda: start_time(state.pid) == 0, "the keeper's end")
-    assert start_time(state.parts["server"].pid), "this test wants parts that outlive their keeper"
+    stack.until(lambda: start_time(state.pid) == 0, "the supervisor's end")
+    assert start_time(state.parts["server"].pid), "this test needs services that outlive their supervisor"
     assert "no stack runs" in stack.cli("stack", "status").stderr
     up = stack.cli("stack", "up", "--detach")
     assert up.returncode == 0, up.stdout + up.stderr + stack.logs()
@@ -60,10 +60,10 @@ def test_what_a_killed_keeper_left_running_is_ended_and_the_next_start_has_the_s
     assert stack.ask("deployments/filter")[0]["id"] in {deployment["id"] for deployment in runs}
 
 
-def test_a_missing_program_is_one_line_with_the_command_that_brings_it(tmp_path: Path) -> None:
+def test_a_missing_program_is_one_line_with_the_command_that_installs_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nightjar.cli.main", "stack", "up", "--folder", str(tmp_path / "stack")],
-        env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},  # no program is to be found
+        env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},  # finds no program
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,4 +1,4 @@
-"""docker-compose.yml is a compose file, holds no secret, and is what `make stack` starts."""
+"""docker-compose.yml is valid, contains no secret, and describes what `make stack` starts."""
 
 import json
 import os
@@ -25,16 +25,16 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Service]:
     return {native.name: native for native in native_services(Path("/stack"), PORTS)}
 
 
-def test_it_is_what_the_compose_specification_asks_for() -> None:
+def test_it_follows_the_compose_specification() -> None:
     schema = json.loads((ROOT / "tests" / "stack" / "compose-spec.json").read_text())
     validator = jsonschema.validators.validator_for(schema)(schema)
     assert not [f"{'/'.join(map(str, error.path))}: {error.message}" for error in validator.iter_errors(COMPOSE)]
     broken = json.loads(json.dumps(COMPOSE))
     broken["services"]["worker"]["depend_on"] = broken["services"]["worker"].pop("depends_on")
-    assert list(validator.iter_errors(broken)), "this validator takes anything"
+    assert list(validator.iter_errors(broken)), "this validator accepts anything"
 
 
-def test_every_reference_leads_somewhere_and_every_image_has_a_version() -> None:
+def test_every_reference_exists_and_every_image_has_a_version() -> None:
     healthy = {
         needed
         for service in COMPOSE["services"].values()
@@ -58,7 +58,7 @@ def test_every_reference_leads_somewhere_and_every_image_has_a_version() -> None
             assert port.startswith("127.0.0.1:"), f"{name} is served beyond this machine: {port}"
 
 
-def test_the_secrets_are_files_that_are_made_here_and_nothing_in_the_file_is_one(tmp_path: Path) -> None:
+def test_secrets_are_generated_files_and_the_compose_file_contains_none(tmp_path: Path) -> None:
     write_secrets(tmp_path)
     made = {path.name: path for path in (tmp_path / "secrets").iterdir()}
     wanted = {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()}
@@ -99,7 +99,7 @@ def test_make_stack_starts_the_same_services_in_the_same_order_with_the_same_set
     assert services["board"].command[1:] == ("-D", "-e", "-f", "/stack/board/sshd_config")
 
 
-def test_services_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:
+def test_services_that_need_each_other_are_rejected(tmp_path: Path) -> None:
     said = {name: {"depends_on": {other: {"condition": "service_healthy"}}} for name, other in (("a", "b"), ("b", "a"))}
     (tmp_path / "compose.yml").write_text(yaml.safe_dump({"services": said}))
     with pytest.raises(BadOptions, match="services need each other: a, b"):

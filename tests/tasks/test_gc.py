@@ -1,4 +1,4 @@
-"""What gc keeps and what it removes, beside runs that go on and when it is killed; what verify sees."""
+"""gc keeps what is needed and removes the rest, beside running runs and when it is killed; verify finds damage."""
 
 import json
 import multiprocessing
@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @stage
 def export(*, source: Path, out: Path) -> None:
-    """Stand for something large that a score is made from."""
+    """Write a large file that a score is made from."""
     (out / "graph.bin").write_bytes(source.read_bytes() * 1000)
 
 
 @stage
 def build(*, graphs: Path, out: Path) -> None:
-    """Copy what must be whole."""
+    """Write a reversed copy."""
     (out / "binary.bin").write_bytes((graphs / "graph.bin").read_bytes()[::-1])
 
 
@@ -124,7 +124,7 @@ def test_gc_keeps_what_scores_need_and_nothing_else(store: Store, history: Histo
     assert kept(2) == everything  # the best night
     assert kept(3) == {"judge", "report"}  # a score, and older than the last night
     assert kept(4) == everything  # the last night
-    assert kept(5) == set()  # nobody asked for it but a run that has ended
+    assert kept(5) == set()  # used only by a run that has ended
     assert done.freed_bytes == would.freed_bytes > 0
     assert done.kept == 14
     assert verify(store) == (14, [])
@@ -134,7 +134,7 @@ def test_gc_keeps_what_scores_need_and_nothing_else(store: Store, history: Histo
     with running(Run(store)) as again:
         graph(sources[3])
     assert all(outcome.cached for outcome in again.outcomes)
-    # What was used a moment ago stays unless it is told otherwise.
+    # Recently used artifacts stay by default.
     run(store, sources[4])
     assert collect(store, retention_entries(store, history, reports=reports)).removed == ()
 
@@ -164,7 +164,7 @@ def _folders(tmp_path: Path, *names: str) -> list[str]:
     return list(names)
 
 
-def test_what_a_live_run_has_looked_up_stays_and_what_a_dead_one_had_goes(
+def test_artifacts_of_a_live_run_stay_and_those_of_a_dead_run_go(
     store: Store, history: History, tmp_path: Path
 ) -> None:
     source = write_source(tmp_path, "a")
@@ -173,7 +173,7 @@ def test_what_a_live_run_has_looked_up_stays_and_what_a_dead_one_had_goes(
         graph(source)
         assert collect(store, retention_entries(store, history, older_than_s=0, reports=tmp_path)).removed == ()
 
-    with running(Run(store)):  # a night, whose cells are runs of their own in it
+    with running(Run(store)):  # a night, whose cells are runs inside it
         with separate_run(()):
             graph(source)
         assert collect(store, retention_entries(store, history, older_than_s=0, reports=tmp_path)).removed == ()
@@ -199,8 +199,8 @@ def test_what_a_live_run_has_looked_up_stays_and_what_a_dead_one_had_goes(
     assert left == {".gate"} | {name for name in left if name.startswith(".memo/")}
 
 
-def test_runs_and_gcs_side_by_side_never_lose_what_a_run_holds(store: Store, history: History, tmp_path: Path) -> None:
-    """Every run reads its artifacts at its end, as a flow does; gc takes whatever nobody holds in between."""
+def test_runs_and_gcs_side_by_side_never_lose_what_a_run_uses(store: Store, history: History, tmp_path: Path) -> None:
+    """Every run reads its artifacts at its end, as a flow does; gc removes whatever is unused in between."""
     sources = [write_source(tmp_path, name) for name in "abcdef"]
     (tmp_path / "failed").mkdir()
     fork = multiprocessing.get_context("fork")
@@ -233,7 +233,7 @@ def test_runs_and_gcs_side_by_side_never_lose_what_a_run_holds(store: Store, his
     assert removed >= 200
 
 
-def test_a_killed_gc_leaves_no_artifact_that_is_believed_and_not_whole(
+def test_a_killed_gc_leaves_no_incomplete_artifact_with_a_record(
     store: Store, history: History, tmp_path: Path
 ) -> None:
     chance, fork = random.Random(20261120), multiprocessing.get_context("fork")
@@ -268,7 +268,7 @@ def test_unfinished_work_goes_a_day_after_its_run_died(store: Store, history: Hi
     assert [folder.exists() for folder in (old, young, held)] == [False, True, True]
 
 
-def test_the_command_line_says_what_is_kept_what_goes_and_what_is_damaged(
+def test_the_command_line_lists_kept_removed_and_damaged_artifacts(
     store: Store, history: History, tmp_path: Path
 ) -> None:
     first, second = (run(store, write_source(tmp_path, name)) for name in ("first", "second"))

@@ -70,7 +70,9 @@ def source(speech: Path) -> Source:
     return Source(path=speech, sha256=speech_digest(load_speech(speech)))
 
 
-def heard(store: Store, binary: Path, speech: Path, reference: Artifact | None = None, **options: Any) -> Artifact:
+def run_evaluate(
+    store: Store, binary: Path, speech: Path, reference: Artifact | None = None, **options: Any
+) -> Artifact:
     target = plugin("targets", "onnx")
     board = board_of(target, "local")
     made: Artifact = evaluate(
@@ -85,7 +87,7 @@ def heard(store: Store, binary: Path, speech: Path, reference: Artifact | None =
     return made
 
 
-def stock_heard(store: Store, checkpoint: Path, speech: Path, **options: Any) -> Artifact:
+def run_stock(store: Store, checkpoint: Path, speech: Path, **options: Any) -> Artifact:
     made: Artifact = stock(
         checkpoint=Source(path=checkpoint, sha256=digest_file(checkpoint)),
         speech=source(speech),
@@ -100,7 +102,7 @@ def clip_lines(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_long_clip_is_one_line_of_its_pieces_joined(store: Store, binary: Path, speech: Path, tmp_path: Path) -> None:
-    made = heard(store, binary, speech, long="chunk")
+    made = run_evaluate(store, binary, speech, long="chunk")
     assert (made.meta["clips"], made.meta["skipped"]) == ("3", "0")
     lines = clip_lines(store.path(made))
     assert list(lines) == list(LENGTHS_S)
@@ -124,19 +126,22 @@ def test_a_long_clip_is_one_line_of_its_pieces_joined(store: Store, binary: Path
 
 
 def test_agreement_is_measured_on_the_clips_that_fit(store: Store, binary: Path, speech: Path) -> None:
-    first = heard(store, binary, speech, long="chunk")
-    again = clip_lines(store.path(heard(store, binary, speech, reference=first, long="chunk", agree_clips=1)))
+    first = run_evaluate(store, binary, speech, long="chunk")
+    again = clip_lines(store.path(run_evaluate(store, binary, speech, reference=first, long="chunk", agree_clips=1)))
     assert (again["long"]["agree"], again["short"]["agree"]) == (None, None)
     matching, of = again["long.000"]["agree"]
     assert len(again["long.000"]["tokens"]) + 1 == of  # every token, and where the text ends
     assert matching >= of - 1  # noise does not end: the cap does
 
 
-def test_the_clips_that_fit_and_the_probes_are_heard_as_without_long_form(
+def test_the_clips_that_fit_and_the_probes_are_decoded_as_without_long_form(
     store: Store, binary: Path, speech: Path
 ) -> None:
     skipping, chunking = (
-        {line["id"]: line["tokens"] for line in read_hypotheses(store.path(heard(store, binary, speech, long=long)))}
+        {
+            line["id"]: line["tokens"]
+            for line in read_hypotheses(store.path(run_evaluate(store, binary, speech, long=long)))
+        }
         for long in ("skip", "chunk")
     )
     assert chunking.keys() - skipping.keys() == {"long"}
@@ -144,7 +149,7 @@ def test_the_clips_that_fit_and_the_probes_are_heard_as_without_long_form(
 
 
 def test_long_clips_are_skipped_by_default_and_counted(store: Store, binary: Path, speech: Path) -> None:
-    made = heard(store, binary, speech)
+    made = run_evaluate(store, binary, speech)
     assert list(clip_lines(store.path(made))) == ["long.000", "short"]
     assert (made.meta["clips"], made.meta["skipped"]) == ("2", "1")
     assert json.loads((store.path(made) / "skipped.json").read_text()) == ["long"]
@@ -152,23 +157,23 @@ def test_long_clips_are_skipped_by_default_and_counted(store: Store, binary: Pat
 
 def test_long_clips_can_be_refused(store: Store, binary: Path, speech: Path) -> None:
     with pytest.raises(BadOptions, match=r"first long with 17\.0 s: pass --long skip or --long chunk"):
-        heard(store, binary, speech, long="refuse")
+        run_evaluate(store, binary, speech, long="refuse")
 
 
-def test_speech_of_long_clips_alone_names_the_way_out(store: Store, binary: Path, speech: Path, tmp_path: Path) -> None:
+def test_speech_of_long_clips_alone_names_the_option(store: Store, binary: Path, speech: Path, tmp_path: Path) -> None:
     (tmp_path / "speech").mkdir()
     for name in ("long.wav", "long.txt"):
         (tmp_path / "speech" / name).write_bytes((speech / name).read_bytes())
     with pytest.raises(BadManifest, match="pass --long chunk"):
-        heard(store, binary, tmp_path / "speech")
-    assert list(clip_lines(store.path(heard(store, binary, tmp_path / "speech", long="chunk")))) == ["long"]
+        run_evaluate(store, binary, tmp_path / "speech")
+    assert list(clip_lines(store.path(run_evaluate(store, binary, tmp_path / "speech", long="chunk")))) == ["long"]
 
 
 def test_stock_takes_openai_whispers_own_long_form_beyond_its_window(
     store: Store, random_checkpoint: Path, speech: Path
 ) -> None:
-    skipping = clip_lines(store.path(stock_heard(store, random_checkpoint, speech)))
-    chunking = clip_lines(store.path(stock_heard(store, random_checkpoint, speech, long="chunk")))
+    skipping = clip_lines(store.path(run_stock(store, random_checkpoint, speech)))
+    chunking = clip_lines(store.path(run_stock(store, random_checkpoint, speech, long="chunk")))
     assert list(chunking) == list(LENGTHS_S)
     assert chunking["long"]["audio_s"] == 17.0
     assert {name: line["tokens"] for name, line in skipping.items()} == {

@@ -1,4 +1,4 @@
-"""What a plan loses, counted from two hypotheses files."""
+"""The loss of a precision plan, from two hypotheses files."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A store by URL: what one machine made another takes; cut off or damaged, it is made good; no secret is said."""
+"""A store by URL: machines share artifacts; interrupted or damaged ones are repaired; no secret is printed."""
 
 import multiprocessing
 import os
@@ -31,14 +31,14 @@ def export(*, source: Path, out: Path) -> None:
     (out / "part").mkdir()
     (out / "part" / "graph.bin").write_bytes(source.read_bytes() * 50_000)
     (out / "part" / "copy.bin").write_bytes(source.read_bytes() * 50_000)
-    (out / "made.txt").write_text(f"{time.time_ns()}\n")  # so that who took it and who made it again are told apart
+    (out / "made.txt").write_text(f"{time.time_ns()}\n")  # differs between a fetched and a repeated result
     with (source.parent / "executions").open("a") as log:
         log.write(f"{os.environ.get('NIGHTJAR_STORE_CACHE', '')}\n")
 
 
 @stage
 def build(*, graphs: Path, out: Path) -> None:
-    """Pass what was made on."""
+    """Copy a file of the input."""
     shutil.copyfile(graphs / "made.txt", out / "built.txt")
 
 
@@ -51,7 +51,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 
 @pytest.fixture(params=["file", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place of its own, a shared folder or an S3 server's bucket, that this process may use."""
+    """The URL of an empty store: a shared folder or a bucket of the S3 server."""
     if request.param == "file":
         return f"file://{tmp_path}/shared"
     server: S3 = request.getfixturevalue("s3")
@@ -77,7 +77,7 @@ def run(url: str, cache: Path, source: Source, **settings: Any) -> tuple[list[bo
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Read what artifacts hold, records and all."""
+    """Read all files of all artifacts, with records."""
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.glob("[!.]*/**/*"))
@@ -90,7 +90,7 @@ def executions(source: Source) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def test_a_second_machine_takes_everything_and_executes_nothing(url: str, source: Source, tmp_path: Path) -> None:
+def test_a_second_machine_fetches_everything_and_executes_nothing(url: str, source: Source, tmp_path: Path) -> None:
     assert run(url, tmp_path / "one", source)[0] == [False, False]
     assert run(url, tmp_path / "two", source, plan=True)[0] == [True, True]
     assert run(url, tmp_path / "two", source)[0] == [True, True]
@@ -101,7 +101,9 @@ def test_a_second_machine_takes_everything_and_executes_nothing(url: str, source
     assert list(Bucket(url).list("leases")) == []
 
 
-def test_a_damaged_or_missing_remote_file_is_never_used_and_made_good(url: str, source: Source, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_remote_file_is_never_used_and_is_repaired(
+    url: str, source: Source, tmp_path: Path
+) -> None:
     _, made = run(url, tmp_path / "one", source)
     bucket = Bucket(url)
     record, _ = RemoteStore(tmp_path / "one", bucket).find("export", made["export"].key)
@@ -140,7 +142,7 @@ def test_machines_that_start_at_once_make_a_key_once(url: str, source: Source, t
     assert contents[0] == contents[1]
 
 
-def test_gc_of_a_bucket_leaves_what_is_needed_recent_or_on_its_way(url: str, source: Source, tmp_path: Path) -> None:
+def test_gc_of_a_bucket_keeps_what_is_needed_recent_or_being_sent(url: str, source: Source, tmp_path: Path) -> None:
     _, made = run(url, tmp_path / "one", source)
     bucket, history = Bucket(url), History(tmp_path / "history")
     bucket.write("blobs/00/" + "0" * 64, b"on its way to a record")
@@ -153,7 +155,7 @@ def test_gc_of_a_bucket_leaves_what_is_needed_recent_or_on_its_way(url: str, sou
     assert len(done.loose) == 3
     assert remote_retention_entries(bucket, history) == []
     assert list(bucket.list("blobs")) == []
-    # Who made it has it still, and does not know that it is gone there.
+    # The machine that made it still has it, and does not know that the bucket lost it.
     assert run(url, tmp_path / "one", source)[0] == [True, True]
     assert run(url, tmp_path / "two", source)[0] == [False, False]
 
@@ -165,14 +167,14 @@ def send_much(url: str, cache: Path, source: Source) -> None:
 
 @stage
 def much(*, source: Path, out: Path) -> None:
-    """Make more than travels at once."""
+    """Make more files than are sent in parallel."""
     for number in range(40):
         (out / f"{number}.bin").write_bytes(bytes([number]) * (2 << 20))
     with (source.parent / "executions").open("a") as log:
         log.write("much\n")
 
 
-def test_a_writer_that_is_killed_while_it_sends_leaves_nothing_to_believe(
+def test_a_writer_that_is_killed_while_it_sends_leaves_no_record(
     s3: S3, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.start()
@@ -190,7 +192,7 @@ def test_a_writer_that_is_killed_while_it_sends_leaves_nothing_to_believe(
     assert worker.exitcode == -signal.SIGKILL
     assert 3 <= len([seen for seen in bucket.list("blobs") if not seen.name.endswith(".part")]) < 40
     assert list(bucket.list("records")) == []
-    send_much(url, tmp_path / "one", source)  # takes it from its cache, and sends the rest
+    send_much(url, tmp_path / "one", source)  # takes it from its cache and sends the rest
     assert executions(source) == 1
     assert verify_remote(bucket) == (1, [])
     send_much(url, tmp_path / "two", source)
@@ -207,7 +209,7 @@ def test_a_server_that_is_killed_is_one_line_and_the_same_command_sends_what_is_
     url = f"s3://{s3.bucket}/{tmp_path.name}"
 
     def cut(*, source: Path, out: Path) -> None:
-        """Make something large, and lose the server before it can be sent."""
+        """Make a large file and kill the server before it can be sent."""
         (out / "large.bin").write_bytes(os.urandom(1 << 20) * 8)
         s3.kill()
 
@@ -242,7 +244,7 @@ def test_a_server_that_is_killed_is_one_line_and_the_same_command_sends_what_is_
         ("s3://key:s3cr3t@bucket/prefix", 2, "holds a password"),
     ],
 )
-def test_what_is_no_store_is_refused_in_one_line(
+def test_an_invalid_url_is_rejected_in_one_line(
     url: str, exit_code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTJAR_STORE", url)
@@ -253,7 +255,7 @@ def test_what_is_no_store_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("fault", ["no bucket", "no credentials", "no server", "no right to write"])
-def test_a_store_that_cannot_be_used_is_said_before_anything_runs(
+def test_an_unusable_store_is_reported_before_anything_runs(
     fault: str, s3: S3, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.start()

@@ -30,7 +30,7 @@ def double(*, source: Path, options: Options, out: Path) -> None:
 
 @stage
 def shout(*, text: Path, out: Path) -> dict[str, str]:
-    """Put a text in capitals."""
+    """Write a text in capitals."""
     (out / "loud.txt").write_text((text / "text.txt").read_text().upper())
     return {"loud": "yes"}
 
@@ -106,7 +106,7 @@ def test_a_stage_whose_input_bytes_are_equal_does_not_run_again(store: Store, so
         (lambda folder: (folder / "record.json").unlink(), "record.json is missing"),
     ],
 )
-def test_damage_is_seen_named_and_mended(store: Store, source: Source, damage: object, reason: str) -> None:
+def test_damage_is_detected_named_and_repaired(store: Store, source: Source, damage: object, reason: str) -> None:
     run_graph(store, source)
     folder = next((store.root / "double").iterdir())
     damage(folder)  # type: ignore[operator]
@@ -114,7 +114,7 @@ def test_damage_is_seen_named_and_mended(store: Store, source: Source, damage: o
     assert (folder / "text.txt").read_text() == "abab"
 
 
-def test_a_flipped_byte_is_seen_though_size_and_mtime_are_put_back(store: Store, source: Source) -> None:
+def test_a_flipped_byte_is_detected_although_size_and_mtime_are_restored(store: Store, source: Source) -> None:
     run_graph(store, source)
     path = next((store.root / "double").iterdir()) / "text.txt"
     stat = path.stat()
@@ -154,7 +154,7 @@ def list_paths(folder: Path) -> None:
 
 @stage(view=list_paths)
 def point(*, text: Path, out: Path) -> None:
-    """Write something that a list with absolute paths points at."""
+    """Write a file that a list with absolute paths names."""
     (out / "loud.txt").write_text((text / "text.txt").read_text())
 
 
@@ -208,7 +208,7 @@ def test_three_runs_of_one_key_execute_it_once(store: Store, source: Source) -> 
     assert executions(source) == 1
 
 
-def test_a_killed_stage_is_no_artifact_and_goes_on_from_what_it_kept(store: Store, source: Source) -> None:
+def test_a_killed_stage_leaves_no_artifact_and_continues_from_its_work_folder(store: Store, source: Source) -> None:
     worker = multiprocessing.get_context("fork").Process(target=run_slow, args=(store.root, source))
     worker.start()
     log = source.path.parent / "executions"

@@ -7,8 +7,7 @@ It shows that the graph works and which layers need 16 bits. It writes no .har a
 import json
 from pathlib import Path
 
-from nightjar.plugins.recipe import Recipe
-from targets import hailo
+from targets.hailo import recipe as recipe
 from targets.hailo.stand_in.options import NAME as NAME
 from targets.hailo.stand_in.options import Options
 
@@ -16,11 +15,6 @@ TIERS = {"stand-in": "stand-in"}
 DEFAULT_BOARD = "stand-in"
 RUNTIMES = ("onnxruntime",)
 RUNNERS = ("onnx",)  # run the parts that would not be on the NPU
-
-
-def recipe(model: str) -> Recipe:
-    """Return the recipe for the DFC."""
-    return hailo.recipe(model)
 
 
 def compile(

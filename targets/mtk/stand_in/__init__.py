@@ -1,24 +1,18 @@
 """Stand-in for MediaTek's SDK: litert-torch converts, ai-edge-quantizer quantizes, LiteRT runs on this machine's CPU.
 
-It shares the recipe, the traced modules and the lint with the real target, and none of its numerics or its speed. It
-writes no .dla.
+It shares the recipe, the traced modules and the lint with the real target, but not its numerics or its speed. It writes
+no .dla.
 """
 
 from pathlib import Path
 
-from nightjar.plugins.recipe import Recipe
-from targets import mtk
+from targets.mtk import recipe as recipe
 from targets.mtk.stand_in.options import NAME as NAME
 from targets.mtk.stand_in.options import Options
 
 TIERS = {"stand-in": "stand-in"}
 DEFAULT_BOARD = "stand-in"
 RUNTIMES = ()
-
-
-def recipe(model: str) -> Recipe:
-    """Return what the target itself wants of an export."""
-    return mtk.recipe(model)
 
 
 def compile(
@@ -31,17 +25,17 @@ def compile(
 ) -> None:
     """Write the binary of docs/files.md: per part NAME.tflite.
 
-    plan: as of a precision search; what it keeps has 16-bit activations, and its whole parts are float. quantized: a
-    folder of `quantization`, instead of converting and collecting ranges again. Raises BadOptions, ToolchainMissing,
+    plan: of a precision search; its float groups get 16-bit activations, its whole parts float. quantized: a folder of
+    `quantization`, instead of converting and collecting ranges again. Raises BadOptions, ToolchainMissing,
     ToolchainBroken and ToolchainFailed; Broken for an int8 part without one int8 product.
     """
-    from targets.mtk.stand_in.build import build  # onnx, only where it is needed
+    from targets.mtk.stand_in.build import build  # imports onnx
 
     build(graphs, calibration, options, out, plan, quantized)
 
 
 def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
-    """Convert every part in float and collect the range of each of its tensors: once for all plans."""
+    """Convert every part in float and collect the ranges of its tensors: once for all plans."""
     from targets.mtk.stand_in.build import quantization as collect
 
     collect(graphs, calibration, options, out)

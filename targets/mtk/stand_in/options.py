@@ -1,4 +1,4 @@
-"""What the target is called, and what a build of it takes."""
+"""Name and options of the stand-in."""
 
 from typing import Literal
 
@@ -12,9 +12,9 @@ class Options(BaseModel, frozen=True):
 
     precision: Literal["fp", "int8", "w8a16", "auto"] = Field(
         "fp",
-        description="float32; int8; int8 weights with int16 activations; or auto, as a precision search's plan says",
+        description="float32; int8; int8 weights with int16 activations; or auto: a search's plan decides",
     )
     samples: int = Field(48, ge=1, description="calibration samples per part, spread evenly")
     float_nodes: tuple[str, ...] = Field(
-        (), description="nodes to keep float, `part:glob` over the ONNX graph's, such as decoder:/blocks.3/*"
+        (), description="nodes to keep float, `part:glob` of the ONNX graph, such as decoder:/blocks.3/*"
     )

@@ -1,6 +1,6 @@
 """Run .tflite parts with LiteRT on a CPU: numpy and ai_edge_litert only. It measures no NPU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +8,16 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]  # in the stand-in's environment
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import Parts, Tensor, Tensors, first_line, named_outputs, ordered_inputs, require_file
+from nightjar.device.part_io import PartRunner, Parts, first_line, require_file, tensors_of
 
 
-class LiteRtRunner:
+class LiteRtRunner(PartRunner):
     """Hold one interpreter per part."""
 
-    def __init__(self, interpreters: Mapping[str, Any], parts: Parts) -> None:
-        self.interpreters = dict(interpreters)
-        self.inputs: dict[str, list[Tensor]] = {name: parts[name]["inputs"] for name in interpreters}
-        self.outputs: dict[str, list[Tensor]] = {name: parts[name]["outputs"] for name in interpreters}
+    runtime = "LiteRT"
 
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
-        """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        arrays = ordered_inputs(part, self.inputs, {**inputs, **constant})
-        interpreter = self.interpreters[part]
+    def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[Any]:
+        interpreter = self.handles[part]
         for detail, array in zip(in_graph_order(interpreter.get_input_details()), arrays, strict=True):
             interpreter.set_tensor(detail["index"], array.astype(detail["dtype"], copy=False))  # int64 became int32
         try:
@@ -30,13 +25,7 @@ class LiteRtRunner:
         except RuntimeError as exc:
             raise RuntimeError(f"LiteRT cannot run {part}: {first_line(exc)}") from exc
         details = in_graph_order(interpreter.get_output_details())
-        results = [_dequantize(interpreter.get_tensor(detail["index"]), detail) for detail in details]
-        return named_outputs(part, self.outputs[part], results, "LiteRT")
-
-    def close(self) -> None:
-        """Drop the interpreters and their memory."""
-        self.interpreters.clear()
-        self.inputs.clear()
+        return [_dequantize(interpreter.get_tensor(detail["index"]), detail) for detail in details]
 
 
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> LiteRtRunner:
@@ -52,7 +41,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
             interpreters[name].allocate_tensors()
         except (RuntimeError, ValueError) as exc:
             raise RuntimeError(f"LiteRT cannot load {file}: {first_line(exc)}") from exc
-    return LiteRtRunner(interpreters, parts)
+    return LiteRtRunner(interpreters, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
 
 
 def _dequantize(values: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]:

@@ -1,36 +1,26 @@
 """Run .tflite parts with mtk_converter's executor: tier vendor-simulator. Stock TFLite has no MTKEXT operator."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import Parts, Tensors, first_line, named_outputs, ordered_inputs, require_file
+from nightjar.device.part_io import PartRunner, Parts, first_line, require_file, tensors_of
 
 
-class ExecutorRunner:
+class ExecutorRunner(PartRunner):
     """Hold one executor per part."""
 
-    def __init__(self, executors: Mapping[str, Any], parts: Parts) -> None:
-        self.executors = dict(executors)
-        self.inputs = {name: parts[name]["inputs"] for name in executors}
-        self.outputs = {name: parts[name]["outputs"] for name in executors}
+    runtime = "TFLiteExecutor"
 
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
-        """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        arrays = [np.ascontiguousarray(a) for a in ordered_inputs(part, self.inputs, {**inputs, **constant})]
+    def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[Any] | None:
         try:
-            results = self.executors[part].run(arrays)
+            results: list[Any] | None = self.handles[part].run([np.ascontiguousarray(array) for array in arrays])
         except Exception as exc:  # any class of the SDK
             raise RuntimeError(f"TFLiteExecutor cannot run {part}: {first_line(exc)}") from exc
-        return named_outputs(part, self.outputs[part], results, "TFLiteExecutor")
-
-    def close(self) -> None:
-        """Drop the executors and their memory."""
-        self.executors.clear()
-        self.inputs.clear()
+        return results
 
 
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> ExecutorRunner:
@@ -47,4 +37,4 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
             executors[name] = mtk_converter.TFLiteExecutor(str(file))
         except Exception as exc:  # any class of the SDK
             raise RuntimeError(f"TFLiteExecutor cannot load {file}: {first_line(exc)}") from exc
-    return ExecutorRunner(executors, parts)
+    return ExecutorRunner(executors, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))

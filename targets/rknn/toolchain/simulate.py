@@ -7,46 +7,38 @@ the toolkit's internal classes of the pinned version.
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import Parts, Tensor, Tensors, first_line, named_outputs, ordered_inputs, require_file
+from nightjar.device.part_io import PartRunner, Parts, Tensor, first_line, require_file
 from targets.rknn.toolchain.constant_weights import constant_weights
 from targets.rknn.toolchain.sdk import SdkError, call_toolkit, capture_output, open_toolkit
 
 
-class SimulatorRunner:
+class SimulatorRunner(PartRunner):
     """Hold one simulator per part."""
 
-    def __init__(self, toolkits: Mapping[str, Any], parts: Parts) -> None:
-        self.toolkits = dict(toolkits)
-        graphs = {part: toolkit.rknn_base.ir.model.graph for part, toolkit in toolkits.items()}
-        self.weights = {part: {tensor.name for tensor in graph.initializer} for part, graph in graphs.items()}
-        attributes = {part: toolkit.rknn_base.inputs_meta["attrs"] for part, toolkit in toolkits.items()}
-        self.inputs = {p: _tensors(found, parts[p].get("inputs"), is_output=False) for p, found in attributes.items()}
-        self.outputs = {p: _tensors(found, parts[p].get("outputs"), is_output=True) for p, found in attributes.items()}
+    runtime = "the simulator"
 
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
-        """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        arrays = ordered_inputs(part, self.inputs, {**inputs, **constant})
+    def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[Any] | None:
+        toolkit = self.handles[part]
+        weights = {tensor.name for tensor in toolkit.rknn_base.ir.model.graph.initializer}
         layouts = ["nchw"] * len(arrays)  # the toolkit takes every 4-D input for NHWC otherwise
         try:
-            with capture_output(), constant_weights(self.weights[part]):
-                results = call_toolkit("inference", self.toolkits[part].inference, inputs=arrays, data_format=layouts)
+            with capture_output(), constant_weights(weights):
+                results: list[Any] = call_toolkit(
+                    "inference", toolkit.inference, inputs=list(arrays), data_format=layouts
+                )
         except SdkError as exc:
             raise RuntimeError(f"the simulator cannot run {part}: {exc}") from exc
-        return named_outputs(part, self.outputs[part], results, "the simulator")
+        return results
 
-    def close(self) -> None:
-        """Release the simulators and their memory."""
+    def release(self, handle: Any) -> None:
         with capture_output():
-            for toolkit in self.toolkits.values():
-                toolkit.release()
-        self.toolkits.clear()
-        self.inputs.clear()
+            handle.release()
 
 
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> SimulatorRunner:
@@ -62,7 +54,10 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
                 toolkits[name] = _restore_toolkit(graph, tables)
         except Exception as exc:  # of onnx, of the toolkit or of json
             raise RuntimeError(f"the simulator cannot load {graph}: {first_line(exc)}") from exc
-    return SimulatorRunner(toolkits, parts)
+    attributes = {name: toolkit.rknn_base.inputs_meta["attrs"] for name, toolkit in toolkits.items()}
+    inputs = {name: _tensors(found, parts[name].get("inputs"), is_output=False) for name, found in attributes.items()}
+    outputs = {name: _tensors(found, parts[name].get("outputs"), is_output=True) for name, found in attributes.items()}
+    return SimulatorRunner(toolkits, inputs, outputs)
 
 
 def _restore_toolkit(graph: Path, tables: Path) -> Any:

@@ -105,7 +105,7 @@ def test_a_board_of_the_environment(loop: Loopback, tmp_path: Path, monkeypatch:
     way = ssh_settings(find_board("env"))
     assert (way.host, way.user, way.keys) == ("127.0.0.1", "somebody", (str(loop.folder / "user"),))
     monkeypatch.setenv("BOARD_IP", "-oProxyCommand=touch x")
-    with pytest.raises(BadOptions, match="no name or address"):
+    with pytest.raises(BadOptions, match="is not a name or address"):
         find_board("env")
 
 

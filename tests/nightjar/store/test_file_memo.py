@@ -1,4 +1,4 @@
-"""What is remembered of files: nothing that anybody touched since."""
+"""The file memo: values are reused only for untouched files."""
 
 import json
 import os
@@ -28,11 +28,11 @@ def read(path: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> None:
+def clear_reads() -> None:
     READS.clear()
 
 
-def test_a_file_is_read_once_and_by_another_process_not_at_all(file: Path) -> None:
+def test_a_file_is_read_once_and_not_again_by_another_process(file: Path) -> None:
     first = FileMemo("texts", read)
     assert [first.get(file), first.get(file)] == ["one", "one"]
     first.save()
@@ -40,20 +40,20 @@ def test_a_file_is_read_once_and_by_another_process_not_at_all(file: Path) -> No
     assert READS == ["a.txt"]
 
 
-def test_a_changed_byte_is_seen_though_size_and_mtime_are_as_before(file: Path) -> None:
-    kept, stat = FileMemo("texts", read), file.stat()
-    kept.get(file)
-    kept.save()
+def test_a_changed_byte_is_detected_although_size_and_mtime_are_restored(file: Path) -> None:
+    texts, stat = FileMemo("texts", read), file.stat()
+    texts.get(file)
+    texts.save()
     file.write_text("two")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert [kept.get(file), FileMemo("texts", read).get(file)] == ["two", "two"]
+    assert [texts.get(file), FileMemo("texts", read).get(file)] == ["two", "two"]
 
 
-def test_what_changed_a_moment_ago_is_not_remembered(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recently_changed_file_is_not_cached(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memo, "SETTLED_NS", 60_000_000_000)
-    kept = FileMemo("texts", read)
-    kept.get(file)
-    kept.get(file)
+    texts = FileMemo("texts", read)
+    texts.get(file)
+    texts.get(file)
     assert READS == ["a.txt", "a.txt"]
 
 
@@ -69,11 +69,11 @@ def test_a_damaged_memo_is_made_again(file: Path, content: str) -> None:
     assert READS == ["a.txt", "a.txt"]
 
 
-def test_a_store_that_cannot_be_written_and_a_file_that_is_gone_stop_nobody(file: Path) -> None:
+def test_a_store_that_cannot_be_written_and_a_missing_file_stop_no_run(file: Path) -> None:
     (file.parent / "store").write_text("no folder")
-    kept = FileMemo("texts", read)
-    assert kept.get(file) == "one"
-    kept.save()
+    texts = FileMemo("texts", read)
+    assert texts.get(file) == "one"
+    texts.save()
     file.unlink()
     with pytest.raises(FileNotFoundError):
-        kept.get(file)
+        texts.get(file)

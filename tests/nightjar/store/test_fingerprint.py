@@ -1,4 +1,4 @@
-"""The code part of a key: what is followed, and what is not."""
+"""The code part of a key: which imports count."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_templates_beside_a_module_count_and_those_of_other_packages_do_not(root
     assert "nightjar/report/templates/page.html" in closure(["nightjar.report.page"], root).files
 
 
-def test_how_bytes_travel_is_in_no_key() -> None:
+def test_the_transport_is_not_in_the_key() -> None:
     found = closure(["tasks.evaluate"])
     assert "nightjar/boards/board.py" in found.files
     assert not {"fabric", "paramiko"} & found.libraries.keys()

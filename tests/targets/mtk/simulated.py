@@ -45,7 +45,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     }
     for case, executor in (("crash", Crashes()), ("nothing", Silent())):
         broken = open_runner(binary, {part: parts[part]})
-        broken.executors[part] = executor
+        broken.handles[part] = executor
         calls[case] = lambda broken=broken: broken.run(part, sample)
     said = {}
     for case, call in calls.items():

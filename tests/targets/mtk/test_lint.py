@@ -17,7 +17,7 @@ def of(op: str, shape: tuple[int, ...] = (1, 4, 8), dtype: str = "float32") -> l
     """Lint a .tflite of one operator in a block's attention."""
     name = "models.whisper.surgery.Encoder/models.whisper.surgery.EncoderBlock_2/torch.nn.Attention_attn;1"
     tensors = (Tensor("x", (1, 4, 8), "float32", None, None), Tensor(name, shape, dtype, None, None))
-    return list(lint.of_tflite("encoder", Model((Op(op, (0,), (1,)),), tensors, (0,), (1,), 1, b"")))
+    return list(lint.of_tflite("encoder", Model((Op(op, (0,), (1,)),), tensors, (0,), (1,))))
 
 
 @pytest.mark.parametrize("op", ["ADD", "BATCH_MATMUL", "SOFTMAX", "MTKEXT_LAYER_NORMALIZATION"])
@@ -30,14 +30,14 @@ def test_what_the_npu_has_is_no_finding(op: str) -> None:
     [
         ("GATHER", "no GATHER on the NPU", "host embedding"),
         ("EMBEDDING_LOOKUP", "no GATHER on the NPU", "host embedding"),
-        ("LESS", "no comparing", "numbers that are added"),
-        ("LOGICAL_AND", "no comparing and no logical", "numbers that are added"),
-        ("SELECT_V2", "chooses nothing by a condition", "finite mask"),
-        ("TOPK_V2", "sorts nothing", "on the CPU"),
+        ("LESS", "no comparison", "masks as numbers"),
+        ("LOGICAL_AND", "no comparison and no logical", "masks as numbers"),
+        ("SELECT_V2", "no conditional selection", "finite mask"),
+        ("TOPK_V2", "no sorting", "on the CPU"),
         ("LOG_SOFTMAX", "no logarithm", "on the CPU"),
-        ("FLOOR", "rounds nothing", "on the CPU"),
-        ("FILL", "makes no tensor", "fixed shapes"),
-        ("CUMSUM", "no running sum", "triangle of ones"),
+        ("FLOOR", "no rounding", "on the CPU"),
+        ("FILL", "does not create tensors", "fixed shapes"),
+        ("CUMSUM", "no cumulative sum", "triangular matrix of ones"),
         ("LEAKY_RELU", "no LEAKY_RELU", "two RELUs"),
     ],
 )
@@ -60,7 +60,7 @@ def test_five_dimensions_and_long_integers_are_refused() -> None:
 def test_what_nobody_knows_is_a_warning() -> None:
     (one,) = of("SIN")
     assert (one.level, one.op) == ("warn", "SIN")
-    assert "exec plan" in one.remedy
+    assert "execution plan" in one.remedy
 
 
 def test_an_onnx_graph_is_read_where_nothing_can_convert_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

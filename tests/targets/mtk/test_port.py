@@ -13,6 +13,7 @@ from tests.flows.conftest import write_speech
 from tests.targets.mtk.conftest import Doubles
 
 
+@pytest.mark.slow
 def test_it_goes_from_checkpoint_to_verdict_and_the_report_says_what_became_of_each_part(
     doubles: Doubles, random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,7 @@ def test_a_suppressed_output_has_padded_rows(c: None, tmp_path: Path) -> None:
     parts = network(tmp_path, out_bytes=2)
     parts["p"]["bridge"] = "disallowed"
     runner = open_runner(tmp_path, parts)
-    network_ = runner.networks["p"]  # type: ignore[attr-defined]
+    network_ = runner.handles["p"]  # type: ignore[attr-defined]
     assert network_.outputs[0].base.shape == (1, 3, 16)
     assert network_.outputs[0].base.dtype == np.float16
     runner.close()
@@ -89,6 +89,7 @@ def test_shapes_and_names_are_held_against_the_part(c: None, tmp_path: Path) -> 
     runner.close()
 
 
+@pytest.mark.slow
 def test_neuronrt_gives_what_the_float_graph_gives(
     doubles: Doubles, cached: Path, neuronrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

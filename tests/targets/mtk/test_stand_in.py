@@ -17,7 +17,7 @@ from nightjar.toolchains.environment import toolchain
 from targets import mtk
 from targets.mtk import lint, stand_in
 from targets.mtk.tflite import read
-from targets.mtk.tflite_mapping import match
+from targets.mtk.tflite_mapping import match_operators
 from tests.conftest import need
 from tests.targets.mtk.conftest import ROOT, prepared
 
@@ -48,7 +48,7 @@ def test_every_group_of_the_graphs_is_found_in_the_real_tflite(cached: Path, qua
     for part in ("encoder", "cross", "decoder"):
         graph = onnx.load(cached / "graphs" / f"{part}.onnx")
         model = read(quantized / f"{part}.tflite")
-        twins = match(graph, model)
+        twins = match_operators(graph, model)
         kinds = {group.tensor: group.kind for group in fuse(graph)}
         assert all(twins.values()), [name for name, numbers in twins.items() if not numbers]
         wanted = {
@@ -67,7 +67,7 @@ def test_every_group_of_the_graphs_is_found_in_the_real_tflite(cached: Path, qua
 
 def test_another_models_tflite_is_refused(random_checkpoint: Path, quantized: Path, cached: Path) -> None:
     with pytest.raises(Broken, match=r"no operator of the .tflite has the weights of"):
-        match(onnx.load(cached / "graphs" / "encoder.onnx"), read(quantized / "cross.tflite"))
+        match_operators(onnx.load(cached / "graphs" / "encoder.onnx"), read(quantized / "cross.tflite"))
     with pytest.raises(Broken, match=r"is no .tflite file"):
         read(cached / "graphs" / "encoder.onnx")
 

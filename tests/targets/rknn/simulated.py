@@ -113,7 +113,7 @@ def in_process(job: dict[str, Any]) -> dict[str, Any]:
     binary = Path(job["binary"])
     parts = json.loads((binary / "binary.json").read_text())["parts"]
     plain, opened = (open_runner(binary, {part: parts[part]}) for _ in range(2))
-    restored = plain.toolkits[part].inference(inputs=list(sample.values()), data_format="nchw")
+    restored = plain.handles[part].inference(inputs=list(sample.values()), data_format="nchw")
     equal = [bool(np.array_equal(a, b)) for a, b in zip(wanted, restored, strict=True)]
     found = [np.ravel(array).astype(np.float64) for array in opened.run(part, sample).values()]
     exact = [np.ravel(array).astype(np.float64) for array in wanted]

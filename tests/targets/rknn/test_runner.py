@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from targets.rknn.preflight import REFUSED, parsed, preflight
+from targets.rknn.preflight import REFUSED, Finding, fit, parsed
 from tests.conftest import need
 
 VERSION = "2.5.0"
@@ -175,12 +175,17 @@ def test_the_stand_in_has_the_published_signatures(wheel: dict[str, ast.Function
     assert not published.kwonlyargs
 
 
+def preflight(toolkit: str, runtime: str | None, driver: str | None) -> list[Finding]:
+    board = {"librknnrt": runtime or "absent", "rknpu": driver or "absent"}
+    return list(fit({"rknn-toolkit2": toolkit}, board))
+
+
 def test_preflight_refuses_what_boards_refused() -> None:
     for runtime, driver, toolkit, _, source in REFUSED:
         assert any(found.level == "refuse" for found in preflight(toolkit, runtime, driver)), source
-    assert list(preflight("2.5.0", "2.5.0", "0.9.8")) == []
-    assert list(preflight("2.5.0", "2.5.0 (74ea630ce@2026-09-29T14:54:20)", "v0.9.6")) == []
-    assert list(preflight("2.3.0", "2.5.0", "0.9.8")) == []
+    assert preflight("2.5.0", "2.5.0", "0.9.8") == []
+    assert preflight("2.5.0", "2.5.0 (74ea630ce@2026-09-29T14:54:20)", "v0.9.6") == []
+    assert preflight("2.3.0", "2.5.0", "0.9.8") == []
 
 
 @pytest.mark.parametrize(

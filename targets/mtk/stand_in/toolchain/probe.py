@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from nightjar.toolchains.sdk_calls import require_close
+
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Return the versions used and the error of LiteRT against torch; raises RuntimeError above 0.1 %."""
@@ -22,9 +24,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     runner = open_runner(Path.cwd(), {"probe": {**described, "outputs": [{"name": "y", "shape": [1, 8, 16]}]}})
     x = np.cos(np.arange(8 * 32, dtype=np.float32)).reshape(1, 8, 32)
     found, wanted = runner.run("probe", {"x": x})["y"], module(torch.from_numpy(x)).numpy()
-    error = float(np.abs(found - wanted).max() / np.abs(wanted).max())
-    if not error < 1e-3:
-        raise RuntimeError(f"LiteRT is {error:.1%} off on two ops")
+    error = require_close("LiteRT", found, wanted, 1e-3)
     whole = quantizer.Quantizer("probe.tflite", recipe.dynamic_wi8_afp32()).quantize()
     if len(whole.quantized_model) >= Path("probe.tflite").stat().st_size:
         raise RuntimeError("ai-edge-quantizer made nothing smaller of two ops")

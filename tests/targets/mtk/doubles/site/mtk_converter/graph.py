@@ -176,6 +176,8 @@ def write(tensors: Any, ops: Any, entries: list[int], exits: list[int]) -> bytes
     """Write a .tflite: FlatBuffers from the innermost table outwards (schema.fbs, version 3)."""
     from targets.mtk.tflite import OPERATORS
 
+    number_of = {name: number for number, name in OPERATORS.items()}
+
     made = flatbuffers.Builder(1 << 20)
 
     def ints(values: Any) -> Any:
@@ -218,7 +220,7 @@ def write(tensors: Any, ops: Any, entries: list[int], exits: list[int]) -> bytes
     codes = []
     for name in names:
         own = made.CreateString(name) if name.startswith("MTKEXT") else None
-        number = OPERATORS.index("CUSTOM" if own else name)
+        number = number_of["CUSTOM" if own else name]
         made.StartObject(4)
         made.PrependInt8Slot(0, min(number, 127), 0)
         if own:
