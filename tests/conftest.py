@@ -12,6 +12,7 @@ from tests.loopback import SSHD, Loopback
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", SHARED / "data")) / "librispeech"
+MODELS = Path(os.environ.get("NIGHTJAR_MODELS", Path.home() / ".cache" / "nightjar-models"))
 WEIGHTS = Path(os.environ.get("NIGHTJAR_MODELS", SHARED / "models")) / "tiny.en-refit.pt"
 
 
@@ -35,6 +36,13 @@ def need(name: str, present: bool, why: str) -> None:
     if name in os.environ.get("NIGHTJAR_REQUIRE", "").split(","):
         pytest.fail(f"{name} is required and absent: {why}")
     pytest.skip(f"{name}: {why}")
+
+
+def real_weights(name: str) -> Path:
+    """Return OpenAI's tiny.en.pt or base.pt; CTranslate2's folder of the same name lies beside it."""
+    path = MODELS / f"{name}.pt"
+    need("weights", path.is_file(), f"no {path}: run `../shared/models/fetch`, or name its folder in NIGHTJAR_MODELS")
+    return path
 
 
 @pytest.fixture(scope="session")

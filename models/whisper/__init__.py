@@ -29,4 +29,4 @@ NAMES = (
 
 def recognises(checkpoint: Path) -> bool:
     """Return whether a path may be a Whisper checkpoint; export opens it and decides."""
-    return checkpoint.is_file() or (checkpoint / "config.json").is_file()
+    return checkpoint.is_file() or any((checkpoint / f"{name}config.json").is_file() for name in ("", "adapter_"))

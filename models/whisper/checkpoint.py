@@ -1,5 +1,6 @@
-"""Find, check and open checkpoints: openai-whisper's `{"dims", "model_state_dict"}`, or a Hugging Face folder."""
+"""Find, check and open checkpoints, whatever container holds them."""
 
+import functools
 import os
 import warnings
 from dataclasses import dataclass
@@ -9,17 +10,19 @@ from typing import Any
 import torch
 import whisper
 from torch import Tensor
-from whisper.model import ModelDimensions, Whisper
+from whisper.model import ModelDimensions, TextDecoder, Whisper
 
-from models.whisper.huggingface import load_folder
+from models.whisper.containers.ctranslate2 import is_ctranslate2, load_ctranslate2
+from models.whisper.containers.ggml import is_ggml, load_ggml
+from models.whisper.containers.huggingface import load_huggingface
+from models.whisper.containers.openai import FORMAT, NEXT, first_sentence, load_openai
+from models.whisper.containers.weights import Weights
 from models.whisper.surgery import weight_shapes
-from nightjar.device.part_io import class_and_line
+from models.whisper.tokens import Vocabulary, identify
 from nightjar.errors import BadCheckpoint, DownloadFailed, UnknownName
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = {"whisper-nano": ROOT / "data" / "whisper-nano" / "whisper-nano.pt"}
-FORMAT = 'allowed is an openai-whisper file with "dims" and "model_state_dict", or a Hugging Face Whisper folder'
-NEXT = "fetch it again, or pass another with --checkpoint"
 DIMS = tuple(ModelDimensions.__dataclass_fields__)
 
 
@@ -29,6 +32,31 @@ class Checkpoint:
 
     dims: dict[str, int]
     state: dict[str, Tensor]
+    weights: Weights  # as the container holds them
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Which Whisper it is, by its tokenizer or size, and verified by its weights; raises BadCheckpoint."""
+        return identify(self.dims["n_vocab"], self.weights.special, self.weights.added, self._first_step)
+
+    @property
+    def notes(self) -> list[str]:
+        """List what results and report say of the checkpoint."""
+        count = self.dims["n_vocab"] - self.vocabulary.size
+        kind = f"it is {self.vocabulary.label}" + (f", with {count} added tokens" if count else "")
+        return [*self.weights.notes, kind]
+
+    def _first_step(self, token: int) -> Tensor:
+        """Return the distribution (n_vocab,) that follows one token, without audio."""
+        d = self.dims
+        sizes = (d["n_vocab"], d["n_text_ctx"], d["n_text_state"], d["n_text_head"], d["n_text_layer"])
+        decoder = TextDecoder(*sizes)
+        decoder.load_state_dict(
+            {name.removeprefix("decoder."): t for name, t in self.state.items() if name.startswith("decoder.")}
+        )
+        with torch.inference_mode():
+            logits = decoder.eval()(torch.tensor([[token]]), torch.zeros(1, 1, d["n_text_state"]))
+        return logits[0, -1].softmax(-1)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -40,25 +68,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise BadCheckpoint(
-            f"no checkpoint at {path}: give an openai-whisper .pt file or a Hugging Face folder with --checkpoint"
-        )
-    content = load_folder(path) if path.is_dir() else _load_file(path)
+        raise BadCheckpoint(f"no checkpoint at {path}: give one with --checkpoint; {FORMAT}")
+    if path.is_dir():
+        weights = load_ctranslate2(path) if is_ctranslate2(path) else load_huggingface(path)
+    else:
+        weights = load_ggml(path) if is_ggml(path) else load_openai(path)
     try:
-        dims, state = _dims(content), _state(content)
-        _check_tensors(dims, state)
+        dims = _dims(weights.dims)
+        _check_tensors(dims, weights.state)
     except ValueError as exc:
         raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
-    return Checkpoint(dims, {name: tensor.float() for name, tensor in state.items()})
-
-
-def _load_file(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that a TorchScript archive is one
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as exc:  # a corrupt or hostile pickle may raise anything
-        raise BadCheckpoint(f"cannot read {path} as plain weights ({_first_sentence(exc)}): {FORMAT}; {NEXT}") from exc
+    state = {name: tensor.float() for name, tensor in weights.state.items()}
+    return Checkpoint(dims, state, weights._replace(state={}))
 
 
 def find_checkpoint(name: str) -> Path:
@@ -87,9 +108,23 @@ def find_checkpoint(name: str) -> Path:
             return Path(str(whisper._download(urls[name], str(cache), False)))
     except (OSError, RuntimeError) as exc:  # URLError is an OSError; a bad checksum RuntimeError
         raise DownloadFailed(
-            f"cannot download {name} ({_first_sentence(exc)}): run again when online, or pass a file you "
+            f"cannot download {name} ({first_sentence(exc)}): run again when online, or pass a file you "
             f"have with --checkpoint PATH"
         ) from exc
+
+
+class _Stock(Whisper):
+    """openai-whisper's model, told which Whisper it is: it goes by the size, which added tokens change."""
+
+    vocabulary: Vocabulary
+
+    @property
+    def is_multilingual(self) -> bool:
+        return self.vocabulary.multilingual
+
+    @property
+    def num_languages(self) -> int:
+        return self.vocabulary.n_languages
 
 
 def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: str = "first") -> Whisper:
@@ -99,7 +134,8 @@ def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: st
     has the "first" or the "last" of the encoder's positional rows.
     """
     rows = n_audio_ctx or checkpoint.dims["n_audio_ctx"]
-    model = Whisper(ModelDimensions(**{**checkpoint.dims, "n_audio_ctx": rows}))
+    model = _Stock(ModelDimensions(**{**checkpoint.dims, "n_audio_ctx": rows}))
+    model.vocabulary = checkpoint.vocabulary
     state = dict(checkpoint.state)
     table = state["encoder.positional_embedding"]
     state["encoder.positional_embedding"] = table[:rows] if positional == "first" else table[-rows:]
@@ -107,16 +143,8 @@ def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: st
     return model.eval()
 
 
-def _first_sentence(exc: Exception) -> str:
-    return class_and_line(exc).split(". ")[0][:180]
-
-
-def _dims(content: Any) -> dict[str, int]:
+def _dims(dims: Any) -> dict[str, int]:
     """Return the ten dimensions; raises ValueError."""
-    if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
-        keys = sorted(map(str, content))[:4] if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"it holds {keys}")
-    dims = content["dims"]
     if not isinstance(dims, dict) or set(dims) != set(DIMS):
         raise ValueError(f"its dims must be {', '.join(DIMS)}")
     for name in DIMS:
@@ -128,14 +156,6 @@ def _dims(content: Any) -> dict[str, int]:
     if dims["n_audio_state"] != dims["n_text_state"]:
         raise ValueError("n_audio_state and n_text_state differ")
     return {name: dims[name] for name in DIMS}
-
-
-def _state(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors; raises ValueError."""
-    state = content["model_state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError("its model_state_dict holds something other than tensors")
-    return state
 
 
 def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:

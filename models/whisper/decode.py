@@ -30,17 +30,23 @@ def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str
 
 
 def decode(
-    runner: Runner, encoded: Tensors, model: Model, language: str = "en", tables: Tensors | None = None
+    runner: Runner,
+    encoded: Tensors,
+    model: Model,
+    language: str = "en",
+    tables: Tensors | None = None,
+    task: str = "transcribe",
 ) -> dict[str, Any]:
     """Decode greedily: token for token what whisper.decode gives without timestamps.
 
-    Returns `tokens` without prompt and eot, `steps` (decoder runs) and `capped` (ended by a limit, not by eot).
+    Returns `tokens` without prompt and eot, `language`, `steps` (decoder runs) and `capped` (ended by a limit, not by
+    eot). Language "auto" detects it as whisper.detect_language does: by the likeliest language after the start token.
     Protocol `window` is rknn_model_zoo's loop instead. `cached` leaves its cross-attention tensors in `encoded`, so
-    that a second call does not run that part again. tables: the host-embedding tables. Raises ValueError for a language
-    the model does not have.
+    that a second call does not run that part again. tables: the host-embedding tables; task: "transcribe" or
+    "translate". Raises ValueError for a language or a task that the model does not have.
     """
-    steps = _greedy(model, prompt_tokens(model, language), None, None)
-    result: dict[str, Any] = _run_steps(runner, encoded, model, language, tables, steps)
+    steps = _greedy(model, _prompt(model, language, task), None, None)
+    result: dict[str, Any] = _run_steps(runner, encoded, model, tables, steps)
     return result
 
 
@@ -56,8 +62,12 @@ def agree(
 
     Tokens beyond the graph's length count as missed. Raises ValueError as `decode` does.
     """
-    steps = _agreement(model, prompt_tokens(model, language), tokens, [], None)
-    matching: int = _run_steps(runner, encoded, model, language, tables, steps)
+
+    def count() -> Steps:
+        prompt = yield from _prompt(model, language, "transcribe")
+        return (yield from _agreement(model, prompt, tokens, [], None))
+
+    matching: int = _run_steps(runner, encoded, model, tables, count())
     return matching
 
 
@@ -69,6 +79,7 @@ def decode_clips(
     tables: Tensors | None = None,
     lanes: int = 1,
     clock: Mapping[str, float] = {},
+    task: str = "transcribe",
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Decode clips as `decode` does, `lanes` of them in each decoder run, and yield (name, result) as they end.
 
@@ -78,12 +89,13 @@ def decode_clips(
     a result has `agree` [matching, of], with `watch` it has `watched` {ids, logits, norm (log of the sum of all exp)},
     a list per step; steps that the free decoding had already are not run again.
     """
-    prompt = prompt_tokens(model, language)
-    protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, prompt, tables, lanes)
+    prompt_tokens(model, language, task)  # is refused before the first clip
+    protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, tables, lanes)
     waiting, busy = iter(clips), dict[int, _Lane]()
     while True:
         for lane in range(lanes):
             if lane not in busy and (clip := next(waiting, None)) is not None:
+                prompt = _prompt(model, language, task)
                 busy[lane] = _Lane(clip.name, _greedy(model, prompt, clip.forced, clip.watch))
                 with _share_seconds([busy[lane]], clock):
                     protocol.begin(lane, clip.encoded)
@@ -126,11 +138,9 @@ class _Lane:
         return False
 
 
-def _run_steps(
-    runner: Runner, encoded: Tensors, model: Model, language: str, tables: Tensors | None, steps: Steps
-) -> Any:
+def _run_steps(runner: Runner, encoded: Tensors, model: Model, tables: Tensors | None, steps: Steps) -> Any:
     """Run one clip's steps and return their result."""
-    protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, prompt_tokens(model, language), tables, 1)
+    protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, tables, 1)
     protocol.begin(0, encoded)
     lane = _Lane("", steps)
     while lane.result is None:
@@ -139,8 +149,18 @@ def _run_steps(
     return lane.result
 
 
-def _greedy(model: Model, prompt: list[int], forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
+def _prompt(model: Model, language: str, task: str) -> Steps:
+    """Return the prompt's tokens; with "auto" the language is that of the highest logit after the start token."""
+    table = model["tokens"]
+    if language == "auto" and table["languages"]:
+        logits = yield [table["sot"]]
+        language = max(table["languages"], key=lambda code: logits[table["languages"][code]])
+    return prompt_tokens(model, language, task)
+
+
+def _greedy(model: Model, prompting: Steps, forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
     """Sample until eot or a limit; then continue along `forced` from where the text left it."""
+    prompt = yield from prompting
     pick, eot = _picker(model), model["tokens"]["eot"]
     watched = WatchedLogits(watch, WATCHED) if watch is not None else None
     targets = None if forced is None else [*forced, eot]
@@ -157,6 +177,7 @@ def _greedy(model: Model, prompt: list[int], forced: list[int] | None, watch: li
     prefill = len(prompt) - 1 if model["recipe"]["decoder"] == "cached" else 0
     result: dict[str, Any] = {
         "tokens": tokens[len(prompt) :],
+        "language": _language(model, prompt),
         "steps": prefill + len(picked),
         "capped": token != eot,
     }
@@ -188,20 +209,28 @@ def _agreement(
     return matching
 
 
-def prompt_tokens(model: Model, language: str = "en") -> list[int]:
+def prompt_tokens(model: Model, language: str = "en", task: str = "transcribe") -> list[int]:
     """List the tokens before the text: 4 of them, or 2 for an English-only model.
 
-    Raises ValueError for a language the model does not have.
+    For "auto" they are those of the model's first language. Raises ValueError for a language or a task the model does
+    not have.
     """
     table = model["tokens"]
     languages = table["languages"] or {"en": None}
-    if language not in languages:
+    if language not in languages and language != "auto":
         raise ValueError(
-            f"no language {language!r} in this model: have {', '.join(sorted(languages))}; "
+            f"no language {language!r} in this model: have auto, {', '.join(sorted(languages))}; "
             f"pass one of them with --language"
         )
-    task = [languages[language], table["transcribe"]] if table["languages"] else []
-    return [table["sot"], *task, table["no_timestamps"]]
+    if task == "translate" and not table["languages"]:
+        raise ValueError("an English-only model does not translate: remove --task translate")
+    chosen = [languages.get(language, table["sot"] + 1), table[task]] if table["languages"] else []
+    return [table["sot"], *chosen, table["no_timestamps"]]
+
+
+def _language(model: Model, prompt: list[int]) -> str:
+    """Return the language of a prompt."""
+    return next((code for code, token in model["tokens"]["languages"].items() if token == prompt[1]), "en")
 
 
 def _room(model: Model, prompt: list[int]) -> int:

@@ -42,7 +42,7 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
         count_frames(recipe, model.dims)
     recipe = clamp_recipe(recipe, model.dims)
     n_frames = count_frames(recipe, model.dims)
-    tokens = token_table(model.dims["n_vocab"])
+    tokens = token_table(model.dims["n_vocab"], model.vocabulary)
     is_onnx = recipe.graph_format == "onnx"
     out.mkdir(parents=True, exist_ok=True)
     described = {}
@@ -58,6 +58,7 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
         _write_tables(model, out)
     content = {
         "family": FAMILY,
+        "checkpoint": {"container": model.weights.container, "dtype": model.weights.dtype, "notes": model.notes},
         "dims": model.dims,
         "n_frames": n_frames,
         "n_audio_ctx": n_frames // 2,

@@ -56,7 +56,7 @@ def _feed(model: Model, lanes: int, n_rows: int, tables: Tensors | None) -> tupl
 class Static:
     """Run the whole padded prefix at each step; the causal mask hides the padding."""
 
-    def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
+    def __init__(self, runner: Runner, model: Model, tables: Tensors | None, lanes: int) -> None:
         recipe = model["recipe"]
         self.runner, self.slices = runner, recipe.get("logits_slices", 1)
         self.inputs, self.put = _feed(model, 1, recipe["decoder_length"], tables)
@@ -89,15 +89,15 @@ class Window:
     multilingual prompts (4 tokens, three times); English-only ones go in six times, and 2 tokens stay.
     """
 
-    def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
-        self.runner, self.prompt = runner, prompt
+    def __init__(self, runner: Runner, model: Model, tables: Tensors | None, lanes: int) -> None:
+        self.runner, self.prompt_size = runner, 4 if model["tokens"]["languages"] else 2
         self.inputs, self.put = _feed(model, 1, WINDOW, tables)
 
     def begin(self, lane: int, encoded: Tensors) -> None:
         self.constant = {"audio": _hidden(encoded)}
 
     def step(self, prefixes: Mapping[int, list[int]]) -> dict[int, Array]:
-        prompt = self.prompt
+        prompt = prefixes[0][: self.prompt_size]
         window, pop_id = prompt * (WINDOW // len(prompt)), WINDOW
         for token in prefixes[0][len(prompt) :]:
             pop_id = max(pop_id - 1, len(prompt))
@@ -105,13 +105,14 @@ class Window:
             window.pop(pop_id)
         for row, token in enumerate(window):
             self.put(0, row, token, row)
-        return {0: self.runner.run("decoder", self.inputs, self.constant)["out"][0, -1]}
+        last = -1 if len(prompt) == self.prompt_size else len(prompt) - 1  # the start token alone asks for a language
+        return {0: self.runner.run("decoder", self.inputs, self.constant)["out"][0, last]}
 
 
 class Cached:
     """Run one token a lane at each step over a KV cache on the host, written in place."""
 
-    def __init__(self, runner: Runner, model: Model, prompt: list[int], tables: Tensors | None, lanes: int) -> None:
+    def __init__(self, runner: Runner, model: Model, tables: Tensors | None, lanes: int) -> None:
         self.runner, self.lanes, self.length = runner, lanes, model["recipe"]["decoder_length"]
         self.layers = [f"{kind}_{i}" for i in range(model["dims"]["n_text_layer"]) for kind in "kv"]
         self.inputs, self.put = _feed(model, lanes, 1, tables)

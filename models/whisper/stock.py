@@ -15,6 +15,7 @@ from whisper.decoding import decode as whisper_decode
 from whisper.transcribe import transcribe as whisper_transcribe
 
 from models.whisper.checkpoint import load_checkpoint, stock
+from models.whisper.tokens import decode_text
 from nightjar.speech.audio import load_audio
 
 
@@ -22,22 +23,24 @@ class Stock:
     """One openai-whisper model; it transcribes clips greedily and without timestamps."""
 
     def __init__(self, checkpoint: Path) -> None:
-        self.model = stock(load_checkpoint(checkpoint))
+        loaded = load_checkpoint(checkpoint)
+        self.model, self.vocabulary = stock(loaded), loaded.vocabulary
         self.n_frames = 2 * self.model.dims.n_audio_ctx
         self.window_s = self.n_frames / 100
 
-    def transcribe(self, audio: Path, language: str) -> dict[str, Any]:
+    def transcribe(self, audio: Path, language: str, task: str = "transcribe") -> dict[str, Any]:
         """Return a session line's fields for one clip no longer than the window."""
         wave = load_audio(audio).astype(np.float32) / 32768.0
-        options = DecodingOptions(language=language, without_timestamps=True, fp16=False)
+        options = DecodingOptions(task=task, language=self._known(language), without_timestamps=True, fp16=False)
         start = time.perf_counter()
         padded = pad_or_trim(wave, self.n_frames * HOP_LENGTH)
         mel = log_mel_spectrogram(torch.from_numpy(padded), self.model.dims.n_mels)
         result = whisper_decode(self.model, mel, options)
         assert isinstance(result, DecodingResult)
-        return self._line(wave, [list(result.tokens)], result.text, time.perf_counter() - start)
+        text = decode_text(self.vocabulary, result.tokens)  # with the text of added tokens
+        return self._line(wave, [list(result.tokens)], text, result.language, time.perf_counter() - start)
 
-    def transcribe_long(self, audio: Path, language: str) -> dict[str, Any]:
+    def transcribe_long(self, audio: Path, language: str, task: str = "transcribe") -> dict[str, Any]:
         """Return a session line's fields for one clip of any length, by openai-whisper's own long form.
 
         That is whisper.transcribe at temperature 0, each window on its own and without timestamps: cut wherever the
@@ -52,17 +55,27 @@ class Stock:
                 verbose=None,
                 temperature=0.0,
                 condition_on_previous_text=False,
-                language=language,
+                task=task,
+                language=self._known(language),
                 without_timestamps=True,
                 fp16=False,
             )
         windows = [segment["tokens"] for segment in result["segments"]]
-        return self._line(wave, windows, result["text"].strip(), time.perf_counter() - start)
+        return self._line(wave, windows, result["text"].strip(), result["language"], time.perf_counter() - start)
 
-    def _line(self, wave: np.ndarray, windows: list[list[int]], text: str, total_s: float) -> dict[str, Any]:
+    def _known(self, language: str) -> str | None:
+        """Return openai-whisper's language: None is the one that it detects, which an English-only model cannot."""
+        if language == "auto":
+            return None if self.model.is_multilingual else "en"
+        return language
+
+    def _line(
+        self, wave: np.ndarray, windows: list[list[int]], text: str, language: str, total_s: float
+    ) -> dict[str, Any]:
         tokens = [token for window in windows for token in window]
         return {
             "tokens": tokens,
+            "language": language,
             "steps": len(tokens),
             "capped": any(len(window) >= self.model.dims.n_text_ctx // 2 for window in windows),
             "agree": None,

@@ -1,62 +1,143 @@
-"""Whisper's special tokens for a decode loop, and text from token ids; host side."""
+"""Which Whisper a checkpoint is, its special tokens for a decode loop, and text from token ids; host side."""
 
+import itertools
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 
 from nightjar.errors import BadCheckpoint
 
-ENGLISH_ONLY = 51864  # entries of the English-only vocabulary
-MULTILINGUAL = 51766  # entries of the multilingual one before its languages
+LIKELY = 0.05  # of a first token: 0.3 and more in OpenAI's weights of that kind, 1e-3 and less in all others
+NEXT = "give the folder with its tokenizer.json, or another checkpoint, with --checkpoint"
 
 
-def token_table(n_vocab: int) -> dict[str, Any]:
+class Vocabulary(NamedTuple):
+    """One of Whisper's three vocabularies, and the tokens that a fine-tune added behind it: texts by id."""
+
+    multilingual: bool
+    n_languages: int
+    added: Mapping[int, str] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """openai-whisper's tokenizer, which does not close its vocabulary file."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            return get_tokenizer(self.multilingual, num_languages=self.n_languages)
+
+    @property
+    def size(self) -> int:
+        """Count the tokens without the added ones: 51864, 51865 or 51866."""
+        return self.tokenizer.encoding.n_vocab
+
+    @property
+    def label(self) -> str:
+        """Return what a message calls it."""
+        return f"multilingual ({self.n_languages} languages)" if self.multilingual else "English-only"
+
+
+VOCABULARIES = (Vocabulary(False, 99), Vocabulary(True, 99), Vocabulary(True, 100))
+
+
+def identify(
+    n_vocab: int, special: Mapping[str, int] | None, added: Mapping[int, str], first_step: Callable[[int], Any]
+) -> Vocabulary:
+    """Tell which vocabulary a checkpoint has: by its tokenizer's special tokens, else by its size.
+
+    Weights verify it: after its start token a multilingual Whisper predicts a language, an English-only one a timestamp
+    or none. Without a tokenizer they decide, since an English-only fine-tune with an added token has the size of a
+    multilingual one; weights that predict neither are untrained and change nothing. first_step: gives the distribution
+    (n_vocab,) that follows a token. Raises BadCheckpoint where tokenizer, size and weights contradict each other.
+    """
+    if special is None:
+        found = next((each for each in VOCABULARIES if each.size == n_vocab), None)
+    else:
+        found = next((each for each in VOCABULARIES if _agrees(each, special)), None)
+        if found is None:
+            ids = ", ".join(f"{content} = {token}" for content, token in itertools.islice(special.items(), 4))
+            raise BadCheckpoint(f"its tokenizer is not Whisper's: it has {ids}: {NEXT}")
+    multilingual = _predicted_kind(first_step, n_vocab)
+    if special is None and multilingual is not None and (found is None or found.multilingual != multilingual):
+        # The largest of the kind that fits; rows beyond it are added tokens.
+        found = max((v for v in VOCABULARIES if v.multilingual == multilingual and v.size <= n_vocab), default=None)
+    if found is None:
+        sizes = ", ".join(f"{each.size} ({each.label})" for each in VOCABULARIES)
+        raise BadCheckpoint(f"a vocabulary of {n_vocab} tokens is not Whisper's: allowed are {sizes}: {NEXT}")
+    if n_vocab < found.size:
+        raise BadCheckpoint(f"it has {n_vocab} tokens, and {found.label} Whisper has {found.size}: {NEXT}")
+    if multilingual is not None and multilingual != found.multilingual:
+        raise BadCheckpoint(
+            f"its tokenizer is {found.label}, and its weights are those of the other kind: one of them is of another "
+            f"model: {NEXT}"
+        )
+    return found._replace(added={token: text for token, text in added.items() if found.size <= token < n_vocab})
+
+
+def _agrees(vocabulary: Vocabulary, special: Mapping[str, int]) -> bool:
+    """Return whether a tokenizer's special tokens have the ids of a vocabulary; others are added tokens."""
+    own = {**vocabulary.tokenizer.special_tokens}
+    own["<|nocaptions|>"] = own["<|nospeech|>"]  # its name in older tokenizers
+    return all(special[content] == token for content, token in own.items() if content in special)
+
+
+def _predicted_kind(first_step: Callable[[int], Any], n_vocab: int) -> bool | None:
+    """Return whether weights are multilingual by what they predict after a start token; None for untrained ones."""
+    english, multilingual, _ = (each.tokenizer for each in VOCABULARIES)
+    if n_vocab > multilingual.sot + 99:
+        first, last = multilingual.sot + 1, multilingual.sot + 99
+        if float(first_step(multilingual.sot)[first : last + 1].sum()) > LIKELY:
+            return True
+    if float(first_step(english.sot)[english.no_speech : VOCABULARIES[0].size].sum()) > 0.5:
+        return False
+    return None
+
+
+def token_table(n_vocab: int, vocabulary: Vocabulary) -> dict[str, Any]:
     """List the ids a decode loop needs to do what whisper.decode does by default.
 
-    `suppress` is never sampled, `suppress_first` not as the first token. Raises BadCheckpoint for a vocabulary without
-    a tokenizer in openai-whisper.
+    `suppress` is never sampled, `suppress_first` not as the first token; `added` has the texts of added tokens.
     """
-    n_languages = n_vocab - MULTILINGUAL
-    if n_vocab != ENGLISH_ONLY and not 99 <= n_languages <= len(LANGUAGES):
-        raise BadCheckpoint(
-            f"a vocabulary of {n_vocab} tokens is not Whisper's: allowed are {ENGLISH_ONLY} "
-            f"(English only) and {MULTILINGUAL + 99} to {MULTILINGUAL + len(LANGUAGES)}; "
-            f"pass another checkpoint with --checkpoint"
-        )
-    tokenizer = _load(False) if n_vocab == ENGLISH_ONLY else _load(True, n_languages)
-    codes = list(LANGUAGES)[:n_languages] if n_vocab > ENGLISH_ONLY else []
+    tokenizer = vocabulary.tokenizer
+    codes = list(LANGUAGES)[: vocabulary.n_languages] if vocabulary.multilingual else []
     return {
         "sot": tokenizer.sot,
         "eot": tokenizer.eot,
         "transcribe": tokenizer.transcribe,
+        "translate": tokenizer.translate,
         "no_timestamps": tokenizer.no_timestamps,
         "timestamp_begin": tokenizer.timestamp_begin,
         # They follow `sot` in the order of LANGUAGES.
         "languages": {code: tokenizer.sot + 1 + i for i, code in enumerate(codes)},
         "suppress": _suppressed(tokenizer),
         "suppress_first": [*tokenizer.encoding.encode(" "), tokenizer.eot],
+        "added": {str(token): text for token, text in sorted(vocabulary.added.items())},
         "n_vocab": n_vocab,
     }
 
 
 def text(tokens: list[int], model: Mapping[str, Any]) -> str:
     """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped; `model` is model.json."""
-    return load_tokenizer(model).decode(tokens).strip()
+    vocabulary = vocabulary_of(model)
+    return decode_text(vocabulary, tokens)
 
 
-def load_tokenizer(model: Mapping[str, Any]) -> Tokenizer:
-    """Load the tokenizer of a model.json."""
-    return _load(bool(model["tokens"]["languages"]))
+def decode_text(vocabulary: Vocabulary, tokens: list[int]) -> str:
+    """Turn token ids into text; added tokens, which openai-whisper's tokenizer does not know, have their own."""
+    tokenizer, parts = vocabulary.tokenizer, list[str]()
+    for is_added, group in itertools.groupby(tokens, lambda token: token in vocabulary.added):
+        run = list(group)
+        parts += [vocabulary.added[token] for token in run] if is_added else [tokenizer.decode(run)]
+    return "".join(parts).strip()
 
 
-def _load(multilingual: bool, n_languages: int = 99) -> Tokenizer:
-    """Load openai-whisper's tokenizer, which does not close its vocabulary file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        return get_tokenizer(multilingual, num_languages=n_languages)
+def vocabulary_of(model: Mapping[str, Any]) -> Vocabulary:
+    """Return the vocabulary of a model.json."""
+    table = model["tokens"]
+    added = {int(token): text for token, text in table.get("added", {}).items()}
+    return Vocabulary(bool(table["languages"]), max(99, len(table["languages"])), added)
 
 
 def _suppressed(tokenizer: Tokenizer) -> list[int]:

@@ -16,7 +16,8 @@ from nightjar.store.file_memo import FileMemo
 
 SpeechKind = Literal["calibration", "test"]
 CHECKPOINTS = (
-    "an openai-whisper .pt file, a Hugging Face folder, or a folder of encoder, decoder, joiner .onnx and tokens.txt"
+    "an openai-whisper .pt or whisper.cpp ggml file, a Hugging Face or CTranslate2 folder, or a folder of encoder, "
+    "decoder, joiner .onnx and tokens.txt"
 )
 _digests = FileMemo("checkpoints", digest_file)
 

@@ -95,7 +95,7 @@ def _tensor(name: str, value: Any) -> Callable[[Content], None]:
 
 
 BROKEN: dict[str, tuple[Callable[[Content], Any], str]] = {
-    "no dims": (lambda c: c.pop("dims"), "it holds"),
+    "no dims": (lambda c: c.pop("dims"), "it has no dims"),
     "no state": (lambda c: c.pop("model_state_dict"), "it holds"),
     "Hugging Face's keys": (
         lambda c: c.update(model_state_dict={"model.encoder.conv1.weight": torch.zeros(1)}),

@@ -1,17 +1,24 @@
-"""Read a Hugging Face Whisper folder (config.json and safetensors; fine-tunes) in openai-whisper's names."""
+"""Read a Hugging Face Whisper folder (config.json and weights; fine-tunes) in openai-whisper's names."""
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.whisper.containers.tokenizer import read_tokens
+from models.whisper.containers.weights import Weights, dtype_of
 from nightjar.errors import BadCheckpoint
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"  # of PEFT
+MERGE = (
+    "holds an adapter (LoRA), which is no model by itself: merge it with "
+    "`PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(OUT)`, then pass --checkpoint OUT"
+)
 NEXT = "give the folder that `save_pretrained` wrote with --checkpoint"
 
 # Hugging Face's config keys by openai-whisper's dimension.
@@ -48,12 +55,14 @@ RENAMED = (
 )
 
 
-def load_folder(folder: Path) -> dict[str, Any]:
-    """Read a folder as openai-whisper's `{"dims", "model_state_dict"}` without running anything in it.
+def load_huggingface(folder: Path) -> Weights:
+    """Read a folder that `save_pretrained` wrote, without running anything in it.
 
-    Raises BadCheckpoint for missing or damaged files, and for an output projection that is not the token embedding:
-    openai-whisper ties the two.
+    Raises BadCheckpoint for missing or damaged files, for an adapter without its model, and for an output projection
+    that is not the token embedding: openai-whisper ties the two.
     """
+    if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
+        raise BadCheckpoint(f"{folder} {MERGE}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         family = config.get("model_type")
@@ -63,15 +72,31 @@ def load_folder(folder: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{folder} holds a {family} model, allowed is whisper: {NEXT}")
     if absent := sorted({key for key in DIMS.values() if key not in config}):
         raise BadCheckpoint(f"{folder / CONFIG} has no {', '.join(absent)}: {NEXT}")
-    state = {_renamed(name): tensor for name, tensor in _tensors(folder).items()}
-    projection = state.pop("proj_out.weight", None)
-    embedding = state.get("decoder.token_embedding.weight")
+    tensors = _tensors(folder)
+    if is_adapter(tensors):
+        raise BadCheckpoint(f"{folder} {MERGE}")
+    try:
+        state = openai_names(tensors)
+    except ValueError as error:
+        raise BadCheckpoint(f"{folder}: {error}, then give that folder with --checkpoint") from error
+    special, added = read_tokens(folder)
+    dims = {dim: config[key] for dim, key in DIMS.items()}
+    return Weights("Hugging Face", dims, state, dtype_of(tensors.values()), special, added)
+
+
+def is_adapter(names: Iterable[str]) -> bool:
+    """Return whether tensors are those of a LoRA adapter that PEFT wrote."""
+    return any(".lora_A." in name or ".lora_B." in name for name in names)
+
+
+def openai_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Hugging Face's tensors; raises ValueError where the output projection is not tied to the embedding."""
+    renamed = {_renamed(name): tensor for name, tensor in state.items()}
+    projection = renamed.pop("proj_out.weight", None)
+    embedding = renamed.get("decoder.token_embedding.weight")
     if projection is not None and embedding is not None and not projection.equal(embedding):
-        raise BadCheckpoint(
-            f"{folder}: proj_out is not embed_tokens, and Whisper ties the two: fine-tune with tie_word_embeddings, "
-            "then give that folder with --checkpoint"
-        )
-    return {"dims": {dim: config[key] for dim, key in DIMS.items()}, "model_state_dict": state}
+        raise ValueError("proj_out is not embed_tokens, and Whisper ties the two: fine-tune with tie_word_embeddings")
+    return renamed
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Files and folders that hold a Whisper: one module each."""
