@@ -15,7 +15,6 @@ from models.zipformer.stream import (
     chunks_of,
     initial_states,
     run_chunk,
-    stack_chunks,
     watched_chunks,
 )
 from nightjar.device.clip_decoding import EncodedClip as EncodedClip
@@ -47,7 +46,8 @@ def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str
         rows.append(encoded)
         for name in others if number in watched else ():
             others[name].append(outputs[name])
-    return {first: np.concatenate(rows)[None], "chunk_s": np.array(seconds), **stack_chunks(others)}
+    kept = {name: np.stack(values)[None] for name, values in others.items()}
+    return {first: np.concatenate(rows)[None], "chunk_s": np.array(seconds), **kept}
 
 
 def decode_clips(

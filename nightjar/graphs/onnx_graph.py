@@ -5,6 +5,7 @@ without it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ class Graph:
         self.outputs = [value.name for value in graph.output]
         self.values = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
         self._constants = constant_tensors(graph)
-        self.shapes: dict[str, tuple[int, ...]] = tensor_shapes(self.model) | {
-            name: tuple(t.dims) for name, t in self._constants.items()
-        }
+        self.shapes = tensor_shapes(self.model) | {name: tuple(t.dims) for name, t in self._constants.items()}
         self.inputs = [value.name for value in graph.input if value.name not in self._constants]
 
     def is_constant(self, name: str) -> bool:
@@ -131,16 +130,9 @@ def load_graph(path: Path) -> Any:
     return infer_shapes(onnx.load(path))
 
 
-def copy_model(model: Any) -> Any:
-    """Return a deep copy of a model, or of another protobuf message."""
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
-
-
 def with_outputs(model: Any, values: Iterable[Any]) -> Any:
     """Return a copy of a model whose outputs are `values` (onnx.ValueInfoProto), to read tensors inside it."""
-    probe = copy_model(model)
+    probe = deepcopy(model)
     del probe.graph.output[:]
     probe.graph.output.extend(values)
     return probe
@@ -148,7 +140,7 @@ def with_outputs(model: Any, values: Iterable[Any]) -> Any:
 
 def set_nodes(graph: Any, nodes: Iterable[Any]) -> None:
     """Make `nodes` the nodes of a graph, in this order; they may be its own."""
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    copies = [deepcopy(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
 
@@ -156,7 +148,7 @@ def set_nodes(graph: Any, nodes: Iterable[Any]) -> None:
 def drop_unread_initializers(graph: Any) -> None:
     """Remove the initializers that no node reads and that are no output."""
     read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    copies = [type(t).FromString(t.SerializeToString()) for t in graph.initializer if t.name in read]
+    copies = [deepcopy(tensor) for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(copies)
 
@@ -222,14 +214,8 @@ def tensor_specs(values: Iterable[Any]) -> list[TensorSpec]:
     """Return name, shape and dtype of graph inputs or outputs with fixed shapes."""
     from onnx import helper
 
-    return [
-        TensorSpec(
-            name=value.name,
-            shape=_dims(value),
-            dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-        )
-        for value in values
-    ]
+    dtype = helper.tensor_dtype_to_np_dtype
+    return [TensorSpec(name=v.name, shape=_dims(v), dtype=dtype(v.type.tensor_type.elem_type).name) for v in values]
 
 
 def _dims(value: Any) -> tuple[int, ...]:

@@ -5,13 +5,14 @@ How near this is to a vendor's hybrid model: docs/decisions/005-precision-search
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nightjar.graphs.fusion import Group
 from nightjar.graphs.macs import MULTIPLYING
-from nightjar.graphs.onnx_graph import Graph, add_constants, attribute, copy_model, set_nodes
+from nightjar.graphs.onnx_graph import Graph, add_constants, attribute, set_nodes
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -43,7 +44,7 @@ def fake_quantize(
     own.
     """
     graph = model if isinstance(model, Graph) else Graph(model)
-    out = copy_model(graph.model)
+    out = deepcopy(graph.model)
     writer = _Writer(graph, out, ranges, schemes)
     group_of = {name: g for g in groups for name in g.nodes if g.tensor not in float_layers}
     result: list[Any] = []

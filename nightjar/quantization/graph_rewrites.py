@@ -12,6 +12,7 @@ A rewrite is a plain dict, as ranking.json and plan.json hold it:
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import Group, fuse
-from nightjar.graphs.onnx_graph import Graph, add_constants, copy_model, set_nodes, with_outputs
+from nightjar.graphs.onnx_graph import Graph, add_constants, set_nodes, with_outputs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.parameter_map import FILE as PARAMETERS
 from nightjar.graphs.parameter_map import Location, read_parameter_map, write_parameter_map
@@ -84,7 +85,7 @@ def outlier_neurons(peaks: np.ndarray) -> list[int]:
 
 def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
     """Return a copy of the graph with every rewrite made; Broken for one that does not fit the graph."""
-    out = copy_model(model)
+    out = deepcopy(model)
     for rewrite in rewrites:
         graph = Graph(out)
         if rewrite["move"] == "split":

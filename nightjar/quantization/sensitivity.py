@@ -17,14 +17,14 @@ from pydantic import BaseModel, Field
 
 from nightjar.graphs.fusion import Group, quantizable_groups
 from nightjar.graphs.onnx_graph import Graph
-from nightjar.graphs.onnx_session import open_session, open_sessions
+from nightjar.graphs.onnx_session import PartFunction, open_session, open_sessions, part_function
 from nightjar.process import run_parallel
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.fake_quantize import fake_quantize
 from nightjar.quantization.graph_rewrites import apply_rewrites, propose_rewrites
 from nightjar.quantization.npu_traits import NpuTraits
-from nightjar.quantization.part_chain import Chain, Distance, PartFunction, part_function
+from nightjar.quantization.part_chain import Chain, Distance
 from nightjar.quantization.ranges import collect_ranges
 
 SMALL_GRAPH_BYTES = 2**25  # below it one core runs a graph as fast as two
