@@ -163,7 +163,7 @@ def _stream(
     clip: Clip,
     kind: Features,
     writer: CalibrationWriter,
-    zeros: Mapping[str, ArrayRef],
+    zeros: dict[str, ArrayRef],
     places: Mapping[int, int],
 ) -> dict[int, Step]:
     """Stream a clip to its last drawn step, store the inputs of the drawn steps, and return these by place.
@@ -233,7 +233,7 @@ def estimate_bytes(clips: Sequence[Clip], model: Model) -> int:
     """Return the size of a `full` set, from the clips' lengths: every input of every step."""
     inputs = model["parts"]["encoder"]["inputs"]
     step = sum(128 + int(np.prod(e["shape"])) * np.dtype(e["dtype"]).itemsize for e in inputs)
-    return step * sum(count_chunks(round(clip.duration_s * 16000), model) for clip in clips)
+    return int(step) * sum(count_chunks(round(clip.duration_s * 16000), model) for clip in clips)
 
 
 def check_size(size_bytes: int, limit_gib: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sherpa_onnx.online_recognizer import OnlineRecognizer
 
-from models.zipformer.checkpoint import find_files, load_checkpoint, read_symbols
+from models.zipformer.checkpoint import find_files, load_checkpoint
 from models.zipformer.stream import tail_samples
 from nightjar.speech.audio import load_audio
 
@@ -21,17 +21,10 @@ class Stock:
         files = find_files(checkpoint)
         model = load_checkpoint(checkpoint)
         self.chunk = {"frames": int(model.metadata["T"]), "shift": int(model.metadata["decode_chunk_len"])}
-        symbols = read_symbols(files["tokens"])
-        self.numbers = {
-            symbol.replace("▁", " "): number for number, symbol in enumerate(symbols)
-        }  # as sherpa-onnx writes them
+        # Symbols as sherpa-onnx writes them.
+        self.numbers = {symbol.replace("▁", " "): number for number, symbol in enumerate(model.symbols)}
         self.recognizer = OnlineRecognizer.from_transducer(
-            tokens=str(files["tokens"]),
-            encoder=str(files["encoder"]),
-            decoder=str(files["decoder"]),
-            joiner=str(files["joiner"]),
-            num_threads=1,
-            decoding_method="greedy_search",
+            **{name: str(file) for name, file in files.items()}, num_threads=1, decoding_method="greedy_search"
         )
 
     def transcribe(self, audio: Path, language: str) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Graph:
         self.outputs = [value.name for value in graph.output]
         self.values = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
         self._constants = constant_tensors(graph)
-        self.shapes = tensor_shapes(self.model) | {name: tuple(t.dims) for name, t in self._constants.items()}
+        self.shapes = tensor_shapes(self.model)
+        self.shapes |= {name: tuple(t.dims) for name, t in self._constants.items()}
         self.inputs = [value.name for value in graph.input if value.name not in self._constants]
 
     def is_constant(self, name: str) -> bool:
@@ -92,15 +93,13 @@ class Editor(Graph):
         add_constants(self.model.graph, {name: np.atleast_1d(values)})
         return name
 
-    def replace(self, rewrite: Callable[[Any], list[Any] | None]) -> int:
-        """Replace each node by what `rewrite` returns for it, None leaves it; return how many were replaced."""
-        rewritten = [(node, rewrite(node)) for node in self.model.graph.node]
-        count = sum(new is not None for _, new in rewritten)
-        if count:
-            set_nodes(self.model.graph, [n for node, new in rewritten for n in ([node] if new is None else new)])
-            del self.model.graph.value_info[:]
-            self.refresh()
-        return count
+    def replace(self, op_type: str, rewrite: Callable[[Any], list[Any]]) -> int:
+        """Replace each node of a type by what `rewrite` returns for it, if anything; return how many were replaced."""
+        rewritten = [(node, rewrite(node) if node.op_type == op_type else []) for node in self.model.graph.node]
+        set_nodes(self.model.graph, [n for node, new in rewritten for n in new or [node]])
+        del self.model.graph.value_info[:]
+        self.refresh()
+        return sum(bool(new) for _, new in rewritten)
 
     def drop_unread(self) -> None:
         """Remove the nodes and constants that nothing reads."""

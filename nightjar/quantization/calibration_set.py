@@ -129,7 +129,7 @@ class CalibrationWriter:
     def __init__(self, folder: Path, parts: Mapping[str, Sequence[Any]], seed: int = 0) -> None:
         """parts: the inputs of each, TensorSpec or as model.json has them."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._lock = folder, threading.Lock()
+        self._folder, self._lock, self._stored = folder, threading.Lock(), set[str]()
         contents = {part: {"inputs": inputs} for part, inputs in parts.items()}
         self._index = CalibrationIndex.model_validate({"seed": seed, "parts": contents})
         self._spreads = {p: {i.name: RunningHistogram() for i in e.inputs} for p, e in self._index.parts.items()}
@@ -144,12 +144,13 @@ class CalibrationWriter:
         if spec is None:
             have = ", ".join(i.name for i in self._index.parts[part].inputs)
             raise BadInput(f"part '{part}' has no input '{name}'; it has {have}; give it one of these")
-        if (self._folder / file).exists():
+        if file in self._stored:
             raise BadInput(f"'{file}' is stored already; give each array a name of its own")
         array = np.ascontiguousarray(array, dtype=spec.dtype)
         _check_shape(array, spec, f"part '{part}', file '{file}'", rows)
         with self._lock:
             self._spreads[part][name].add(array)
+            self._stored.add(file)
         np.save(self._folder / file, array, allow_pickle=False)
         return ArrayRef(file=file)
 
@@ -248,10 +249,10 @@ class CalibrationSet:
         """
         store = self.folder.resolve()
         out = (folder or store / "dataset" / part).resolve()
-        for path in map(str, (store, out)):
-            if path.split() != [path]:
+        for folder in (store, out):
+            if str(folder).split() != [str(folder)]:
                 raise BadInput(
-                    f"'{path}' has white space in it, and dataset.txt cannot quote a path;"
+                    f"'{folder}' has white space in it, and dataset.txt cannot quote a path;"
                     " put the artifact store or the dataset folder somewhere without"
                 )
         out.mkdir(parents=True, exist_ok=True)
