@@ -17,8 +17,7 @@ from models.whisper.decode import EncodedClip, decode, decode_clips, features
 from models.whisper.protocols import MASKED, Runner, Tensors
 from nightjar.errors import BadInput
 from nightjar.progress import tick
-from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter, few_samples, load_harvested
-from nightjar.quantization.part_chain import evenly
+from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter, evenly, few_samples, load_harvested
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, rank, shuffled
 
@@ -145,10 +144,7 @@ def choose_steps(steps: Mapping[str, int], samples: int, seed: int) -> dict[str,
     most = max(int(samples * CLIP_SHARE), -(-samples // len(steps)))
     chosen: dict[str, list[int]] = {}
     left, first = samples, True
-    while left:
-        offers = _offers(steps, chosen, most if not first else None)
-        if not offers:
-            break
+    while left and (offers := _offers(steps, chosen, None if first else most)):
         for step in evenly(sorted(offers), left):
             allowed = [n for n in offers[step] if first or len(chosen.get(n, ())) < most]
             if allowed:

@@ -21,20 +21,10 @@ import numpy as np
 from pydantic import BaseModel, Field
 from threadpoolctl import threadpool_limits
 
+from models.zipformer import stream
 from models.zipformer.feature_variants import Features, States, features_of
 from models.zipformer.reservoir import Reservoir
-from models.zipformer.stream import (
-    BLANK,
-    Array,
-    Model,
-    Runner,
-    StreamError,
-    chunks_of,
-    count_chunks,
-    follow,
-    initial_states,
-    run_chunk,
-)
+from models.zipformer.stream import BLANK, Array, Model, Runner
 from nightjar.errors import BadInput, BadOptions
 from nightjar.process import run_parallel
 from nightjar.progress import tick
@@ -97,7 +87,7 @@ def calibrate(
     writer = CalibrationWriter(out, {name: part["inputs"] for name, part in model["parts"].items()}, options.seed)
     for features in whole_streams(clips, options, model):
         writer.add_stream(features)
-    states = initial_states(model) if options.states == "zero" else {}  # a file of each for all samples
+    states = stream.initial_states(model) if options.states == "zero" else {}  # a file of each for all samples
     zeros = {name: writer.store("encoder", name, f"zero.{name}.npy", state) for name, state in states.items()}
     cores = len(os.sched_getaffinity(0))
     # numpy's own threads are off: they spin after every product, and features have many small ones.
@@ -110,12 +100,12 @@ def calibrate(
             places.setdefault(clip_id, {})[number] = place
         finished, steps = itertools.count(1), dict[int, Step]()
 
-        def stream(clip: Clip) -> None:
+        def stream_clip(clip: Clip) -> None:
             steps.update(_stream(runner, model, hidden, clip, options.features, writer, zeros, places[clip.id]))
             tick(next(finished), len(places))
 
         # One clip at a time leaves a core idle, as a chunk is too little work for two.
-        run_parallel([partial(stream, clip) for clip in clips if clip.id in places], cores)
+        run_parallel([partial(stream_clip, clip) for clip in clips if clip.id in places], cores)
     _store_samples(writer, drawn, steps, runner, options)
     samples = {part: writer.count(part) for part in model["parts"]}
     warnings = few_samples({part: n_samples for part, n_samples in samples.items() if part != "decoder"})
@@ -124,7 +114,7 @@ def calibrate(
 
 def _count_chunks(clip: Clip, model: Model) -> int:
     """Count the chunks of a clip from its samples: the header of an mp3 has no exact number."""
-    return count_chunks(len(load_audio(clip.audio)), model)
+    return stream.count_chunks(len(load_audio(clip.audio)), model)
 
 
 def draw_steps(chunks: Mapping[str, int], options: CalibrationOptions) -> list[tuple[str, int]]:
@@ -139,7 +129,7 @@ def draw_steps(chunks: Mapping[str, int], options: CalibrationOptions) -> list[t
 
 def _chunks(clip: Clip, kind: Features, model: Model) -> list[Array]:
     wave = load_audio(clip.audio).astype(np.float32) / 32768.0
-    return [chunk.x for chunk in chunks_of(wave, model, features_of(kind))]
+    return [chunk.x for chunk in stream.chunks_of(wave, model, features_of(kind))]
 
 
 def whole_streams(clips: Sequence[Clip], options: CalibrationOptions, model: Model) -> list[np.ndarray]:
@@ -170,7 +160,7 @@ def _stream(
 
     zeros: the stored states to use instead of the true ones. places: by chunk.
     """
-    states, rows, inputs = initial_states(model), list[Array](), dict[int, dict[str, ArrayRef]]()
+    states, rows, inputs = stream.initial_states(model), list[Array](), dict[int, dict[str, ArrayRef]]()
     chunks = _chunks(clip, kind, model)
     for number, x in enumerate(chunks[: max(places) + 1]):
         if number in places:
@@ -178,15 +168,15 @@ def _stream(
             files = {name: f"{name}_{places[number]:06d}.npy" for name in tensors}
             inputs[number] = {n: writer.store("encoder", n, files[n], value) for n, value in tensors.items()} | zeros
         try:
-            encoded, states, _ = run_chunk(runner, x, states, model, number)
-        except StreamError as exc:
+            encoded, states, _ = stream.run_chunk(runner, x, states, model, number)
+        except stream.StreamError as exc:
             raise BadInput(f"clip '{clip.id}', {exc}: look at the clip and at the float graphs") from exc
         rows.append(encoded)
     joined, per_chunk = np.concatenate(rows), len(encoded)
     if (harvest := hidden / f"{clip.id}.encoder_out.npy").is_file():  # else those of the host
         shape = (len(chunks) * per_chunk, joined.shape[1])
         joined = load_harvested(harvest, clip.id, shape)[: len(joined)]
-    contexts, tokens = follow(runner, model, joined)
+    contexts, tokens = stream.follow(runner, model, joined)
     ranges = {number: slice(number * per_chunk, (number + 1) * per_chunk) for number in places}
     return {
         places[number]: Step(inputs[number], joined[at].copy(), contexts[at], tokens[at])
@@ -233,7 +223,7 @@ def estimate_bytes(clips: Sequence[Clip], model: Model) -> int:
     """Return the size of a `full` set, from the clips' lengths: every input of every step."""
     inputs = model["parts"]["encoder"]["inputs"]
     step = sum(128 + int(np.prod(e["shape"])) * np.dtype(e["dtype"]).itemsize for e in inputs)
-    return int(step) * sum(count_chunks(round(clip.duration_s * 16000), model) for clip in clips)
+    return int(step) * sum(stream.count_chunks(round(clip.duration_s * 16000), model) for clip in clips)
 
 
 def check_size(size_bytes: int, limit_gib: float) -> None:

@@ -70,7 +70,8 @@ def edit_graphs(model: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     for part, original in model.graphs.items():
         editor = Editor(surgery.fix_shapes(deepcopy(original)))
         if part == "encoder":
-            counts = count_states(editor, states_of(original))
+            counting = {v.name for v in original.graph.input if v.type.tensor_type.elem_type == TensorProto.INT64}
+            counts = {before: after for before, after in states_of(original) if before in counting}  # of frames
             surgery.bound_averages(editor, counts)
             surgery.multiply_sums(editor)
             surgery.shift_distances(editor)
@@ -82,12 +83,6 @@ def edit_graphs(model: Checkpoint, recipe: Recipe) -> dict[str, Any]:
         editor.drop_unread()
         graphs[part] = editor.model
     return graphs
-
-
-def count_states(editor: Editor, states: list[tuple[str, str]]) -> dict[str, str]:
-    """Return the states that count frames, input and output: those of whole numbers."""
-    whole = {v.name for v in editor.model.graph.input if v.type.tensor_type.elem_type == TensorProto.INT64}
-    return {before: after for before, after in states if before in whole}
 
 
 def prove(model: Checkpoint, edited: dict[str, Any]) -> None:

@@ -179,9 +179,9 @@ def split_kernels(editor: Editor, most: int) -> int:
             products.append(name)
         total = products[0]
         for number, name in enumerate(products[1:], 1):
-            is_last = number == len(products) - 1
-            left, total = total, out if is_last else f"{out}.sum.{number}"
-            nodes.append(make_node("Add", [left, name], [total], name=node.name if is_last else total))
+            left, total = total, f"{out}.sum.{number}"
+            nodes.append(make_node("Add", [left, name], [total], name=total))
+        nodes[-1].output[0], nodes[-1].name = out, node.name
         return nodes
 
     return editor.replace("Conv", rewrite)
@@ -197,9 +197,7 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
     """
 
     def counted(name: str) -> bool:
-        while (node := editor.producers.get(name)) is not None and node.op_type in BETWEEN:
-            name = node.input[0]
-        return name in counts
+        return editor.root(name, BETWEEN) in counts
 
     def factor(node: Any) -> str | None:
         """Return the other operand of a node with one operand that counts frames."""

@@ -4,7 +4,7 @@
 without it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Graph:
         self.model = infer_shapes(self.model)
         graph = self.model.graph
         self.nodes = list(graph.node)
+        self.named = {node.name: node for node in self.nodes}
         self.producers = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[Any]] = {}
         for node in self.nodes:
@@ -65,9 +66,9 @@ class Graph:
         value = self.values.get(name)
         return value is not None and value.type.tensor_type.elem_type == 1 and not self.is_constant(name)
 
-    def root(self, name: str) -> str:
-        """Follow a tensor back through data movement to the tensor that holds its values first."""
-        while (node := self.producers.get(name)) is not None and node.op_type in DATA_MOVEMENT:
+    def root(self, name: str, through: Sequence[str] = DATA_MOVEMENT) -> str:
+        """Follow a tensor back through data movement, or other operators, to the tensor that holds its values first."""
+        while (node := self.producers.get(name)) is not None and node.op_type in through:
             name = node.input[0]
         return name
 

@@ -4,6 +4,7 @@
 A sample may take the first rows of a longer array, so that a decoder's KV cache is stored once per clip, not per step.
 """
 
+import functools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ class RunningHistogram:
     def __init__(self) -> None:
         self.low = np.inf
         self.high = -np.inf
-        self._reach = 0.0
+        self._reach = 2.0**-20
         self._counts = np.zeros(self.BINS, np.int64)
 
     def add(self, array: np.ndarray) -> None:
@@ -82,7 +83,11 @@ class RunningHistogram:
                 f" float graphs and the clip, then {AGAIN}"
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._widen(max(-low, high))
+        # Reaches are powers of two: bins of any two nest, so the order of arrays does not matter.
+        while max(-low, high) > self._reach:
+            merged = self._counts.reshape(-1, 2).sum(axis=1)
+            self._counts = np.pad(merged, self.BINS // 4)
+            self._reach *= 2
         # An odd step reaches all channels instead of the same ones in every row.
         flat = array.reshape(-1)[:: max(1, array.size // self.VIEW) | 1].astype(np.float64)
         bins = ((flat / self._reach + 1) * (self.BINS / 2)).astype(np.int64)
@@ -107,17 +112,6 @@ class RunningHistogram:
         ends = {"min": self.low, "max": self.high}
         values = ends | {"p0.1": self.percentile(0.1), "p99.9": self.percentile(99.9)}
         return {name: float(f"{value:.6g}") for name, value in values.items()}
-
-    def _widen(self, magnitude: float) -> None:
-        # Powers of two only: bins of any two reaches nest, so the order of arrays does not matter.
-        if self._reach == 0.0:
-            self._reach = 2.0**-20
-        while magnitude > self._reach:
-            half = self.BINS // 2
-            merged = self._counts.reshape(half, 2).sum(axis=1)
-            self._counts = np.zeros_like(self._counts)
-            self._counts[half // 2 : half // 2 + half] = merged
-            self._reach *= 2
 
 
 class CalibrationWriter:
@@ -224,21 +218,15 @@ class CalibrationSet:
         """
         total = self.count(part)
         taken = min(most or total, total)
-        evenly = (n * total // taken for n in range(taken))
-        last: dict[str, tuple[str, np.ndarray]] = {}
-        for number in evenly if numbers is None else numbers:
+        spread = (n * total // taken for n in range(taken))
+        load = functools.lru_cache(len(self.inputs(part)))(self._load)
+        for number in spread if numbers is None else numbers:
             sample, where = self._sample(part, number)
-            tensors: Tensors = {}
-            for spec in self.inputs(part):
-                ref = sample[spec.name]
-                if last.get(spec.name, ("",))[0] != ref.file:
-                    last[spec.name] = (ref.file, self._load(ref.file, where))
-                tensors[spec.name] = _materialise(last[spec.name][1], ref, spec, where)
-            yield tensors
+            yield {s.name: _materialise(load(sample[s.name].file), sample[s.name], s, where) for s in self.inputs(part)}
 
     def streams(self) -> list[np.ndarray]:
         """Return the features of the stored streams, (chunks, …) float32 each; empty for a model without streams."""
-        return [self._load(file, f"stream of {self.folder}") for file in self.index.streams]
+        return [self._load(file) for file in self.index.streams]
 
     def write_dataset(self, part: str, folder: Path | None = None) -> Path:
         """Write dataset.txt, the sample list of vendor toolkits, and return its path.
@@ -264,7 +252,7 @@ class CalibrationSet:
                 ref, path = sample[spec.name], store / sample[spec.name].file
                 if ref.rows is not None:
                     path = out / f"{spec.name}_{number:06d}.npy"
-                    np.save(path, _materialise(self._load(ref.file, where), ref, spec, where), allow_pickle=False)
+                    np.save(path, _materialise(self._load(ref.file), ref, spec, where), allow_pickle=False)
                 elif not path.is_file():
                     raise BadInput(f"{where}: '{ref.file}' is missing; {AGAIN}")
                 paths.append(str(path))
@@ -286,11 +274,11 @@ class CalibrationSet:
         _check_names(entry.samples[number], entry, where)
         return entry.samples[number], where
 
-    def _load(self, file: str, where: str) -> np.ndarray:
+    def _load(self, file: str) -> np.ndarray:
         try:
             array: np.ndarray = np.load(self.folder / file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as exc:
-            raise BadInput(f"{where}: cannot read '{file}' ({exc}); {AGAIN}") from exc
+            raise BadInput(f"cannot read '{file}' of {self.folder} ({exc}); {AGAIN}") from exc
         array.flags.writeable = False
         return array
 
@@ -303,6 +291,12 @@ def few_samples(counts: Mapping[str, int]) -> list[str]:
         " needs; give more clips or a higher --calibration-samples"
     )
     return [warning] if few else []
+
+
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """Take at most `most` items, evenly from first to last."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
+    return [items[place] for place in places]
 
 
 def load_harvested(path: Path, clip_id: str, shape: tuple[int, ...]) -> np.ndarray:

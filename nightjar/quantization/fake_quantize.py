@@ -74,16 +74,15 @@ class _Writer:
 
     def round_inputs(self, node: Any, group: Group, scheme: Scheme) -> None:
         """Make a node read rounded weights, and rounded activations from outside its group."""
+        bits = scheme.activations
         for index, name in enumerate(node.input):
             root = self._graph.root(name)
             if name in group.weights:
                 node.input[index] = self._weight(node, name, scheme.weights)
             # A tensor with no more bits at its producer stays as it is.
-            elif root in group.inputs and root in self._ranges:
-                bits = scheme.activations
-                if self._output_bits.get(root, 99) > bits:
-                    node.input[index] = f"{name}.rounded{bits if bits != 8 else ''}"
-                    self._round(name, node.input[index], root, bits)
+            elif root in group.inputs and root in self._ranges and self._output_bits.get(root, 99) > bits:
+                node.input[index] = f"{name}.rounded{bits if bits != 8 else ''}"
+                self._round(name, node.input[index], root, bits)
 
     def round_output(self, node: Any, index: int, bits: int) -> None:
         """Round a tensor at its producer; the rounded value keeps the tensor's name."""

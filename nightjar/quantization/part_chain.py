@@ -15,7 +15,7 @@ import numpy as np
 from nightjar.errors import BadInput
 from nightjar.graphs.fusion import logit_outputs
 from nightjar.graphs.onnx_session import PartFunction, part_function
-from nightjar.quantization.calibration_set import CalibrationSet, Tensors
+from nightjar.quantization.calibration_set import CalibrationSet, Tensors, evenly
 
 Links = dict[str, tuple[str, str]]  # input -> the part that makes it, and its output's name there
 
@@ -99,14 +99,13 @@ def choose_samples(
     Clips with most steps come first, as their samples cost one run of the other parts. A clip's number is in the names
     of its files. Raises BadInput where no clip goes through all parts.
     """
-    last, numbered = order[-1], dict[str, dict[int, list[int]]]()
-    for part in order:
-        names = list(last_links) if part == last else []
+    last, numbered = order[-1], {part: dict[int, list[int]]() for part in order}
+    for part, indices in numbered.items():
         for index, sample in enumerate(calibration.index.parts[part].samples):
-            file = sample[names[0]].file if names else next(iter(sample.values())).file
-            if number := re.search(r"\d{6}", file):
-                numbered.setdefault(part, {}).setdefault(int(number[0]), []).append(index)
-    common = set.intersection(*(set(numbered.get(part, {})) for part in order))
+            name = next(iter((last_links if part == last else {}) or sample))
+            if number := re.search(r"\d{6}", sample[name].file):
+                indices.setdefault(int(number[0]), []).append(index)
+    common = set.intersection(*map(set, numbered.values()))
     if not common:
         raise BadInput("no calibration clip has samples of every part; run the same command with --refresh calibrate")
     drawn = sorted(common, key=lambda number: (-len(numbered[last][number]), number))[:clips]
@@ -120,9 +119,8 @@ def choose_samples(
 def part_links(sessions: Mapping[str, Any]) -> dict[str, Links]:
     """Return, per part, the inputs that other parts make."""
     makers = {value.name: part for part, session in sessions.items() for value in session.get_outputs()}
-    result: dict[str, Links] = {}
+    result: dict[str, Links] = {part: {} for part in sessions}
     for part, session in sessions.items():
-        result[part] = {}
         for name in (value.name for value in session.get_inputs()):
             output = name if name in makers else RENAMED_INPUTS.get(name, "")
             if output in makers and makers[output] != part:
@@ -150,12 +148,6 @@ def _log_softmax(values: np.ndarray) -> np.ndarray:
     rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
     rows = rows - rows.max(-1, keepdims=True)
     return np.asarray(rows - np.log(np.exp(rows).sum(-1, keepdims=True)))
-
-
-def evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """Take at most `most` items, evenly from first to last."""
-    places = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
-    return [items[place] for place in places]
 
 
 def _order(links: Mapping[str, Links]) -> list[str]:

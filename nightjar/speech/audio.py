@@ -86,7 +86,7 @@ def _open(path: Path) -> Iterator[sf.SoundFile]:
                 return
         # From an mp3 without a length tag libsndfile reads only as much as the first frame's bit rate lets it guess;
         # through a pipe, which has no length either, it reads to the end.
-        command = ["tail", "-c", f"+{_mp3_tag(path)[0] + 1}", path]
+        command = ["tail", "-c", f"+{_mp3_tag(path)[0] + 1}", str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
             assert tail.stdout is not None
             with sf.SoundFile(tail.stdout.fileno(), closefd=False) as file:
