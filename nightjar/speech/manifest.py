@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from nightjar.errors import BadAudio, BadManifest, SpeakersOverlap
+from nightjar.files import digest_file
 from nightjar.speech.audio import SUFFIXES, duration_s, load_audio
 from nightjar.store.file_memo import FileMemo
 
@@ -55,7 +56,6 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
     With `transcribed=False` a folder needs no text beside its audio, and a single audio file is a list too.
     Raises BadManifest or BadAudio with the file and line at fault; no clip is skipped silently.
     """
-    path = Path(path)
     if path.is_dir():
         transcripts = sorted(path.rglob("*.trans.txt"))
         rows = _librispeech(path, transcripts) if transcripts else _folder(path, transcribed)
@@ -251,8 +251,7 @@ def _read(path: Path) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as raw:
-            return hashlib.file_digest(raw, "sha256").hexdigest()
+        return digest_file(path)
     except OSError as exc:
         raise BadAudio(f"{path}: cannot be read ({exc.strerror}); check the path") from exc
 
