@@ -43,8 +43,7 @@ class Plugin(BaseModel, frozen=True):
 
 def names(kind: Kind) -> list[str]:
     """List the folders of a kind, sorted."""
-    folder = ROOT / kind
-    return sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+    return sorted(path.parent.name for path in (ROOT / kind).glob("*/__init__.py"))
 
 
 def plugin(kind: Kind, name: str, module: str = "") -> Plugin:

@@ -1,6 +1,5 @@
 """Take ONNX files made elsewhere as this target's binary: nothing is compiled, at most tensors are renamed."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from onnx import TensorProto, helper
 
 from nightjar.device.part_io import first_line
 from nightjar.errors import BadInput, Broken
+from nightjar.files import read_json
 from nightjar.graphs.onnx_graph import rename_tensors
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.prebuilt import FileInterface, PrebuiltPart, check_interface
@@ -49,7 +49,7 @@ def adopt(parts: Mapping[str, PrebuiltPart], graphs: Path, out: Path) -> None:
 
     Raises BadInput for a file whose tensors are not those of the export, or that onnxruntime cannot load.
     """
-    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    model = read_json(graphs / "model.json")
     for name, prebuilt in parts.items():
         check_interface(prebuilt, name, model["parts"][name])
     entries = {}
@@ -59,7 +59,7 @@ def adopt(parts: Mapping[str, PrebuiltPart], graphs: Path, out: Path) -> None:
             onnx.save(rename_tensors(onnx.load(prebuilt.file, format="protobuf"), prebuilt.rename), file)
         else:
             shutil.copyfile(prebuilt.file, file)
-        entries[name] = {"runner": NAME, "file": part["file"], **_checked_audit(prebuilt.file, file)}
+        entries[name] = {"file": part["file"], **_checked_audit(prebuilt.file, file)}
         if lanes := lane_metadata(onnx.load(file, load_external_data=False)).get("lanes"):
             entries[name]["lanes"] = int(lanes)
     write_binary(graphs, model, entries, out, target=NAME, precision="as given")
@@ -81,7 +81,7 @@ def _checked_audit(given: Path, file: Path) -> dict[str, Any]:
     """Audit a file; BadInput, with the name of the given file, where onnxruntime or the audit cannot read it."""
     try:
         open_session(file, integer_kernels=True)
-        return {**audit(file)}
+        return dict(audit(file))
     except Broken as exc:  # the message for exported graphs
         raise BadInput(f"{given}: {exc}") from exc
     except Exception as exc:  # onnxruntime raises classes of its own, without a base

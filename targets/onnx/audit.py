@@ -15,7 +15,7 @@ INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearCon
 
 
 def audit(path: Path) -> dict[str, int | float]:
-    """Return size_bytes, nodes_total, nodes_int8, nodes_run_int8 and int8_mac_share (of all multiply-accumulates).
+    """Return nodes_total, nodes_int8, nodes_run_int8 and int8_mac_share (of all multiply-accumulates).
 
     A node is int8 when both its factors come from a DequantizeLinear. `nodes_run_int8` counts integer kernels after
     onnxruntime's optimiser on this machine: where it is lower, those nodes have int8 values and run in float.
@@ -30,7 +30,6 @@ def audit(path: Path) -> dict[str, int | float]:
     ]
     total, int8 = sum(count for count, _ in macs), [count for count, is_int8 in macs if is_int8]
     return {
-        "size_bytes": path.stat().st_size,
         "nodes_total": sum(n.op_type not in PLUMBING for n in model.graph.node),
         "nodes_int8": len(int8),
         "nodes_run_int8": count_integer_kernels(path) if int8 else 0,

@@ -8,12 +8,12 @@ so a part's figure is its own loss without that of the parts before it.
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
+from nightjar.files import read_json
 from nightjar.quantization.calibration_set import CalibrationSet, Tensors
 from nightjar.quantization.part_chain import snr_decibels
 from targets.onnx.runner import OnnxRunner, open_runner
@@ -27,16 +27,14 @@ def measure(
     Argmax is over the last axis of the first output, and has a meaning where that is logits.
     """
     found = CalibrationSet.open(samples)
-    exact, quantized = (
-        open_runner(folder, json.loads((folder / name).read_text(encoding="utf-8"))["parts"], {"threads": threads})
-        for folder, name in ((graphs, "model.json"), (binary, "binary.json"))
-    )
+    files = ((graphs, "model.json"), (binary, "binary.json"))
+    runners = [open_runner(folder, read_json(folder / name)["parts"], {"threads": threads}) for folder, name in files]
     figures = {}
     for part in found.parts:
         noise_db, equal = [], []
-        seconds: tuple[list[float], list[float]] = ([], [])
+        seconds: list[list[float]] = [[], []]
         for sample in itertools.islice(found.samples(part), limit):
-            wanted, got = (_timed(r, part, sample, s) for r, s in zip((exact, quantized), seconds, strict=True))
+            wanted, got = (_timed(r, part, sample, s) for r, s in zip(runners, seconds, strict=True))
             noise_db.append(snr_decibels([(wanted, got)]))
             first = next(iter(wanted))
             equal.append(float((wanted[first].argmax(-1) == got[first].argmax(-1)).mean()))
