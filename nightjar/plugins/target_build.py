@@ -136,19 +136,17 @@ def write_binary(
 ) -> None:
     """Write the embedding tables, model.json and binary.json of parts whose files lie in `out`.
 
-    model.json stays as it is where the files have the names of the graphs. entries: by part; `runner` is the target
-    where an entry has none, `size_bytes` is that of `file`. described: fields of binary.json before `parts`.
+    entries: by part; `runner` is the target where an entry has none, `size_bytes` is that of `file`. described: fields
+    of binary.json before `parts`.
     """
-    for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
-        shutil.copyfile(path, out / path.name)
+    for table in sorted(graphs.glob("*embedding*")):
+        shutil.copyfile(table, out / table.name)
     parts = {}
     for name, entry in entries.items():
         size_bytes = (out / entry["file"]).stat().st_size
         parts[name] = {"runner": target, "file": entry["file"], "size_bytes": size_bytes, **entry}
-    contents: dict[str, Any] = {"binary.json": {"target": target, **described, "parts": parts}}
-    if any(model["parts"][name]["file"] != entry["file"] for name, entry in entries.items()):
-        for name, entry in entries.items():
-            model["parts"][name]["file"] = entry["file"]
-        contents["model.json"] = model
-    for name, content in contents.items():
-        (out / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        model["parts"][name]["file"] = entry["file"]
+    binary = {"target": target, **described, "parts": parts}
+    for file, content in (("model.json", model), ("binary.json", binary)):
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (out / file).write_text(f"{text}\n", encoding="utf-8")

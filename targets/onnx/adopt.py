@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from nightjar.device.part_io import first_line
 from nightjar.errors import BadInput, Broken
 from nightjar.files import read_json
-from nightjar.graphs.onnx_graph import rename_tensors
+from nightjar.graphs.onnx_graph import rename_tensors, tensor_specs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.prebuilt import FileInterface, PrebuiltPart, check_interface
 from nightjar.graphs.tensor_spec import TensorSpec
@@ -73,8 +73,7 @@ def _tensor(file: Path, value: onnx.ValueInfoProto) -> TensorSpec:
             f"{file}: {value.name} ({', '.join(map(str, dims))}) has no fixed shape, which NPUs need: "
             "export without dynamic axes"
         )
-    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return TensorSpec(name=value.name, shape=tuple(int(dim) for dim in dims), dtype=dtype)
+    return tensor_specs([value])[0]
 
 
 def _checked_audit(given: Path, file: Path) -> dict[str, Any]:

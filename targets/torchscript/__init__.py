@@ -32,5 +32,5 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
     out.mkdir(parents=True, exist_ok=True)
     for part in model["parts"].values():
         shutil.copyfile(graphs / part["file"], out / part["file"])
-    entries = {name: {"file": part["file"], "int8_mac_share": 0.0} for name, part in model["parts"].items()}
+    entries = {name: {"int8_mac_share": 0.0, **part} for name, part in model["parts"].items()}
     write_binary(graphs, model, entries, out, target=NAME, precision=options.precision)
