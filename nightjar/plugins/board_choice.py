@@ -87,18 +87,15 @@ def _group(target: Plugin, aliases: str) -> BoardRef:
         raise failures[-1]
     first, *others = boards
     for other in others:
-        if differences := _differences(first.facts, other.facts):
+        one, two = ({"soc": f.soc, "Python": f.python, **f.runtimes} for f in (first.facts, other.facts))
+        apart = [name for name in one | two if one.get(name) != two.get(name)]
+        if apart:
+            values = ", ".join(f"{name} {one.get(name, 'absent')} and {two.get(name, 'absent')}" for name in apart)
             raise BadOptions(
-                f"boards {first.alias} and {other.alias} are not of a kind ({differences}): share a run between boards "
+                f"boards {first.alias} and {other.alias} are not of a kind ({values}): share a run between boards "
                 "that agree, or pass --board with one of them"
             )
     return first.model_copy(update={"alias": ",".join(each.alias for each in boards)})
-
-
-def _differences(one: BoardFacts, other: BoardFacts) -> str:
-    ours, theirs = ({"soc": f.soc, "Python": f.python, **f.runtimes} for f in (one, other))
-    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    return ", ".join(f"{name} {ours.get(name, 'absent')} and {theirs.get(name, 'absent')}" for name in names)
 
 
 def _by_adb(target: Plugin, alias: str, serial: str) -> BoardRef:

@@ -138,7 +138,10 @@ def find_sdk(target: str, spec: SdkSpec, folder: Path) -> Sdk:
 def _find_wheels(spec: SdkSpec, folder: Path) -> dict[WheelSpec, list[_Wheel]]:
     """Find the wheels of each name, those that do not fit with the reason."""
     specs = {canonicalize_name(wheel.name): wheel for wheel in spec.wheels}
-    accepted = {python: _machine_tags(python) for python in spec.python}
+    accepted: dict[str, set[Tag]] = {}  # on this machine (PEP 425)
+    for python in spec.python:
+        numbers = tuple(map(int, python.split(".")))
+        accepted[python] = {*cpython_tags(numbers), *compatible_tags(numbers, f"cp{python.replace('.', '')}")}
     found: dict[WheelSpec, list[_Wheel]] = {wheel: [] for wheel in spec.wheels}
     for path in sorted(folder.rglob("*.whl")):
         try:
@@ -158,12 +161,6 @@ def _find_wheels(spec: SdkSpec, folder: Path) -> dict[WheelSpec, list[_Wheel]]:
                 problem = f"{path.name} is for {own}, wanted is Python {' or '.join(spec.python)} on this machine"
             found[wheel].append(_Wheel(path, version, () if problem else tuple(pythons), problem))
     return found
-
-
-def _machine_tags(python: str) -> frozenset[Tag]:
-    """Return the wheel tags that a Python version accepts on this machine (PEP 425)."""
-    major, minor = map(int, python.split("."))
-    return frozenset([*cpython_tags((major, minor)), *compatible_tags((major, minor), f"cp{major}{minor}")])
 
 
 def _find_python(version: str) -> str | None:

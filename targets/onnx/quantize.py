@@ -66,10 +66,7 @@ def collect_ranges(
 
 
 def quantize(
-    model: onnx.ModelProto,
-    nodes: Iterable[str],
-    ranges: Mapping[str, tuple[float, float]],
-    per_channel: bool = True,
+    model: onnx.ModelProto, nodes: Iterable[str], ranges: Mapping[str, tuple[float, float]], per_channel: bool
 ) -> onnx.ModelProto:
     """Put the named linear nodes in int8, in place, and return the graph.
 

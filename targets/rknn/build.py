@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 BUILD_S = 3600.0
 QUANTIZE_S = 6 * 3600.0
 OWN_RANGES = "clips"  # the value of quantized_algorithm for which Nightjar collects the ranges
-BUILD_FILES = ("rknn", "sim.onnx", "sim.json")
-SAMPLES_COMPARED = 32  # lines of a dataset.txt
 CUSTOM_CHARACTERS = 1024
 DESCRIPTIVE = ("comment", "version", "model_author", "url", "onnx.infer")  # metadata that no program reads
 ZOO_NAMES = {"mel": "x", "hidden": "out"}  # rknn_model_zoo's, for users of its `window`; runners go by order
@@ -173,12 +171,12 @@ def samples_in_memory(model: onnx.ModelProto, options: Options) -> int:
 
 
 def most_informative(dataset: Path) -> str:
-    """Return the line of a dataset.txt with the fewest all-zero inputs, of the first SAMPLES_COMPARED.
+    """Return the line of a dataset.txt with the fewest all-zero inputs, of the first 32.
 
     ranges.py identifies tensors by their extremes in one sample. The first step of a stream or of a prefix has all-zero
     states, which identify nothing.
     """
-    lines = dataset.read_text(encoding="utf-8").splitlines(keepends=True)[:SAMPLES_COMPARED]
+    lines = dataset.read_text(encoding="utf-8").splitlines(keepends=True)[:32]
     return min(lines, key=lambda line: sum(not np.load(path).any() for path in line.split()))
 
 
@@ -193,7 +191,7 @@ def _run_build(found: Toolchain, job: Mapping[str, Any], folder: Path, graph: Pa
     """Do a job of a build, move its files to `out` and return the part's entry of binary.json, with its audit."""
     part = job["name"]
     result = found.call(inside.__name__, job, folder, BUILD_S)
-    for suffix in BUILD_FILES:
+    for suffix in ("rknn", "sim.onnx", "sim.json"):
         shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
     rows = read_table((folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
     figures, layers = audit(Graph(onnx.load(graph)), [Layer(**entry) for entry in result["layers"]], rows)

@@ -103,21 +103,6 @@ def node_layers(graph: Graph, layers: Sequence[Layer]) -> dict[str, Layer]:
     return found
 
 
-def tensor_names(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:
-    """Map each tensor of the float graph that some layer computes to that layer's own output tensor.
-
-    A group's tensor is its layer's output, whichever node the layer is named after: `exSwish` after its sigmoid.
-    """
-    found, own = node_layers(graph, layers), named_layers(graph, layers)
-    makers = {tensor: node.name for tensor, node in graph.producers.items() if tensor and node.name in found}
-    names = {tensor: found[maker].outputs[0] for tensor, maker in makers.items()}
-    for group in fuse(graph.model):
-        ends = [own[node].outputs[0] for node in group.nodes if node in own]
-        if ends and group.nodes[-1] not in own:
-            names[group.tensor] = ends[-1]
-    return names
-
-
 def data_moves(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
     """Map each output of a layer that moves data or part of it to its `source` and `readers`.
 
@@ -175,11 +160,21 @@ def integer_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
 
 
 def layer_names(graph: Graph, layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return the content of PART.names.json: the layers by tensor and node of the float graph."""
+    """Return the content of PART.names.json: the layers' own output tensors by tensor and node of the float graph.
+
+    A group's tensor is its layer's output, whichever node the layer is named after: `exSwish` after its sigmoid.
+    """
+    own = {node: layer.outputs[0] for node, layer in named_layers(graph, layers).items()}
+    nodes = {node: layer.outputs[0] for node, layer in node_layers(graph, layers).items()}
+    tensors = {tensor: nodes[node.name] for tensor, node in graph.producers.items() if tensor and node.name in nodes}
+    for group in fuse(graph.model):
+        ends = [own[node] for node in group.nodes if node in own]
+        if ends and group.nodes[-1] not in own:
+            tensors[group.tensor] = ends[-1]
     attention = [layer for layer in layers if layer.op == "exSDPAttention"]
     return {
-        "tensors": tensor_names(graph, layers),
-        "nodes": {node: layer.outputs[0] for node, layer in node_layers(graph, layers).items()},
+        "tensors": tensors,
+        "nodes": nodes,
         "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
         "masked_attention": [each.outputs[0] for each in attention if len(each.inputs) > 3],  # query, key, value, mask
         "boundary": boundary_tensors(graph, layers),

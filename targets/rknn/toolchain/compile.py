@@ -17,7 +17,6 @@ from typing import Any
 from nightjar.toolchains.sdk_calls import require_output, supported
 from targets.rknn.toolchain.sdk import call_toolkit, open_toolkit
 
-SDK = "rknn-toolkit2"
 QUANTIZATION_FILES = ("model", "data", "quantization.cfg")
 # What the simulator asks of the graph object besides the graph.
 SETTINGS = ("act_quant_dtype", "const_share_tab", "do_quantization", "quantize_dtype", "unsqueeze_2d_mode")
@@ -58,7 +57,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         for node in optimized.graph.node
     ]
     toolkit.release()
-    return {"toolkit": importlib.metadata.version(SDK), "layers": layers}
+    return {"toolkit": importlib.metadata.version("rknn-toolkit2"), "layers": layers}
 
 
 def save_for_simulator(base: Any, name: str) -> None:
@@ -78,14 +77,11 @@ def save_for_simulator(base: Any, name: str) -> None:
 
 def _skip_check_files() -> None:
     """Keep a verbose build from writing the graph three times as check<n>_*.onnx: a third of its time (2.5.0)."""
-    from rknn.api import ir_graph  # type: ignore[import-not-found]
+    from rknn.api.ir_graph import IRGraph  # type: ignore[import-not-found]
 
-    graph = getattr(ir_graph, "IRGraph", None)
-    save = getattr(graph, "save_onnx", None)
-    if graph is None or save is None:  # another version
-        return
+    save = IRGraph.save_onnx
 
     def save_onnx(self: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
         return None if Path(path).name.startswith("check") else save(self, path, *args, **kwargs)
 
-    graph.save_onnx = save_onnx
+    IRGraph.save_onnx = save_onnx
