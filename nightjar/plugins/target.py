@@ -24,10 +24,7 @@ TOOLCHAIN_TIERS = ("vendor-simulator", STAND_IN)
 
 
 def target_of(name: str, board: str | None) -> Plugin:
-    """Return the target of a request: the folder of this name or, on board `stand-in`, its stand-in.
-
-    Raises UnknownName when there is no such folder, BoardMissing when it has no stand-in.
-    """
+    """Return a request's target, or its stand-in on board `stand-in`; raises UnknownName and BoardMissing."""
     found = plugin("targets", name)
     if board != STAND_IN:
         return found

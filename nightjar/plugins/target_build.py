@@ -112,10 +112,7 @@ def require_products(part: str, precision: str, share: float) -> None:
 
 
 def part_progress(number: int, parts: int, bar: str = "") -> Progress:
-    """Return a listener that reports the SDK call for part `number` (from 0) of `parts` as progress of the build.
-
-    bar: the SDK's progress bar to follow, by default any.
-    """
+    """Return a listener for the SDK call of part `number` (from 0) of `parts`; bar: its bar to follow, else any."""
 
     def report(name: str, done: int, total: int) -> None:
         if bar in ("", name):

@@ -41,10 +41,7 @@ def main(module: str, job_file: str, result_file: str, address_space_bytes: str 
 
 
 def stub_target_packages(module: str) -> None:
-    """Register the parent packages of a target's module without running their __init__.py.
-
-    A target's package needs pydantic, which a vendor's environment lacks.
-    """
+    """Register the parents of a target's module without their __init__.py: those need pydantic, absent from an SDK."""
     names = module.split(".")[:-1]
     for end in range(2, len(names) + 1):
         name = ".".join(names[:end])

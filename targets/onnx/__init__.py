@@ -1,7 +1,4 @@
-"""The reference target: onnxruntime on this machine, float or int8.
-
-Importing it needs neither onnx nor onnxruntime; `compile` does.
-"""
+"""The reference target: onnxruntime on this machine, float or int8; importing it loads neither onnx nor onnxruntime."""
 
 from pathlib import Path
 

@@ -45,10 +45,7 @@ def float_by_rule(model: onnx.ModelProto) -> list[str]:
 def collect_ranges(
     model: onnx.ModelProto, tensors: Iterable[str], samples: Iterable[Tensors]
 ) -> dict[str, RunningHistogram]:
-    """Run every sample through the float graph and return the histogram of each tensor named.
-
-    Raises Broken for a tensor whose type shape inference does not find.
-    """
+    """Run every sample in float; return a histogram per named tensor, Broken for one without an inferred type."""
     known = {v.name: v for v in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
     histograms = {name: RunningHistogram() for name in sorted(set(tensors))}
     inputs = {v.name for v in model.graph.input}

@@ -52,10 +52,7 @@ def compile(
 
 
 def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
-    """Collect the quantization parameters that `compile` takes as `quantized`: the slow step, once for all plans.
-
-    They depend on the graphs, the calibration set and the options for ranges, and not on the float16 layers.
-    """
+    """Collect the quantization parameters that `compile` takes as `quantized`: the slow step, once for all plans."""
     from targets.rknn.build import quantization as collect
 
     collect(graphs, calibration, options, out)

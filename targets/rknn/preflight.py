@@ -30,10 +30,7 @@ class Finding(NamedTuple):
 
 
 def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield why a file of this toolchain (its versions) may not run on a board of these versions.
-
-    A runtime as new as the toolkit and a driver of the 0.9 series yield nothing.
-    """
+    """Yield why a file of this toolchain (its versions) may not run on a board of these versions."""
     known = {name: version for name, version in board.items() if version != "absent"}
     toolkit, runtime, driver = made_by.get("rknn-toolkit2", ""), known.get("librknnrt"), known.get("rknpu")
     needed, have = parsed(toolkit), parsed(runtime)

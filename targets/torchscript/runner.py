@@ -25,10 +25,7 @@ class TorchScriptRunner(PartRunner):
 
 
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> TorchScriptRunner:
-    """Open `parts` (name to {"file", "inputs", "outputs", ...}, as in binary.json or model.json) that lie in `folder`.
-
-    options: none so far. Raises RuntimeError with one line.
-    """
+    """Open `parts` (as in binary.json or model.json) that lie in `folder`; raises RuntimeError with one line."""
     modules = {}
     for name, part in parts.items():
         file = require_file(folder, part["file"], name)

@@ -61,10 +61,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_for_simulator(base: Any, name: str) -> None:
-    """Write the simulator's input: the optimised graph, and its tables of ranges and inputs as JSON.
-
-    The toolkit cannot simulate what another process built, and building a decoder takes several seconds.
-    """
+    """Write the input of simulate.py: the optimised graph, and its tables of ranges and inputs as JSON."""
     base.ir.save_onnx(f"{name}.sim.onnx", save_large=True)
     tables = {
         "ranges": base.quantizer.quant_tab,

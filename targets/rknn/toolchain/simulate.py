@@ -39,10 +39,7 @@ class SimulatorRunner(PartRunner):
 
 
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> SimulatorRunner:
-    """Open `parts` (name to {"simulator", "inputs", "outputs", ...}, as in binary.json) that lie in `folder`.
-
-    Raises RuntimeError with one line.
-    """
+    """Open `parts` (as in binary.json) that lie in `folder`; raises RuntimeError with one line."""
     toolkits = {}
     for name, part in parts.items():
         graph, tables = (require_file(folder, part["simulator"][kind], name) for kind in ("graph", "tables"))
