@@ -24,10 +24,19 @@ def fuse_attention(model: onnx.ModelProto) -> int:
     removed: set[str] = set()
     fused: dict[str, onnx.NodeProto] = {}  # by output
     for softmax in index.nodes:
-        nodes = _attention(index, softmax) if softmax.op_type == "Softmax" else []
-        if nodes:
-            removed.update(node.output[0] for node in nodes)
-            fused[nodes[-1].output[0]] = _fused_node(index, nodes)
+        if not (nodes := _attention(index, softmax)):
+            continue
+        removed.update(node.output[0] for node in nodes)
+        splits, last = nodes[:3], nodes[-1]
+        fused[last.output[0]] = helper.make_node(
+            "MultiHeadAttention",
+            [reshape.input[0] for reshape in splits],
+            [last.output[0]],
+            name=last.name,
+            domain=DOMAIN,
+            num_heads=_head_shape(index, splits[0])[0],
+            scale=1.0,  # the graph has scaled its queries
+        )
     kept = [node for node in graph.node if node.output[0] in fused or node.output[0] not in removed]
     set_nodes(graph, [fused.get(node.output[0], node) for node in kept])
     shapes = [value for value in graph.value_info if value.name in fused or value.name not in removed]
@@ -39,18 +48,20 @@ def fuse_attention(model: onnx.ModelProto) -> int:
 
 
 def _attention(graph: Graph, softmax: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return the nodes of an attention without a mask, empty where there is none.
+    """Return the nodes of an attention without a mask, empty for any other node.
 
     They are Reshape and Transpose of query, key and value, (1, n, heads * d_head) each; the scores' product; softmax;
     the mixing product; the Transpose and Reshape that join the heads.
     """
+    if softmax.op_type != "Softmax" or attribute(softmax, "axis", -1) not in (-1, 3):
+        return []
     scores = _follow(graph, softmax.input[0], "MatMul", backwards=True)
     mixing = _follow(graph, softmax.output[0], "MatMul", "Transpose", "Reshape")
     if not scores or not mixing or mixing[0].input[0] != softmax.output[0]:
         return []
     factors = (*scores[0].input, mixing[0].input[1])
     splits = [_follow(graph, name, "Transpose", "Reshape", backwards=True) for name in factors]
-    if attribute(softmax, "axis", -1) not in (-1, 3) or not all(splits):
+    if not all(splits):
         return []
     transposes = (*(transpose for transpose, _ in splits), mixing[1])
     if [attribute(node, "perm", []) for node in transposes] != [HEADS, KEYS, HEADS, HEADS]:
@@ -77,16 +88,3 @@ def _head_shape(graph: Graph, reshape: onnx.NodeProto) -> tuple[int, ...]:
     """Return (heads, d_head) of the Reshape that splits them, empty where its shape is computed."""
     shape = reshape.input[1]
     return tuple(graph.constant(shape).tolist()[2:]) if graph.is_constant(shape) else ()
-
-
-def _fused_node(graph: Graph, nodes: list[onnx.NodeProto]) -> onnx.NodeProto:
-    reshapes, last = nodes[:3], nodes[-1]
-    return helper.make_node(
-        "MultiHeadAttention",
-        [reshape.input[0] for reshape in reshapes],
-        [last.output[0]],
-        name=last.name,
-        domain=DOMAIN,
-        num_heads=_head_shape(graph, reshapes[0])[0],
-        scale=1.0,  # the graph has scaled its queries
-    )

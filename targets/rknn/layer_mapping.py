@@ -150,13 +150,11 @@ def integer_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
     """Name outputs computed from integer inputs alone: int8 would saturate a counter at its calibration range."""
     made = {out for layer in layers for out in layer.outputs}
     found = {name for name in graph.inputs if graph.values[name].type.tensor_type.elem_type in INTEGERS}
-    named = list[str]()
     for layer in layers:  # inputs come first
         fed = [name for name in layer.inputs if name in made or name in graph.inputs]
         if fed and found.issuperset(fed):
             found.update(layer.outputs)
-            named += layer.outputs
-    return named
+    return [out for layer in layers for out in layer.outputs if out in found]
 
 
 def layer_names(graph: Graph, layers: Sequence[Layer]) -> dict[str, Any]:
