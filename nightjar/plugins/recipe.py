@@ -18,15 +18,9 @@ class Recipe(BaseModel, frozen=True):
     positional: Literal["first", "last"] = Field("first", description="positional rows that a shorter window keeps")
     host_embedding: bool = Field(False, description="look tokens and positions up on the CPU; decoder takes embeddings")
     conv2d: bool = Field(False, description="encoder: convolutions of two dimensions over mel (1, n_mels, 1, n_frames)")
-    layer_norm: Literal["op", "primitives"] = Field(
-        "op", description="one LayerNormalization node, or its means, square root and division"
-    )
-    logits_rows: Literal["last", "all"] = Field(
-        "last", description="static decoder: logits of the row that the input `last` picks, or of every row"
-    )
+    layer_norm: Literal["op", "primitives"] = Field("op", description="LayerNormalization node, or its primitives")
+    logits_rows: Literal["last", "all"] = Field("last", description="static decoder: logits of row `last` or of all")
     logits_slices: int = Field(1, ge=1, le=64, description="static decoder: slices of the vocabulary, logits_0, …")
     mask_value: float = Field(-1e4, lt=0, ge=-1e9, description="window, static decoder: added to scores of masked rows")
     float_counts: bool = Field(False, description="streams: states that count frames are float32 (NPUs without int64)")
-    kernel_most: int | None = Field(
-        None, ge=1, description="streams: most taps of a convolution; longer ones are split"
-    )
+    kernel_most: int | None = Field(None, ge=1, description="streams: most taps of a convolution; longer ones split")

@@ -49,7 +49,6 @@ def audit(graph: Graph, layers: Sequence[Layer], rows: Sequence[Row]) -> tuple[d
     macs = {node.name: count_macs(node, graph.shapes) for node in graph.nodes if node.op_type in LINEAR}
     int8 = sum(count for name, count in macs.items() if name in found and found[name].name in in_int8)
     computing = [row for row in rows if row.op not in BOUNDARY_OPS | MOVING]
-    on_cpu = Counter(row.op for row in computing if row.target == "CPU")
     entries = [
         {"name": row.name, "op": row.op, "bits": DTYPE_BITS.get(row.dtype, 0), "target": row.target}
         for row in rows
@@ -59,6 +58,6 @@ def audit(graph: Graph, layers: Sequence[Layer], rows: Sequence[Row]) -> tuple[d
         "int8_mac_share": round(int8 / sum(macs.values()), 4) if macs else 0.0,
         "nodes_total": len(computing),
         "nodes_int8": sum(row.dtype == "INT8" for row in computing),
-        "nodes_on_cpu": dict(sorted(on_cpu.items())),
+        "nodes_on_cpu": dict(sorted(Counter(row.op for row in computing if row.target == "CPU").items())),
     }
     return figures, entries

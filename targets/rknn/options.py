@@ -22,9 +22,7 @@ class Options(BaseModel, frozen=True):
         "clips",
         description="int8: source of ranges: clips: Nightjar, from many samples; the others: the toolkit, from few",
     )
-    quantized_method: Literal["channel", "layer"] = Field(
-        "channel", description="int8: one weight scale per channel or per layer"
-    )
+    quantized_method: Literal["channel", "layer"] = Field("channel", description="weight scale per channel or layer")
     optimization_level: int = Field(3, ge=0, le=3, description="level of the toolkit's optimiser")
     samples: int = Field(100, ge=1, description="int8: samples per part, spread evenly; the toolkit takes 15 s each")
     memory_gib: float = Field(
