@@ -4,7 +4,6 @@ The stand-in for a vendor's SDK is a target of the same contract in `targets/<na
 "<name>.stand_in" and one board, `stand-in`. It runs only where a request names that board.
 """
 
-import logging
 from types import ModuleType
 from typing import Any, get_origin
 
@@ -15,8 +14,6 @@ from nightjar.errors import BadOptions, BoardMissing
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.quantization.npu_traits import NpuTraits
 from nightjar.store.fingerprint import module_file
-
-log = logging.getLogger(__name__)
 
 STAND_IN = "stand-in"  # a board, and the tier of its results
 # Tiers that run in the environment of the toolchain, where the target has one.

@@ -12,8 +12,8 @@ from targets.rknn.layer_mapping import LINEAR, MOVING, Layer, node_layers, node_
 
 DTYPE_BITS = {"INT4": 4, "INT8": 8, "UINT8": 8, "INT16": 16, "FLOAT16": 16, "FLOAT": 32, "INT32": 32, "INT64": 64}
 BOUNDARY_OPS = frozenset({"InputOperator", "OutputOperator"})
-ROW = re.compile(r"^D RKNN: \[[\d:.]+\] (\d+)\s+(\w+)\s+([A-Z]+\d*)\s+(NPU|CPU|GPU)\s+(.*)$")
-FULL_NAME = re.compile(r"\s(?:\w+):(\S+)\s*$")
+# Operator, type, processor, and the layer's name at the end of the row, which some lack.
+ROW = re.compile(r"^D RKNN: \[[\d:.]+\] \d+ +(\w+) +([A-Z]+\d*) +(NPU|CPU|GPU) (?:.* \w+:(\S+))?.*$", re.MULTILINE)
 
 
 class Row(NamedTuple):
@@ -27,11 +27,7 @@ class Row(NamedTuple):
 
 def read_table(log: str) -> list[Row]:
     """Read the table of a verbose build; raises Broken where the log has none."""
-    rows = []
-    for line in log.splitlines():
-        if found := ROW.match(line.rstrip()):
-            named = FULL_NAME.search(found[5])
-            rows.append(Row(found[2], found[3], found[4], named[1] if named else ""))
+    rows = [Row(*fields) for fields in ROW.findall(log)]
     if not rows:
         raise Broken("the toolkit's log has no table of layers: run the same command again, then report it")
     return rows

@@ -24,7 +24,6 @@ MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "
 SELECTING = MOVING | {"Slice", "Split"}
 LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
 SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
-INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 INT8_ENTRY = re.compile(r"^    (\S.*):\n        qtype: .*\n        qmethod: .*\n        dtype: int8\n", re.MULTILINE)
 
 
@@ -149,7 +148,8 @@ def boundary_tensors(graph: Graph, layers: Sequence[Layer]) -> list[str]:
 def integer_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
     """Name outputs computed from integer inputs alone: int8 would saturate a counter at its calibration range."""
     made = {out for layer in layers for out in layer.outputs}
-    found = {name for name in graph.inputs if graph.values[name].type.tensor_type.elem_type in INTEGERS}
+    integers = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+    found = {name for name in graph.inputs if graph.values[name].type.tensor_type.elem_type in integers}
     for layer in layers:  # inputs come first
         fed = [name for name in layer.inputs if name in made or name in graph.inputs]
         if fed and found.issuperset(fed):

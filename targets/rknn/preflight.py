@@ -1,7 +1,4 @@
-"""Check before a run whether a board's runtime and driver can load a model: standard library only.
-
-binary.json has the version of the toolkit; the board has those of librknnrt.so and of the kernel driver.
-"""
+"""Check before a run whether a board's runtime and driver can load a toolkit's model: standard library only."""
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons
 

@@ -19,7 +19,6 @@ from nightjar.quantization.ranges import Range, choose_ranges, collect_extremes,
 
 log = logging.getLogger(__name__)
 
-SELECTING = frozenset({"Slice", "Split", "Gather"})
 TOLERANCE = 2e-3  # of a range: both compute one sample to within this; ranges of two tensors hardly ever are that close
 ENTRY = re.compile(r"^    (\S.*):\n((?:     .*\n)+)", re.MULTILINE)
 ENDS = re.compile(r"        min:\n        -   (\S+)\n        max:\n        -   (\S+)\n")
@@ -42,7 +41,7 @@ def write_ranges(
     narrower range in one sample than its source, which would clip the other samples. Return how many were replaced.
     """
     graph, groups = Graph(model), quantizable_groups(model)
-    slices = (name for node in graph.nodes if node.op_type in SELECTING for name in node.output)
+    slices = (name for node in graph.nodes if node.op_type in ("Slice", "Split", "Gather") for name in node.output)
     compared = {*quantized_tensors(graph, groups), *filter(graph.is_float, (*graph.inputs, *slices))}
     extremes = collect_extremes(graph, sorted(compared), chain([first], samples))
     settled = choose_ranges(graph, groups, {name: ends[1:] for name, ends in extremes.items()})
