@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 
@@ -22,7 +23,6 @@ import shutil
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import resource
-import selectors
 import sys
 import threading
 import time
@@ -30,8 +30,9 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -47,14 +48,6 @@ THROTTLING_S = 2.0  # between checks: each reads a dozen small files of sysfs
 ROOM_BYTES = 4 << 20  # beside harvested tensors: result lines, the runtime's own files
 
 
-class ClipFeatures(NamedTuple):
-    """The encoder's inputs of a clip, and the seconds that computing them took."""
-
-    audio_s: float
-    features: Tensors
-    features_s: float
-
-
 class Session:
     """Run the clips of a job on this board's runtimes, in one process."""
 
@@ -66,12 +59,15 @@ class Session:
 
     def run(self, clips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the result of each clip as it ends; harvested tensors are on disk before it."""
-        job = self.job
-        if not job["decode"]:
+        if self.job["decode"]:
+            yield from self._decode(clips)
+        else:
             for clip, features in self._features_ahead(clips):
-                yield _rounded(self._encode(clip, features)[0])
-            self.parts.close()
-            return
+                yield self._encode(clip, features)[0]
+        self.parts.close()
+
+    def _decode(self, clips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        job = self.job
         begun: dict[str, dict[str, Any]] = {}
 
         def encoded_clips() -> Iterator[Any]:
@@ -88,25 +84,30 @@ class Session:
             result = begun.pop(name)
             seconds, spent = result["seconds"], decoded.pop("seconds")
             seconds |= {**spent, "total": seconds["total"] + spent["total"]}
-            yield _rounded({**result, "agree": None, **decoded})
-        self.parts.close()
+            yield {**result, "agree": None, **decoded}
 
-    def _features_ahead(self, clips: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], "Future[ClipFeatures]"]]:
+    def _features_ahead(
+        self, clips: list[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], "Future[tuple[float, Tensors, float]]"]]:
         """Yield each clip with its features; those of the next are computed while the runtime runs this one."""
-
-        def compute(clip: dict[str, Any]) -> ClipFeatures:
-            wave = np.load(self.folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
-            start = time.perf_counter()
-            features = self.family.features(wave, self.job["model"])
-            return ClipFeatures(round(len(wave) / 16000, 4), features, time.perf_counter() - start)
-
         with ThreadPoolExecutor(1) as pool:
-            coming = [pool.submit(compute, clip) for clip in clips[:1]]
+            coming = [pool.submit(self._compute_features, clip) for clip in clips[:1]]
             for number, clip in enumerate(clips):
-                coming += [pool.submit(compute, following) for following in clips[number + 1 : number + 2]]
+                coming += [
+                    pool.submit(self._compute_features, following) for following in clips[number + 1 : number + 2]
+                ]
                 yield clip, coming.pop(0)
 
-    def _encode(self, clip: dict[str, Any], coming: "Future[ClipFeatures]") -> tuple[dict[str, Any], Tensors]:
+    def _compute_features(self, clip: dict[str, Any]) -> tuple[float, Tensors, float]:
+        """Return a clip's duration, the encoder's inputs, and the seconds that computing them took."""
+        wave = np.load(self.folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
+        start = time.perf_counter()
+        features = self.family.features(wave, self.job["model"])
+        return round(len(wave) / 16000, 4), features, time.perf_counter() - start
+
+    def _encode(
+        self, clip: dict[str, Any], coming: "Future[tuple[float, Tensors, float]]"
+    ) -> tuple[dict[str, Any], Tensors]:
         """Run one clip's encoder and write its harvested tensors; return the beginning of its result."""
         self.send({"begin": clip["id"]})
         audio_s, features, features_s = coming.result()
@@ -139,13 +140,13 @@ class Session:
 
 
 def _await_room(harvest: Path, coming: int, limit_bytes: int, send: Send) -> None:
-    """Pause until the host has fetched and deleted enough of what lies there.
-
-    Raises OSError when nothing waits there and the disk is still full.
-    """
+    """Pause until the host has fetched and deleted enough; raises OSError on a full disk with nothing to fetch."""
     sent_at = -PAUSED_MESSAGE_S
     while True:
-        waiting = _waiting_bytes(harvest)
+        waiting = 0
+        for path in harvest.glob("*.npy"):
+            with contextlib.suppress(FileNotFoundError):  # fetched and deleted meanwhile
+                waiting += path.stat().st_size
         free = shutil.disk_usage(harvest).free
         if free >= coming + ROOM_BYTES and (not waiting or waiting + coming <= limit_bytes):
             return
@@ -157,28 +158,21 @@ def _await_room(harvest: Path, coming: int, limit_bytes: int, send: Send) -> Non
         time.sleep(PAUSE_S)
 
 
-def _waiting_bytes(harvest: Path) -> int:
-    """Sum the files that wait to be fetched; one may be deleted meanwhile."""
-    total = 0
-    for path in harvest.glob("*.npy"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
-
-
-def _rounded(result: dict[str, Any]) -> dict[str, Any]:
-    return {**result, "seconds": {name: round(value, 5) for name, value in result["seconds"].items()}}
-
-
 def run_job(folder: Path, out: TextIO) -> None:
     """Run the clips without a result; send the results that exist first, each new one when it is on disk."""
+    sending = threading.Lock()  # one thread begins clips while another one writes results
+
+    def send(message: dict[str, Any]) -> None:
+        with sending:
+            print(json.dumps(message), file=out, flush=True)
+
     with (folder / "lock").open("a") as lock:
         # A session whose host was killed ends at its next message; until then the folder is still in use.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _run_locked(folder, out)
+        _run_locked(folder, send)
 
 
-def _run_locked(folder: Path, out: TextIO) -> None:
+def _run_locked(folder: Path, send: Send) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     harvest, results_file = folder / "harvest", folder / "lines.jsonl"
     harvest.mkdir(exist_ok=True)
@@ -187,7 +181,6 @@ def _run_locked(folder: Path, out: TextIO) -> None:
         for name, result in read_results(results_file).items()
         if all((harvest / f"{name}.{tensor}.npy").is_file() for tensor in job["harvest"])
     }
-    send = _sender(out)
     wanted = {clip["id"] for clip in job["clips"]}
     if job.get("spool_bytes"):  # tensors of clips that another board has run would never be fetched
         own = {f"{name}.{tensor}.npy" for name in wanted for tensor in job["harvest"]}
@@ -197,11 +190,11 @@ def _run_locked(folder: Path, out: TextIO) -> None:
     for name, result in done.items():
         if name in wanted:
             send(result)
-    todo = [clip for clip in job["clips"] if clip["id"] not in done]
-    if todo:
+    if todo := [clip for clip in job["clips"] if clip["id"] not in done]:
         with results_file.open("a", encoding="utf-8") as file, ThreadPoolExecutor(1) as writer:
 
             def write(result: dict[str, Any]) -> None:
+                result["seconds"] = {name: round(value, 5) for name, value in result["seconds"].items()}
                 print(json.dumps(result | {"crc": checksum(result)}), file=file, flush=True)
                 os.fsync(file.fileno())
                 send(result)
@@ -217,16 +210,6 @@ def _run_locked(folder: Path, out: TextIO) -> None:
     send({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024})
 
 
-def _sender(out: TextIO) -> Send:
-    lock = threading.Lock()  # one thread begins clips while another one writes results
-
-    def send(message: dict[str, Any]) -> None:
-        with lock:
-            print(json.dumps(message), file=out, flush=True)
-
-    return send
-
-
 def _run_workers(
     folder: Path, job: dict[str, Any], clips: list[dict[str, Any]], send: Send
 ) -> Iterator[dict[str, Any]]:
@@ -235,52 +218,43 @@ def _run_workers(
     if workers == 1:
         yield from Session(folder, job, send).run(clips)
         return
-    with selectors.DefaultSelector() as waiting:
-        for number in range(workers):
-            pid, pipe = _fork(folder, job, clips[number::workers])
-            waiting.register(pipe, selectors.EVENT_READ, (pid, pipe))
-        while waiting.get_map():
-            for key, _ in waiting.select():
-                pid, pipe = key.data
-                if text := pipe.readline().decode():
-                    message = json.loads(text)
-                    if error := message.get("error"):
-                        raise RuntimeError(error)
-                    if "id" in message:
-                        yield message
-                    else:
-                        send(message)
-                    continue
-                waiting.unregister(pipe)
-                pipe.close()
-                if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-                    raise RuntimeError(f"a worker was ended by signal {-status}")
-
-
-def _fork(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> tuple[int, Any]:
-    """Start a worker on its clips; return its process id and the pipe with its messages.
-
-    No runtime is loaded yet, so a fork is safe. A worker without its parent ends at its next message, and has the lock
-    until then.
-    """
-    reading, writing = os.pipe()
-    if pid := os.fork():
-        os.close(writing)
-        return pid, os.fdopen(reading, "rb", buffering=0)  # select does not see buffered lines
-    os.close(reading)
-    try:
-        with os.fdopen(writing, "w", encoding="utf-8") as out:
-            send = _sender(out)
+    # No runtime is loaded yet, so a fork is safe. A worker without its parent ends at its next message, and has the
+    # lock until then.
+    fork = multiprocessing.get_context("fork")
+    running: dict[Any, Any] = {}  # process by its pipe
+    for number in range(workers):
+        reading, writing = fork.Pipe(duplex=False)
+        process = fork.Process(target=_work, args=(writing, folder, job, clips[number::workers]), daemon=True)
+        process.start()
+        writing.close()  # only the worker has it now, so the pipe ends with the worker
+        running[reading] = process
+    while running:
+        for pipe in wait(list(running)):
             try:
-                for result in Session(folder, job, send).run(clips):
-                    send(result)
-            except BrokenPipeError:  # the parent stopped because of another worker, whose error comes last
-                pass
-            except Exception as error:
-                traceback.print_exc()
-                send({"error": f"{type(error).__name__}: {error}"})
-    finally:
-        os._exit(0)  # a fork must not continue in its parent's code
+                message = pipe.recv()
+            except (EOFError, OSError):  # between two messages, or in the middle of one
+                process = running.pop(pipe)
+                process.join()
+                if process.exitcode:
+                    raise RuntimeError(f"a worker was ended by signal {-process.exitcode}") from None
+                continue
+            if error := message.get("error"):
+                raise RuntimeError(error)
+            if "id" in message:
+                yield message
+            else:
+                send(message)
+
+
+def _work(pipe: "Connection[Any, Any]", folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> None:
+    try:
+        for result in Session(folder, job, pipe.send).run(clips):
+            pipe.send(result)
+    except BrokenPipeError:  # the parent stopped because of another worker, whose error comes last
+        pass
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send({"error": f"{type(error).__name__}: {error}"})
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:

@@ -115,7 +115,7 @@ def run_session(
         silence_s=SILENCE_S,
         earlier=earlier,
     )
-    run_on_boards(shared, queue, runner, lock_board)
+    run_on_boards(shared, runner, lock_board)
     if missing := [name for name in sources if name not in journal.results and name not in queue.excluded]:
         raise SessionFailed(f"the session gave no result for {missing[0]}; run the same command again")
     return [journal.results.get(name) or {"id": name, "error": queue.excluded[name]} for name in sources]
