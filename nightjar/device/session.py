@@ -28,6 +28,7 @@ import threading
 import time
 import traceback
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
@@ -40,6 +41,7 @@ from nightjar.device.health import throttling
 from nightjar.device.part_runners import PartRunners
 
 Tensors = dict[str, np.ndarray]
+Features = tuple[float, Tensors, float]  # of a clip: its seconds, the encoder's inputs, the seconds that they took
 Send = Callable[[dict[str, Any]], None]  # one JSON line to the host
 
 PAUSE_S = 0.1
@@ -86,28 +88,23 @@ class Session:
             seconds |= {**spent, "total": seconds["total"] + spent["total"]}
             yield {**result, "agree": None, **decoded}
 
-    def _features_ahead(
-        self, clips: list[dict[str, Any]]
-    ) -> Iterator[tuple[dict[str, Any], "Future[tuple[float, Tensors, float]]"]]:
+    def _features_ahead(self, clips: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], "Future[Features]"]]:
         """Yield each clip with its features; those of the next are computed while the runtime runs this one."""
+        coming: deque[tuple[dict[str, Any], Future[Features]]] = deque()
         with ThreadPoolExecutor(1) as pool:
-            coming = [pool.submit(self._compute_features, clip) for clip in clips[:1]]
-            for number, clip in enumerate(clips):
-                coming += [
-                    pool.submit(self._compute_features, following) for following in clips[number + 1 : number + 2]
-                ]
-                yield clip, coming.pop(0)
+            for clip in clips:
+                coming.append((clip, pool.submit(self._compute_features, clip)))
+                if len(coming) == 2:
+                    yield coming.popleft()
+            yield from coming
 
-    def _compute_features(self, clip: dict[str, Any]) -> tuple[float, Tensors, float]:
-        """Return a clip's duration, the encoder's inputs, and the seconds that computing them took."""
+    def _compute_features(self, clip: dict[str, Any]) -> Features:
         wave = np.load(self.folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
         start = time.perf_counter()
         features = self.family.features(wave, self.job["model"])
         return round(len(wave) / 16000, 4), features, time.perf_counter() - start
 
-    def _encode(
-        self, clip: dict[str, Any], coming: "Future[tuple[float, Tensors, float]]"
-    ) -> tuple[dict[str, Any], Tensors]:
+    def _encode(self, clip: dict[str, Any], coming: "Future[Features]") -> tuple[dict[str, Any], Tensors]:
         """Run one clip's encoder and write its harvested tensors; return the beginning of its result."""
         self.send({"begin": clip["id"]})
         audio_s, features, features_s = coming.result()
@@ -229,9 +226,10 @@ def _run_workers(
         writing.close()  # only the worker has it now, so the pipe ends with the worker
         running[reading] = process
     while running:
+        pipe: Any
         for pipe in wait(list(running)):
             try:
-                message = pipe.recv()
+                message: dict[str, Any] = pipe.recv()
             except (EOFError, OSError):  # between two messages, or in the middle of one
                 process = running.pop(pipe)
                 process.join()
