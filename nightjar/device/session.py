@@ -252,7 +252,8 @@ def _work(pipe: "Connection[Any, Any]", folder: Path, job: dict[str, Any], clips
         pass
     except Exception as error:
         traceback.print_exc()
-        pipe.send({"error": f"{type(error).__name__}: {error}"})
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send({"error": f"{type(error).__name__}: {error}"})
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
