@@ -2,7 +2,6 @@
 
 from __future__ import annotations  # boards have older Pythons
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -110,8 +109,7 @@ class FileCache:
     def delete(self, paths: list[str]) -> None:
         """Delete files inside the scratch folder; missing ones are skipped."""
         for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                self.resolve(path).unlink()
+            self.resolve(path).unlink(missing_ok=True)
 
     def remove_stale(self) -> None:
         """Delete abandoned jobs and partial files; called after a job, never before one.
@@ -135,15 +133,13 @@ class FileCache:
         os.utime(str(cached))
         target.parent.mkdir(0o700, parents=True, exist_ok=True)
         temporary = target.with_name(f".{os.getpid()}.part")
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         try:
             os.link(str(cached), str(temporary))
         except OSError:  # a card with FAT has no links
             shutil.copyfile(str(cached), str(temporary))
         temporary.replace(target)
-        with contextlib.suppress(FileNotFoundError):  # renaming a link onto another of the same file does nothing
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)  # renaming a link onto another of the same file does nothing
 
     def _make_room(self, coming: int) -> None:
         """Delete the least recently used contents until `coming` bytes fit; raises OSError where they cannot."""

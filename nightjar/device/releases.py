@@ -158,8 +158,7 @@ class Releases:
 
     def _point_to(self, name: str) -> None:
         new = self.root / ".current.new"
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
+        new.unlink(missing_ok=True)
         new.symlink_to("releases/" + name)
         new.replace(self.link)
         _sync(self.root)

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -41,11 +42,12 @@ from nightjar.device.health import throttling
 from nightjar.device.part_runners import PartRunners
 
 Tensors = dict[str, np.ndarray]
+Json = dict[str, Any]  # a job, a clip of it, or a message to the host
 Features = tuple[float, Tensors, float]  # of a clip: its seconds, the encoder's inputs, the seconds that they took
-Send = Callable[[dict[str, Any]], None]  # one JSON line to the host
+Send = Callable[[Json], None]  # one JSON line to the host
 
 PAUSE_S = 0.1
-PAUSED_MESSAGE_S = 20.0
+PAUSES_PER_MESSAGE = 200
 THROTTLING_S = 2.0  # between checks: each reads a dozen small files of sysfs
 ROOM_BYTES = 4 << 20  # beside harvested tensors: result lines, the runtime's own files
 
@@ -53,13 +55,13 @@ ROOM_BYTES = 4 << 20  # beside harvested tensors: result lines, the runtime's ow
 class Session:
     """Run the clips of a job on this board's runtimes, in one process."""
 
-    def __init__(self, folder: Path, job: dict[str, Any], send: Send) -> None:
+    def __init__(self, folder: Path, job: Json, send: Send) -> None:
         self.folder, self.job, self.send = folder, job, send
         self.family = importlib.import_module(f"models.{job['model']['family']}.decode")
         self.parts = PartRunners(folder, job["parts"], job["runners"])
         self._throttled, self._checked_at = "", -THROTTLING_S
 
-    def run(self, clips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def run(self, clips: list[Json]) -> Iterator[Json]:
         """Yield the result of each clip as it ends; harvested tensors are on disk before it."""
         if self.job["decode"]:
             yield from self._decode(clips)
@@ -68,9 +70,9 @@ class Session:
                 yield self._encode(clip, features)[0]
         self.parts.close()
 
-    def _decode(self, clips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _decode(self, clips: list[Json]) -> Iterator[Json]:
         job = self.job
-        begun: dict[str, dict[str, Any]] = {}
+        begun: dict[str, Json] = {}
 
         def encoded_clips() -> Iterator[Any]:
             for clip, features in self._features_ahead(clips):
@@ -88,9 +90,9 @@ class Session:
             seconds |= {**spent, "total": seconds["total"] + spent["total"]}
             yield {**result, "agree": None, **decoded}
 
-    def _features_ahead(self, clips: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], "Future[Features]"]]:
+    def _features_ahead(self, clips: list[Json]) -> Iterator[tuple[Json, "Future[Features]"]]:
         """Yield each clip with its features; those of the next are computed while the runtime runs this one."""
-        coming: deque[tuple[dict[str, Any], Future[Features]]] = deque()
+        coming: deque[tuple[Json, Future[Features]]] = deque()
         with ThreadPoolExecutor(1) as pool:
             for clip in clips:
                 coming.append((clip, pool.submit(self._compute_features, clip)))
@@ -98,13 +100,13 @@ class Session:
                     yield coming.popleft()
             yield from coming
 
-    def _compute_features(self, clip: dict[str, Any]) -> Features:
+    def _compute_features(self, clip: Json) -> Features:
         wave = np.load(self.folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
         start = time.perf_counter()
         features = self.family.features(wave, self.job["model"])
         return round(len(wave) / 16000, 4), features, time.perf_counter() - start
 
-    def _encode(self, clip: dict[str, Any], coming: "Future[Features]") -> tuple[dict[str, Any], Tensors]:
+    def _encode(self, clip: Json, coming: "Future[Features]") -> tuple[Json, Tensors]:
         """Run one clip's encoder and write its harvested tensors; return the beginning of its result."""
         self.send({"begin": clip["id"]})
         audio_s, features, features_s = coming.result()
@@ -113,7 +115,7 @@ class Session:
         encoded: Tensors = self.family.encode(parts, features, self.job["model"], harvest)
         seconds = {"features": features_s, "encoder": parts.seconds["encoder"] - before}
         seconds["total"] = features_s + time.perf_counter() - start
-        result: dict[str, Any] = {"id": clip["id"], "audio_s": audio_s, "seconds": seconds}
+        result: Json = {"id": clip["id"], "audio_s": audio_s, "seconds": seconds}
         if time.monotonic() - self._checked_at >= THROTTLING_S:
             self._throttled, self._checked_at = throttling(), time.monotonic()
         if self._throttled:
@@ -138,8 +140,7 @@ class Session:
 
 def _await_room(harvest: Path, coming: int, limit_bytes: int, send: Send) -> None:
     """Pause until the host has fetched and deleted enough; raises OSError on a full disk with nothing to fetch."""
-    sent_at = -PAUSED_MESSAGE_S
-    while True:
+    for pauses in itertools.count():
         waiting = 0
         for path in harvest.glob("*.npy"):
             with contextlib.suppress(FileNotFoundError):  # fetched and deleted meanwhile
@@ -149,8 +150,7 @@ def _await_room(harvest: Path, coming: int, limit_bytes: int, send: Send) -> Non
             return
         if not waiting:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(harvest))
-        if time.monotonic() - sent_at > PAUSED_MESSAGE_S:
-            sent_at = time.monotonic()
+        if pauses % PAUSES_PER_MESSAGE == 0:
             send({"paused": waiting})
         time.sleep(PAUSE_S)
 
@@ -159,7 +159,7 @@ def run_job(folder: Path, out: TextIO) -> None:
     """Run the clips without a result; send the results that exist first, each new one when it is on disk."""
     sending = threading.Lock()  # one thread begins clips while another one writes results
 
-    def send(message: dict[str, Any]) -> None:
+    def send(message: Json) -> None:
         with sending:
             print(json.dumps(message), file=out, flush=True)
 
@@ -190,7 +190,7 @@ def _run_locked(folder: Path, send: Send) -> None:
     if todo := [clip for clip in job["clips"] if clip["id"] not in done]:
         with results_file.open("a", encoding="utf-8") as file, ThreadPoolExecutor(1) as writer:
 
-            def write(result: dict[str, Any]) -> None:
+            def write(result: Json) -> None:
                 result["seconds"] = {name: round(value, 5) for name, value in result["seconds"].items()}
                 print(json.dumps(result | {"crc": checksum(result)}), file=file, flush=True)
                 os.fsync(file.fileno())
@@ -207,9 +207,7 @@ def _run_locked(folder: Path, send: Send) -> None:
     send({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024})
 
 
-def _run_workers(
-    folder: Path, job: dict[str, Any], clips: list[dict[str, Any]], send: Send
-) -> Iterator[dict[str, Any]]:
+def _run_workers(folder: Path, job: Json, clips: list[Json], send: Send) -> Iterator[Json]:
     """Yield the results of clips, from `workers` processes where one runtime uses only one core."""
     workers = min(job["workers"], len(clips))
     if workers == 1:
@@ -229,7 +227,7 @@ def _run_workers(
         pipe: Any
         for pipe in wait(list(running)):
             try:
-                message: dict[str, Any] = pipe.recv()
+                message: Json = pipe.recv()
             except (EOFError, OSError):  # between two messages, or in the middle of one
                 process = running.pop(pipe)
                 process.join()
@@ -244,7 +242,7 @@ def _run_workers(
                 send(message)
 
 
-def _work(pipe: "Connection[Any, Any]", folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> None:
+def _work(pipe: "Connection[Any, Any]", folder: Path, job: Json, clips: list[Json]) -> None:
     try:
         for result in Session(folder, job, pipe.send).run(clips):
             pipe.send(result)
@@ -256,7 +254,7 @@ def _work(pipe: "Connection[Any, Any]", folder: Path, job: dict[str, Any], clips
             pipe.send({"error": f"{type(error).__name__}: {error}"})
 
 
-def read_results(path: Path) -> dict[str, dict[str, Any]]:
+def read_results(path: Path) -> dict[str, Json]:
     """Return the results of an earlier session by clip id; removes a half-written last line, skips damaged ones."""
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
@@ -273,7 +271,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def checksum(result: dict[str, Any]) -> int:
+def checksum(result: Json) -> int:
     """Return a checksum of a result, which detects a flipped byte on the board's card."""
     return zlib.crc32(json.dumps(result).encode())
 
@@ -284,8 +282,6 @@ def main(folder: str) -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     try:
         run_job(Path(folder), out)
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # the host is gone; finished clips are on disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return 4

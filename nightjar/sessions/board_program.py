@@ -20,7 +20,7 @@ import nightjar.device.program_runner  # travels to the board, so its code is pa
 from nightjar.boards.board import Board
 from nightjar.boards.config import RESERVED, boards_file, find_board
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed, printable
-from nightjar.files import digest, storage_errors, write_atomic
+from nightjar.files import digest, digest_file, storage_errors, write_atomic
 from nightjar.progress import tick
 from nightjar.speech.audio import SAMPLE_RATE, load_audio
 
@@ -114,10 +114,9 @@ def resolve_program(text: str, board: str | None, cwd: str, timeout_s: float, du
 
 def identify_program(board: Board, program: BoardProgram, alias: str) -> BoardProgram:
     """Add the sha256 of the program's files on the board; raises BoardMissing where the program is absent."""
-    words = [word for word in program.command if "{" not in word] or list(program.command[:1])
     if "{" in program.command[0]:  # it is one of the files that are sent
         return program
-    source = RUNNER_SOURCE.read_text(encoding="utf-8")
+    source, words = RUNNER_SOURCE.read_text(encoding="utf-8"), [word for word in program.command if "{" not in word]
     done = board.run([board.python, "-c", source, "describe", json.dumps(words), program.cwd], 300)
     try:
         found = program.model_validate({**program.model_dump(), "files": json.loads(done.stdout)})
@@ -152,9 +151,15 @@ def run_program(
     clips, always anew; its result is called ALL. Raises SessionFailed when the board is lost, or every clip fails.
     """
     together = ALL_CLIPS in program.command
-    described = {"program": program.model_dump(mode="json"), "language": language, "clips": list(clips)}
-    source = RUNNER_SOURCE.read_text(encoding="utf-8")
-    there = board.job_folder(folder, digest([described, sorted(binary), source, time.time_ns() if together else 0]))
+    with storage_errors():
+        for name, clip in clips.items():
+            _write_wav(folder / "clips" / f"{name}.wav", clip)
+    uploads = {"clipwise.py": RUNNER_SOURCE}
+    uploads |= {f"clips/{name}.wav": folder / "clips" / f"{name}.wav" for name in clips}
+    uploads |= {f"binary/{name}": path for name, path in binary.items()}
+    content = {name: digest_file(path) for name, path in uploads.items()}
+    identity = [program.model_dump(mode="json"), language, content, time.time_ns() if together else 0]
+    there = board.job_folder(folder, digest(identity))
     paths = {name: str(there / "clips" / f"{name}.wav") for name in clips}
     values = {"language": language, "binary": str(there / "binary")}
     if together:
@@ -166,12 +171,8 @@ def run_program(
         **program.model_dump(include={"cwd", "dumps", "timeout_s"}),
     }
     with storage_errors():
-        for name, clip in clips.items():
-            _write_wav(folder / "clips" / f"{name}.wav", clip)
         write_atomic(folder / "job.json", json.dumps(job))
-        uploads = {"clipwise.py": RUNNER_SOURCE, "job.json": folder / "job.json"}
-        uploads |= {f"clips/{name}.wav": folder / "clips" / f"{name}.wav" for name in clips}
-        uploads |= {f"binary/{name}": path for name, path in binary.items()}
+        uploads["job.json"] = folder / "job.json"
         board.put_all([(path, there / name) for name, path in uploads.items()])
     results: dict[str, ProgramResult] = {}
     failures: dict[str, str] = {}

@@ -5,7 +5,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from nightjar.boards.config import find_board
 from nightjar.dataset.dumps import write_dumps
 from nightjar.dataset.reader import HarvestedClip, Index, open_dataset
 from nightjar.dataset.writer import DatasetWriter
-from nightjar.errors import BadOptions, BoardMissing
+from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from nightjar.files import read_json
 from nightjar.plugins.board_choice import board_of, check_preflight
 from nightjar.plugins.registry import Plugin, plugin
@@ -35,16 +35,12 @@ class HarvestResult(NamedTuple):
 
 
 class _Input(NamedTuple):
-    """The binary and the clips of a harvest."""
+    """The target and the clips of a harvest, and the index of its dataset without what depends on the board."""
 
     request: HarvestRequest
-    binary_sha256: str
-    model: dict[str, Any]
     target: Plugin
     clips: list[Clip]
-    skipped: list[Clip]
-    shapes: dict[str, tuple[int, ...]]  # of each harvested tensor of a clip, without the batch axis
-    shard_clips: int
+    index: Index
 
 
 Encode = Callable[[Sequence[Clip]], Iterator[HarvestedClip]]
@@ -57,12 +53,15 @@ def harvest_speech(request: HarvestRequest) -> HarvestResult:
     answer or serves another binary, SessionFailed and StoreBroken when it ends early: the same request continues.
     """
     given = _read_input(request)
-    with _open_board(given) as (tier, facts, encode), _writer(given, tier, facts) as writer:
-        before = len(writer.done)
-        for clip in encode([clip for clip in given.clips if clip.id not in writer.done]):
-            writer.add(clip)
-            tick(len(writer.done), len(given.clips))
-        harvested = HarvestResult(writer.finish(), len(writer.done) - before)
+    with _open_board(given) as (tier, facts, encode):
+        made_from = {**given.index.made_from, "tier": tier, "board": facts.model_dump()}
+        index = given.index.model_copy(update={"made_from": made_from})
+        with DatasetWriter(request.out, index, [clip.id for clip in given.clips]) as writer:
+            before = len(writer.done)
+            for clip in encode([clip for clip in given.clips if clip.id not in writer.done]):
+                writer.add(clip)
+                tick(len(writer.done), len(given.clips))
+            harvested = HarvestResult(writer.finish(), len(writer.done) - before)
     if request.dumps is None:
         return harvested
     dataset = open_dataset(request.out, verify=False)
@@ -92,14 +91,27 @@ def _read_input(request: HarvestRequest) -> _Input:
     if not fitting:
         raise BadOptions(f"{request.speech} has no clip of at most {window_s:g} s, this binary's window: give others")
     clips = sorted(shuffled(fitting, 0)[: request.limit], key=lambda clip: clip.id)
-    shard_clips = request.shard_mib * 2**20 // sum(2 * math.prod(shape) for shape in shapes.values())
-    return _Input(request, sha256, model, target, clips, skipped, shapes, min(4096, max(1, shard_clips)))
+    index = Index(
+        made_from={
+            "binary": sha256,
+            "target": target.load().NAME,
+            "model": {name: model[name] for name in ("family", "dims", "recipe")},
+            "speech": speech_digest(clips),
+        },
+        tensors=shapes,
+        clips=len(clips),
+        shard_clips=min(
+            4096, max(1, request.shard_mib * 2**20 // sum(2 * math.prod(each) for each in shapes.values()))
+        ),
+        skipped=tuple(clip.id for clip in skipped),
+    )
+    return _Input(request, target, clips, index)
 
 
 @contextmanager
 def _open_board(given: _Input) -> Iterator[tuple[str, BoardFacts, Encode]]:
     """Give a board's tier, its facts, and what harvests clips there: its service if it has one, else sessions."""
-    target, alias = given.target.load(), given.request.board
+    target, alias, binary = given.target.load(), given.request.board, given.index.made_from["binary"]
     address = None if alias is None or alias in target.TIERS else find_board(alias)
     if address is None or not address.entry.service:
         ref = board_of(given.target, alias)
@@ -108,48 +120,28 @@ def _open_board(given: _Input) -> Iterator[tuple[str, BoardFacts, Encode]]:
     grpc_module()
     from nightjar.service.client import ServiceBoard  # grpc, only where a service is used
 
-    with ServiceBoard(address, given.shapes, target.RUNTIMES) as board:
+    with ServiceBoard(address, given.index.tensors, target.RUNTIMES) as board:
         served = board.describe()
-        if served.binary != given.binary_sha256:
+        if served.binary != binary:
             raise BoardMissing(
                 f"board {address.alias} serves another binary ({served.binary[:12]}) than {given.request.binary} "
-                f"({given.binary_sha256[:12]}): start its service with this one"
+                f"({binary[:12]}): start its service with this one"
             )
         check_preflight(given.target, address.alias, served.facts)
-        yield (
-            target.TIERS["local"],
-            served.facts,
-            lambda clips: board.encode((clip.id, load_audio(clip.audio)) for clip in clips),
-        )
-
-
-def _writer(given: _Input, tier: str, facts: BoardFacts) -> DatasetWriter:
-    return DatasetWriter(
-        given.request.out,
-        Index(
-            made_from={
-                "binary": given.binary_sha256,
-                "target": given.target.load().NAME,
-                "tier": tier,
-                "board": facts.model_dump(),
-                "model": {name: given.model[name] for name in ("family", "dims", "recipe")},
-                "speech": speech_digest(given.clips),
-            },
-            tensors=given.shapes,
-            clips=len(given.clips),
-            shard_clips=given.shard_clips,
-            skipped=tuple(clip.id for clip in given.skipped),
-        ),
-        [clip.id for clip in given.clips],
-    )
+        tier = target.TIERS["local"]
+        yield tier, served.facts, lambda clips: board.encode((clip.id, load_audio(clip.audio)) for clip in clips)
 
 
 def _by_sessions(board: Board, given: _Input, clips: Sequence[Clip]) -> Iterator[HarvestedClip]:
     """Harvest in sessions of at most a shard's bytes, so that few tensors lie on the disk twice."""
-    names, folder = list(given.shapes), given.request.out / ".session"
-    for start in range(0, len(clips), given.shard_clips):
-        batch = clips[start : start + given.shard_clips]
+    names, folder, count = list(given.index.tensors), given.request.out / ".session", given.index.shard_clips
+    for start in range(0, len(clips), count):
+        batch = clips[start : start + count]
         for result in run_session(board, given.request.binary, batch, folder, decode=False, harvest=names):
+            if "error" in result:
+                raise SessionFailed(
+                    f"clip {result['id']} cannot be harvested ({result['error']}): leave it out of --speech"
+                )
             wave = np.load(folder / "clips" / f"{result['id']}.npy").astype("<i2", copy=False)
             tensors = {name: np.load(folder / "harvest" / f"{result['id']}.{name}.npy") for name in names}
             yield HarvestedClip(result["id"], result["audio_s"], hashlib.sha256(wave.tobytes()).hexdigest(), tensors)
