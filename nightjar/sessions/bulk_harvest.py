@@ -40,7 +40,7 @@ class _Input(NamedTuple):
     request: HarvestRequest
     target: Plugin
     clips: list[Clip]
-    index: Index
+    dataset: Index
 
 
 Encode = Callable[[Sequence[Clip]], Iterator[HarvestedClip]]
@@ -54,8 +54,8 @@ def harvest_speech(request: HarvestRequest) -> HarvestResult:
     """
     given = _read_input(request)
     with _open_board(given) as (tier, facts, encode):
-        made_from = {**given.index.made_from, "tier": tier, "board": facts.model_dump()}
-        index = given.index.model_copy(update={"made_from": made_from})
+        made_from = {**given.dataset.made_from, "tier": tier, "board": facts.model_dump()}
+        index = given.dataset.model_copy(update={"made_from": made_from})
         with DatasetWriter(request.out, index, [clip.id for clip in given.clips]) as writer:
             before = len(writer.done)
             for clip in encode([clip for clip in given.clips if clip.id not in writer.done]):
@@ -111,7 +111,7 @@ def _read_input(request: HarvestRequest) -> _Input:
 @contextmanager
 def _open_board(given: _Input) -> Iterator[tuple[str, BoardFacts, Encode]]:
     """Give a board's tier, its facts, and what harvests clips there: its service if it has one, else sessions."""
-    target, alias, binary = given.target.load(), given.request.board, given.index.made_from["binary"]
+    target, alias, binary = given.target.load(), given.request.board, given.dataset.made_from["binary"]
     address = None if alias is None or alias in target.TIERS else find_board(alias)
     if address is None or not address.entry.service:
         ref = board_of(given.target, alias)
@@ -120,7 +120,7 @@ def _open_board(given: _Input) -> Iterator[tuple[str, BoardFacts, Encode]]:
     grpc_module()
     from nightjar.service.client import ServiceBoard  # grpc, only where a service is used
 
-    with ServiceBoard(address, given.index.tensors, target.RUNTIMES) as board:
+    with ServiceBoard(address, given.dataset.tensors, target.RUNTIMES) as board:
         served = board.describe()
         if served.binary != binary:
             raise BoardMissing(
@@ -134,7 +134,7 @@ def _open_board(given: _Input) -> Iterator[tuple[str, BoardFacts, Encode]]:
 
 def _by_sessions(board: Board, given: _Input, clips: Sequence[Clip]) -> Iterator[HarvestedClip]:
     """Harvest in sessions of at most a shard's bytes, so that few tensors lie on the disk twice."""
-    names, folder, count = list(given.index.tensors), given.request.out / ".session", given.index.shard_clips
+    names, folder, count = list(given.dataset.tensors), given.request.out / ".session", given.dataset.shard_clips
     for start in range(0, len(clips), count):
         batch = clips[start : start + count]
         for result in run_session(board, given.request.binary, batch, folder, decode=False, harvest=names):
