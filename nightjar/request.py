@@ -34,8 +34,6 @@ class Request(BaseModel):
 
 
 class ModelName(Request):
-    """A model by name."""
-
     model: str = Field(
         "whisper-nano",
         description="tiny, small.en, …, a shipped model, or a label for --checkpoint (`nightjar models` lists them)",
@@ -53,16 +51,12 @@ class ModelChoice(ModelName):
 
 
 class PrecisionChoice(Request):
-    """Number format of the binary."""
-
     precision: Precision = Field(
         "int8", description="number format of the binary; w8a16: int8 weights, int16 activations; auto: search a mix"
     )
 
 
 class TargetChoice(Request):
-    """A target."""
-
     target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
 
 
@@ -110,8 +104,6 @@ class BuildOptions(RecipeOptions, BoardChoice):
 
 
 class Language(Request):
-    """Language of the speech."""
-
     language: str = Field("en", description="language spoken, as Whisper abbreviates it")
 
 
@@ -154,16 +146,12 @@ class VerdictOptions(TestSpeech):
 
 
 class SearchBudget(Request):
-    """Budget of the precision search."""
-
     search_delta_wer: float = Field(
         0.5, ge=0, description="auto: points of WER that the precision search may lose on calibration speech"
     )
 
 
 class Refresh(Request):
-    """Stages that run again."""
-
     refresh: tuple[StageName, ...] = Field((), description="stages to run again although they are cached")
 
 

@@ -223,24 +223,18 @@ class ServiceBoard:
 
 def _next_result(call: Any, silence_s: float) -> pb.Result | None:
     """Return a stream's next result, None at its end; raises SessionFailed when none comes for `silence_s`."""
-    hung = threading.Event()
-
-    def cancel() -> None:
-        hung.set()
-        call.cancel()
-
-    timer = threading.Timer(silence_s, cancel)
+    timer = threading.Timer(silence_s, call.cancel)
     timer.daemon = True
     timer.start()
     try:
         result: pb.Result | None = next(call, None)
+        return result
     except grpc.RpcError as error:
-        if hung.is_set():
+        if call.cancelled():  # by the timer
             raise SessionFailed(f"no result from the board service for {silence_s:g} s; restart it, {KEPT}") from error
         raise
     finally:
         timer.cancel()
-    return result
 
 
 def _credentials(address: BoardAddress) -> tuple[tuple[tuple[str, str], ...], Any]:

@@ -41,19 +41,14 @@ class Refusal(NamedTuple):
     message: str
 
 
-class EndOfClips(NamedTuple):
-    """The host has sent its last clip; the number of clips."""
-
-    clips: int
-
-
 class ClipStream:
     """The clips of one stream between their arrival and the sending of their results."""
 
     def __init__(self, limit: int) -> None:
         self.slots = threading.Semaphore(limit)
-        self.done: queue.SimpleQueue[pb.Result | Refusal | EndOfClips | None] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[pb.Result | Refusal | None] = queue.SimpleQueue()
         self.due: dict[str, float] = {}  # clip id -> deadline, monotonic seconds
+        self.clips: int | None = None  # how many there were, once the host has sent its last
         self.over = False
 
     def end(self) -> None:
@@ -87,7 +82,7 @@ class EncoderPool:
                 f"{folder} is not a binary to serve ({one_line(error)}): give a folder that build wrote"
             ) from error
         preflight = Path(__file__).parents[2] / "targets" / target / "preflight.py"
-        self._probe = preflight.read_text(encoding="utf-8") if preflight.is_file() else ""
+        self.probe = preflight.read_text(encoding="utf-8") if preflight.is_file() else ""
         self.result_bytes = sum(2 * int(np.prod(shape)) for shape in self.outputs.values())
         try:
             self._family = importlib.import_module(f"models.{self.model['family']}.decode")
@@ -96,18 +91,10 @@ class EncoderPool:
             raise SessionFailed(
                 f"the encoder in {folder} does not load ({one_line(error)}): look at the file and its runtime"
             ) from error
-        self._todo: queue.SimpleQueue[tuple[pb.Clip, ClipStream]] = queue.SimpleQueue()
+        self.todo: queue.SimpleQueue[tuple[pb.Clip, ClipStream]] = queue.SimpleQueue()
         for parts in pool:
             # Daemon threads: a hung runtime must not keep the process alive.
             threading.Thread(target=self._work, args=(parts,), daemon=True).start()
-
-    def facts(self, runtimes: list[str]) -> dict[str, Any]:
-        """Return the facts of this board, as a session by ssh does."""
-        return facts(sorted({"numpy", *runtimes}), self._probe)
-
-    def submit(self, clip: pb.Clip, stream: ClipStream) -> None:
-        """Queue a clip."""
-        self._todo.put((clip, stream))
 
     def problem(self, clip: pb.Clip) -> str:
         """Describe what is wrong with a clip, empty for nothing."""
@@ -123,7 +110,7 @@ class EncoderPool:
 
     def _work(self, parts: PartRunners) -> None:
         while True:
-            clip, stream = self._todo.get()
+            clip, stream = self.todo.get()
             if stream.over:
                 continue
             try:
@@ -161,7 +148,7 @@ class Service:
         self._check_token(context)
         return pb.Description(
             binary=self.encoders.binary,
-            facts=json.dumps(self.encoders.facts(list(question.runtimes)[:20])),
+            facts=json.dumps(facts(sorted({"numpy", *question.runtimes[:20]}), self.encoders.probe)),
             in_flight=self.in_flight,
             wave_bytes=self.encoders.wave_bytes,
         )
@@ -174,8 +161,8 @@ class Service:
         if not context.add_callback(stream.end):
             return
         threading.Thread(target=self._read, args=(clips, stream), daemon=True).start()
-        sent, total = 0, -1
-        while sent != total:
+        sent = 0
+        while sent != stream.clips:
             if late := stream.late():
                 context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED, f"clip {late} was not done by its deadline: the runtime hangs"
@@ -186,9 +173,6 @@ class Service:
                 continue
             if result is None:
                 return
-            if isinstance(result, EndOfClips):
-                total = result.clips
-                continue
             if isinstance(result, Refusal):
                 context.abort(result.code, result.message)
                 return  # abort raises, which mypy cannot know
@@ -210,8 +194,8 @@ class Service:
                     return
                 count += 1
                 stream.due[clip.id] = time.monotonic() + min(clip.deadline_s or self.deadline_s, self.deadline_s)
-                self.encoders.submit(clip, stream)
-            stream.done.put(EndOfClips(count))
+                self.encoders.todo.put((clip, stream))
+            stream.clips = count
 
     def _check_token(self, context: grpc.ServicerContext) -> None:
         token = dict(context.invocation_metadata()).get(TOKEN_KEY, "")
