@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 Precision = Literal["fp", "int8", "w8a16", "auto"]
@@ -27,10 +27,8 @@ else:
     StageName = Literal[stage_names()]
 
 
-class Request(BaseModel):
+class Request(BaseModel, frozen=True, extra="forbid"):
     """What every group and every request has in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelName(Request):
@@ -41,8 +39,6 @@ class ModelName(Request):
 
 
 class ModelChoice(ModelName):
-    """A model by name or checkpoint."""
-
     checkpoint: Path | None = Field(
         None,
         description="openai-whisper .pt, Hugging Face folder, or folder of a streaming Zipformer: encoder, decoder and "
@@ -61,8 +57,6 @@ class TargetChoice(Request):
 
 
 class BoardChoice(TargetChoice):
-    """A target and the board that runs its binary."""
-
     board: str | None = Field(
         None,
         description="local, a board that `nightjar targets` lists for the target, an ssh alias, or several boards of "
@@ -123,8 +117,6 @@ class CalibrationSpeech(Language):
 
 
 class TestSpeech(Language):
-    """Speech to evaluate on."""
-
     test_set: Path | None = Field(
         None, description="evaluation speech, in the same forms; it shares no speaker with the calibration speech"
     )

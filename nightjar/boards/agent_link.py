@@ -162,7 +162,7 @@ class AgentLink:
 
     def _keep_alive(self) -> None:
         while not self._closed.wait(LOST_S / 6):
-            with contextlib.suppress(SessionFailed, OSError):
+            with contextlib.suppress(SessionFailed):
                 self.send_frame(b".")
 
 
@@ -192,19 +192,15 @@ class ProcessStream:
         return os.read(self._from.fileno(), count)
 
     def send(self, head: bytes, data: bytes = b"") -> None:
-        left = [memoryview(head), memoryview(data)]  # not joined: copying half a megabyte takes time
-        while left:
-            sent = os.writev(self._to.fileno(), left)
-            while left and sent >= len(left[0]):
-                sent -= len(left.pop(0))
-            if left:
-                left[0] = left[0][sent:]
+        self._to.write(head)
+        self._to.write(data)  # not joined: copying half a megabyte takes time
+        self._to.flush()
 
     def stderr_text(self) -> str:
         return read_ready(self._errors, 2)
 
     def close(self) -> None:
-        with self._process:  # closes the pipes
+        with contextlib.suppress(OSError), self._process:  # closes the pipes
             self._process.terminate()  # an agent ends its command
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from subprocess import CompletedProcess
+from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from nightjar.boards.agent_link import AgentLink, ProcessStream
 from nightjar.device.health import facts
@@ -25,20 +26,15 @@ STDERR_LINE_BYTES = 1 << 12
 SIMULATOR_BYTES = 3 * 2**30  # of memory: twice what whisper-tiny's three parts take
 
 
-class Output(NamedTuple):
-    """Exit status and text of a finished command."""
-
-    status: int
-    stdout: str
-    stderr: str
+Word = Annotated[str, Field(max_length=200, pattern=r"^\P{C}*$")]  # no control characters
 
 
 class BoardFacts(BaseModel, frozen=True):
-    """The properties of a board that a result depends on; its alias is not one."""
+    """The properties of a board that a result depends on; its alias is not one. The board is not trusted."""
 
-    soc: str
-    python: str
-    runtimes: dict[str, str]
+    soc: Word
+    python: str = Field(max_length=200, pattern=r"^\d{1,3}\.\d{1,3}[\w.+]*$")
+    runtimes: dict[Word, Word] = Field(max_length=50)
 
 
 class Board(Protocol):
@@ -68,7 +64,7 @@ class Board(Protocol):
     def close(self) -> None: ...
     def _agent(self, **request: Any) -> AgentLink: ...
 
-    def run(self, command: list[str], timeout_s: float) -> Output:
+    def run(self, command: list[str], timeout_s: float) -> CompletedProcess[str]:
         """Run a command to its end; raises SessionFailed when it takes longer or prints too much."""
         output = {b"O": bytearray(), b"E": bytearray()}
         end = time.monotonic() + timeout_s
@@ -80,7 +76,7 @@ class Board(Protocol):
             if frame is None:
                 raise SessionFailed(f"{command[0]} did not end within {timeout_s:g} s; run the same command again")
             status = _status(link, frame)
-        return Output(status, *(text.decode("utf-8", "replace") for text in output.values()))
+        return CompletedProcess(command, status, *(text.decode("utf-8", "replace") for text in output.values()))
 
     def stream(self, command: list[str], silence_s: float, log: Callable[[str], None]) -> Generator[str, None, None]:
         """Run a command and yield its output lines as they come; its stderr lines go to `log`.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from nightjar.errors import BadOptions, BoardMissing
 
@@ -36,10 +36,8 @@ PathText = Annotated[str, AfterValidator(_check_path)]
 BoardPath = Annotated[PathText, AfterValidator(_check_absolute)]
 
 
-class ProgramEntry(BaseModel):
+class ProgramEntry(BaseModel, frozen=True, extra="forbid", strict=True):
     """A board's own executable, as boards.toml declares it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     command: list[str] = Field(min_length=1, description="argument list with {clip}, {language} and {binary}")
     cwd: str = Field("", pattern=r"^(/|~/|$)", description="working folder; default: an empty folder")
@@ -47,10 +45,8 @@ class ProgramEntry(BaseModel):
     timeout_s: float | None = Field(None, gt=0, description="time limit of one clip in seconds")
 
 
-class BoardEntry(BaseModel):
+class BoardEntry(BaseModel, frozen=True, extra="forbid", strict=True):
     """The entry of one board in boards.toml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     target: str | None = Field(None, description="the only target that it runs")
     scratch: BoardPath = Field("~/.cache/nightjar", description="folder on the board, absolute or ~/…")

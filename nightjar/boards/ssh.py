@@ -4,7 +4,6 @@ Why two: docs/decisions/008-boards.md. Both check host keys against known_hosts;
 """
 
 import contextlib
-import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import fabric
 import paramiko
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from nightjar.boards.agent_link import AgentLink, ProcessStream, connection_lost
 from nightjar.boards.board import Board, BoardFacts
@@ -41,16 +40,6 @@ class BoardStatus(BaseModel):
     facts: BoardFacts
     health: Health
     holder: str = Field(max_length=1000)
-
-    @field_validator("facts")
-    @classmethod
-    def _check_texts(cls, facts: BoardFacts) -> BoardFacts:
-        texts = [facts.soc, facts.python, *facts.runtimes, *facts.runtimes.values()]
-        if not re.fullmatch(r"\d{1,3}\.\d{1,3}[\w.+]*", facts.python) or len(texts) > 100:
-            raise ValueError("no Python version")
-        if not all(text.isprintable() and len(text) < 200 for text in texts):
-            raise ValueError("no versions")
-        return facts
 
 
 class SshBoard(Board):

@@ -55,21 +55,17 @@ class ChannelStream:
 class ProxySocket(socket.socket):
     """A socket whose other end is a ProxyCommand; the command ends when it is closed."""
 
-    process: subprocess.Popen[bytes]
-
-    @classmethod
-    def start(cls, command: str) -> "ProxySocket":
+    def __init__(self, command: str) -> None:
         ours, theirs = socket.socketpair()
-        proxy = cls(fileno=ours.detach())
+        super().__init__(fileno=ours.detach())
         with theirs:
-            proxy.process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 ["sh", "-c", f"exec {command}"],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in the terminal reaches only this process
             )
-        return proxy
 
     def close(self) -> None:
         super().close()
@@ -84,7 +80,7 @@ class ProxySocket(socket.socket):
 def connect(address: BoardAddress) -> Connection:
     """Connect; raises BoardMissing in one line that names the remedy."""
     settings = ssh_settings(address)
-    proxy = ProxySocket.start(settings.proxy) if settings.proxy else None
+    proxy = ProxySocket(settings.proxy) if settings.proxy else None
     connection = Connection(
         settings.host,
         user=settings.user,

@@ -98,6 +98,5 @@ class Endpoint(NamedTuple):
     """Where the service listens, and which clients it accepts."""
 
     address: str  # as grpc writes it
-    tls: tuple[bytes, bytes] | None  # key and certificate chain
-    client_ca: bytes | None
+    credentials: Any | None  # of grpc's server; None for no TLS
     token: str | None

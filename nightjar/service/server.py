@@ -31,8 +31,6 @@ from nightjar.errors import BadOptions, Broken, SessionFailed
 from nightjar.service import service_pb2 as pb
 from nightjar.service.protocol import KEEPALIVE, SERVICE, SLACK_BYTES, TOKEN_KEY, Endpoint, binary_digest
 
-PERMITTED = [("grpc.http2.min_ping_interval_without_data_ms", 5_000), ("grpc.http2.max_ping_strikes", 0)]
-
 
 class Refusal(NamedTuple):
     """Why a stream ends early: a status and one line."""
@@ -224,12 +222,14 @@ def start_server(
     """Start to serve; return the server and its port. Raises Broken where the address is in use."""
     service = Service(encoders, endpoint.token, in_flight, deadline_s, lock)
     options = [
+        *KEEPALIVE,
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
         ("grpc.max_receive_message_length", encoders.wave_bytes + SLACK_BYTES),
         ("grpc.max_send_message_length", encoders.result_bytes + SLACK_BYTES),
         ("grpc.so_reuseport", 0),  # or a second server would get half of the hosts
     ]
-    pool = ThreadPoolExecutor(max_workers=8)
-    server = grpc.server(pool, options=[*KEEPALIVE, *PERMITTED, *options], maximum_concurrent_rpcs=8)
+    server = grpc.server(ThreadPoolExecutor(max_workers=8), options=options, maximum_concurrent_rpcs=8)
     methods = {
         "Describe": grpc.unary_unary_rpc_method_handler(
             service.describe, pb.Question.FromString, pb.Description.SerializeToString
@@ -240,13 +240,10 @@ def start_server(
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     try:
-        if endpoint.tls is None:
+        if endpoint.credentials is None:
             port = server.add_insecure_port(endpoint.address)
         else:
-            credentials = grpc.ssl_server_credentials(
-                [endpoint.tls], endpoint.client_ca, endpoint.client_ca is not None
-            )
-            port = server.add_secure_port(endpoint.address, credentials)
+            port = server.add_secure_port(endpoint.address, endpoint.credentials)
     except RuntimeError as error:
         raise Broken(
             f"cannot listen on {endpoint.address}: it is in use, or not an address of this machine; "
