@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -84,24 +83,25 @@ class Board(Protocol):
         Raises RunnerFailed with the last line of stderr when it fails or prints nothing for `silence_s`, SessionFailed
         when the connection is lost, and when the output is longer than any session's.
         """
-        output, errors, last, received = bytearray(), bytearray(), "", Counter[bytes]()
+        output, errors, last, output_bytes, error_bytes = bytearray(), bytearray(), "", 0, 0
         with self._agent(serve="command", command=command) as link:
             try:
                 end = time.monotonic() + silence_s
                 while (frame := link.receive(end - time.monotonic())) is not None and frame[0] in (b"O", b"E"):
-                    received[frame[0]] += len(frame[1])
                     if frame[0] == b"E":
                         errors += frame[1]
+                        error_bytes += len(frame[1])
                         for text in map(printable, _take_lines(errors, STDERR_LINE_BYTES)):
                             last = text or last
                             log(text)
                         del errors[:-STDERR_LINE_BYTES]
                     else:
                         output += frame[1]
+                        output_bytes += len(frame[1])
                         for text in _take_lines(output, LINE_BYTES):
                             yield text
                             end = time.monotonic() + silence_s
-                    if len(output) > LINE_BYTES or received[b"O"] > OUTPUT_BYTES or received[b"E"] > STDERR_BYTES:
+                    if len(output) > LINE_BYTES or output_bytes > OUTPUT_BYTES or error_bytes > STDERR_BYTES:
                         raise _too_much_output(link)
                 if frame is None:
                     raise RunnerFailed(

@@ -1,7 +1,6 @@
 """The host's end of the board service: clips out, encoder outputs in; waits for a board that disconnects."""
 
 import hashlib
-import json
 import logging
 import math
 import queue
@@ -80,11 +79,10 @@ class ServiceBoard:
         )
         try:
             answer = call(pb.Question(runtimes=self._runtimes), timeout=ANSWER_S, metadata=self._metadata)
+            facts = BoardFacts.model_validate_json(answer.facts)
         except grpc.RpcError as error:
             raise self._explain(error) from error
-        try:
-            facts = BoardFacts.model_validate(json.loads(answer.facts))
-        except (ValueError, ValidationError) as error:
+        except ValidationError as error:
             raise self._not_a_service() from error
         return ServiceDescription(answer.binary, facts, max(1, min(answer.in_flight, 1000)), answer.wave_bytes)
 
