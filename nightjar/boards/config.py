@@ -163,11 +163,8 @@ def ssh_settings(address: BoardAddress) -> SshSettings:
     if done.returncode:
         reason = " ".join(done.stderr.split())[:200]
         raise BoardMissing(f"ssh rejects board {address.alias!r} ({reason}): correct ~/.ssh/config or boards.toml")
-    values: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
-        name, _, value = line.partition(" ")
-        values.setdefault(name, []).append(value)
-    last = {name: each[-1] for name, each in values.items()}
+    pairs = [(name, value) for name, _, value in (line.partition(" ") for line in done.stdout.splitlines())]
+    last = dict(pairs)
     proxy = last.get("proxycommand", "")
     if (jump := last.get("proxyjump", "none")) != "none":
         first, *hops = reversed(jump.split(","))  # the last hop reaches the board through those before it
@@ -175,8 +172,8 @@ def ssh_settings(address: BoardAddress) -> SshSettings:
         way = ["-J", ",".join(reversed(hops))] if hops else []
         proxy = shlex.join(["ssh", *config, *STRICT_OPTIONS, *way, "-W", "%h:%p", "--", first])
     placeholders = {"%h": last["hostname"], "%p": last["port"], "%r": last["user"], "%n": destination, "%%": "%"}
-    keys = [Path(key).expanduser() for key in values.get("identityfile", [])]
-    known_hosts = " ".join([*values.get("userknownhostsfile", []), *values.get("globalknownhostsfile", [])]).split()
+    keys = [Path(value).expanduser() for name, value in pairs if name == "identityfile"]
+    known_hosts = f"{last.get('userknownhostsfile', '')} {last.get('globalknownhostsfile', '')}".split()
     return SshSettings(
         host=last["hostname"],
         port=int(last["port"]),
