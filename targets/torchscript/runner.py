@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, first_line, require_file, tensors_of
+from nightjar.device.part_io import PartRunner, Parts, first_line, require_file
 
 
 class TorchScriptRunner(PartRunner):
@@ -35,4 +35,4 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
                 modules[name] = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as exc:
             raise RuntimeError(f"torch cannot load {file} for part {name!r}: {first_line(exc)}") from exc
-    return TorchScriptRunner(modules, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+    return TorchScriptRunner(modules, parts)

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, first_line, require_file, tensors_of
+from nightjar.device.part_io import PartRunner, Parts, first_line, require_file
 from targets.rknn.toolchain.constant_weights import constant_weights
 from targets.rknn.toolchain.sdk import SdkError, call_toolkit, capture_output, open_toolkit
 
@@ -48,7 +48,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
                 toolkits[name] = _restore_toolkit(graph, tables)
         except Exception as exc:  # of onnx, of the toolkit or of json
             raise RuntimeError(f"the simulator cannot load {graph}: {first_line(exc)}") from exc
-    return SimulatorRunner(toolkits, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+    return SimulatorRunner(toolkits, parts)
 
 
 def _restore_toolkit(graph: Path, tables: Path) -> Any:
