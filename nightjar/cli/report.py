@@ -4,17 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES
+from nightjar.cli.command import add_command
 
 
 def add(commands: Any) -> None:
     """Add it to the command line."""
-    report = commands.add_parser(
-        "report", help="print the last night; --site: write all nights as pages", epilog=EXIT_CODES
-    )
+    report = add_command(commands, "report", "print the last night; --site: write all nights as pages", _report)
     report.add_argument("--site", action="store_true", help="write all nights as pages that need no server")
     report.add_argument("--out", type=Path, metavar="DIR", help="folder for the pages (default: reports/site)")
-    report.set_defaults(command=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -48,10 +45,10 @@ def _show_last(screen: Any, past: Any) -> None:
 
     night = past.nights[-1]
     cells, findings = past.by_night.get(night.night, ()), past.findings.get(night.night, ())
-    said = {
-        "night": night.model_dump(mode="json"),
-        "cells": [cell.model_dump(mode="json") for cell in cells],
-        "findings": [finding.model_dump(mode="json") for finding in findings],
+    results = {
+        "night": night.model_dump(),
+        "cells": [cell.model_dump() for cell in cells],
+        "findings": [finding.model_dump() for finding in findings],
         "sentence": night_summary(night, cells, findings),
     }
-    show_night(screen, said)
+    show_night(screen, results)
