@@ -38,9 +38,7 @@ def add(commands: Any) -> None:
 
     deploy = add_flow(commands, DEPLOY, _deploy)
     deploy.add_argument("--list", action="store_true", help="list the board's releases, and deploy nothing")
-    rollback = add_command(
-        commands, "rollback", "make the release before the current one current again", _rollback
-    )
+    rollback = add_command(commands, "rollback", "make the release before the current one current again", _rollback)
     rollback.add_argument("--board", required=True, help="ssh alias of the board")
     rollback.add_argument("--name", default="", help="name of the deployment; default: the only one")
     rollback.add_argument("--to", default="", metavar="ID", help="an earlier release")

@@ -107,7 +107,9 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
 
     stages = results["stages"]
     ran = sum(not stage["cached"] for stage in stages)
-    screen.say(f"  {ran} of {len(stages)} stages ran" if ran else f"  all {len(stages)} stages cached, none was executed")
+    screen.say(
+        f"  {ran} of {len(stages)} stages ran" if ran else f"  all {len(stages)} stages cached, none was executed"
+    )
     columns = ("", "WER %", "95 %", "S/D/I", "empty", "looping", "capped", "RTF p50")
     screen.table(columns, map(_score_row, results["scores"]), ("",))
     for gate in results["gates"]:
@@ -312,7 +314,12 @@ def show_changes(screen: Screen, changes: Sequence[Any]) -> None:
     """Print what changed on a Prefect server, one line each."""
     colours = {"created": "green", "updated": "yellow", "reset": "yellow"}
     rows = [
-        (each.kind, escape(each.name), f"[{colours.get(each.outcome, 'default')}]{each.outcome}[/]", escape(each.detail))
+        (
+            each.kind,
+            escape(each.name),
+            f"[{colours.get(each.outcome, 'default')}]{each.outcome}[/]",
+            escape(each.detail),
+        )
         for each in changes
     ]
     screen.table(("", "", "", ""), rows, ("",), ("",))

@@ -97,10 +97,10 @@ def show_bisected(screen: Screen, results: dict[str, Any]) -> None:
         screen.say("A and B have no clip in common")
         return
     rate = "WER" if results["unit"] == "word" else "CER"
-    verdict = f"{rate} is worse in B" if both["low"] > 0 else f"{rate} is better in B" if both["high"] < 0 else ""
-    before, after, others = both["before"], both["after"], len(results["clips"])
-    interval = f"{after - before:+.2f} points [{both['low']:+.2f}, {both['high']:+.2f}]"
-    shared = f"on the same {both['clips']} clips, of which {others} have another text"
+    worse, better = both["low"] > 0, both["high"] < 0
+    verdict = f"{rate} is worse in B" if worse else f"{rate} is better in B" if better else "no difference is shown"
     screen.say(
-        f"[bold]{verdict or 'no difference is shown'}[/bold]: {rate} {before:.2f} → {after:.2f} %, {interval} {shared}"
+        f"[bold]{verdict}[/]: {rate} {both['before']:.2f} → {both['after']:.2f} %, "
+        f"{both['after'] - both['before']:+.2f} points [{both['low']:+.2f}, {both['high']:+.2f}] on the same "
+        f"{both['clips']} clips, of which {len(results['clips'])} have another text"
     )

@@ -5,7 +5,6 @@ from typing import Any
 from nightjar.nightly.history import Cell
 from nightjar.report.site.history_view import StoredResults, cell_differences
 from nightjar.report.site.layout import render
-from nightjar.report.site.urls import cell_url, night_url
 from nightjar.report.text_diff import clips_that_fit, differing_clips
 from nightjar.scoring.paired import compare_paired, shared_clips
 from nightjar.scoring.score import Score
@@ -41,9 +40,6 @@ def render_diff(stored: StoredResults, after: Cell, before: Cell) -> tuple[str, 
         root="../../",
         a=after,
         b=before,
-        cell=cell_url(after.cell),
-        a_href=night_url(after.night),
-        b_href=night_url(before.night),
         lost=[f"the verdict of {cell.night} (judge/{cell.judge})" for cell in lost],
         figures=_figures(after, before),
         differs=cell_differences(before, after),

@@ -21,6 +21,7 @@ class NightHistory(NamedTuple):
     by_night: dict[str, tuple[Cell, ...]]
     by_cell: dict[str, tuple[Cell, ...]]
     findings: dict[str, tuple[Finding, ...]]
+    rows: dict[tuple[str, str], Cell]  # by cell and night
 
     def before(self, cell: Cell) -> Cell | None:
         """Return a cell's row of its previous night, if it has one."""
@@ -41,6 +42,7 @@ def read_history(history: History) -> NightHistory:
         by_night=_grouped(cells, lambda row: row.night),
         by_cell=_grouped(cells, lambda row: row.cell),
         findings=_grouped(history.finding_rows(), lambda row: row.night),
+        rows={(row.cell, row.night): row for row in cells},
     )
 
 
