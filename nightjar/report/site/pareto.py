@@ -9,7 +9,6 @@ from nightjar.nightly.history import Cell
 from nightjar.report.axes import Plot, axis_with_ticks, polyline
 from nightjar.report.site.formatting import count, join_words, short
 from nightjar.report.site.layout import render
-from nightjar.report.site.urls import cell_url
 
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 352.0, 10.0, 196.0  # of the plot inside its 360 × 230
 LETTER, LINE = 5.4, 11.0  # px of a label's letter and line, at its font size
