@@ -52,7 +52,7 @@ def _clips(stored: StoredResults, after: str, before: str) -> dict[str, Any]:
     """Compare the clips of two verdicts by their keys; nothing where one is missing."""
     verdicts = [stored.verdict(key) if key else {} for key in (after, before)]
     if not all(verdicts):
-        return {"change": None, "shared": 0, "alone": 0, "clips": (), "left_out": 0}
+        return {"change": None, "shared": 0}
     new, old = (Score.model_validate(verdict["scores"]["binary"]) for verdict in verdicts)
     pairs = shared_clips(new, old)
     change = compare_paired(new, old)

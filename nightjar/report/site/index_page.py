@@ -14,13 +14,7 @@ from nightjar.report.site.layout import render
 from nightjar.report.site.pareto import pareto_sections
 from nightjar.report.site.urls import NIGHTS, TABLES, cell_url
 
-OUTCOMES = {
-    "PASS": "passed",
-    "FAIL": "failed",
-    "UNDECIDED": "undecided",
-    "BROKEN": "broke",
-    "MISSING": "could not run",
-}
+OUTCOMES = {"PASS": "passed", "FAIL": "failed", "UNDECIDED": "undecided", "BROKEN": "broke", "MISSING": "could not run"}
 STRIP = 60  # nights in the strip
 RECENT = 14  # nights in the table below it
 CHANGES = 8  # findings on the first page
