@@ -19,7 +19,7 @@ import numpy as np
 
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import Group, fuse
-from nightjar.graphs.onnx_graph import Graph, add_constants, copy_model, set_nodes, with_outputs
+from nightjar.graphs.onnx_graph import Graph, add_constants, set_nodes, with_outputs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.parameter_map import FILE as PARAMETERS
 from nightjar.graphs.parameter_map import Location, read_parameter_map, write_parameter_map
@@ -37,14 +37,10 @@ OTHER_GRAPHS = "the ranking is of other graphs: run the same command with --refr
 class FeedForward(NamedTuple):
     """The tensors of linear → GELU → linear → add."""
 
-    add: str
     input: str
     residual: str
     hidden: str
-    w1: str
-    b1: str
-    w2: str
-    b2: str
+    weights: dict[str, str]  # w1, b1, w2, b2
 
 
 class Scalable(NamedTuple):
@@ -83,10 +79,9 @@ def outlier_neurons(peaks: np.ndarray) -> list[int]:
 
 
 def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
-    """Return a copy of the graph with every rewrite made; Broken for one that does not fit the graph."""
-    out = copy_model(model)
+    """Return the graph with every rewrite made in a copy; Broken for one that does not fit the graph."""
     for rewrite in rewrites:
-        graph = Graph(out)
+        graph = Graph(model)
         if rewrite["move"] == "split":
             share = rewrite.get("bias_share", NpuTraits().branch_bias_share)
             _split(graph, str(rewrite["add"]), list(rewrite["neurons"]), share)
@@ -94,8 +89,8 @@ def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
             _scale(graph, str(rewrite["tensor"]), np.asarray(rewrite["factors"], np.float64))
         else:
             raise Broken(f"unknown move {rewrite['move']!r}; run the same command with --refresh rank")
-        out = graph.model
-    return out
+        model = graph.model
+    return model
 
 
 def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Rewrite]], out: Path) -> None:
@@ -122,8 +117,8 @@ def _branch_locations(
     feeds = feed_forwards(graph, fuse(graph.model))
     found: dict[str, Location] = {}
     for add in (str(rewrite["add"]) for rewrite in rewrites if rewrite["move"] == "split"):
-        for kind in ("w1", "b1", "w2", "b2"):
-            name = parameter_of[getattr(feeds[add], kind)]
+        for kind, initializer in feeds[add].weights.items():
+            name = parameter_of[initializer]
             found[f"{name}{BRANCH}"] = (f"{add}{BRANCH}.{kind}", locations[name][1])
     return found
 
@@ -135,11 +130,11 @@ def _split(graph: Graph, add: str, neurons: Sequence[int], bias_share: float) ->
     feed = feed_forwards(graph, fuse(graph.model)).get(add)
     if feed is None:
         raise Broken(f"no feed-forward ends in '{add}'; {OTHER_GRAPHS}")
-    w1, b1, w2, b2 = (graph.constant(name) for name in (feed.w1, feed.b1, feed.w2, feed.b2))
+    w1, b1, w2, b2 = map(graph.constant, feed.weights.values())
     taken, rest = np.asarray(neurons), np.setdiff1d(np.arange(w1.shape[1]), neurons)
     branch_b2 = (b2 * bias_share).astype(np.float32)
-    remaining = {feed.w1: w1[:, rest], feed.b1: b1[rest], feed.w2: w2[rest], feed.b2: b2 - branch_b2}
-    for name, values in remaining.items():
+    remaining = (w1[:, rest], b1[rest], w2[rest], b2 - branch_b2)
+    for name, values in zip(feed.weights.values(), remaining, strict=True):
         _overwrite(graph, name, values)
     name = f"{add}{BRANCH}"
     constants = {"w1": w1[:, taken], "b1": b1[taken], "w2": w2[taken], "b2": branch_b2}
@@ -188,19 +183,18 @@ def feed_forwards(graph: Graph, groups: Sequence[Group]) -> dict[str, FeedForwar
                 continue
             node = graph.producers[add.tensor]
             residual = next((n for n in node.input if graph.root(n) != second.tensor), None)
-            bias = [n for g in (first, second) for n in _bias(graph, g)]
-            weights = (first.weights[0], second.weights[0], *bias)
-            if residual is None or len(bias) != 2 or any(len(graph.readers[w]) != 1 for w in weights):
+            names = [first.weights[0], *_bias(graph, first), second.weights[0], *_bias(graph, second)]
+            if residual is None or len(names) != 4 or any(len(graph.readers[name]) != 1 for name in names):
                 continue
-            source = _node(graph, first.nodes[0]).input[0]
-            tensors = (first.weights[0], bias[0], second.weights[0], bias[1])
-            found.setdefault(add.tensor, FeedForward(add.tensor, source, residual, gelu.tensor, *tensors))
+            weights = dict(zip(("w1", "b1", "w2", "b2"), names, strict=True))
+            source = graph.named[first.nodes[0]].input[0]
+            found.setdefault(add.tensor, FeedForward(source, residual, gelu.tensor, weights))
     return found
 
 
 def _bias(graph: Graph, group: Group) -> list[str]:
     """Name the constants that a linear's nodes after the product add."""
-    nodes = [_node(graph, name) for name in group.nodes[1:]]
+    nodes = [graph.named[name] for name in group.nodes[1:]]
     return [name for node in nodes if node.op_type == "Add" for name in node.input if graph.is_constant(name)]
 
 
@@ -212,7 +206,7 @@ def scalable_tensors(graph: Graph, groups: Sequence[Group]) -> list[Scalable]:
         readers = [g for g in groups if group.tensor in g.inputs]
         source = group
         if group.kind == "attention":  # its output scales with the values; q and k have no part in it
-            value = by_tensor.get(graph.root(_node(graph, group.nodes[-1]).input[1]))
+            value = by_tensor.get(graph.root(graph.named[group.nodes[-1]].input[1]))
             if value is None or value.kind != "linear" or sum(value.tensor in g.inputs for g in groups) != 1:
                 continue
             source = value
@@ -233,7 +227,7 @@ def _channel_constants(graph: Graph, group: Group) -> list[str]:
     """Name the weights and biases whose division divides the output of a norm or a linear."""
     if group.kind == "norm":
         return list(group.weights)
-    nodes = [_node(graph, name) for name in group.nodes]
+    nodes = [graph.named[name] for name in group.nodes]
     return [*group.weights, *_bias(graph, group)] if all(node.op_type in ("MatMul", "Add") for node in nodes) else []
 
 
@@ -254,10 +248,6 @@ def _balance(peaks: np.ndarray) -> np.ndarray:
     """Return factors of geometric mean 1 that halve, in decibels, the distance between the channels' peaks."""
     root = np.sqrt(np.maximum(peaks.astype(np.float64), 1e-3 * max(float(peaks.max()), 1e-6)))
     return np.asarray(root / np.exp(np.log(root).mean()))
-
-
-def _node(graph: Graph, name: str) -> Any:
-    return next(node for node in graph.nodes if node.name == name)
 
 
 def _overwrite(graph: Graph, name: str, values: np.ndarray) -> None:
