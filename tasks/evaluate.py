@@ -1,6 +1,5 @@
 """Transcribe the evaluation speech with a binary on a board."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,17 +10,16 @@ import numpy as np
 from nightjar.boards.ref import BoardRef
 from nightjar.device.pause_splitter import cut
 from nightjar.errors import SessionFailed
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.scoring.normalize import normalise
 from nightjar.scoring.streaming import word_chunks
 from nightjar.sessions.run import split_excluded
-from nightjar.speech.audio import load_audio
+from nightjar.speech.audio import SAMPLE_RATE, load_audio
 from nightjar.speech.manifest import Clip, load_speech, split_by_window
 from tasks.dask import run_clips
 from tasks.hypotheses import EvaluateOptions, read_hypotheses, result_meta, select_clips, write_hypotheses
 from tasks.stage import stage
-
-SAMPLE_RATE_HZ = 16000
 
 Pieces = Mapping[str, Mapping[str, np.ndarray]]  # by clip id and piece id: int16 waves
 
@@ -44,7 +42,7 @@ def evaluate(
 
     encoder: another binary that lends its encoder.
     """
-    model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
+    model = read_json(binary / "model.json")
     window_s = model["recipe"]["window_s"]
     clips, skipped = select_clips(load_speech(speech, transcribed=options.transcribed), window_s, options)
     fitting, long = split_by_window(clips, window_s)
@@ -140,9 +138,9 @@ def _joined_line(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
 def silent_probes(window_s: float) -> dict[str, np.ndarray]:
     """Make int16 waves without speech: any text for them is hallucinated."""
     rng = np.random.default_rng(0)
-    samples = int(min(5.0, window_s) * SAMPLE_RATE_HZ)
+    samples = int(min(5.0, window_s) * SAMPLE_RATE)
     noise = rng.standard_normal(samples)
-    hum = np.sin(2 * np.pi * 50 * np.arange(samples) / SAMPLE_RATE_HZ)
+    hum = np.sin(2 * np.pi * 50 * np.arange(samples) / SAMPLE_RATE)
     return {
         "probe-silence": np.zeros(samples, np.int16),
         "probe-noise": np.round(30 * noise).astype(np.int16),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from nightjar.boards.ref import BoardRef
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.sessions.run import split_excluded
 from nightjar.speech.manifest import load_speech, shuffled, split_by_window
@@ -25,7 +26,7 @@ def harvest(
     work: Path,
 ) -> dict[str, str]:
     """Harvest float16 encoder outputs of `samples` clips, drawn by seed, with the float binary on the board."""
-    model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
+    model = read_json(binary / "model.json")
     tensors, earlier = model["harvest"], earlier_results("harvest")
     fitting, skipped = split_by_window(load_speech(speech), model["recipe"]["window_s"])
     clips = shuffled(fitting, seed)[:samples]

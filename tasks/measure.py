@@ -1,6 +1,5 @@
 """Measure a precision plan on calibration speech: the binary against the float graphs, where the target runs."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,4 +87,4 @@ def _distribution(step: Step) -> np.ndarray:
 
 def read_measurement(folder: Path) -> Measurement:
     """Read measured.json."""
-    return Measurement.model_validate(json.loads((folder / "measured.json").read_text(encoding="utf-8")))
+    return Measurement.model_validate_json((folder / "measured.json").read_bytes())

@@ -1,10 +1,10 @@
 """Rank what int8 costs, on the host; targets with the same traits share a ranking."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.part_chain import Chain
@@ -24,7 +24,7 @@ def rank(
 
     from nightjar.quantization.sensitivity import rank as rank_groups
 
-    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    model = read_json(graphs / "model.json")
     models = {name: onnx.load(graphs / part["file"]) for name, part in model["parts"].items()}
     make_chain: Any = Chain if chain is None else partial(chain.load().StreamChain, model)
     ranking = rank_groups(models, CalibrationSet.open(calibration), settings, make_chain)

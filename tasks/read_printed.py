@@ -17,14 +17,6 @@ from tasks.stage import stage
 SUFFIXES = (".txt", ".log")
 
 
-class PrintedFiles(InputFiles, frozen=True):
-    """Output files of a program, each named by its clip."""
-
-    def identity(self) -> dict[str, str]:
-        """Return what enters the key."""
-        return {path.stem: sha256 for path, sha256 in zip(self.paths, self.sha256, strict=True)}
-
-
 def reader(target: str, files: InputFiles) -> Plugin | None:
     """Return the module that parses the output of a target's programs, where these files are such output."""
     printed = all(path.suffix in SUFFIXES for path in files.paths)
@@ -33,9 +25,9 @@ def reader(target: str, files: InputFiles) -> Plugin | None:
 
 @stage
 def read_printed(
-    *, outputs: PrintedFiles, speech: Path, graphs: Path, reader: Plugin, target: str, out: Path
+    *, outputs: InputFiles, speech: Path, graphs: Path, reader: Plugin, target: str, out: Path
 ) -> dict[str, str]:
-    """Write the hypotheses of output files, and a binary.json that names their origin."""
+    """Write the hypotheses of output files, each named by its clip, and a binary.json that names their origin."""
     clips = {clip.id: clip for clip in load_speech(speech)}
     lines: list[dict[str, Any]] = []
     for path in outputs.paths:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.boards.ref import BoardRef
-from nightjar.errors import BadInput, SessionFailed, printable
-from nightjar.files import digest_file, read_json
+from nightjar.errors import SessionFailed, printable
+from nightjar.files import read_json
 from nightjar.plugins.program_output import ProgramOutput
 from nightjar.plugins.registry import Plugin
 from nightjar.sessions.board_program import BoardProgram, ProgramResult
@@ -22,27 +22,11 @@ from tasks.stage import stage
 TEXT_CHARACTERS = 10_000  # twenty times the text of a window of speech
 
 
-class NamedFiles(InputFiles, frozen=True):
-    """Files that a program finds by their names."""
-
-    def identity(self) -> dict[str, str]:
-        """Return what enters the key."""
-        return {path.name: sha256 for path, sha256 in zip(self.paths, self.sha256, strict=True)}
-
-
-def named_files(paths: tuple[Path, ...]) -> NamedFiles:
-    """Describe files by name and content; raises BadInput for a missing file, or two of one name."""
-    for path in paths:
-        if not path.is_file() or [other.name for other in paths].count(path.name) > 1:
-            raise BadInput(f"no file {path}, or two of this name: give each file of {{binary}} once")
-    return NamedFiles(paths=tuple(path.resolve() for path in paths), sha256=tuple(map(digest_file, paths)))
-
-
 @stage
 def run_program(
     *,
     program: BoardProgram,
-    files: NamedFiles,
+    files: InputFiles,
     speech: Path,
     graphs: Path,
     reader: Plugin,
@@ -145,12 +129,6 @@ def dump_program(
         )
     (out / COLLECTED).write_text(json.dumps({"dumped": dumped, "aside": excluded}, indent=1) + "\n", encoding="utf-8")
     return {"clips": str(len(dumped)), "aside": str(len(excluded)), "tier": board.tier}
-
-
-def read_excluded_dumps(folder: Path) -> dict[str, str]:
-    """Read the reason by clip for the clips without a dump."""
-    found: dict[str, str] = read_json(folder / COLLECTED)["aside"]
-    return found
 
 
 def _no_dump(result: ProgramResult, program: BoardProgram, expected_bytes: int) -> str:
