@@ -142,12 +142,8 @@ def run_shard(shard: Shard) -> ShardResult:
 
 
 shard_task = task(
-    run_shard,
-    name="shard",
-    task_run_name="shard of {shard.size} clips",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+    name="shard", task_run_name="shard of {shard.size} clips", cache_policy=NO_CACHE, persist_result=False
+)(run_shard)
 
 
 @contextmanager

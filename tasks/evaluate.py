@@ -1,7 +1,6 @@
 """Transcribe the evaluation speech with a binary on a board."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +68,18 @@ def evaluate(
     )
     lines, failed = split_excluded(results)
     text = words.load().text
+
+    def scored_words(tokens: list[int]) -> list[str]:
+        return normalise(text(tokens, model), options.language).split()
+
     for line in lines:
         line["text"] = text(line["tokens"], model)
         if "chunk" in model:
-            scored_words = partial(_scored_words, text, model, options.language)
             line["word_chunks"] = word_chunks(line["path"], model["chunk"]["rows"], scored_words)
     excluded = excluded_clips(failed, pieces)
     clips = [clip for clip in clips if clip.id not in excluded]
     write_hypotheses(out, join_pieces(lines, clips, pieces), clips, skipped, excluded)
     return result_meta(len(clips), skipped, board.tier, excluded)
-
-
-def _scored_words(text: Any, model: Any, language: str, tokens: list[int]) -> list[str]:
-    return normalise(text(tokens, model), language).split()
 
 
 def excluded_clips(failed: Mapping[str, str], pieces: Pieces) -> dict[str, str]:

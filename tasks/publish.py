@@ -29,10 +29,8 @@ def publish(request: PortRequest | EvaluateRequest, page: Artifact, outcomes: li
     """Copy the report to reports/, with the stages of this run, and show both in the UI."""
     made = current_run().store.path(page)
     results: dict[str, Any] = json.loads((made / "results.json").read_text(encoding="utf-8"))
-    results["stages"] = [
-        {"name": outcome.name, "seconds": outcome.seconds, "cached": outcome.cached, "why": outcome.why}
-        for outcome in outcomes
-    ]
+    shown_fields = ("name", "seconds", "cached", "why")
+    results["stages"] = [{field: getattr(outcome, field) for field in shown_fields} for outcome in outcomes]
     name = artifact_key(f"{request.model}-{request.target}-{results['precision']}")
     folder = reports_folder() / artifact_key(f"{name}{board_suffix(request.target, request.board)}")
     results["request"] = request.model_dump(mode="json")

@@ -65,7 +65,7 @@ def report(
         "made_from": {name: _record(folder) for name, folder in made_from.items() if folder is not None},
     }
     if scores["binary"].by_chunk or drift is not None:
-        results["stream"] = _stream(scores, drift)
+        results["stream"] = to_jsonable_python(_stream(scores, drift))
     if frontier is not None:
         results["search"] = read_json(frontier / "pareto.json")
     (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -90,12 +90,11 @@ def _score(score: Score) -> dict[str, Any]:
 def _stream(scores: Mapping[str, Score], drift: Path | None) -> dict[str, Any]:
     found = read_drift(drift) if drift is not None else None
     timed = {name: score.chunk_times for name, score in scores.items() if score.chunk_times is not None}
-    stream = {
+    return {
         "by_chunk": {name: score.by_chunk for name, score in scores.items()},
         "chunk_times": {name: {**dict(times), "real_time": times.real_time} for name, times in timed.items()},
         "drift": None if found is None else {**dict(found), "grown_db": round(found.grown_db, 2)},
     }
-    return to_jsonable_python(stream)
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
         return Completed(message=f"executed: {outcome.why}", data=artifact)
 
     @functools.wraps(body)
-    def call(*, label: str = "", **arguments: Any) -> Artifact | Pending:
+    def call(*, label: str = "", **arguments: Any) -> Any:
         run, label = current_run(), f"{name} {label}".strip()
         signature.bind(**arguments, **{own: None for own in ("out", "work") if own in signature.parameters})
         artifact: Any

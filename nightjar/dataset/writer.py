@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from nightjar.dataset.reader import INDEX, HarvestedClip, Index, ShardEntry, ShardFile, ShardRecord, record_file
 from nightjar.errors import BadOptions
-from nightjar.files import digest_file, read_whole_lines, storage_errors, write_atomic
+from nightjar.files import digest_file, read_whole_lines, storage_errors, sync, write_atomic
 from nightjar.locks import locked
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class _OpenShard:
     def finish(self) -> None:
         """Write the record, which completes the shard."""
         for file in self._files.values():
-            file.sync()
+            sync(file.path)
         record = ShardRecord(dataset=self._dataset, clips=[self.entries[name] for name in self.slots])
         write_atomic(self._record, record.model_dump_json())
         self.close()
