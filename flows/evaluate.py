@@ -21,8 +21,7 @@ from nightjar.request import EvaluateRequest
 from tasks.adopt import adopt, adopt_plugin, input_files, recognise
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions
-from tasks.read_printed import read_printed, reader
-from tasks.run_program import run_program
+from tasks.run_program import read_printed, reader, run_program
 from tasks.stage import current_or_new_run
 
 PRECISION = "as given"  # a file does not say how it was made

@@ -39,8 +39,8 @@ def hold_board(board: Board, over: Callable[[], bool]) -> Iterator[None]:
     A simulator has its toolchain's limit. `over` tells whether there is nothing left to do. Waits as long as
     --board-wait allows in total; raises BoardBusy.
     """
-    limit_s, began = current_run().board_wait_s, time.monotonic()
-    end = math.inf if limit_s is None else began + limit_s
+    limit_s = current_run().board_wait_s
+    end = math.inf if limit_s is None else time.monotonic() + limit_s
     with contextlib.ExitStack() as held:
         if board.alias in RESERVED:
             for target in board.runners:

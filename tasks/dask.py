@@ -205,9 +205,8 @@ def _save(result: ShardResult, work: Path, journal: Journal, excluded: dict[str,
 def _check_worker(shard: Shard, folders: Mapping[str, Path]) -> None:
     """Raise BoardMissing if this worker could give other results than the machine that submitted the shard."""
     wanted, here = _versions(shard.board.facts), _versions(_local_facts(shard.board))
-    differing = [
-        f"{name} is {here[name]}, not {wanted[name]}" for name in wanted if name in here and here[name] != wanted[name]
-    ]
+    both = sorted(wanted.keys() & here.keys())
+    differing = [f"{name} is {here[name]}, not {wanted[name]}" for name in both if here[name] != wanted[name]]
     if _session_sha256(shard.board, folders["binary"], folders.get("encoder")) != shard.code:
         differing.append("its Nightjar code differs")
     if differing:

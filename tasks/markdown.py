@@ -1,4 +1,4 @@
-"""Markdown for the Prefect UI: the verdict of a port, and the summary of a night."""
+"""Markdown for the Prefect UI: the verdict of a port, the summary of a night, a toolchain's log."""
 
 import os
 import re
@@ -31,16 +31,16 @@ def verdict_markdown(results: Mapping[str, Any]) -> str:
         "worst_gates": sorted(results["gates"], key=lambda gate: ("FAIL", "UNDECIDED", "PASS").index(gate["outcome"])),
         "versions": ", ".join(f"{name} {value}" for name, value in [*sorted(found.items()), *sorted(facts.items())]),
     }
-    return _render("verdict.md", **results, **more)
+    return render_markdown("verdict.md", **results, **more)
 
 
 def night_markdown(night: "Night", cells: Sequence["Cell"], findings: Sequence["Finding"]) -> str:
     """Write a night: what failed, the findings and their causes, every cell."""
     ordered = sorted(findings, key=lambda finding: not finding.regression)
-    return _render("night.md", night=night, cells=cells, findings=ordered)
+    return render_markdown("night.md", night=night, cells=cells, findings=ordered)
 
 
-def _render(name: str, **values: Any) -> str:
+def render_markdown(name: str, **values: Any) -> str:
     """Render a template of the report, with links to the site if NIGHTJAR_SITE_URL is set."""
     templates = environment().overlay(autoescape=False)
     templates.filters |= {"md": escape_markdown, "megabytes": megabytes}

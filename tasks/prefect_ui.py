@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from html import escape
 from pathlib import Path
 from uuid import UUID
 
@@ -20,17 +19,14 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL
 
 from nightjar.progress import Listener
-from tasks.markdown import escape_markdown
+from tasks.markdown import render_markdown
 
 log = logging.getLogger("nightjar.stage")
-
-OUR_LOGGERS = ("nightjar", "models", "targets", "tasks")
 
 FIRST_S = 10.0  # a shorter stage gets no progress artifact
 EVERY_S = 5.0
 LOG = "toolchain.txt"  # in the artifact's folder, beside what the toolchain made
-LAST_LINES = 20  # of a log, shown unfolded with a failure
-FOLDED_LINES = 400  # in the artifact
+FOLDED_LINES = 400  # of a log, in the artifact
 LONGEST_LINE = 300
 LOUD = re.compile(r"(E |W |ERROR|WARNING|\w*(Error|Warning): )")
 
@@ -139,8 +135,11 @@ def toolchain_log(label: str, out: Path) -> Iterator[None]:
             summary = f"{len(printed):,} lines of the toolchain in {took:.0f} s, {loud:,} of them warnings or errors"
             log.info("%s: %s; kept as %s", label, summary, LOG if not failure else out / LOG)
             with contextlib.suppress(Exception):  # an unreachable server must not hide the failure
-                last = [line[:LONGEST_LINE] for _, line in printed[-FOLDED_LINES:]]
-                create_artifacts([_log_artifact(label, summary, last, failure)])
+                lines = [line[:LONGEST_LINE] for _, line in printed[-FOLDED_LINES:]]
+                values = {"label": label, "summary": summary, "failure": failure, "lines": lines, "file": LOG}
+                shown = render_markdown("toolchain_log.md", **values)
+                key = f"log-{artifact_key(label)}"
+                create_artifacts([ArtifactCreate(type="markdown", key=key, description=summary, data=shown)])
 
 
 class _SdkLines(logging.Filter):
@@ -155,18 +154,6 @@ class _SdkLines(logging.Filter):
         return False
 
 
-def _log_artifact(label: str, summary: str, lines: list[str], failure: str) -> ArtifactCreate:
-    text = [f"# {'Failed' if failure else 'Log'} · {label}", ""]
-    if failure:
-        shown = "\n".join(lines[-LAST_LINES:]).replace("```", "'''")
-        text += [f"**{escape_markdown(failure)}**", "", "```", shown, "```", ""]
-    # One block of HTML without an empty line: Markdown inside would not fold, in either of Prefect's UIs.
-    folded = "\n".join(escape(line) for line in lines)
-    text += [f"{summary}. The whole log is `{LOG}` in the artifact's folder.", ""]
-    text += [f"<details><summary>the last {len(lines)} lines</summary><pre>{folded}</pre></details>", ""]
-    return ArtifactCreate(type="markdown", key=f"log-{artifact_key(label)}", description=summary, data="\n".join(text))
-
-
 def _owner() -> dict[str, UUID | None] | None:
     """Return the runs that an artifact created here belongs to; None outside a flow run on a server."""
     flow = FlowRunContext.get()
@@ -179,6 +166,6 @@ def _owner() -> dict[str, UUID | None] | None:
 _printed: ContextVar[list[_Line] | None] = ContextVar("printed", default=None)
 _sdk = logging.getLogger("nightjar.process")
 _sdk.addFilter(_SdkLines())
-for _name in OUR_LOGGERS:
+for _name in ("nightjar", "models", "targets", "tasks"):
     if logging.getLogger(_name).level == logging.NOTSET:  # Prefect 3.8.8 gives extra loggers its handlers but no
         logging.getLogger(_name).setLevel(logging.INFO)  # level: only warnings would appear

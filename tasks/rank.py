@@ -1,4 +1,4 @@
-"""Rank what int8 costs, on the host; targets with the same traits share a ranking."""
+"""Rank what int8 costs, on the host, and rewrite graphs so that it costs less; targets with equal traits share both."""
 
 from functools import partial
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.graph_rewrites import rewrite_graphs
 from nightjar.quantization.part_chain import Chain
-from nightjar.quantization.sensitivity import RankingSettings
+from nightjar.quantization.sensitivity import RankingSettings, read_ranking
 from tasks.stage import stage
 
 
@@ -31,3 +32,11 @@ def rank(
     (out / "ranking.json").write_text(ranking.model_dump_json(indent=1) + "\n", encoding="utf-8")
     rewrites = sum(map(len, ranking.rewrites.values()))
     return {part: f"{len(entries)} groups" for part, entries in ranking.parts.items()} | {"rewrites": str(rewrites)}
+
+
+@stage
+def rewrite(*, graphs: Path, ranking: Path, out: Path) -> dict[str, str]:
+    """Write the graphs with the ranking's rewrites, which are exact in float, applied."""
+    rewrites = read_ranking(ranking / "ranking.json").rewrites
+    rewrite_graphs(graphs, rewrites, out)
+    return {part: f"{len(moves)} rewrites" for part, moves in rewrites.items()}

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,23 +49,20 @@ class Pending(NamedTuple):
     stage: str
 
 
+@dataclass(eq=False)
 class Run:
     """One flow run's settings and the outcomes of its stages."""
 
-    def __init__(
-        self,
-        store: Store,
-        refresh: frozenset[str] = frozenset(),
-        plan: bool = False,
-        board_wait_s: float | None = None,
-        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-        on_outcome: Callable[[StageOutcome], None] = lambda outcome: None,
-    ) -> None:
-        self.store, self.refresh, self.plan = store, refresh, plan
-        self.on_progress, self.on_outcome = on_progress, on_outcome
-        self.board_wait_s = board_wait_s  # for a board in use by others; None: without limit
-        self.outcomes: list[StageOutcome] = []
-        self.usage = Usage(store)
+    store: Store
+    refresh: frozenset[str] = frozenset()
+    plan: bool = False
+    board_wait_s: float | None = None  # for a board in use by others; None: without limit
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    on_outcome: Callable[[StageOutcome], None] = lambda outcome: None
+    outcomes: list[StageOutcome] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.usage = Usage(self.store)
 
     def finish(self, outcome: StageOutcome) -> StageOutcome:
         """Record and report the outcome of a stage."""
@@ -98,7 +96,7 @@ def separate_run(refresh: tuple[str, ...], board_wait_s: float | None = None) ->
     outer = _run.get(None)
     if outer is None:
         return running(Run(open_store(), frozenset(refresh), False, board_wait_s, _progress_logger()))
-    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.on_progress, outer.on_outcome)
+    own = replace(outer, refresh=frozenset(refresh), board_wait_s=board_wait_s)
     own.usage = Usage(outer.store, outer.usage)  # gc keeps a night's cells until the night is in the history
     return running(own)
 
@@ -119,12 +117,6 @@ def _progress_logger() -> Callable[[str, int, int], None]:
 def current_run() -> Run:
     """Return the run that the calling code belongs to."""
     return _run.get()
-
-
-def earlier_results(stage: str) -> list[Path]:
-    """List the folders of a stage's earlier results in this store, newest first, without verifying their content."""
-    run = _run.get(None)
-    return [run.store.path(record.artifact) for record in run.store.records(stage)] if run is not None else []
 
 
 Body = Callable[..., dict[str, str] | None]

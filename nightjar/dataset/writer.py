@@ -119,7 +119,8 @@ class _OpenShard:
         for file in self._files.values():
             complete &= file.open(os.O_RDWR | os.O_CREAT)
         for entry in entries:
-            if self._is_valid(entry):
+            slot, files = self.slots.get(entry.id), self._files.items()
+            if slot is not None and entry.tensors == {tensor: file.sha256(slot) for tensor, file in files}:
                 self.entries[entry.id] = entry
             else:
                 log.warning("%s: clip %s was altered and is recomputed", self._record.with_suffix(""), entry.id)
@@ -143,12 +144,6 @@ class _OpenShard:
         except ValidationError:
             log.warning("%s is damaged and is written again", self._record.with_suffix(""))
             return [], False
-
-    def _is_valid(self, entry: ShardEntry) -> bool:
-        slot = self.slots.get(entry.id)
-        return slot is not None and all(
-            file.sha256(slot) == entry.tensors.get(tensor) for tensor, file in self._files.items()
-        )
 
     def add(self, clip: HarvestedClip) -> None:
         """Write a clip's tensors, then its line in the journal."""

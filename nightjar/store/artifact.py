@@ -5,7 +5,6 @@ exist. Artifacts and records contain no absolute paths, so a store may be moved 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nightjar.files import digest, digest_file, mtime_ns, storage_errors, write_atomic
+from nightjar.files import digest, digest_file, mtime_ns, storage_errors, sync, write_atomic
 from nightjar.locks import acquire, locked
 from nightjar.store.file_memo import file_stamp, read_json_object
 
@@ -202,10 +201,8 @@ class Store:
         with storage_errors():
             files = {}
             for path in content_files(out):
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                    os.fsync(file.fileno())
-                files[path.relative_to(out).as_posix()] = (path.stat().st_size, sha256)
+                sync(path)
+                files[path.relative_to(out).as_posix()] = (path.stat().st_size, digest_file(path))
             record = Record(
                 stage=stage,
                 key=key,

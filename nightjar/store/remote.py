@@ -12,7 +12,6 @@ Readers therefore see only complete artifacts. Every file is verified when it is
 import contextlib
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -21,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nightjar.errors import StoreBroken
-from nightjar.files import digest, digest_file, storage_errors, write_atomic
+from nightjar.files import digest, digest_file, storage_errors, sync, write_atomic
 from nightjar.paths import remote_url, store_folder
 from nightjar.process import lock_owner
 from nightjar.store.artifact import Record, Store, content_files, parse_record
@@ -47,10 +46,9 @@ class RemoteStore(Store):
         self._checked = False
 
     def find(self, stage: str, key: str, has_lock: bool = False) -> tuple[Record | None, str]:
-        """Return the verified record of a key, fetched if needed; or None and the reason why it cannot be used.
+        """Find a record as any store does, and fetch it if needed; raises StoreBroken if the bucket does not answer.
 
-        has_lock: the caller holds the key's lock; otherwise it is taken to fetch, unless a run is making the key.
-        Raises StoreBroken if the bucket cannot be reached.
+        A fetch takes the key's lock if the caller does not have it; there is none while a run is making the key.
         """
         record, why = super().find(stage, key)
         if record is not None:
@@ -138,8 +136,8 @@ class RemoteStore(Store):
                 damage = "is missing"
                 break
             if digest_file(partial) == sha256:
-                with storage_errors(), partial.open("rb+") as file:
-                    os.fsync(file.fileno())
+                with storage_errors():
+                    sync(partial)
                 partial.rename(path)
                 return ""
             partial.unlink()
@@ -200,19 +198,6 @@ def lease(bucket: Bucket, name: str, on_wait: Callable[[], None]) -> Iterator[No
             with contextlib.suppress(StoreBroken):
                 bucket.write(name, _lease_text(by, count))
 
-    _take_lease(bucket, name, by, on_wait)
-    renewing = threading.Thread(target=renew, daemon=True)
-    renewing.start()
-    try:
-        yield
-    finally:
-        over.set()
-        renewing.join()
-        with contextlib.suppress(StoreBroken):  # then it becomes stale
-            bucket.remove(name)
-
-
-def _take_lease(bucket: Bucket, name: str, by: str, on_wait: Callable[[], None]) -> None:
     last, since = None, time.monotonic()
     while not bucket.create(name, _lease_text(by, 0)):
         if last is None:
@@ -225,6 +210,15 @@ def _take_lease(bucket: Bucket, name: str, by: str, on_wait: Callable[[], None])
             bucket.remove(name)
             continue
         time.sleep(POLL_S)
+    renewing = threading.Thread(target=renew, daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        renewing.join()
+        with contextlib.suppress(StoreBroken):  # then it becomes stale
+            bucket.remove(name)
 
 
 def _lease_text(by: str, count: int) -> bytes:
