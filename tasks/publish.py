@@ -93,10 +93,11 @@ def _artifacts(name: str, results: dict[str, Any]) -> Iterator[ArtifactCreate]:
         | dict(zip(("low", "high"), score["interval"], strict=True))
         for score in results["scores"]
     ]
-    described = "corpus WER in percent with 95 % intervals"
-    yield ArtifactCreate(type="table", key=f"scores-{name}", description=described, data=json.dumps(scores))
-    described = "the stages of this run"
-    yield ArtifactCreate(type="table", key=f"stages-{name}", description=described, data=json.dumps(results["stages"]))
+    for kind, described, rows in (
+        ("scores", "corpus WER in percent with 95 % intervals", scores),
+        ("stages", "the stages of this run", results["stages"]),
+    ):
+        yield ArtifactCreate(type="table", key=f"{kind}-{name}", description=described, data=json.dumps(rows))
     # For the nightly run, whose port may run on another machine: JSON without a key, which is not shown.
     kept = {name: value for name, value in results.items() if name not in ("search", "recipe")}  # the report has them
     yield ArtifactCreate(type=RESULTS, description="results.json, for the night", data=json.dumps(kept))
@@ -138,10 +139,8 @@ def announce_night(night: "Night", sentence: str, findings: Sequence["Finding"])
             "nightjar.regressions": str(len(regressions)),
         },
         payload={
-            "outcome": night.outcome,
+            **night.model_dump(include={"outcome", "night", "cells"}),
             "sentence": sentence[:MOST_CHARACTERS],
-            "night": night.night,
-            "cells": night.cells,
             "failed": night.failed[:MOST_CHARACTERS],
             "regressions": [each.model_dump(include=REGRESSION) for each in regressions[:50]],
         },

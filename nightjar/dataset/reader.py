@@ -77,7 +77,7 @@ class ShardFile:
     """One tensor of a shard: an .npy file `(clips, *shape)` of float16, read and written clip by clip."""
 
     def __init__(self, folder: Path, number: int, tensor: str, clips: int, shape: tuple[int, ...]) -> None:
-        self.path = tensor_file(folder, number, tensor)
+        self.path = shard_file(folder, number, f"{tensor}.npy")
         header = io.BytesIO()
         layout = {"descr": "<f2", "fortran_order": False, "shape": (clips, *shape)}
         np.lib.format.write_array_header_1_0(header, layout)
@@ -120,14 +120,9 @@ class ShardFile:
             self._fd = -1
 
 
-def tensor_file(folder: Path, number: int, tensor: str) -> Path:
-    """Return the path of a tensor of a shard."""
-    return folder / f"shard-{number:05d}.{tensor}.npy"
-
-
-def record_file(folder: Path, number: int) -> Path:
-    """Return the path of a shard's record."""
-    return folder / f"shard-{number:05d}.json"
+def shard_file(folder: Path, number: int, kind: str) -> Path:
+    """Return the path of a shard's record (`json`), or of one of its tensors (`hidden.npy`)."""
+    return folder / f"shard-{number:05d}.{kind}"
 
 
 class Dataset(Sequence[HarvestedClip]):
@@ -148,7 +143,7 @@ class Dataset(Sequence[HarvestedClip]):
         entry = self._entries[at]
         number, slot = divmod(at % len(self), self.metadata.shard_clips)
         if self._mapped[0] != number:  # one shard at a time, or all that was read would count as this process's memory
-            paths = {tensor: tensor_file(self.folder, number, tensor) for tensor in self.metadata.tensors}
+            paths = {name: shard_file(self.folder, number, f"{name}.npy") for name in self.metadata.tensors}
             self._mapped = (number, {name: np.load(path, mmap_mode="r") for name, path in paths.items()})
         tensors = {tensor: values[slot] for tensor, values in self._mapped[1].items()}
         return HarvestedClip(entry.id, entry.audio_s, entry.wave, tensors)
@@ -171,7 +166,7 @@ def open_dataset(folder: Path, verify: bool = True) -> Dataset:
         raise StoreBroken(f"{folder} is not finished: {REMEDY}")
     records = []
     for number, (expected, size) in enumerate(zip(index.shards, index.sizes(), strict=True)):
-        path = record_file(folder, number)
+        path = shard_file(folder, number, "json")
         if not path.exists() or digest_file(path) != expected:
             raise StoreBroken(f"{path} is missing or was altered: {REMEDY}")
         records.append(record := ShardRecord.model_validate_json(path.read_bytes()))

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nightjar.dataset.reader import INDEX, HarvestedClip, Index, ShardEntry, ShardFile, ShardRecord, record_file
+from nightjar.dataset.reader import INDEX, HarvestedClip, Index, ShardEntry, ShardFile, ShardRecord, shard_file
 from nightjar.errors import BadOptions
 from nightjar.files import digest_file, read_whole_lines, storage_errors, sync, write_atomic
 from nightjar.locks import locked
@@ -69,7 +69,7 @@ class DatasetWriter:
         missing = [name for name in self.ids if name not in self.done]
         assert not missing, missing[:3]
         with storage_errors():
-            shards = [digest_file(record_file(self.folder, number)) for number in range(len(self._sizes))]
+            shards = [digest_file(shard_file(self.folder, number, "json")) for number in range(len(self._sizes))]
             index = self._index.with_shards(shards)
             write_atomic(self.folder / INDEX, index.model_dump_json(indent=1))
         return index
@@ -105,7 +105,7 @@ class _OpenShard:
 
     def __init__(self, folder: Path, number: int, names: Sequence[str], index: Index) -> None:
         self.slots, self.entries = {name: slot for slot, name in enumerate(names)}, dict[str, ShardEntry]()
-        self._record = record_file(folder, number)
+        self._record = shard_file(folder, number, "json")
         self._journal_path = self._record.with_suffix(".jsonl")
         self._journal: Any = None
         self._dataset = index.sha256
