@@ -81,7 +81,7 @@ def run_clips(
         return run_session(board.boards(), binary, clips, work, lock_board=hold_board, **settings)
     encoder: Path | None = settings.pop("encoder", None)
     settings.pop("earlier", None)  # tensors in this machine's store: a worker has its own
-    sources: dict[str, Any] = {clip.id: clip.audio for clip in clips} | settings.pop("waves", {})
+    sources: dict[str, Any] = {clip.id: clip.audio for clip in clips} | (settings.pop("waves", None) or {})
     code = _session_sha256(board, binary, encoder)
     with storage_errors():
         open_job_folder(work, digest([code, board.identity(), sorted(sources)]))

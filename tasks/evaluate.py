@@ -54,17 +54,10 @@ def evaluate(
         watch = {line["id"]: line["watched"]["ids"] for line in earlier if "watched" in line}
     elif options.watch:
         watch = {clip.id: [] for clip in fitting}
+    waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
+    by_clip: dict[str, Any] = {"waves": waves, "forced": forced, "watch": watch}
     results = run_clips(
-        board,
-        binary,
-        fitting,
-        work,
-        decode=True,
-        language=options.language,
-        forced=forced,
-        waves={name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s),
-        watch=watch,
-        encoder=encoder,
+        board, binary, fitting, work, decode=True, language=options.language, encoder=encoder, **by_clip
     )
     lines, failed = split_excluded(results)
     text = words.load().text

@@ -58,11 +58,9 @@ def divergence(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, A
 
 def logit_snr_db(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]]) -> float:
     """Return the SNR in dB of the watched logits, at most 200."""
-    signal = noise = 0.0
-    for mine, theirs in _watched_steps(wanted, got):
-        left, right = np.array(mine[0]), np.array(theirs[0])
-        signal += float((left**2).sum())
-        noise += float(((left - right) ** 2).sum())
+    pairs = [(np.array(mine[0]), np.array(theirs[0])) for mine, theirs in _watched_steps(wanted, got)]
+    signal = sum(float((left**2).sum()) for left, _ in pairs)
+    noise = sum(float(((left - right) ** 2).sum()) for left, right in pairs)
     return min(200.0, 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30)))
 
 

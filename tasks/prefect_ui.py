@@ -88,12 +88,8 @@ class _Progress(threading.Thread):
         try:
             with get_client(sync_client=True) as client:  # this thread's own: a thread starts with an empty context
                 sent = self.percent
-                created = ArtifactCreate(
-                    type="progress",
-                    key=f"progress-{artifact_key(self.label)}",
-                    description=self.name,
-                    data=sent,
-                )
+                key = f"progress-{artifact_key(self.label)}"
+                created = ArtifactCreate(type="progress", key=key, description=self.name, data=sent)
                 artifact = client.create_artifact(created.model_copy(update=self.owner)).id
                 ended = False
                 while not ended:

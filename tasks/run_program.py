@@ -44,16 +44,10 @@ def run_program(
     probes = silent_probes(window_s)
     connected = board.connect()
     with connected.locked():
-        results = run_on_board(
-            connected,
-            program,
-            {**{clip.id: clip.audio for clip in clips}, **probes},
-            work,
-            language=options.language,
-            binary={path.name: path for path in files.paths},
-        )
-    lines: dict[str, dict[str, Any]] = {}
-    excluded: dict[str, str] = {}
+        sources: dict[str, Any] = {clip.id: clip.audio for clip in clips} | probes
+        binary = {path.name: path for path in files.paths}
+        results = run_on_board(connected, program, sources, work, language=options.language, binary=binary)
+    lines, excluded = dict[str, dict[str, Any]](), dict[str, str]()
     durations = {clip.id: clip.duration_s for clip in clips}
     for name, result in results.items():
         output = _parse(result, program, reader)
@@ -63,11 +57,8 @@ def run_program(
             lines[name] = hypothesis_line(name, output, durations.get(name, 5.0))
     transcribed = [clip for clip in clips if clip.id in lines]
     if not transcribed:
-        raise _all_failed(
-            f"{program.command[0]} gave no text for any of {len(clips)} clips",
-            excluded,
-            "run it there by hand, then the same command again",
-        )
+        problem = f"{program.command[0]} gave no text for any of {len(clips)} clips"
+        raise _all_failed(problem, excluded, "run it there by hand, then the same command again")
     # Silence is judged on all probes or on none.
     kept = [lines[clip.id] for clip in transcribed] + [lines[name] for name in probes if probes.keys() <= lines.keys()]
     write_hypotheses(out, kept, transcribed, [*skipped, *(clip for clip in clips if clip.id in excluded)], excluded)
@@ -124,11 +115,8 @@ def dump_program(
         fetched[name].rename(out / f"enc_{name}.bin")
     if not dumped:
         check_sizes([path for path in fetched.values() if path.exists()], shape, window_s)  # it names the window
-        raise _all_failed(
-            f"{program.command[0]} left no dump of any of {len(drawn)} clips",
-            excluded,
-            "check what it writes there, and give it with --dumps",
-        )
+        problem = f"{program.command[0]} left no dump of any of {len(drawn)} clips"
+        raise _all_failed(problem, excluded, "check what it writes there, and give it with --dumps")
     (out / COLLECTED).write_text(json.dumps({"dumped": dumped, "aside": excluded}, indent=1) + "\n", encoding="utf-8")
     return {"clips": str(len(dumped)), "aside": str(len(excluded)), "tier": board.tier}
 

@@ -91,9 +91,9 @@ class DatasetWriter:
             log.warning("%s is damaged and is written again", path)
             return None
         ours, theirs = (each.model_dump(exclude={"shards", "sha256"}) for each in (self._index, before))
-        if ours != theirs:
-            flat = [{**each, **each["made_from"]} for each in (ours, theirs)]
-            other = [name for name in flat[0] if name != "made_from" and flat[0][name] != flat[1].get(name)]
+        for described in (ours, theirs):
+            described |= described.pop("made_from")
+        if other := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
             raise BadOptions(
                 f"{self.folder} has a dataset of another {', '.join(other)}: give another --out, or delete it"
             )

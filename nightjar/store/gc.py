@@ -176,18 +176,17 @@ def _sweep_traces(store: Store) -> None:
                 if ours:
                     path.unlink(missing_ok=True)
     now_ns = time.time_ns()
-    for name in (".verified", ".sent", ".memo"):
-        for path in (store.root / name).glob("*"):
-            age_s = (now_ns - mtime_ns(path)) / 1e9
-            stage, _, key = path.stem.rpartition("-")
-            if path.name.startswith("."):  # temporary
-                unneeded = age_s > DAY_S
-            elif name == ".memo":
-                unneeded = age_s > MEMO_S
-            else:
-                unneeded = not store.folder(stage, key).exists()
-            if unneeded:
-                path.unlink(missing_ok=True)
+    for path in (path for name in (".verified", ".sent", ".memo") for path in (store.root / name).glob("*")):
+        age_s = (now_ns - mtime_ns(path)) / 1e9
+        stage, _, key = path.stem.rpartition("-")
+        if path.name.startswith("."):  # temporary
+            unneeded = age_s > DAY_S
+        elif path.parent.name == ".memo":
+            unneeded = age_s > MEMO_S
+        else:
+            unneeded = not store.folder(stage, key).exists()
+        if unneeded:
+            path.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:
