@@ -1,6 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PARALLEL := -n auto --dist loadfile
+PROTO_OUT := .
 
 .PHONY: setup demo docs stack stack-stop test test-all test-rest test-stack check proto lock clean
 
@@ -49,7 +50,9 @@ check: setup  ## style, types and import contracts
 	$(BIN)/lint-imports
 
 proto: setup  ## the board service's messages, from nightjar/service/service.proto
-	$(BIN)/python -m nightjar.service.generate
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) nightjar/service/service.proto
+	# Boards have older protobuf runtimes than protoc requires. They read proto3 since version 4.
+	sed -i '/import runtime_version/d; /^_runtime_version\.Validate/,/^)/d' $(PROTO_OUT)/nightjar/service/service_pb2.py
 
 lock: setup .venv/docs  ## write down the versions in use
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^-e\|@' > constraints.txt

@@ -54,10 +54,14 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
                 toolkits[name] = _restore_toolkit(graph, tables)
         except Exception as exc:  # of onnx, of the toolkit or of json
             raise RuntimeError(f"the simulator cannot load {graph}: {first_line(exc)}") from exc
-    attributes = {name: toolkit.rknn_base.inputs_meta["attrs"] for name, toolkit in toolkits.items()}
-    inputs = {name: _tensors(found, parts[name].get("inputs"), is_output=False) for name, found in attributes.items()}
-    outputs = {name: _tensors(found, parts[name].get("outputs"), is_output=True) for name, found in attributes.items()}
-    return SimulatorRunner(toolkits, inputs, outputs)
+    described = {}
+    for name, toolkit in toolkits.items():
+        found, part = toolkit.rknn_base.inputs_meta["attrs"], parts[name]
+        described[name] = {
+            "inputs": _tensors(found, part.get("inputs"), is_output=False),
+            "outputs": _tensors(found, part.get("outputs"), is_output=True),
+        }
+    return SimulatorRunner(toolkits, described)
 
 
 def _restore_toolkit(graph: Path, tables: Path) -> Any:
