@@ -3,7 +3,7 @@ BIN := .venv/bin
 PARALLEL := -n auto --dist loadfile
 PROTO_OUT := .
 
-.PHONY: setup demo docs stack stack-stop test test-all test-rest test-stack check proto lock clean
+.PHONY: setup demo docs picture stack stack-stop test test-all test-rest test-stack check proto lock clean
 
 setup: .venv/installed
 
@@ -25,6 +25,13 @@ docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broke
 .venv/docs: .venv/installed
 	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[docs]'
 	@touch $@
+
+picture: reports/whisper-nano-rknn-auto/report.html  ## that report's first screen for README.md, by headless chromium
+	chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --lang=en-GB --window-size=1100,770 \
+	    --screenshot=docs/pictures/report.png file://$(CURDIR)/$<
+
+reports/whisper-nano-rknn-auto/report.html:
+	@echo "$@ does not exist: run \`make demo\`, which writes it"; exit 1
 
 stack: setup  ## Prefect server, database, worker and board from native packages, until Ctrl-C (docs/nightly.md)
 	@$(BIN)/nightjar stack up
