@@ -21,9 +21,9 @@ INTEGERS_ONLY = ("device",)  # the NPU has no float: that runs in the DFC's emul
 def recipe(model: str) -> Recipe:
     """Return the recipe of this target's export.
 
-    `cached` is for the CPU. A `static` decoder can run on the NPU: it takes embeddings and returns the logits of all
-    rows in slices, as in hailocs/hailo-whisper, whose decoders have 32 rows (tiny) or 24 (base). Raises BadOptions for
-    a family that is not Whisper.
+    Its `cached` decoder is for the CPU. A `static` decoder can run on the NPU: it takes embeddings and returns the
+    logits of all rows in slices, as in hailocs/hailo-whisper, whose decoders have 32 rows (tiny) or 24 (base). Raises
+    BadOptions for a family that is not Whisper.
     """
     if model != "whisper":
         raise BadOptions(
@@ -31,17 +31,7 @@ def recipe(model: str) -> Recipe:
             "pass --target onnx or rknn"
         )
     return Recipe(
-        window_s=30,
-        graph_format="onnx",
-        decoder="cached",
-        decoder_length=448,
-        positional="first",
-        host_embedding=True,
-        conv2d=True,
-        layer_norm="primitives",
-        logits_rows="all",
-        logits_slices=4,
-        mask_value=-100.0,
+        host_embedding=True, conv2d=True, layer_norm="primitives", logits_rows="all", logits_slices=4, mask_value=-100.0
     )
 
 

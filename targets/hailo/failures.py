@@ -42,7 +42,6 @@ KNOWN: dict[Kind, tuple[str, str]] = {
     ),
     "unknown": ("", "read the log; then run the same command again, or report it"),
 }
-RETRYABLE: tuple[Kind, ...] = ("memory", "unknown")  # the same command may succeed at another time
 
 
 class Failure(NamedTuple):
@@ -50,7 +49,7 @@ class Failure(NamedTuple):
 
     kind: Kind
     reason: str
-    retryable: bool
+    retryable: bool  # the same command may succeed at another time
     remedy: str
 
 
@@ -58,9 +57,8 @@ def classify(class_name: str, message: str) -> Failure:
     """Classify an exception by the name of its class and its message."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     reason = ": ".join(filter(None, (class_name, " ".join(lines[:3])[:300])))
-    text = f"{class_name}: {message}"
-    kind = next(kind for kind, (pattern, _) in KNOWN.items() if re.search(pattern, text))
-    return Failure(kind, reason, kind in RETRYABLE, KNOWN[kind][1])
+    kind = next(kind for kind, (pattern, _) in KNOWN.items() if re.search(pattern, f"{class_name}: {message}"))
+    return Failure(kind, reason, kind in ("memory", "unknown"), KNOWN[kind][1])
 
 
 class Level(NamedTuple):

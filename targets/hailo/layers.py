@@ -58,22 +58,14 @@ def layers_16bit(
     groups: Sequence[Group], layers: Sequence[Layer], tensors: Collection[str], attention_16bit: bool
 ) -> list[Layer]:
     """List the layers of the groups with these tensors, in the network's order."""
-    named = {
-        layer
-        for tensor, own in layers_of(groups, layers).items()
-        if tensor in tensors
-        for layer in own
-        if attention_16bit or layer.kind not in ATTENTION
-    }
-    return [layer for layer in layers if layer in named]
+    found = layers_of(groups, layers)
+    named = {layer for tensor in tensors for layer in found.get(tensor, ())}
+    return [layer for layer in layers if layer in named and (attention_16bit or layer.kind not in ATTENTION)]
 
 
 def int8_mac_share(groups: Sequence[Group], layers: Sequence[Layer], in_16bit: Collection[Layer]) -> float:
     """Return the share of multiply-accumulates in layers of 8 bits."""
-    by_tensor, total, in_8bit = layers_of(groups, layers), 0, 0
-    for group in groups:
-        own = by_tensor[group.tensor]
-        total += group.macs
-        if own and not any(layer in in_16bit for layer in own):
-            in_8bit += group.macs
-    return round(in_8bit / total, 4) if total else 0.0
+    found = layers_of(groups, layers)
+    int8 = [group for group in groups if found[group.tensor] and not set(found[group.tensor]) & set(in_16bit)]
+    total = sum(group.macs for group in groups)
+    return round(sum(group.macs for group in int8) / total, 4) if total else 0.0

@@ -46,9 +46,6 @@ REMEDIES = {
     **dict.fromkeys(("Where", "Greater", "Less", "Equal", "And", "Or", "Not"), "the recipe adds a finite mask instead"),
     **dict.fromkeys(("Shape", "Range", "ConstantOfShape"), "export with fixed shapes, as the recipe does"),
 }
-ON_CPU = "the board's CPU runs this part, unless --target-options npu= names it"
-
-
 # Operators that are taken with a reservation: why, and the remedy.
 INEXACT = {
     "LayerNormalization": (
@@ -65,6 +62,11 @@ INEXACT = {
         "write GELU as x/√2, Erf, +1, ·x, ·½, as torch does",
     ),
 }
+ATTENTION = (
+    "Reshape and Transpose to heads and back are rewritten into grouped products and a grouped softmax in 8 bits: 16 "
+    "bits are reported to be refused there",
+    "the recipe multiplies the values by 1.0 for the parser (value_by_one), and keeps (1, heads, rows, width)",
+)
 
 
 def lint(graphs: Path) -> list[Finding]:
@@ -92,7 +94,8 @@ def _cpu_problems(entry: Mapping[str, Any], problems: list[Problem]) -> Iterator
         yield Problem("warn", cache[0], "KV cache", why, remedy)
     for problem in problems:
         if problem.level == "refuse":
-            yield problem._replace(level="warn", remedy=f"{ON_CPU}: {problem.remedy}")
+            where = "the board's CPU runs this part, unless --target-options npu= names it"
+            yield problem._replace(level="warn", remedy=f"{where}: {problem.remedy}")
 
 
 def _part_problems(part: str, entry: Mapping[str, Any], model: Any) -> Iterator[Problem]:
@@ -111,16 +114,9 @@ def _part_problems(part: str, entry: Mapping[str, Any], model: Any) -> Iterator[
 def _host_moves(part: str, graph: Graph) -> set[str]:
     """Name the moves behind the last layers, which the host computes."""
     try:
-        ends = {end.node for end in find_cut(part, graph).ends}
+        return {name for end in find_cut(part, graph).ends for name in end.move_nodes}
     except BadOptions:  # an operator that is reported as a problem of its own
         return set()
-    names: set[str] = set()
-    for output in graph.outputs:
-        node = graph.producers.get(output)
-        while node is not None and node.op_type in DATA_MOVEMENT and node.name not in ends:
-            names.add(node.name)
-            node = graph.producers.get(node.input[0])
-    return names
 
 
 def _operator_problems(graph: Graph, node: Any, is_fused: bool) -> Iterator[Problem]:
@@ -171,14 +167,7 @@ def _group_problems(graph: Graph, group: Group) -> Iterator[Problem]:
         )
         yield Problem("refuse", group.nodes[0], "MatMul", why, remedy)
     if group.kind == "attention":
-        why = (
-            "Reshape and Transpose to heads and back are rewritten into grouped products and a grouped softmax in "
-            "8 bits: 16 bits are reported to be refused there"
-        )
-        remedy = (
-            "the recipe multiplies the values by 1.0 for the parser (value_by_one), and keeps (1, heads, rows, width)"
-        )
-        yield Problem("warn", group.nodes[0], "attention", why, remedy)
+        yield Problem("warn", group.nodes[0], "attention", *ATTENTION)
         lowest = _lowest_constant(graph, group)
         if lowest < LOWEST_MASK:
             why = f"a mask of {lowest:g} is added to the scores: in 8 bits it leaves no steps for them"
@@ -187,10 +176,9 @@ def _group_problems(graph: Graph, group: Group) -> Iterator[Problem]:
 
 def _lowest_constant(graph: Graph, group: Group) -> float:
     """Return the lowest constant that is added inside an attention, 0 where there is none."""
-    nodes = (graph.producers[name] for name in (graph.root(inner) for inner in group.inner))
-    sums = [node for node in nodes if node.op_type == "Add"]
-    constants = [graph.constant(name) for node in sums for name in node.input if graph.is_constant(name)]
-    return min((float(values.min()) for values in constants), default=0.0)
+    nodes = [graph.producers[graph.root(inner)] for inner in group.inner]
+    added = {name for node in nodes if node.op_type == "Add" for name in node.input if graph.is_constant(name)}
+    return min((float(graph.constant(name).min()) for name in added), default=0.0)
 
 
 def _window_problems(model: Mapping[str, Any], name: str) -> Iterator[Problem]:
