@@ -4,7 +4,7 @@ Both trace the model's own modules with the torch of their own environment. The 
 their tensors, and the rewrites change them (docs/decisions/015-one-graph.md).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,63 @@ from nightjar.graphs.fusion import fuse
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.graphs.parameter_map import read_parameter_map, read_parameters
 from nightjar.plugins import target_build
+from nightjar.plugins.target_build import Entry
+from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.ranges import gelu_inputs
+from nightjar.toolchains.environment import Toolchain
+from targets.mtk.options import Options
+from targets.mtk.stand_in.options import Options as StandInOptions
+from targets.mtk.stand_in.toolchain import compile as inside
 
+CONVERT_S = 1800.0
 SAMPLES_BYTES = 1 << 30  # of one part's calibration samples on their way to an SDK
 # With a mask of -10000 the scores it is added to have an int8 step of 40, and an int16 step of 0.3. So attention with a
 # mask has 16-bit activations, and its range ends where exp is 0 for all scores.
 MASKED, SILENCED = -1e3, -1e3
 
+AnyOptions = Options | StandInOptions
+BuildPart = Callable[[str, list[str] | None, list[str]], Entry]
+
 
 def read_model(graphs: Path) -> dict[str, Any]:
     """Read model.json; raises BadOptions for graphs that are not ONNX."""
     return target_build.read_model(graphs, "mtk", "it traces TorchScript itself from the weights of ONNX graphs; ")
+
+
+def build_parts(
+    graphs: Path,
+    model: dict[str, Any],
+    options: AnyOptions,
+    plan: Path | None,
+    out: Path,
+    target: str,
+    build: BuildPart,
+) -> None:
+    """Write a binary of parts that `build` makes of (part, the plan's tensors, the globs of `float_nodes`).
+
+    The tensors are None for a part that stays float. Raises Broken for an int8 or w8a16 part without a product of it.
+    """
+    parts, precision = list(model["parts"]), options.precision
+    globs = target_build.float_node_globs(options.float_nodes, parts)
+    chosen = target_build.read_plan(plan, parts) if plan is not None else target_build.Plan({p: [] for p in parts})
+    out.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, Entry] = {}
+    for number, part in enumerate(parts, 1):
+        is_float = precision == "fp" or part in chosen.whole_parts
+        entry = build(part, None if is_float else chosen.float_tensors[part], globs[part])
+        entries[part] = entry | {kind: model["parts"][part][kind] for kind in ("inputs", "outputs")}
+        if precision in ("int8", "w8a16"):
+            target_build.require_products(part, precision, entry[f"{precision}_mac_share"])
+        tick(number, len(parts))
+    target_build.write_binary(graphs, model, entries, out, target=target, precision=precision)
+
+
+def convert_parts(found: Toolchain, graphs: Path, model: Mapping[str, Any], folder: Path, *, to_quantize: bool) -> None:
+    """Convert every part to float .tflite in `folder`, by the stand-in's converter."""
+    weights = [PartGraph(graphs, model, part).write_weights(folder) for part in model["parts"]]
+    job = {"kind": "convert", "to_quantize": to_quantize, "parts": weights}
+    found.call(inside.__name__, job, folder, CONVERT_S)
 
 
 class PartGraph:
@@ -84,9 +129,8 @@ def write_samples(samples: CalibrationSet, part: str, most: int, folder: Path) -
     first = next(samples.samples(part, 1))
     fitting = max(1, SAMPLES_BYTES // sum(array.nbytes for array in first.values()))
     folder.mkdir(parents=True)
-    count = 0
-    for sample in samples.samples(part, min(most, fitting, samples.count(part))):
+    count = min(most, fitting, samples.count(part))
+    for number, sample in enumerate(samples.samples(part, count)):
         arrays = [np.maximum(array, SILENCED) if array.min() <= MASKED else array for array in sample.values()]
-        np.savez(folder / f"{count:06d}.npz", *arrays)  # named arr_0, arr_1, …
-        count += 1
+        np.savez(folder / f"{number:06d}.npz", *arrays)  # named arr_0, arr_1, …
     return count

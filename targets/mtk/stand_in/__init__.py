@@ -36,6 +36,6 @@ def compile(
 
 def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
     """Convert every part in float and collect the ranges of its tensors: once for all plans."""
-    from targets.mtk.stand_in.build import quantization as collect
+    from targets.mtk.stand_in.build import prepare
 
-    collect(graphs, calibration, options, out)
+    prepare(graphs, calibration, options, out)
