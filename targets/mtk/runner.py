@@ -50,6 +50,19 @@ class Request(ctypes.Structure):
     _fields_ = (("inputs", ctypes.POINTER(IOBuffer)), ("outputs", ctypes.POINTER(IOBuffer)))
 
 
+POINTER, SIZE = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
+ARGUMENTS: Mapping[str, Sequence[Any]] = {  # of RuntimeV2.h's functions, all of which begin with NeuronRuntimeV2_
+    "create": (ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(POINTER), ctypes.c_size_t),
+    **dict.fromkeys(("getInputNumber", "getOutputNumber"), (POINTER, SIZE)),
+    **dict.fromkeys(
+        ("getInputSize", "getOutputSize", "getInputPaddedSize", "getOutputPaddedSize"),
+        (POINTER, ctypes.c_uint64, SIZE),
+    ),
+    "run": (POINTER, Request),
+    "release": (POINTER,),
+}
+
+
 class Network:
     """One part in the runtime; its buffers are allocated once and filled at every run."""
 
@@ -91,11 +104,8 @@ class Network:
         return buffers
 
     def _descriptors(self, buffers: Sequence[NDArray[Any]]) -> Any:
-        descriptors = (IOBuffer * len(buffers))()
-        for entry, buffer in zip(descriptors, buffers, strict=True):
-            base = buffer if buffer.base is None else buffer.base
-            entry.buffer, entry.length, entry.fd, entry.offset = base.ctypes.data, base.nbytes, -1, 0
-        return descriptors
+        whole = [buffer if buffer.base is None else buffer.base for buffer in buffers]
+        return (IOBuffer * len(whole))(*(IOBuffer(each.ctypes.data, each.nbytes, -1, 0) for each in whole))
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self.runtime, f"NeuronRuntimeV2_{name}")(*arguments)
@@ -276,21 +286,12 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
 
 
 def open_library(names: Sequence[str]) -> Any:
-    """Open the first library that exists and declare its functions; None where none has the interface."""
+    """Open the first library that exists and has every function; None where none does."""
     for name in names:
         try:
             library = ctypes.CDLL(name)
-            pointer, size = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
-            library.NeuronRuntimeV2_create.argtypes = (
-                *(ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(pointer), ctypes.c_size_t),
-            )
-            for kind in ("Input", "Output"):
-                getattr(library, f"NeuronRuntimeV2_get{kind}Number").argtypes = (pointer, size)
-                for padded in ("", "Padded"):
-                    function = getattr(library, f"NeuronRuntimeV2_get{kind}{padded}Size")
-                    function.argtypes = (pointer, ctypes.c_uint64, size)
-            library.NeuronRuntimeV2_run.argtypes = (pointer, Request)
-            library.NeuronRuntimeV2_release.argtypes = (pointer,)
+            for function, arguments in ARGUMENTS.items():
+                getattr(library, f"NeuronRuntimeV2_{function}").argtypes = arguments
             library.NeuronRuntimeV2_release.restype = None
             return library
         except (OSError, AttributeError):
