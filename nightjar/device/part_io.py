@@ -7,7 +7,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,14 @@ def ordered_inputs(
 
 
 class PartRunner:
-    """Run parts by name on a runtime's handles, one per part; a subclass says how the runtime is called."""
+    """Run `parts` by name on a runtime's handles, one per part; a subclass says how the runtime is called."""
 
     runtime = "the runtime"  # in messages
 
-    def __init__(
-        self,
-        handles: Mapping[str, Any],
-        inputs: Mapping[str, Sequence[Tensor]],
-        outputs: Mapping[str, Sequence[Tensor]],
-    ) -> None:
-        self.handles, self.inputs, self.outputs = dict(handles), dict(inputs), dict(outputs)
+    def __init__(self, handles: Mapping[str, Any], parts: Parts) -> None:
+        self.handles = dict(handles)
+        self.inputs: dict[str, Sequence[Tensor]] = {name: part["inputs"] for name, part in parts.items()}
+        self.outputs: dict[str, Sequence[Tensor]] = {name: part["outputs"] for name, part in parts.items()}
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
         """Run one part and return its outputs by name; raises RuntimeError with one line."""
@@ -90,11 +87,6 @@ class PartRunner:
         self.inputs.clear()
 
 
-def tensors_of(parts: Parts, kind: str) -> dict[str, Sequence[Tensor]]:
-    """Return the "inputs" or "outputs" of every part."""
-    return {name: part[kind] for name, part in parts.items()}
-
-
 def first_line(exc: Exception) -> str:
     """Return the first line of an exception's message, or the name of its class."""
     lines = str(exc).strip().splitlines()
@@ -105,6 +97,19 @@ def class_and_line(exc: Exception) -> str:
     """Return the class of an exception and the first line of its message."""
     name, line = type(exc).__name__, first_line(exc)
     return name if line == name else f"{name}: {line}"
+
+
+@contextlib.contextmanager
+def errors_as(
+    what: str, describe: Callable[[Exception], str] = first_line, passing: type[Exception] = ImportError
+) -> Iterator[None]:
+    """Turn an exception of a runtime, of any class, into a RuntimeError `what: why`; those of `passing` stay."""
+    try:
+        yield
+    except passing:
+        raise
+    except Exception as exc:  # runtimes have classes of their own, without a base
+        raise RuntimeError(f"{what}: {describe(exc)}") from exc
 
 
 @contextlib.contextmanager

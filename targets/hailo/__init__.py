@@ -1,15 +1,10 @@
-"""Hailo-8L: the Dataflow Compiler (DFC) translates, optimizes, emulates and compiles; HailoRT runs on the board.
-
-Importing this needs neither: `compile` calls the DFC in its own environment (nightjar/toolchains/). By default the
-encoder runs on the NPU and the decoder on the board's CPU with onnxruntime; the option `npu` changes that.
-"""
+"""Hailo-8L: the Dataflow Compiler (DFC) translates, optimizes, emulates and compiles; HailoRT runs on the board."""
 
 from pathlib import Path
 
 from nightjar.errors import BadOptions
 from nightjar.plugins.recipe import Recipe
-from targets.hailo.options import NAME as NAME
-from targets.hailo.options import Options
+from targets.hailo.options import NAME, Options
 
 TIERS = {"simulator": "vendor-simulator", "local": "device"}
 DEFAULT_BOARD = "simulator"
@@ -27,7 +22,7 @@ def recipe(model: str) -> Recipe:
     """
     if model != "whisper":
         raise BadOptions(
-            f"target hailo has a recipe for whisper only; the DFC's parser does not take the graphs of {model}: "
+            f"target {NAME} has a recipe for whisper only; the DFC's parser does not take the graphs of {model}: "
             "pass --target onnx or rknn"
         )
     return Recipe(

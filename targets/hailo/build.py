@@ -69,7 +69,7 @@ class PartCompiler:
         exported = onnx.load(graphs / self.described["file"])
         self.graph = Graph(exported)
         self.groups = quantizable_groups(exported)
-        self.cut = find_cut(part, self.graph)
+        self.ends = find_cut(part, self.graph)
         self.onnx = folder / f"{part}.onnx"
         onnx.save(prepare_graph(exported, options.value_by_one), self.onnx)
         self.sources = [digest_file(self.onnx), found.versions(), options.hw_arch]
@@ -115,9 +115,9 @@ class PartCompiler:
         settings = {
             "network": f"{NETWORK}_{self.part}",
             "hw_arch": self.options.hw_arch,
-            "starts": self.cut.starts,
-            "ends": [end.node for end in self.cut.ends],
-            "shapes": {name: list(self.graph.shape(name)) for name in self.cut.starts},
+            "starts": self.graph.inputs,
+            "ends": [end.node for end in self.ends],
+            "shapes": {name: list(self.graph.shape(name)) for name in self.graph.inputs},
         }
         result = self._step("translate", settings, {"model": str(self.onnx), "har": str(har)}, har)
         layers = layers_from(result["layers"])
@@ -176,16 +176,17 @@ class PartCompiler:
         """Run a step, unless an earlier run did the same job from the same files and its outputs are intact."""
         job = {"kind": name, **settings}
         identity, record_file = digest([self.sources, job]), self.folder / f"{name}.json"
-        if record_file.is_file():
+        if record_file.is_file() and all(path.is_file() for path in outputs):
             record = read_json(record_file)
-            if record["identity"] == identity and record["files"] == _digests(outputs):
+            if record["identity"] == identity and record["files"] == list(map(digest_file, outputs)):
                 log.info("%s: %s was done by an earlier run", self.part, name)
                 earlier: dict[str, Any] = record["result"]
                 return earlier
         record_file.unlink(missing_ok=True)
-        result = {**self._call(name, {**job, **paths}), "har_sha256": digest_file(outputs[-1])}
-        record = {"identity": identity, "files": _digests(outputs), "result": result}
-        write_atomic(record_file, json.dumps(record))
+        result = self._call(name, {**job, **paths})
+        files = list(map(digest_file, outputs))
+        result["har_sha256"] = files[-1]
+        write_atomic(record_file, json.dumps({"identity": identity, "files": files, "result": result}))
         return result
 
     def _call(self, name: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -224,15 +225,10 @@ class PartCompiler:
         for number, sample in enumerate(samples.samples(self.part, count)):
             for name, array in arrays.items():
                 array[number] = to_nhwc(sample[name])[0]
-        for array in arrays.values():
-            array.flush()
         return files
 
     def _inputs(self, layers: Sequence[Layer]) -> list[Entry]:
-        """Return the part's inputs with the network's input layer of each.
-
-        Raises ToolchainFailed where the DFC parsed them with another name or shape.
-        """
+        """Return the inputs with the network's layer of each; raises ToolchainFailed for another name or shape."""
         described = self.described["inputs"]
         input_layers = [layer for layer in layers if layer.kind == "input_layer"]
         found = []
@@ -247,14 +243,11 @@ class PartCompiler:
         return found
 
     def _outputs(self, layers: Sequence[Layer], outputs: Sequence[str]) -> list[Entry]:
-        """Return the part's outputs with the network's layer and position of each, and the moves left to the host.
-
-        Raises ToolchainFailed where the network has too few outputs.
-        """
+        """Return the outputs with the network's layer and position of each, and the moves left to the host."""
         tensors = {tensor["name"]: tensor for tensor in self.described["outputs"]}
         nodes = {layer.name: layer.nodes for layer in layers}
         ends: list[Entry] = []
-        for number, end in enumerate(self.cut.ends):
+        for number, end in enumerate(self.ends):
             # In the order of the end nodes where no layer names its node.
             at = next((i for i, name in enumerate(outputs) if end.node in nodes.get(name, ())), number)
             if at >= len(outputs):
@@ -288,7 +281,3 @@ class _StepRefused(Exception):
     def __init__(self, kind: Kind, reason: str, error: NightjarError) -> None:
         super().__init__(reason)
         self.kind, self.reason, self.error = kind, reason, error
-
-
-def _digests(files: Sequence[Path]) -> list[str]:
-    return [digest_file(path) if path.is_file() else "" for path in files]

@@ -1,15 +1,13 @@
 """Classify the DFC's errors by remedy, and read the optimisation level that it used from its log.
 
-The import paths of its exceptions change from version to version, so they are recognised by name and message
-(hailocs/hailo-whisper, hailo_model_zoo, community.hailo.ai; not verified against the DFC itself).
+Sources: hailocs/hailo-whisper, hailo_model_zoo, community.hailo.ai; not verified against the DFC itself.
 """
 
 import re
 from typing import Literal, NamedTuple
 
 Kind = Literal["graph", "precision", "calibration", "exponent", "fit", "dead layers", "memory", "unknown"]
-
-# The pattern of the class and message of each kind, and the remedy.
+# The pattern of the class and message of each kind (import paths change with the version), and the remedy.
 KNOWN: dict[Kind, tuple[str, str]] = {
     "graph": (
         r"ParsingWithRecommendation|MisspellNode|Unsupported\w*(Layer|Operation|Model|Shuffle)\w*Error|InvalidHN",
@@ -62,7 +60,7 @@ def classify(class_name: str, message: str) -> Failure:
 
 
 class Level(NamedTuple):
-    """The optimisation level that the DFC used, and why it is not the requested one."""
+    """The optimisation level that the DFC used, and its reason for another than the requested one."""
 
     used: int
     why: str

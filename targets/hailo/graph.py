@@ -30,26 +30,18 @@ class OutputEnd(NamedTuple):
     move_nodes: list[str]
 
 
-class Cut(NamedTuple):
-    """The start of a part, by the names of its inputs, and its ends, in the order of its outputs."""
-
-    starts: list[str]
-    ends: list[OutputEnd]
-
-
-def find_cut(part: str, graph: Graph) -> Cut:
-    """Return the start and end nodes; raises BadOptions for a graph with an operator that the parser refuses."""
+def find_cut(part: str, graph: Graph) -> list[OutputEnd]:
+    """Return where the network ends, per output; raises BadOptions for an operator that the parser refuses."""
     for node in graph.nodes:
         if node.op_type in UNSUPPORTED and graph.activations(node):
             raise BadOptions(
                 f"the DFC's parser does not support {node.op_type}, and the {part} has one at '{node.name}': export it "
                 "with this target's own recipe; `nightjar lint --target hailo` lists every one"
             )
-    return Cut(list(graph.inputs), [_output_end(part, graph, name) for name in graph.outputs])
+    return [_output_end(part, graph, name) for name in graph.outputs]
 
 
 def _output_end(part: str, graph: Graph, name: str) -> OutputEnd:
-    """Walk back from an output over moves."""
     moves: list[LayoutStep] = []
     nodes: list[str] = []
     at = name

@@ -37,20 +37,13 @@ def layers_from(entries: Sequence[Mapping[str, Any]]) -> list[Layer]:
 
 
 def layers_of(groups: Sequence[Group], layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """List the layers that compute each group, by the group's tensor.
-
-    A group without a product and without a layer was fused into the layer of its input, as an activation is.
-    """
-    by_node: dict[str, list[Layer]] = {}
-    for layer in layers:
-        if layer.kind not in BOUNDARY_KINDS:
-            for node in layer.nodes:
-                by_node.setdefault(node, []).append(layer)
+    """List the layers that compute each group, by its tensor; an activation was fused into the layer of its input."""
+    computing = [layer for layer in layers if layer.kind not in BOUNDARY_KINDS]
     found: dict[str, list[Layer]] = {}
     for group in groups:
-        own = list(dict.fromkeys(layer for node in group.nodes for layer in by_node.get(node, ())))
+        own = [layer for node in group.nodes for layer in computing if node in layer.nodes]
         before = [] if group.macs else [found[name] for name in group.inputs if found.get(name)]
-        found[group.tensor] = own or (before[0] if before else [])
+        found[group.tensor] = list(dict.fromkeys(own)) or (before[0] if before else [])
     return found
 
 

@@ -51,9 +51,8 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
             yield Finding("refuse", f"HailoRT {hailort} is for Hailo-10H and 15: install 4.23 on the board")
         pair = next((version for compiler, version in PAIRS.items() if dfc.startswith(compiler)), None)
         if pair is not None and have[:2] < (parsed(pair) or ()):
-            yield Finding(
-                "warn", f"HailoRT {hailort} is older than {pair}, the pair of DFC {dfc}: update it if a .hef fails"
-            )
+            older = f"HailoRT {hailort} is older than {pair}, the pair of DFC {dfc}"
+            yield Finding("warn", f"{older}: update it if a .hef fails")
         for name, level in LEVELS.items():
             other = known.get(f"hailo {name}")
             if (parsed(other) or have)[:3] != have[:3]:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from targets.mtk.audit import audit
 from targets.mtk.graphs import PartGraph, build_parts, read_model, write_samples
 from targets.mtk.ncc import compile_dla
 from targets.mtk.options import NAME, Options
-from targets.mtk.precision import set_16bit_activations
-from targets.mtk.tflite import read
+from targets.mtk.tflite import Model, read
 from targets.mtk.tflite_mapping import match_operators
 from targets.mtk.toolchain import compile as inside
 
 CONVERT_S = 3600.0
 INT8, W8A16 = "sym8W_asym8A", "sym8W_sym16A"  # MediaTek's names
 OWN = "MTKEXT_"  # prefix of the operators that only MediaTek's runtime has
-CONFIG = "precision.json"
+CONFIG = "precision.json"  # precision_config_file: {"precision_specs": [{*LISTS, "precision_name"}]} in public code
+LISTS = ("act_names", "wgt_names", "param_names")
 
 
 def build(graphs: Path, calibration: Path | None, options: Options, out: Path, plan: Path | None) -> None:
@@ -45,14 +45,18 @@ def build(graphs: Path, calibration: Path | None, options: Options, out: Path, p
         plan_text = json.dumps(compiled["plan"], indent=1)
         (out / f"{part}.plan.json").write_text(plan_text + "\n", encoding="utf-8")
         figures = audit(tflite)
-        tflite_bytes, dla_bytes = figures["size_bytes"], tflite.with_suffix(".dla").stat().st_size
-        ratio = round(dla_bytes / tflite_bytes, 4)
+        before, after = figures["size_bytes"], tflite.with_suffix(".dla").stat().st_size
+        sizes = f"{before / 1e6:.2f} MB of .tflite became {after / 1e6:.2f} MB of .dla, a ratio of {after / before:.2f}"
+        notes = {
+            "not on the NPU": ", ".join(f"{count} {op}" for op, count in compiled["off_npu"].items()),
+            "settings that this mtk_converter lacks": ", ".join(result["skipped"]),
+        }
         return {
             "runner": NAME,
             "file": f"{part}.dla",
             **figures,
-            "size_bytes": dla_bytes,
-            "tflite": {"file": tflite.name, "size_bytes": tflite_bytes, "dla_ratio": ratio},
+            "size_bytes": after,
+            "tflite": {"file": tflite.name, "size_bytes": before, "dla_ratio": round(after / before, 4)},
             "off_npu": compiled["off_npu"],
             "plan": f"{part}.plan.json",
             "command": compiled["command"],
@@ -61,19 +65,10 @@ def build(graphs: Path, calibration: Path | None, options: Options, out: Path, p
             "toolkit": f"mtk_converter {result['converter']}, ncc-tflite {compiled['version']}",
             "attributes": result["attributes"],
             "skipped": result["skipped"],
-            "notes": list(_notes(tflite_bytes, dla_bytes, compiled["off_npu"], result["skipped"])),
+            "notes": [sizes, *(f"{what}: {names}" for what, names in notes.items() if names)],
         }
 
     build_parts(graphs, model, options, plan, out, NAME, build_part)
-
-
-def _notes(tflite: int, dla: int, off_npu: Mapping[str, int], skipped: list[str]) -> Iterator[str]:
-    """Yield the notes of a part for the report."""
-    yield f"{tflite / 1e6:.2f} MB of .tflite became {dla / 1e6:.2f} MB of .dla, a ratio of {dla / tflite:.2f}"
-    if off_npu:
-        yield "not on the NPU: " + ", ".join(f"{count} {op}" for op, count in off_npu.items())
-    if skipped:
-        yield "settings that this mtk_converter lacks: " + ", ".join(skipped)
 
 
 class PartConverter:
@@ -99,8 +94,7 @@ class PartConverter:
     def quantize(self, samples: CalibrationSet, in_16bit: set[str], options: Options) -> dict[str, Any]:
         """Convert with calibration; the groups `in_16bit` and attention with a mask get 16-bit activations.
 
-        With such groups it takes three conversions: in float, for the map from operators to groups; quantized, which
-        writes the precision file; and with that file, edited.
+        With such groups, first in float to map operators to groups, then to get a precision file, then with it edited.
         """
         write_samples(samples, self.graph.part, options.samples, self.folder / "samples")
         whole = W8A16 if options.precision == "w8a16" else INT8
@@ -125,3 +119,39 @@ class PartConverter:
             )
         set_16bit_activations(self.folder / CONFIG, model, operators, in_16bit, W8A16)
         return self.convert({**settings, "precision_proportion": None}, CONFIG)
+
+
+def set_16bit_activations(
+    file: Path, model: Model, operators: Mapping[str, Sequence[int]], groups: set[str], name: str
+) -> None:
+    """Move the tensors of groups to the precision `name` of a precision_config_file, in place.
+
+    model: the part converted in float, whose tensors have the names of the file; operators: of each group, by number.
+    Raises Broken for a file of another form, and for a group without a tensor in the file.
+    """
+    advice = "build with --precision int8 or w8a16, and report it with the converter's version"
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        specs = [{**spec, **{kind: list(spec[kind]) for kind in LISTS}} for spec in content["precision_specs"]]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise Broken(f"mtk_converter wrote a precision file of another form ({exc!r}): {advice}") from exc
+    wanted: dict[str, set[str]] = {}
+    for group in sorted(groups):
+        ops = [model.ops[number] for number in operators[group]]
+        constants = [t for op in ops for t in op.inputs if t >= 0 and model.tensors[t].data is not None]
+        outputs = [t for op in ops for t in op.outputs]
+        wanted[group] = {model.tensors[tensor].name for tensor in (*outputs, *constants)}
+    listed = {each for spec in specs for kind in LISTS for each in spec[kind]}
+    if unknown := [group for group, names in wanted.items() if names and not names & listed]:
+        raise Broken(
+            f"mtk_converter's precision file names no tensor of {', '.join(unknown[:3])}: its names differ from "
+            f"its .tflite's; {advice}"
+        )
+    names = set().union(*wanted.values())
+    moved = {kind: list[str]() for kind in LISTS}
+    for spec in (spec for spec in specs if spec["precision_name"] != name):
+        for kind in LISTS:
+            moved[kind] += [each for each in spec[kind] if each in names]
+            spec[kind] = [each for each in spec[kind] if each not in names]
+    content["precision_specs"] = [*specs, {**moved, "precision_name": name}]
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Input of MediaTek's converter and its stand-in for a part: weights, samples, groups by precision.
+"""What MediaTek's converter and its stand-in share: weights, samples, groups by precision, the loop over parts.
 
 Both trace the model's own modules with the torch of their own environment. The graphs here stay ONNX: the ranking names
 their tensors, and the rewrites change them (docs/decisions/015-one-graph.md).
@@ -20,7 +20,6 @@ from nightjar.plugins import target_build
 from nightjar.plugins.target_build import Entry
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.ranges import gelu_inputs
 from nightjar.toolchains.environment import Toolchain
 from targets.mtk.options import Options
 from targets.mtk.stand_in.options import Options as StandInOptions
@@ -50,9 +49,9 @@ def build_parts(
     target: str,
     build: BuildPart,
 ) -> None:
-    """Write a binary of parts that `build` makes of (part, the plan's tensors, the globs of `float_nodes`).
+    """Write a binary; `build` makes a part from its name, the plan's tensors (None for a float part), `float_nodes`.
 
-    The tensors are None for a part that stays float. Raises Broken for an int8 or w8a16 part without a product of it.
+    Raises Broken for an int8 or w8a16 part without one such product.
     """
     parts, precision = list(model["parts"]), options.precision
     globs = target_build.float_node_globs(options.float_nodes, parts)
@@ -116,21 +115,12 @@ class PartGraph:
                 found[group.tensor] = any(self.graph.is_constant(name) for node in adds for name in node.input)
         return found
 
-    def gelu_inputs(self) -> set[str]:
-        """Return the tensors that only GELUs read: values that a GELU silences need no range."""
-        return gelu_inputs(self.graph, self.groups) & self.kinds.keys()
 
-
-def write_samples(samples: CalibrationSet, part: str, most: int, folder: Path) -> int:
-    """Write calibration samples as `000000.npz`, …, evenly spread, at most SAMPLES_BYTES; return how many.
-
-    Each has its inputs in the part's order, `arr_0`, `arr_1`, …; masks are cut at SILENCED.
-    """
+def write_samples(samples: CalibrationSet, part: str, most: int, folder: Path) -> None:
+    """Write samples as `000000.npz`, …, evenly spread, inputs in the part's order, masks cut at SILENCED."""
     first = next(samples.samples(part, 1))
     fitting = max(1, SAMPLES_BYTES // sum(array.nbytes for array in first.values()))
     folder.mkdir(parents=True)
-    count = min(most, fitting, samples.count(part))
-    for number, sample in enumerate(samples.samples(part, count)):
+    for number, sample in enumerate(samples.samples(part, min(most, fitting))):
         arrays = [np.maximum(array, SILENCED) if array.min() <= MASKED else array for array in sample.values()]
         np.savez(folder / f"{number:06d}.npz", *arrays)  # named arr_0, arr_1, …
-    return count

@@ -1,8 +1,7 @@
 """List the operators of a graph that MDLA 5.3 lacks.
 
-Where the stand-in's converter is installed, it converts each part to .tflite and that is checked. Without it the ONNX
-graph is checked, whose operators mostly become TFLite's of the same name. The operators of the NPU are those of
-NeuroPilot 8.0.10's list (superLin006/MTK_model_zoo); those in neither list below are unknown.
+It checks the .tflite of the stand-in's converter; where that is not installed the ONNX graph, whose operators mostly
+become TFLite's of the same name. Source: NeuroPilot 8.0.10's list of operators (superLin006/MTK_model_zoo).
 """
 
 import logging
@@ -82,8 +81,8 @@ def lint(graphs: Path) -> list[Finding]:
         for part, entry in model["parts"].items():
             graph, file = Graph(onnx.load(graphs / entry["file"])), converted / f"{part}.tflite"
             found += findings_of(part, boundary_problems(entry, graph.shapes, NPU, RANK))
-            found += findings_of(part, _shape_problems(graph))
-            found += of_tflite(part, read(file)) if file.is_file() else findings_of(part, _onnx_problems(graph))
+            found += findings_of(part, _onnx_problems(graph, operators=not file.is_file()))
+            found += of_tflite(part, read(file)) if file.is_file() else []
     return found
 
 
@@ -107,15 +106,11 @@ def _tflite_problems(model: Model) -> Iterator[Problem]:
                 yield int64_problem(_node_name(tensor.name), op.op, NPU)
 
 
-def _onnx_problems(graph: Graph) -> Iterator[Problem]:
-    """Yield the operators of an ONNX graph that become ones that the NPU lacks."""
+def _onnx_problems(graph: Graph, operators: bool) -> Iterator[Problem]:
+    """Yield tensors of too many dimensions and, on request, operators that become ones that the NPU lacks."""
     for node in graph.nodes:
-        if node.op_type in REFUSED and graph.activations(node):
+        if operators and node.op_type in REFUSED and graph.activations(node):
             yield Problem("refuse", node.name, node.op_type, *REFUSED[node.op_type])
-
-
-def _shape_problems(graph: Graph) -> Iterator[Problem]:
-    for node in graph.nodes:
         for name in node.output:
             shape = graph.shapes.get(name, ())
             if len(shape) > RANK and not graph.is_constant(name):

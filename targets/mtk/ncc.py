@@ -17,8 +17,7 @@ from nightjar.toolchains.environment import Toolchain
 COMPILE_S = 1800.0
 PROGRAM = "ncc-tflite"
 PROFILES = {"mt8371": (("mdla5.3", "edma3.6"), ("--l1-size-kb=256", "--num-mdla=1"))}  # NPU and DMA; sizes
-FLAGS = ("--relax-fp32", "--opt-accuracy", "--opt-footprint")
-SHOW = ("--show-exec-plan", "--show-io-info")
+FLAGS = ("--relax-fp32", "--opt-accuracy", "--opt-footprint", "--show-exec-plan", "--show-io-info")
 NO_BRIDGE = ("--suppress-output", "--disallow-bridge")
 BRIDGE_DISALLOWED = {"auto": (False, True), "allow": (False,), "disallow": (True,)}  # tried while a plan needs an EDPA
 TARGET = re.compile(r"\b(MDLA|EDMA|EDPA|VPU|GPU|CPU|TFLITE_CPU|DSP|APU)((?:[_. ]\d+)*)\b")
@@ -29,10 +28,9 @@ ON_NPU = ("MDLA", "EDMA")
 def compile_dla(
     found: Toolchain, tflite: Path, dla: Path, soc: str, bridge: Literal["auto", "allow", "disallow"]
 ) -> dict[str, Any]:
-    """Write a .dla; return {plan, off_npu, command, bridge, version}.
+    """Write a .dla; return {plan, off_npu, command, bridge, version}; off_npu: counts of operators not on MDLA or EDMA.
 
-    plan: a list of {op, target}; off_npu: number of operators, by name, that neither MDLA nor its DMA runs. Raises
-    ToolchainMissing, ToolchainFailed, and Broken for a plan on hardware that the SoC lacks.
+    Raises ToolchainMissing, ToolchainFailed, and Broken for a plan on hardware that the SoC lacks.
     """
     for disallowed in BRIDGE_DISALLOWED[bridge]:
         output, command, version = _run(found, tflite, dla, soc, disallowed)
@@ -61,7 +59,7 @@ def arguments(soc: str, version: str, disallowed: bool) -> list[str]:
         place = [f"--platform-config={soc}"]
     else:
         place = [f"--arch={units[0] if disallowed else ','.join(units)}", *sizes]
-    return [*place, *FLAGS, *(NO_BRIDGE if disallowed else ()), *SHOW]
+    return [*place, *FLAGS, *(NO_BRIDGE if disallowed else ())]
 
 
 def read_plan(output: str) -> list[dict[str, str]]:
@@ -90,9 +88,8 @@ def _run(found: Toolchain, tflite: Path, dla: Path, soc: str, disallowed: bool) 
     output = log_file.read_text(encoding="utf-8", errors="replace")
     if status != 0 or not dla.is_file() or not dla.stat().st_size:
         dla.unlink(missing_ok=True)
-        reason = {None: f"it did not end within {COMPILE_S:g} s", 0: "it reports success and wrote nothing"}.get(
-            status, last_line(output) or f"exit status {status}"
-        )
+        known = {None: f"it did not end within {COMPILE_S:g} s", 0: "it reports success and wrote nothing"}
+        reason = known.get(status) or last_line(output) or f"exit status {status}"
         raise ToolchainFailed(
             f"ncc-tflite cannot compile {tflite.name}: {reason}; log in {log_file}: "
             "`nightjar lint --target mtk` lists the operators that the NPU lacks"

@@ -9,16 +9,13 @@ import tflite as schema
 
 from nightjar.errors import Broken
 
-# Those that numpy has too.
-DTYPES = {"FLOAT32", "FLOAT16", "INT32", "UINT8", "INT64", "BOOL", "INT16", "INT8"}
+NUMPY_TYPES = ("float32", "float16", "int32", "uint8", "int64", "bool", "int16", "int8")
 
 
-def _names(enum: type) -> dict[int, str]:
-    return {number: name for name, number in vars(enum).items() if isinstance(number, int)}
-
-
-OPERATORS = _names(schema.BuiltinOperator)
-TENSOR_TYPES = _names(schema.TensorType)
+OPERATORS, TENSOR_TYPES = (
+    {number: name for name, number in vars(enum).items() if isinstance(number, int)}
+    for enum in (schema.BuiltinOperator, schema.TensorType)
+)
 
 
 class Tensor(NamedTuple):
@@ -49,7 +46,7 @@ class Model(NamedTuple):
     def constant(self, number: int) -> np.ndarray | None:
         """Return a tensor's constant values, None for an activation and for types that numpy lacks."""
         tensor = self.tensors[number]
-        if tensor.data is None or tensor.dtype.upper() not in DTYPES:
+        if tensor.data is None or tensor.dtype not in NUMPY_TYPES:
             return None
         dtype = np.dtype(tensor.dtype)
         whole = tensor.data.size // dtype.itemsize * dtype.itemsize
@@ -92,7 +89,7 @@ def _op_name(code: Any) -> str:
     """Return an operator's name: a custom one has its own, and an old field has the numbers below 127."""
     number = max(code.DeprecatedBuiltinCode(), code.BuiltinCode())
     name = OPERATORS.get(number, f"BUILTIN_{number}")
-    return code.CustomCode().decode() if name == "CUSTOM" and code.CustomCode() else name
+    return str(code.CustomCode().decode()) if name == "CUSTOM" and code.CustomCode() else name
 
 
 def _constant(buffer: Any, data: bytes) -> np.ndarray | None:

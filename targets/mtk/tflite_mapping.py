@@ -26,15 +26,12 @@ Keys = frozenset[Hashable]  # digests of weights, and numbers of the graph's inp
 
 
 class Step(NamedTuple):
-    """A group or an operator in the data flow: the tensors that it reads and writes, and what identifies it.
-
-    weights: digest of its weights; other: digests of the other constants that it reads.
-    """
+    """A group or an operator in the data flow: the tensors that it reads and writes, and what identifies it."""
 
     inputs: Sequence[Hashable]
     outputs: Sequence[Hashable]
-    weights: str | None
-    other: set[str]
+    weights: str | None  # their digest
+    other: set[str]  # digests of the other constants that it reads
 
 
 class Position(NamedTuple):
@@ -143,23 +140,22 @@ def _scaled_operators(
     graph: Graph, model: Model, weights: Mapping[str, Group], found: Mapping[int, str]
 ) -> dict[int, str]:
     """Find operators whose weights a converter has multiplied by row or column: norms' gains, constant factors."""
-    remaining = {
-        digest: graph.constant(group.weights[0]) for digest, group in weights.items() if digest not in found.values()
-    }
+    remaining = {key: graph.constant(group.weights[0]).T for key, group in weights.items() if key not in found.values()}
     result: dict[int, str] = {}
     for number, op in enumerate(model.ops):
-        if op.op != "FULLY_CONNECTED" or number in found or (values := model.constant(op.inputs[1])) is None:
-            continue
-        for digest, original in remaining.items():
-            if original.T.shape == values.shape and _is_proportional(values, original.T):
-                result[number] = digest
-                del remaining[digest]
-                break
+        if op.op == "FULLY_CONNECTED" and number not in found:
+            values = model.constant(op.inputs[1])
+            key = next((key for key, original in remaining.items() if _is_proportional(values, original)), None)
+            if key is not None:
+                result[number] = key
+                del remaining[key]
     return result
 
 
-def _is_proportional(values: np.ndarray, original: np.ndarray) -> bool:
+def _is_proportional(values: np.ndarray | None, original: np.ndarray) -> bool:
     """Return whether one matrix is the other with its rows and columns multiplied by factors."""
+    if values is None or values.shape != original.shape:
+        return False
     row, column = np.abs(original).max(axis=1).argmax(), np.abs(original).max(axis=0).argmax()
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = values / original

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rknnlite.api import RKNNLite  # type: ignore[import-not-found]  # aarch64 boards only
 
-from nightjar.device.part_io import PartRunner, Parts, require_file, stdout_to_stderr, tensors_of
+from nightjar.device.part_io import PartRunner, Parts, require_file, stdout_to_stderr
 
 # RKNNLite's names; one core of three by default. Two or three at once split a model's layers between them.
 CORES = {"auto": "AUTO", "0": "0", "1": "1", "2": "2", "0_1": "0_1", "0_1_2": "0_1_2", "all": "ALL"}
@@ -60,4 +60,4 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
                 "librknnrt.so than the toolkit, another SoC, or a driver that is not loaded"
             )
         contexts[name] = context
-    return RknnRunner(contexts, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+    return RknnRunner(contexts, parts)

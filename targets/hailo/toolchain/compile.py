@@ -53,9 +53,9 @@ def input_format(shapes: Mapping[str, list[int]]) -> dict[str, list[Any]]:
         from hailo_sdk_client.exposed_definitions import Dims  # type: ignore[import-not-found]
     except ImportError:
         return {}
-    four, rows = [Dims.BATCH, Dims.CHANNELS, Dims.HEIGHT, Dims.WIDTH], [Dims.BATCH, Dims.WIDTH, Dims.CHANNELS]
     if all(len(shape) == 4 for shape in shapes.values()):
         return {}
+    four, rows = [Dims.BATCH, Dims.CHANNELS, Dims.HEIGHT, Dims.WIDTH], [Dims.BATCH, Dims.WIDTH, Dims.CHANNELS]
     return {name: four if len(shape) == 4 else rows[3 - len(shape) :] for name, shape in shapes.items()}
 
 

@@ -1,7 +1,6 @@
 """Stand-in for MediaTek's SDK: litert-torch converts, ai-edge-quantizer quantizes, LiteRT runs on this machine's CPU.
 
-It shares the recipe, the traced modules and the lint with the real target, but not its numerics or its speed. It writes
-no .dla.
+It shares the recipe, the traced modules and the lint with the real target, but not its numerics or its speed.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ from pathlib import Path
 from nightjar.errors import BadInput
 from nightjar.plugins.target_build import Entry, check_request, part_progress
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.ranges import Range, choose_range
+from nightjar.quantization.ranges import Range, choose_range, gelu_inputs
 from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.mtk.audit import audit
 from targets.mtk.graphs import PartGraph, build_parts, convert_parts, read_model, write_samples
@@ -71,12 +71,10 @@ def prepare(graphs: Path, calibration: Path | None, options: Options, out: Path)
         if calibration is not None:
             samples = CalibrationSet.open(calibration)
             for number, part in enumerate(parts):
-                count = write_samples(samples, part, options.samples, folder / "samples")
-                report = part_progress(number, len(parts))
-                job = {"kind": "extremes", "part": part}
+                write_samples(samples, part, options.samples, folder / "samples")
+                report, job = part_progress(number, len(parts)), {"kind": "extremes", "part": part}
                 found.call(inside.__name__, job, folder, COLLECT_S, on_progress=report)
                 shutil.move(folder / "extremes.json", out / f"{part}.ranges.json")
-                (out / f"{part}.samples.json").write_text(json.dumps({"samples": count}) + "\n", encoding="utf-8")
                 shutil.rmtree(folder / "samples")
         for part in parts:
             shutil.move(folder / f"{part}.tflite", out / f"{part}.tflite")
@@ -109,7 +107,8 @@ def _quantize(found: Toolchain, graph: PartGraph, quantized: Path, bits: Mapping
     if not wanted:  # the quantizer refuses an empty list
         shutil.copyfile(source, out)
         return
-    silenced = {name for tensor in graph.gelu_inputs() for number in operators[tensor] for name in names[number]}
+    before_gelu = gelu_inputs(graph.graph, graph.groups) & operators.keys()  # a GELU silences part of their range
+    silenced = {name for tensor in before_gelu for number in operators[tensor] for name in names[number]}
     sizes = {tensor.name: math.prod(tensor.shape) for tensor in model.tensors if tensor.data is None}
     ranges = {  # of activations; the quantizer computes those of constants
         name: choose_range(ends, sizes[name], name in silenced) for name, ends in extremes.items() if name in sizes

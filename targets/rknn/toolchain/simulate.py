@@ -55,9 +55,12 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
         except Exception as exc:  # of onnx, of the toolkit or of json
             raise RuntimeError(f"the simulator cannot load {graph}: {first_line(exc)}") from exc
     attributes = {name: toolkit.rknn_base.inputs_meta["attrs"] for name, toolkit in toolkits.items()}
-    inputs = {name: _tensors(found, parts[name].get("inputs"), is_output=False) for name, found in attributes.items()}
-    outputs = {name: _tensors(found, parts[name].get("outputs"), is_output=True) for name, found in attributes.items()}
-    return SimulatorRunner(toolkits, inputs, outputs)
+    kinds = {"inputs": False, "outputs": True}
+    described = {
+        name: {kind: _tensors(found, parts[name].get(kind), is_output) for kind, is_output in kinds.items()}
+        for name, found in attributes.items()
+    }
+    return SimulatorRunner(toolkits, described)
 
 
 def _restore_toolkit(graph: Path, tables: Path) -> Any:
