@@ -24,15 +24,13 @@ from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.hailo.failures import Kind, classify, level_notes, level_used
 from targets.hailo.graph import find_cut, prepare_graph
 from targets.hailo.known_windows import shorter_window, window_label, window_note
-from targets.hailo.layers import BOUNDARY_KINDS, Layer, int8_mac_share, layers_16bit, layers_from
+from targets.hailo.layers import BOUNDARY_KINDS, Layer, int8_mac_share, layers_16bit
 from targets.hailo.model_script import allocation_script, optimization_script
 from targets.hailo.options import NAME, Options
 from targets.hailo.placement import build_parts, read_model, tensors_16bit
 from targets.hailo.toolchain import compile as inside
 
 log = logging.getLogger(__name__)
-
-NETWORK = "nightjar"  # prefix of every network's name, and so of its layers' names
 
 
 def build(
@@ -113,14 +111,14 @@ class PartCompiler:
     def _translate(self, out: Path, context: str) -> tuple[list[Layer], Entry]:
         har = self.folder / "translated.har"
         settings = {
-            "network": f"{NETWORK}_{self.part}",
+            "network": f"nightjar_{self.part}",  # its layers' names begin with it
             "hw_arch": self.options.hw_arch,
             "starts": self.graph.inputs,
             "ends": [end.node for end in self.ends],
             "shapes": {name: list(self.graph.shape(name)) for name in self.graph.inputs},
         }
         result = self._step("translate", settings, {"model": str(self.onnx), "har": str(har)}, har)
-        layers = layers_from(result["layers"])
+        layers = [Layer(**layer) for layer in result["layers"]]
         shutil.copyfile(har, out / f"{self.part}.har")
         return layers, {
             "runner": NAME,
@@ -236,8 +234,9 @@ class PartCompiler:
             layer = next((each for each in input_layers if tensor["name"] in each.nodes), None)
             layer = layer or (input_layers[0] if len(input_layers) == len(described) == 1 else None)
             expected = nhwc_shape(tensor["shape"])[1:]
-            if layer is None or layer.shapes[0][1:] != expected:
-                has = f"reads it as {layer.shapes[0][1:]}" if layer else "has no such input"
+            shape = tuple(layer.shapes[0][1:]) if layer else None
+            if layer is None or shape != expected:
+                has = f"reads it as {shape}" if layer else "has no such input"
                 raise self._parsed_differently(f"{tensor['name']} is {expected} with its channels last, and it {has}")
             found.append({**tensor, "layer": layer.name})
         return found

@@ -4,8 +4,8 @@ The layers are those of `ClientRunner.get_hn_dict()`: a linear with its bias and
 `ew_add`, a norm a `layer_normalization` and a `normalization`, attention two `matmul` and a `softmax`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from nightjar.graphs.fusion import Group
 
@@ -13,27 +13,20 @@ BOUNDARY_KINDS = frozenset({"input_layer", "output_layer"})
 ATTENTION = frozenset({"matmul", "softmax"})  # kinds for which the DFC is reported to refuse a16_w16
 
 
-class Layer(NamedTuple):
-    """A layer of the DFC's network, `net/kindN`."""
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer of the DFC's network, `net/kindN`; one layer is one object."""
 
     name: str
     kind: str
-    nodes: tuple[str, ...]  # of the ONNX graph
-    inputs: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]  # of its outputs, channels last
+    nodes: Sequence[str]  # of the ONNX graph
+    inputs: Sequence[str]
+    shapes: Sequence[Sequence[int]]  # of its outputs, channels last
 
     @property
     def own_name(self) -> str:
         """The name without the network's, as in model scripts."""
         return self.name.rpartition("/")[2]
-
-
-def layers_from(entries: Sequence[Mapping[str, Any]]) -> list[Layer]:
-    """Read what toolchain/compile.py returns."""
-    return [
-        Layer(e["name"], e["kind"], tuple(e["nodes"]), tuple(e["inputs"]), tuple(map(tuple, e["shapes"])))
-        for e in entries
-    ]
 
 
 def layers_of(groups: Sequence[Group], layers: Sequence[Layer]) -> dict[str, list[Layer]]:

@@ -50,8 +50,7 @@ REMEDIES = {
 INEXACT = {
     "LayerNormalization": (
         "one operator for the norm; public exports that compiled have its primitives",
-        "the recipe writes means, square root and division (layer_norm primitives), known to become a "
-        "layer_normalization",
+        "the recipe writes means, square root and division (layer_norm primitives), which have compiled",
     ),
     "Expand": (
         "values are repeated at run time, which becomes a copy per repetition where it is taken at all",

@@ -17,9 +17,7 @@ class PlacementOptions(BaseModel, frozen=True):
     npu: tuple[Part, ...] = Field(
         ("encoder",), min_length=1, description="parts on the NPU; the others run on the board's CPU, in float"
     )
-    residuals_16bit: bool = Field(
-        True, description="int8: residual sums in a16_w16, as in every public conversion of Whisper"
-    )
+    residuals_16bit: bool = Field(True, description="int8: residual sums in a16_w16, as in all public conversions")
     attention_16bit: bool = Field(
         False, description="allow a16_w16 for attention's products and softmax, which the DFC is reported to refuse"
     )
@@ -52,7 +50,5 @@ class Options(PlacementOptions, frozen=True):
     max_utilization: tuple[float, ...] = Field(
         (0.8, 0.7), description="shares of the chip's resources, tried in order where the default does not fit"
     )
-    memory_gib: float = Field(
-        0, ge=0, description="memory limit of the DFC and its workers; 0: nine tenths of this machine's"
-    )
+    memory_gib: float = Field(0, ge=0, description="memory limit of the DFC and its workers; 0: 90 % of this machine's")
     hours: float = Field(24, gt=0, description="time limit of one step of the DFC")

@@ -32,10 +32,7 @@ def read_model(graphs: Path, options: PlacementOptions) -> dict[str, Any]:
 def build_parts(
     graphs: Path, model: dict[str, Any], npu: Collection[str], out: Path, npu_part: Callable[[str], Entry], **made: str
 ) -> None:
-    """Write a binary: parts of `npu` by `npu_part`, the others for the board's CPU, in float, as target onnx does.
-
-    made: target and precision, for binary.json.
-    """
+    """Write a binary: parts of `npu` by `npu_part`, the others as target onnx builds them; made: target, precision."""
     from targets.onnx.build import fuse_part, open_lanes
 
     out.mkdir(parents=True, exist_ok=True)

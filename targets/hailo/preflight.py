@@ -1,8 +1,6 @@
 """Check before a run whether a board's chip, HailoRT and driver can run a .hef: standard library only.
 
-A .hef is made for one chip by one DFC. `hailortcli fw-control identify` prints the board's chip, `hailortcli --version`
-its HailoRT, /sys/module/hailo_pci/version its driver. Python binding, library, driver and firmware must be of one
-version.
+A .hef is made for one chip by one DFC. Python binding, library, driver and firmware of HailoRT must be of one version.
 """
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons

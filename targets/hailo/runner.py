@@ -85,9 +85,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
     files = {}
     for name, part in parts.items():
         if part.get("context") == "native":
-            raise RuntimeError(
-                f"{name} is in float, and the NPU computes with integers: build it with --precision int8"
-            )
+            raise RuntimeError(f"{name} is in float, and the NPU computes with integers: build with --precision int8")
         files[name] = require_file(folder, part["file"], name)
     with stdout_to_stderr(), errors_as("no Hailo device can be opened", describe_error):
         runner = HailoRunner(parts, int((options or {}).get("timeout_ms", TIMEOUT_MS)))

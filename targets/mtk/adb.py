@@ -15,7 +15,6 @@ from nightjar.device.adb import SERIAL, pull, push, shell
 from nightjar.device.part_io import Parts, errors_as, require_file
 from targets.mtk.runner import CALL_S, NeuronrtRunner
 
-FOLDER = "/data/local/tmp/nightjar"
 PUSH_S = 600.0
 
 
@@ -26,7 +25,7 @@ class AdbRunner(NeuronrtRunner):
         self.serial = serial
         files = [folder / part["file"] for part in parts.values()]
         name = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]
-        self.there = f"{FOLDER}/{name}"
+        self.there = f"/data/local/tmp/nightjar/{name}"
         shell(serial, f"mkdir -p {self.there}", CALL_S)
         push(serial, files, self.there, PUSH_S)
         super().__init__("neuronrt", folder, parts)

@@ -19,7 +19,6 @@ from targets.mtk.tflite import Model, read
 from targets.mtk.tflite_mapping import match_operators
 from targets.mtk.toolchain import compile as inside
 
-CONVERT_S = 3600.0
 INT8, W8A16 = "sym8W_asym8A", "sym8W_sym16A"  # MediaTek's names
 OWN = "MTKEXT_"  # prefix of the operators that only MediaTek's runtime has
 CONFIG = "precision.json"  # precision_config_file: {"precision_specs": [{*LISTS, "precision_name"}]} in public code
@@ -82,7 +81,7 @@ class PartConverter:
     def convert(self, settings: Mapping[str, Any], config: str = "") -> dict[str, Any]:
         """Convert once; raises Broken for a result without MediaTek's operators where the part has norms."""
         job = {**self.job, "settings": dict(settings), "config": config}
-        result = self.found.call(inside.__name__, job, self.folder, CONVERT_S)
+        result = self.found.call(inside.__name__, job, self.folder, timeout_s=3600)
         has_own = any(op.op.startswith(OWN) for op in read(self.file).ops)
         if "norm" in self.graph.kinds.values() and not has_own:
             raise Broken(

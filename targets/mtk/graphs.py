@@ -25,7 +25,6 @@ from targets.mtk.options import Options
 from targets.mtk.stand_in.options import Options as StandInOptions
 from targets.mtk.stand_in.toolchain import compile as inside
 
-CONVERT_S = 1800.0
 SAMPLES_BYTES = 1 << 30  # of one part's calibration samples on their way to an SDK
 # With a mask of -10000 the scores it is added to have an int8 step of 40, and an int16 step of 0.3. So attention with a
 # mask has 16-bit activations, and its range ends where exp is 0 for all scores.
@@ -72,7 +71,7 @@ def convert_parts(found: Toolchain, graphs: Path, model: Mapping[str, Any], fold
     """Convert every part to float .tflite in `folder`, by the stand-in's converter."""
     weights = [PartGraph(graphs, model, part).write_weights(folder) for part in model["parts"]]
     job = {"kind": "convert", "to_quantize": to_quantize, "parts": weights}
-    found.call(inside.__name__, job, folder, CONVERT_S)
+    found.call(inside.__name__, job, folder, timeout_s=1800)
 
 
 class PartGraph:

@@ -38,9 +38,7 @@ def compile_dla(
         if not any(step["target"].startswith("EDPA") for step in plan):
             break
     else:
-        raise Broken(
-            f"{dla.name} needs an EDPA, which {soc} lacks, so no board loads it: build with bridge auto or disallow"
-        )
+        raise Broken(f"{dla.name} needs an EDPA, which {soc} lacks, so no board loads it: give bridge auto or disallow")
     off = Counter(step["op"] for step in plan if not step["target"].startswith(ON_NPU))
     return {
         "plan": plan,

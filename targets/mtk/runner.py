@@ -4,6 +4,7 @@ The library (NeuronRuntimeV2, headers RuntimeV2.h and Types.h of the Neuron SDK)
 `neuronrt` starts and loads for every call, which cannot return stale results.
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -65,16 +66,15 @@ ARGUMENTS: Mapping[str, Sequence[Any]] = {  # of RuntimeV2.h's functions, all of
 class Network:
     """One part in the runtime; its buffers are allocated once and filled at every run."""
 
-    def __init__(self, library: Any, file: Path, part: Mapping[str, Any]) -> None:
+    def __init__(self, library: Any, file: Path) -> None:
         self.runtime, self.handle = library, ctypes.c_void_p()
         self.name = file.name
         self._call("create", str(file).encode(), THREADS, ctypes.byref(self.handle), BACKLOG)
-        try:
-            self.inputs = self._allocate("Input", part["inputs"], padded=False)
-            self.outputs = self._allocate("Output", part["outputs"], part.get("bridge") == "disallowed")
-        except RuntimeError:
-            self.release()
-            raise
+
+    def allocate(self, part: Mapping[str, Any]) -> None:
+        """Allocate the buffers of a part's inputs and outputs; raises RuntimeError where the file has others."""
+        self.inputs = self._allocate("Input", part["inputs"], padded=False)
+        self.outputs = self._allocate("Output", part["outputs"], part.get("bridge") == "disallowed")
         self._request = Request(self._descriptors(self.inputs), self._descriptors(self.outputs))
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -148,15 +148,15 @@ class NeuronRunner(TimedRunner):
 
     def __init__(self, library: Any, folder: Path, parts: Parts) -> None:
         super().__init__(parts)
-        for name, part in parts.items():
-            start = time.perf_counter()
-            self.handles[name] = Network(library, folder / part["file"], part)
-            self.load_s[name] = time.perf_counter() - start
-            try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for name, part in parts.items():
+                start = time.perf_counter()
+                self.handles[name] = Network(library, folder / part["file"])
+                self.handles[name].allocate(part)
+                self.load_s[name] = time.perf_counter() - start
                 require_fresh(name, part["inputs"], self.handles[name].run)
-            except RuntimeError:
-                self.close()
-                raise
+            undo.pop_all()
 
     def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         start = time.perf_counter()

@@ -69,11 +69,9 @@ def _read(data: bytes) -> Model:
     graph = model.Subgraphs(0)
     codes = [_op_name(model.OperatorCodes(i)) for i in range(model.OperatorCodesLength())]
     tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
-    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    ops = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     return Model(
-        tuple(
-            Op(codes[op.OpcodeIndex()], _numbers(op.InputsAsNumpy()), _numbers(op.OutputsAsNumpy())) for op in operators
-        ),
+        tuple(Op(codes[op.OpcodeIndex()], _numbers(op.InputsAsNumpy()), _numbers(op.OutputsAsNumpy())) for op in ops),
         tuple(_tensor(tensor, _constant(model.Buffers(tensor.Buffer()), data)) for tensor in tensors),
         _numbers(graph.InputsAsNumpy()),
         _numbers(graph.OutputsAsNumpy()),

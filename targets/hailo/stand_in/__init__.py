@@ -26,8 +26,7 @@ def compile(
 ) -> None:
     """Write the binary of docs/files.md: rounded ONNX of parts for the NPU, float ONNX of the rest.
 
-    plan: as for the DFC; quantized: a folder of `quantization`, instead of collecting ranges again. The same inputs
-    give the same bytes. Raises BadOptions for int8 without calibration and for graphs that the DFC does not take.
+    plan: as for the DFC; quantized: a folder of `quantization`. The same inputs give the same bytes. Raises BadOptions.
     """
     from targets.hailo.stand_in.build import build  # imports onnx
 

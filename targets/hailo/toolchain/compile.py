@@ -17,10 +17,7 @@ from targets.hailo.toolchain.sdk import layers, open_runner, version
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one step; an exception of the DFC comes back as `{"refused": {"kind", "message"}}`, which the host classifies.
-
-    job: {"kind", …} with absolute paths.
-    """
+    """Do the step `kind` of a job with absolute paths; return an exception of the DFC as {"refused": {kind, message}}."""
     try:
         steps = {"translate": translate, "optimize": optimize, "compile": compile_hef}
         return {"version": version(), **steps[job["kind"]](job)}

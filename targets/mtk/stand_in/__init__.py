@@ -24,9 +24,8 @@ def compile(
 ) -> None:
     """Write the binary of docs/files.md: per part NAME.tflite.
 
-    plan: of a precision search; its float groups get 16-bit activations, its whole parts float. quantized: a folder of
-    `quantization`, instead of converting and collecting ranges again. Raises BadOptions, ToolchainMissing,
-    ToolchainBroken and ToolchainFailed; Broken for an int8 part without one int8 product.
+    plan: its float groups get 16-bit activations, its whole parts stay float. quantized: a folder of `quantization`.
+    Raises BadOptions, ToolchainMissing, ToolchainBroken, ToolchainFailed; Broken for an int8 part without int8 product.
     """
     from targets.mtk.stand_in.build import build  # imports onnx
 

@@ -21,8 +21,6 @@ from targets.mtk.stand_in.toolchain import compile as inside
 from targets.mtk.tflite import read
 from targets.mtk.tflite_mapping import match_operators
 
-QUANTIZE_S = 1800.0
-COLLECT_S = 3600.0
 FLOAT_BITS = 32
 
 
@@ -52,9 +50,8 @@ def build(
                 bits = _operator_bits(graph, plan_tensors, globs, options.precision)
                 _quantize(found, graph, prepared(), bits, file)
             refused = sorted({f"{finding.op} ({finding.why})" for finding in of_tflite(part, read(file))})
-            notes = (
-                [f"the NPU would refuse it: {', '.join(refused)}; see `nightjar lint --target mtk`"] if refused else []
-            )
+            note = f"the NPU would refuse it: {', '.join(refused)}; see `nightjar lint --target mtk`"
+            notes = [note] if refused else []
             return {"runner": NAME, "file": file.name, **audit(file), "toolkit": toolkit, "notes": notes}
 
         build_parts(graphs, model, options, plan, out, NAME, build_part)
@@ -73,7 +70,7 @@ def prepare(graphs: Path, calibration: Path | None, options: Options, out: Path)
             for number, part in enumerate(parts):
                 write_samples(samples, part, options.samples, folder / "samples")
                 report, job = part_progress(number, len(parts)), {"kind": "extremes", "part": part}
-                found.call(inside.__name__, job, folder, COLLECT_S, on_progress=report)
+                found.call(inside.__name__, job, folder, timeout_s=3600, on_progress=report)
                 shutil.move(folder / "extremes.json", out / f"{part}.ranges.json")
                 shutil.rmtree(folder / "samples")
         for part in parts:
@@ -117,5 +114,5 @@ def _quantize(found: Toolchain, graph: PartGraph, quantized: Path, bits: Mapping
         folder = Path(name)
         (folder / f"{part}.tflite").symlink_to(source.resolve())
         (folder / "ranges.json").write_text(json.dumps(ranges), encoding="utf-8")
-        found.call(inside.__name__, {"kind": "quantize", "part": part, "ops": wanted}, folder, QUANTIZE_S)
+        found.call(inside.__name__, {"kind": "quantize", "part": part, "ops": wanted}, folder, timeout_s=1800)
         shutil.move(folder / "quantized.tflite", out)

@@ -17,8 +17,6 @@ import numpy as np
 
 from nightjar.toolchains.sdk_calls import require_output, supported, supports
 
-EXPORT_SPEC = "npsdk_v6"  # operators of MediaTek's own, as its compiler of NeuroPilot 8 takes them
-
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Do the job: {"part", "module", "model", "settings": {attribute: value}, "config": file or ""}.
@@ -92,16 +90,15 @@ def set_attributes(converter: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in attributes.items():
         setattr(converter, name, value)
     if wanted.keys() & {"quantize", "calibration_data_gen"} - attributes.keys():
-        raise RuntimeError(
-            "this mtk_converter cannot be told what to quantize: it has no quantize or calibration_data_gen"
-        )
+        raise RuntimeError("this mtk_converter cannot be told what to quantize: no quantize or calibration_data_gen")
     return attributes
 
 
 def convert(converter: Any, out: Path) -> None:
     """Write the .tflite; a version without output_file returns its bytes."""
     write = converter.convert_to_tflite
-    spec = {"tflite_op_export_spec": EXPORT_SPEC} if supports(write, "tflite_op_export_spec") else {}
+    # Operators of MediaTek's own, as its compiler of NeuroPilot 8 takes them.
+    spec = {"tflite_op_export_spec": "npsdk_v6"} if supports(write, "tflite_op_export_spec") else {}
     if supports(write, "output_file"):
         write(output_file=str(out), **spec)
     else:

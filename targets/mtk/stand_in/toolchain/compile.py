@@ -17,8 +17,6 @@ import numpy as np
 from nightjar.toolchains.sdk_calls import require_output
 from targets.mtk.toolchain.compile import rebuild
 
-LOWEST = -1e30
-
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job; return {}."""
@@ -48,7 +46,7 @@ def keep_gains_apart(module: Any) -> None:
 
     for norm in module.modules():
         if isinstance(norm, torch.nn.LayerNorm):
-            norm.register_forward_hook(lambda norm, inputs, output: torch.clamp_min(output, LOWEST))
+            norm.register_forward_hook(lambda norm, inputs, output: torch.clamp_min(output, -1e30))
 
 
 def convert(module: Any, inputs: tuple[Any, ...], out: Path) -> None:
