@@ -17,7 +17,7 @@ from targets.hailo.toolchain.sdk import layers, open_runner, version
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Do the step `kind` of a job with absolute paths; return an exception of the DFC as {"refused": {kind, message}}."""
+    """Do the step `kind` of a job with absolute paths; the DFC's exceptions become {"refused": {kind, message}}."""
     try:
         steps = {"translate": translate, "optimize": optimize, "compile": compile_hef}
         return {"version": version(), **steps[job["kind"]](job)}
