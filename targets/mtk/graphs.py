@@ -7,7 +7,7 @@ their tensors, and the rewrites change them (docs/decisions/015-one-graph.md).
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -20,17 +20,16 @@ from nightjar.plugins import target_build
 from nightjar.plugins.target_build import Entry
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.toolchains.environment import Toolchain
 from targets.mtk.options import Options
-from targets.mtk.stand_in.options import Options as StandInOptions
-from targets.mtk.stand_in.toolchain import compile as inside
+
+if TYPE_CHECKING:  # an edit of the stand-in builds no .dla again
+    from targets.mtk.stand_in.options import Options as StandInOptions
 
 SAMPLES_BYTES = 1 << 30  # of one part's calibration samples on their way to an SDK
 # With a mask of -10000 the scores it is added to have an int8 step of 40, and an int16 step of 0.3. So attention with a
 # mask has 16-bit activations, and its range ends where exp is 0 for all scores.
 MASKED, SILENCED = -1e3, -1e3
 
-AnyOptions = Options | StandInOptions
 BuildPart = Callable[[str, list[str] | None, list[str]], Entry]
 
 
@@ -42,7 +41,7 @@ def read_model(graphs: Path) -> dict[str, Any]:
 def build_parts(
     graphs: Path,
     model: dict[str, Any],
-    options: AnyOptions,
+    options: "Options | StandInOptions",
     plan: Path | None,
     out: Path,
     target: str,
@@ -65,13 +64,6 @@ def build_parts(
             target_build.require_products(part, precision, entry[f"{precision}_mac_share"])
         tick(number, len(parts))
     target_build.write_binary(graphs, model, entries, out, target=target, precision=precision)
-
-
-def convert_parts(found: Toolchain, graphs: Path, model: Mapping[str, Any], folder: Path, *, to_quantize: bool) -> None:
-    """Convert every part to float .tflite in `folder`, by the stand-in's converter."""
-    weights = [PartGraph(graphs, model, part).write_weights(folder) for part in model["parts"]]
-    job = {"kind": "convert", "to_quantize": to_quantize, "parts": weights}
-    found.call(inside.__name__, job, folder, timeout_s=1800)
 
 
 class PartGraph:

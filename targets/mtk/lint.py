@@ -7,16 +7,18 @@ become TFLite's of the same name. Source: NeuroPilot 8.0.10's list of operators 
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from nightjar.errors import ToolchainMissing
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.lint import Finding, Problem, boundary_problems, findings_of, int64_problem, rank_problem
-from nightjar.toolchains.environment import toolchain
-from targets.mtk.graphs import convert_parts, read_model
+from nightjar.toolchains.environment import Toolchain, toolchain
+from targets.mtk.graphs import PartGraph, read_model
+from targets.mtk.stand_in.toolchain import compile as inside
 from targets.mtk.tflite import Model, read
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,13 @@ def lint(graphs: Path) -> list[Finding]:
             found += findings_of(part, _onnx_problems(graph, operators=not file.is_file()))
             found += of_tflite(part, read(file)) if file.is_file() else []
     return found
+
+
+def convert_parts(found: Toolchain, graphs: Path, model: Mapping[str, Any], folder: Path, *, to_quantize: bool) -> None:
+    """Convert every part to float .tflite in `folder`, by the stand-in's converter."""
+    weights = [PartGraph(graphs, model, part).write_weights(folder) for part in model["parts"]]
+    job = {"kind": "convert", "to_quantize": to_quantize, "parts": weights}
+    found.call(inside.__name__, job, folder, timeout_s=1800)
 
 
 def of_tflite(part: str, model: Model) -> list[Finding]:

@@ -14,8 +14,8 @@ from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.ranges import Range, choose_range, gelu_inputs
 from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.mtk.audit import audit
-from targets.mtk.graphs import PartGraph, build_parts, convert_parts, read_model, write_samples
-from targets.mtk.lint import of_tflite
+from targets.mtk.graphs import PartGraph, build_parts, read_model, write_samples
+from targets.mtk.lint import convert_parts, of_tflite
 from targets.mtk.stand_in.options import NAME, Options
 from targets.mtk.stand_in.toolchain import compile as inside
 from targets.mtk.tflite import read
