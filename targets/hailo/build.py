@@ -99,7 +99,6 @@ class PartCompiler:
         return {
             **entry,
             "file": f"{self.part}.hef",
-            "size_bytes": hef.stat().st_size,
             "script": f"{self.part}.alls",
             "optimization_level": {"asked": requested, **level._asdict()},
             "notes": [*entry["notes"], *notes],
@@ -121,9 +120,7 @@ class PartCompiler:
         layers = [Layer(**layer) for layer in result["layers"]]
         shutil.copyfile(har, out / f"{self.part}.har")
         return layers, {
-            "runner": NAME,
             "file": f"{self.part}.har",
-            "size_bytes": har.stat().st_size,
             "har": f"{self.part}.har",
             "context": context,
             "dfc": result["version"],

@@ -30,7 +30,7 @@ def read_model(graphs: Path, options: PlacementOptions) -> dict[str, Any]:
 
 
 def build_parts(
-    graphs: Path, model: dict[str, Any], npu: Collection[str], out: Path, npu_part: Callable[[str], Entry], **made: str
+    graphs: Path, model: dict[str, Any], npu: Collection[str], out: Path, npu_part: Callable[[str], Entry], **made: Any
 ) -> None:
     """Write a binary: parts of `npu` by `npu_part`, the others as target onnx builds them; made: target, precision."""
     from targets.onnx.build import fuse_part, open_lanes
@@ -42,7 +42,7 @@ def build_parts(
             entries[name] = npu_part(name)
             continue
         file = part["file"]
-        entries[name] = {"runner": "onnx", "file": file, **fuse_part(graphs / file, out / file)}
+        entries[name] = {"runner": "onnx", **fuse_part(graphs / file, out / file)}
         if name == "decoder" and model["recipe"]["decoder"] == "cached":
             entries[name] |= open_lanes(out / file, part)
     write_binary(graphs, model, entries, out, **made, host_position_add=model["host_position_add"])

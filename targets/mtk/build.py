@@ -51,7 +51,6 @@ def build(graphs: Path, calibration: Path | None, options: Options, out: Path, p
             "settings that this mtk_converter lacks": ", ".join(result["skipped"]),
         }
         return {
-            "runner": NAME,
             "file": f"{part}.dla",
             **figures,
             "size_bytes": after,

@@ -47,9 +47,7 @@ def build(
         onnx.save(exported, out / file)
         macs = sum(group.macs for group in groups)
         return {
-            "runner": NAME,
             "file": file,
-            "size_bytes": (out / file).stat().st_size,
             "int8_mac_share": round(sum(group.macs for group in in_8bit) / macs, 4) if macs else 0.0,
             "nodes_int8": len(in_8bit),
             "nodes_total": len(groups),

@@ -52,7 +52,7 @@ def build(
             refused = sorted({f"{finding.op} ({finding.why})" for finding in of_tflite(part, read(file))})
             note = f"the NPU would refuse it: {', '.join(refused)}; see `nightjar lint --target mtk`"
             notes = [note] if refused else []
-            return {"runner": NAME, "file": file.name, **audit(file), "toolkit": toolkit, "notes": notes}
+            return {"file": file.name, **audit(file), "toolkit": toolkit, "notes": notes}
 
         build_parts(graphs, model, options, plan, out, NAME, build_part)
 
