@@ -30,8 +30,7 @@ from nightjar.nightly.config import CellRequest
 from nightjar.nightly.outcomes import CellResult, Failure, failure_from_exception, failure_from_message
 from nightjar.request import PortRequest
 from nightjar.store.run_lock import remove_lock
-from tasks.announce import RESULTS
-from tasks.publish import command_line
+from tasks.publish import RESULTS, command_line
 from tasks.stage import current_run
 
 log = logging.getLogger("nightjar.nightly")

@@ -21,8 +21,7 @@ from nightjar.request import EvaluateRequest
 from tasks.adopt import adopt, adopt_plugin, input_files, recognise
 from tasks.export import export
 from tasks.hypotheses import EvaluateOptions
-from tasks.read_printed import PrintedFiles, read_printed, reader
-from tasks.run_program import named_files, run_program
+from tasks.run_program import read_printed, reader, run_program
 from tasks.stage import current_or_new_run
 
 PRECISION = "as given"  # a file does not say how it was made
@@ -59,7 +58,7 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
         if program is not None:
             binary = run_program(
                 program=program.program,
-                files=named_files(request.files),
+                files=files.by_name(),
                 speech=speech,
                 graphs=graphs,
                 reader=printed,
@@ -68,7 +67,7 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
                 options=EvaluateOptions(language=request.language, limit=request.limit, long=request.long),
             )
         elif printed is not None:
-            outputs = PrintedFiles(paths=files.paths, sha256=files.sha256)
+            outputs = files.by_name()
             binary = read_printed(outputs=outputs, speech=speech, graphs=graphs, reader=printed, target=request.target)
         else:
             binary = adopt(files=files, graphs=graphs, target=adopter, contract=contract)
