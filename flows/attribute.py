@@ -72,7 +72,7 @@ def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact) -> 
     same = obtained is expected
     store = current_run().store
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
-    scored = score("binary", "host", clips_from_lines(got), got, request.language)
+    scored = score("binary", "host", clips_from_lines(wanted), got, request.text_language)
     kl = 0.0 if same else divergence(wanted, got)[0]
     bad = sum(clip.empty or clip.looping or clip.capped for clip in scored.clips)
     return PartPair(

@@ -29,7 +29,7 @@ def compare(request: CompareRequest) -> dict[str, Any]:
         family = model_family(request)
         checkpoint = checkpoint_source(request, family)
         modules = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "stock")}
-        options = EvaluateOptions(language=request.language, transcribed=False)
+        options = EvaluateOptions(language=request.language, task=request.task or "transcribe", transcribed=False)
         by_clip: dict[str, dict[str, Any]] = {}
         for path in request.files:
             speech = Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
@@ -40,6 +40,7 @@ def compare(request: CompareRequest) -> dict[str, Any]:
                 target = plugin("targets", name)
                 board = board_of(target, "local")
                 recipe = recipe_for(RecipeOptions(window=request.window), target.load().recipe(family))
+                recipe = recipe.model_copy(update={"task": request.task or "transcribe"})
                 graphs = export(
                     checkpoint=checkpoint,
                     model=modules["export"],
@@ -72,7 +73,12 @@ def _write(request: CompareRequest, by_clip: dict[str, dict[str, Any]]) -> dict[
             "id": clip,
             "equal": len({tuple(line["tokens"]) for line in by.values()}) == 1,
             "by": {
-                name: {"text": line["text"], "tokens": line["tokens"], "seconds": line["seconds"]["total"]}
+                name: {
+                    "text": line["text"],
+                    "language": line.get("language", request.language),
+                    "tokens": line["tokens"],
+                    "seconds": line["seconds"]["total"],
+                }
                 for name, line in by.items()
             },
         }

@@ -34,7 +34,9 @@ def conclude(
     planning. hypotheses: what a board's own program gave, which ran on `tier`; else the binary is evaluated.
     """
     speech, family = prepared.test_speech, prepared.family
-    options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
+    options = EvaluateOptions(
+        language=request.language, task=request.task or "transcribe", limit=request.limit, long=request.long
+    )
     stock_hypotheses = stock(
         checkpoint=prepared.checkpoint, speech=speech, model=plugin("models", family, "stock"), options=options
     )
@@ -52,7 +54,7 @@ def conclude(
         expected=expected,
         obtained=hypotheses,
         drift=drift_result,
-        language=request.language,
+        language=request.text_language,
         tier=tier,
         budgets=Budgets(max_delta_wer=request.max_delta_wer),
     )

@@ -71,7 +71,7 @@ def search_precision(request: PortRequest, prepared: Prepared, calibration: Any)
             label=label,
         )
         obtained = evaluate_binary(prepared, binary, speech=speech, options=options, label=label, reference=expected)
-        loss = measure(reference=expected, hypotheses=obtained, language=request.language, label=label)
+        loss = measure(reference=expected, hypotheses=obtained, language=request.text_language, label=label)
         if isinstance(loss, Pending):
             raise _NotMeasured
         return read_measurement(current_run().store.path(loss))

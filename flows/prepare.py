@@ -106,6 +106,7 @@ def recipe_for(request: RecipeOptions, recipe: Recipe) -> Recipe:
         "decoder_length": request.decoder_length,
         "positional": request.positional,
         "host_embedding": request.host_embedding,
+        "task": getattr(request, "task", None),
     }
     if request.decoder == "window" and request.host_embedding is None:
         given["host_embedding"] = False

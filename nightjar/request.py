@@ -5,14 +5,17 @@ the last base first.
 """
 
 import re
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 Precision = Literal["fp", "int8", "w8a16", "auto"]
 LongClips = Literal["skip", "refuse", "chunk"]
+AUTO = "auto"  # detected clip by clip
+ALIASES = {"cmn": "zh", "fil": "tl", "iw": "he", "jv": "jw", "nb": "no"}  # codes of other standards
 
 
 def stage_names() -> tuple[str, ...]:
@@ -25,6 +28,31 @@ if TYPE_CHECKING:
     StageName = str
 else:
     StageName = Literal[stage_names()]
+
+
+@cache
+def language_code(language: str) -> str:
+    """Return Whisper's code of a language: "zh" for zh-CN, Chinese, mandarin or cmn; "auto" stays.
+
+    Raises ValueError for a language that Whisper does not know.
+    """
+    name = language.strip().lower().replace("_", "-")
+    if name in (AUTO, "en"):  # without openai-whisper, whose import takes seconds
+        return name
+    codes, names = _tables()
+    for each in (name, name.split("-")[0]):
+        code = ALIASES.get(each) or names.get(each) or each
+        if code in codes:
+            return str(code)
+    raise ValueError(
+        f"no language {language!r}: pass --language auto, a code ({', '.join(sorted(codes))}) or an English name"
+    )
+
+
+def _tables() -> tuple[Any, Any]:
+    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+
+    return LANGUAGES, TO_LANGUAGE_CODE
 
 
 class Request(BaseModel, frozen=True, extra="forbid"):
@@ -41,8 +69,8 @@ class ModelName(Request):
 class ModelChoice(ModelName):
     checkpoint: Path | None = Field(
         None,
-        description="openai-whisper .pt, Hugging Face folder, or folder of a streaming Zipformer: encoder, decoder and "
-        "joiner .onnx, tokens.txt; its family is read from it",
+        description="openai-whisper .pt, whisper.cpp ggml file, Hugging Face or CTranslate2 folder, or folder of a "
+        "streaming Zipformer: encoder, decoder and joiner .onnx, tokens.txt; its family is read from it",
     )
 
 
@@ -98,7 +126,19 @@ class BuildOptions(RecipeOptions, BoardChoice):
 
 
 class Language(Request):
-    language: str = Field("en", description="language spoken, as Whisper abbreviates it")
+    """Language of the speech, and of the text that is wanted."""
+
+    language: Annotated[str, AfterValidator(language_code)] = Field(
+        "en", description="language spoken: a code, an English name, or auto to detect it clip by clip"
+    )
+    task: Literal["transcribe", "translate"] | None = Field(
+        None, description="translate: the text is English; default: transcribe"
+    )
+
+    @property
+    def text_language(self) -> str:
+        """Language of the text, by which it is scored."""
+        return "en" if self.task == "translate" else self.language
 
 
 class CalibrationSpeech(Language):

@@ -113,12 +113,14 @@ def join_pieces(lines: list[dict[str, Any]], clips: list[Clip], pieces: Pieces) 
 
 def _joined_line(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     parts = dict.fromkeys(part for line in lines for part in line["seconds"])
+    longest = max(lines, key=lambda line: float(line["audio_s"]))
     return {
         "id": name,
         "audio_s": round(sum(line["audio_s"] for line in lines), 4),
         "tokens": [token for line in lines for token in line["tokens"]],
         "steps": sum(line["steps"] for line in lines),
         "capped": any(line["capped"] for line in lines),
+        **({"language": longest["language"]} if "language" in longest else {}),
         "seconds": {part: round(sum(line["seconds"].get(part, 0.0) for line in lines), 5) for part in parts},
         **next(({"throttled": line["throttled"]} for line in lines if "throttled" in line), {}),
         "agree": None,

@@ -15,7 +15,8 @@ from nightjar.speech.manifest import Clip, shuffled, split_by_window
 class EvaluateOptions(BaseModel, frozen=True):
     """Which clips are transcribed and what is measured."""
 
-    language: str = Field("en", description="language spoken")
+    language: str = Field("en", description="language spoken, or auto")
+    task: str = Field("transcribe", description="what stock is asked to do; graphs have it in their recipe")
     limit: int | None = Field(None, ge=1, description="only N clips, drawn by their ids")
     long: Literal["skip", "refuse", "chunk"] = Field(
         "skip", description="skip or reject clips longer than the window, or cut them at pauses and join the pieces"

@@ -32,7 +32,8 @@ def judge(
     lines = {"stock": read_hypotheses(stock), "float": read_hypotheses(expected), "binary": read_hypotheses(obtained)}
     ids = [{line["id"] for line in each if not line["probe"]} for each in lines.values()]
     common = set.intersection(*ids)
-    clips = [clip for clip in clips_from_lines(lines["binary"]) if clip.id in common]
+    # Those of the float graphs: with language "auto" it is they that say a clip's language.
+    clips = [clip for clip in clips_from_lines(lines["float"]) if clip.id in common]
     if not clips:
         raise BadManifest(
             "stock, float and binary have no clip in common: give speech that fits the window, or pass --long chunk"
@@ -69,9 +70,16 @@ def read_scores(folder: Path) -> dict[str, Score]:
 
 
 def clips_from_lines(lines: list[dict[str, Any]]) -> list[Clip]:
-    """Return the clips of hypotheses, with their reference texts and without the silent probes."""
+    """Return the clips of hypotheses, with their reference texts and languages, and without the silent probes."""
     return [
-        Clip(id=line["id"], audio=Path(), text=line["reference"], duration_s=line["audio_s"], speaker=line["speaker"])
+        Clip(
+            id=line["id"],
+            audio=Path(),
+            text=line["reference"],
+            duration_s=line["audio_s"],
+            speaker=line["speaker"],
+            language=line.get("language", ""),
+        )
         for line in lines
         if not line["probe"]
     ]

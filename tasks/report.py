@@ -1,7 +1,8 @@
 """Write the results as one JSON and one page."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from pydantic_core import to_jsonable_python
 
 from nightjar.files import digest, read_json
 from nightjar.report.page import render_report
+from nightjar.request import AUTO
 from nightjar.scoring.drift import read_drift
 from nightjar.scoring.score import Score
 from nightjar.scoring.verdict import Verdict
 from nightjar.store.artifact import RECORD
+from tasks.hypotheses import read_hypotheses
 from tasks.judge import read_scores
 from tasks.stage import stage
 
@@ -35,6 +38,7 @@ def report(
     """Write `results.json` and `report.html` from everything a verdict is made from; stock: the name of stock."""
     built, judged = read_json(binary / "binary.json"), read_json(verdict / "verdict.json")
     outcome, scores = Verdict.model_validate(judged["verdict"]), read_scores(verdict)
+    exported = read_json(graphs / "model.json")
     made_from = {
         "graphs": graphs,
         "binary": binary,
@@ -61,11 +65,14 @@ def report(
         "int8_mac_share": {name: part["int8_mac_share"] for name, part in parts},
         "notes": {name: part["notes"] for name, part in parts if part.get("notes")},
         "scores": [_score(score) for score in scores.values()],
-        "recipe": read_json(graphs / "model.json")["recipe"],
+        "recipe": exported["recipe"],
+        "checkpoint": exported.get("checkpoint"),
         "made_from": {name: _record(folder) for name, folder in made_from.items() if folder is not None},
     }
     if scores["binary"].by_chunk or drift is not None:
         results["stream"] = to_jsonable_python(_stream(scores, drift))
+    if scores["binary"].language == AUTO:
+        results["languages"] = _languages(scores["float"], read_hypotheses(obtained))
     if frontier is not None:
         results["search"] = read_json(frontier / "pareto.json")
     (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -82,8 +89,19 @@ def _score(score: Score) -> dict[str, Any]:
     return {
         **score.model_dump(include={"subject", "tier", "counts", "empty", "looping", "capped"}),
         "wer": round(score.wer, 3),
+        "raw_wer": None if score.raw_wer is None else round(score.raw_wer, 3),
         "interval": _rounded(score.interval),
         "rtf_p50": score.rtf["total"].p50 if score.rtf else None,
+    }
+
+
+def _languages(reference: Score, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Count clips by the language that the binary detected; name those where the float graphs detected another."""
+    expected = {clip.id: clip.language for clip in reference.clips}
+    found = {line["id"]: line["language"] for line in lines if line["id"] in expected}
+    return {
+        "detected": dict(Counter(found.values()).most_common()),
+        "differing": {name: [expected[name], code] for name, code in found.items() if code != expected[name]},
     }
 
 

@@ -19,7 +19,7 @@ def stock(*, checkpoint: Path, speech: Path, model: Plugin, options: EvaluateOpt
     lines: list[dict[str, Any]] = []
     for clip in clips:
         transcribe = original.transcribe_long if clip.id in long else original.transcribe
-        lines.append({"id": clip.id, **transcribe(clip.audio, options.language)})
+        lines.append({"id": clip.id, **transcribe(clip.audio, options.language, options.task)})
         tick(len(lines), len(clips))
     write_hypotheses(out, lines, clips, skipped)
     return result_meta(len(clips), skipped, "host")

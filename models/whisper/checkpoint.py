@@ -56,7 +56,8 @@ class Checkpoint:
         )
         with torch.inference_mode():
             logits = decoder.eval()(torch.tensor([[token]]), torch.zeros(1, 1, d["n_text_state"]))
-        return logits[0, -1].softmax(-1)
+        probabilities: Tensor = logits[0, -1].softmax(-1)
+        return probabilities
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -30,22 +30,17 @@ def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str
 
 
 def decode(
-    runner: Runner,
-    encoded: Tensors,
-    model: Model,
-    language: str = "en",
-    tables: Tensors | None = None,
-    task: str = "transcribe",
+    runner: Runner, encoded: Tensors, model: Model, language: str = "en", tables: Tensors | None = None
 ) -> dict[str, Any]:
     """Decode greedily: token for token what whisper.decode gives without timestamps.
 
     Returns `tokens` without prompt and eot, `language`, `steps` (decoder runs) and `capped` (ended by a limit, not by
     eot). Language "auto" detects it as whisper.detect_language does: by the likeliest language after the start token.
     Protocol `window` is rknn_model_zoo's loop instead. `cached` leaves its cross-attention tensors in `encoded`, so
-    that a second call does not run that part again. tables: the host-embedding tables; task: "transcribe" or
-    "translate". Raises ValueError for a language or a task that the model does not have.
+    that a second call does not run that part again. tables: the host-embedding tables. Raises ValueError for a language
+    or a task that the model does not have.
     """
-    steps = _greedy(model, _prompt(model, language, task), None, None)
+    steps = _greedy(model, _prompt(model, language), None, None)
     result: dict[str, Any] = _run_steps(runner, encoded, model, tables, steps)
     return result
 
@@ -64,7 +59,7 @@ def agree(
     """
 
     def count() -> Steps:
-        prompt = yield from _prompt(model, language, "transcribe")
+        prompt = yield from _prompt(model, language)
         return (yield from _agreement(model, prompt, tokens, [], None))
 
     matching: int = _run_steps(runner, encoded, model, tables, count())
@@ -79,7 +74,6 @@ def decode_clips(
     tables: Tensors | None = None,
     lanes: int = 1,
     clock: Mapping[str, float] = {},
-    task: str = "transcribe",
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Decode clips as `decode` does, `lanes` of them in each decoder run, and yield (name, result) as they end.
 
@@ -89,13 +83,13 @@ def decode_clips(
     a result has `agree` [matching, of], with `watch` it has `watched` {ids, logits, norm (log of the sum of all exp)},
     a list per step; steps that the free decoding had already are not run again.
     """
-    prompt_tokens(model, language, task)  # is refused before the first clip
+    prompt_tokens(model, language)  # is refused before the first clip
     protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, tables, lanes)
     waiting, busy = iter(clips), dict[int, _Lane]()
     while True:
         for lane in range(lanes):
             if lane not in busy and (clip := next(waiting, None)) is not None:
-                prompt = _prompt(model, language, task)
+                prompt = _prompt(model, language)
                 busy[lane] = _Lane(clip.name, _greedy(model, prompt, clip.forced, clip.watch))
                 with _share_seconds([busy[lane]], clock):
                     protocol.begin(lane, clip.encoded)
@@ -149,13 +143,13 @@ def _run_steps(runner: Runner, encoded: Tensors, model: Model, tables: Tensors |
     return lane.result
 
 
-def _prompt(model: Model, language: str, task: str) -> Steps:
+def _prompt(model: Model, language: str) -> Steps:
     """Return the prompt's tokens; with "auto" the language is that of the highest logit after the start token."""
     table = model["tokens"]
     if language == "auto" and table["languages"]:
         logits = yield [table["sot"]]
         language = max(table["languages"], key=lambda code: logits[table["languages"][code]])
-    return prompt_tokens(model, language, task)
+    return prompt_tokens(model, language)
 
 
 def _greedy(model: Model, prompting: Steps, forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
@@ -209,13 +203,13 @@ def _agreement(
     return matching
 
 
-def prompt_tokens(model: Model, language: str = "en", task: str = "transcribe") -> list[int]:
-    """List the tokens before the text: 4 of them, or 2 for an English-only model.
+def prompt_tokens(model: Model, language: str = "en") -> list[int]:
+    """List the tokens before the text: 4 of them, or 2 for an English-only model; the recipe has the task.
 
     For "auto" they are those of the model's first language. Raises ValueError for a language or a task the model does
     not have.
     """
-    table = model["tokens"]
+    table, task = model["tokens"], model.get("recipe", {}).get("task", "transcribe")
     languages = table["languages"] or {"en": None}
     if language not in languages and language != "auto":
         raise ValueError(

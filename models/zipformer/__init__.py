@@ -21,6 +21,7 @@ UNSUPPORTED_OPTIONS = {
     "decoder_length": "its decoder sees only the last tokens, as many as the model says",
     "positional": "a stream has no positional table",
     "host_embedding": "its decoder takes token ids",
+    "task": "it only transcribes",
 }
 
 

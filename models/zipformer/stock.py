@@ -25,7 +25,7 @@ class Stock:
         self.numbers = {symbol.replace("▁", " "): number for number, symbol in enumerate(model.symbols)}
         self.recognizer = OnlineRecognizer.from_transducer(**files, num_threads=1, decoding_method="greedy_search")
 
-    def transcribe(self, audio: Path, language: str) -> dict[str, Any]:
+    def transcribe(self, audio: Path, language: str, task: str = "transcribe") -> dict[str, Any]:
         """Return a session line's fields for one clip, with the same silence at its end as our streams have."""
         wave = load_audio(audio).astype(np.float32) / 32768.0
         start = time.perf_counter()

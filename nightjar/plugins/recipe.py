@@ -23,4 +23,5 @@ class Recipe(BaseModel, frozen=True):
     logits_slices: int = Field(1, ge=1, le=64, description="static decoder: slices of the vocabulary, logits_0, …")
     mask_value: float = Field(-1e4, lt=0, ge=-1e9, description="window, static decoder: added to scores of masked rows")
     float_counts: bool = Field(False, description="streams: states that count frames are float32 (NPUs without int64)")
+    task: Literal["transcribe", "translate"] = Field("transcribe", description="what the decoder is prompted to do")
     kernel_most: int | None = Field(None, ge=1, description="streams: most taps of a convolution; longer ones split")

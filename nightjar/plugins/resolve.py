@@ -58,12 +58,18 @@ def _family(request: ModelChoice, families: Mapping[str, ModuleType]) -> str:
 
 
 def checkpoint_source(request: ModelChoice, family: str) -> Source:
-    """Find the checkpoint, or download it for a public name; identify it by content."""
+    """Find the checkpoint, or download it for a public name; identify it by content.
+
+    Raises BadOptions for a language or a task that the model does not have.
+    """
     shipped = ROOT / "data" / request.model / f"{request.model}.pt"
     path = request.checkpoint or (shipped if shipped.exists() else None)
     if path is None:
         path = plugin("models", family, "checkpoint").load().find_checkpoint(request.model)
     path = path.resolve()
+    language, task = getattr(request, "language", "en"), getattr(request, "task", None) or "transcribe"
+    if (language, task) != ("en", "transcribe"):  # all have these, and reading weights takes seconds
+        plugin("models", family, "language").load().check_language(path, language, task)
     if path.is_file():
         sha256 = _digests.get(path)
     else:

@@ -23,7 +23,7 @@ def render_report(
     coverage: Mapping[str, Any] | None,
 ) -> str:
     """Return the page of one port; results: as in results.json; coverage: of the calibration, if there was one."""
-    differing = differing_clips(scores["float"].clips, scores["binary"].clips, scores["binary"].language)
+    differing = differing_clips(scores["float"].clips, scores["binary"].clips)
     shown = clips_that_fit(differing)
     page = render(
         "page.html",

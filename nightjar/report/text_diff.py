@@ -33,13 +33,13 @@ class DifferingClip(NamedTuple):
     after: Markup
 
 
-def differing_clips(before: Iterable[ClipScore], after: Iterable[ClipScore], language: str) -> list[DifferingClip]:
+def differing_clips(before: Iterable[ClipScore], after: Iterable[ClipScore]) -> list[DifferingClip]:
     """List the clips whose normalised texts differ, those that lost most first; both sides in the same order."""
     differing = [
-        _differing_clip(one, other, language)
+        _differing_clip(one, other)
         for one, other in zip(before, after, strict=True)
         if one.hypothesis != other.hypothesis
-        and normalise(one.hypothesis, language) != normalise(other.hypothesis, language)
+        and normalise(one.hypothesis, one.language) != normalise(other.hypothesis, one.language)
     ]
     return sorted(differing, key=lambda clip: (clip.errors_before - clip.errors_after, clip.id))
 
@@ -54,7 +54,7 @@ def clips_that_fit(clips: Sequence[DifferingClip]) -> Sequence[DifferingClip]:
     return clips[:MOST_CLIPS]
 
 
-def _differing_clip(before: ClipScore, after: ClipScore, language: str) -> DifferingClip:
+def _differing_clip(before: ClipScore, after: ClipScore) -> DifferingClip:
     return DifferingClip(
         id=after.id,
         speaker=after.speaker,
@@ -62,9 +62,9 @@ def _differing_clip(before: ClipScore, after: ClipScore, language: str) -> Diffe
         errors_before=before.counts.errors,
         errors_after=after.counts.errors,
         flags=[kind for kind in ("empty", "looping", "capped") if getattr(after, kind)],
-        reference=_shortened(normalise(after.reference, language)),
-        before=coloured_diff(before.reference, before.hypothesis, language),
-        after=coloured_diff(after.reference, after.hypothesis, language),
+        reference=_shortened(normalise(after.reference, after.language)),
+        before=coloured_diff(before.reference, before.hypothesis, after.language),
+        after=coloured_diff(after.reference, after.hypothesis, after.language),
     )
 
 

@@ -4,25 +4,37 @@ import warnings
 from functools import cache
 from typing import Any, Literal
 
-from nightjar.errors import BadOptions
+from nightjar.request import language_code
 
+Unit = Literal["word", "character", "word or character"]  # the last where clips are of several languages
 # Languages without spaces between words. The Whisper paper (Radford et al. 2022, appendix C) scores the first five in
 # characters; Cantonese came with large-v3.
 CHARACTER_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+CHINESE = frozenset({"zh", "yue"})  # written in traditional or simplified characters, and Whisper writes both
 
 
-def normalise(text: str, language: str = "en") -> str:
+def normalise(text: str, language: str = "en", simplified: bool = True) -> str:
     """Normalise text as OpenAI does to score Whisper: with its English normaliser, or its basic one.
 
     Where `error_unit(language)` is "character", characters are separated by spaces, so that `.split()` gives the units
-    to score in every language.
+    to score in every language. Chinese is compared in simplified characters, unless `simplified` is False.
     """
-    return str(_normaliser(_code(language))(text)).strip()
+    code = language_code(language)
+    if simplified and code in CHINESE:
+        text = _to_simplified().convert(text)
+    return str(_normaliser(code)(text)).strip()
 
 
-def error_unit(language: str) -> Literal["word", "character"]:
+def error_unit(language: str) -> Unit:
     """Return the unit of an error: characters where a language has no spaces between words."""
-    return "character" if _code(language) in CHARACTER_LANGUAGES else "word"
+    return "character" if language_code(language) in CHARACTER_LANGUAGES else "word"
+
+
+@cache
+def _to_simplified() -> Any:
+    from opencc import OpenCC  # imported late: it reads its tables
+
+    return OpenCC("t2s")
 
 
 @cache
@@ -36,17 +48,3 @@ def _normaliser(code: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # whisper leaves english.json open
         return make()
-
-
-@cache
-def _code(language: str) -> str:
-    """Reduce "zh-TW" or "Chinese" to "zh"; raises BadOptions for a code that Whisper does not know."""
-    code = language.strip().lower().replace("_", "-").split("-")[0]
-    if code == "en" or code in CHARACTER_LANGUAGES:
-        return code
-    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
-
-    code = TO_LANGUAGE_CODE.get(code, code)
-    if code not in LANGUAGES:
-        raise BadOptions(f"no language {language!r}; have {', '.join(sorted(LANGUAGES))}: pass one with --language")
-    return str(code)

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from nightjar.errors import BadInput, SessionFailed
-from nightjar.scoring.normalize import error_unit, normalise
+from nightjar.request import AUTO, language_code
+from nightjar.scoring.normalize import CHINESE, Unit, error_unit, normalise
 from nightjar.scoring.streaming import STRATA, ChunkTimes, chunk_times, stratum_index
 from nightjar.scoring.wer import Counts, Edit, align, bootstrap_interval, corpus_wer, count_edits, looping
 from nightjar.speech.manifest import Clip
@@ -46,9 +47,11 @@ class ClipScore(BaseModel, frozen=True):
     id: str
     speaker: str | None
     duration_s: float
+    language: str = "en"
     reference: str
     hypothesis: str
     counts: Counts
+    raw_counts: Counts | None = Field(None, description="Chinese: before both texts are converted to simplified")
     tokens: int
     empty: bool
     looping: bool
@@ -84,9 +87,10 @@ class Score(BaseModel, frozen=True):
     subject: str
     tier: Tier
     language: str
-    unit: Literal["word", "character"]
+    unit: Unit
     counts: Counts
     wer: float
+    raw_wer: float | None = Field(None, description="Chinese: before both texts are converted to simplified")
     interval: tuple[float, float]
     empty: int
     looping: int
@@ -113,7 +117,8 @@ def score(
 ) -> Score:
     """Score hypotheses (lines of hypotheses.jsonl) on the clips; lines of other clips are ignored.
 
-    Raises SessionFailed if a clip has no hypothesis: without it, the score is of another test set.
+    With language "auto" each clip is scored in its own, so that all subjects are scored alike. Raises SessionFailed if
+    a clip has no hypothesis: without it, the score is of another test set.
     """
     if not clips:
         raise BadInput(f"{subject}: no clips to score; give clips in the window, or pass --long chunk")
@@ -126,16 +131,20 @@ def score(
         )
     ordered = sorted(clips, key=lambda clip: clip.id)
     lines = [by_id[clip.id] for clip in ordered]
-    scores = tuple(_clip_score(clip, line, language) for clip, line in zip(ordered, lines, strict=True))
+    languages = [clip.language or AUTO if language == AUTO else language for clip in ordered]
+    scores = tuple(map(_clip_score, ordered, lines, languages))
+    units = {error_unit(spoken) for spoken in languages}
+    raw = [clip.raw_counts or clip.counts for clip in scores]
     agrees = [clip.agree for clip in scores if clip.agree]
     timed = lines if tier in TIMED_TIERS else []
     return Score(
         subject=subject,
         tier=tier,
         language=language,
-        unit=error_unit(language),
+        unit=units.pop() if len(units) == 1 else "word or character",
         counts=sum((clip.counts for clip in scores), Counts()),
         wer=corpus_wer(clip.counts for clip in scores),
+        raw_wer=corpus_wer(raw) if any(clip.raw_counts for clip in scores) else None,
         interval=bootstrap_interval(*errors_and_words(scores)),
         empty=sum(clip.empty for clip in scores),
         looping=sum(clip.looping for clip in scores),
@@ -181,17 +190,21 @@ def _by_id(subject: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, Hypoth
 
 
 def _clip_score(clip: Clip, hypothesis: Hypothesis, language: str) -> ClipScore:
-    reference = normalise(clip.text, language).split()
-    words = normalise(hypothesis.text, language).split()
+    reference, words = (normalise(text, language).split() for text in (clip.text, hypothesis.text))
     edits = align(reference, words)
+    raw = None
+    if language_code(language) in CHINESE:
+        raw = count_edits(align(*(normalise(t, language, False).split() for t in (clip.text, hypothesis.text))))
     chunks = hypothesis.word_chunks
     return ClipScore(
         id=clip.id,
         speaker=clip.speaker,
         duration_s=clip.duration_s,
+        language=language,
         reference=clip.text,
         hypothesis=hypothesis.text,
         counts=count_edits(edits),
+        raw_counts=raw,
         tokens=len(hypothesis.tokens),
         empty=bool(reference) and not words,
         # the raw words too: the English normaliser joins "one one one one" to one number

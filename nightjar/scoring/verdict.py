@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from nightjar.errors import BadInput
 from nightjar.scoring.drift import Drift
+from nightjar.scoring.normalize import Unit
 from nightjar.scoring.score import RERUN_HINT, ClipScore, Score, Silence, Tier, errors_and_words
 from nightjar.scoring.wer import MOST_CLIPS, Counts, clips_to_decide, corpus_wer, paired_bootstrap
 
@@ -74,7 +75,7 @@ class Verdict(BaseModel, frozen=True):
 
     outcome: Outcome
     tier: Tier
-    unit: Literal["word", "character"]
+    unit: Unit
     clips: int
     words: int
     wer: float

@@ -28,6 +28,7 @@ class Clip(BaseModel, frozen=True):
     text: str
     duration_s: float
     speaker: str | None
+    language: str = Field("", description="language detected, for speech of several languages")
 
 
 class _Line(BaseModel, strict=True):

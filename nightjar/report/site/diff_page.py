@@ -56,7 +56,7 @@ def _clips(stored: StoredResults, after: str, before: str) -> dict[str, Any]:
     new, old = (Score.model_validate(verdict["scores"]["binary"]) for verdict in verdicts)
     pairs = shared_clips(new, old)
     change = compare_paired(new, old)
-    differing = differing_clips([b for _, b in pairs], [a for a, _ in pairs], new.language) if change else []
+    differing = differing_clips([b for _, b in pairs], [a for a, _ in pairs]) if change else []
     shown = clips_that_fit(differing)
     return {
         "change": change,

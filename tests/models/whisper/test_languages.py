@@ -67,11 +67,11 @@ def test_an_english_only_model_detects_english(random_checkpoint: Path, tmp_path
     assert found == decode.decode(runner, encoded, model, "en")
     assert found["language"] == "en"
     with pytest.raises(ValueError, match="English-only model does not translate"):
-        decode.decode(runner, encoded, model, "en", None, "translate")
+        decode.prompt_tokens({**model, "recipe": {"task": "translate"}})
 
 
 def test_translation_has_its_own_prompt(multilingual: Path, tmp_path: Path) -> None:
-    export(multilingual, Recipe(decoder="cached", window_s=5, decoder_length=32), tmp_path)
+    export(multilingual, Recipe(decoder="cached", window_s=5, decoder_length=32, task="translate"), tmp_path)
     model = json.loads((tmp_path / "model.json").read_text())
-    assert decode.prompt_tokens(model, "de", "translate") == [50258, 50261, 50358, 50363]
-    assert decode.prompt_tokens(model, "de") == [50258, 50261, 50359, 50363]
+    assert decode.prompt_tokens(model, "de") == [50258, 50261, 50358, 50363]
+    assert decode.prompt_tokens({**model, "recipe": {}}, "de") == [50258, 50261, 50359, 50363]
