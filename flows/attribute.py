@@ -12,7 +12,6 @@ from flows.prepare import Prepared, prepare, with_options
 from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.resolve import speech_sources
 from nightjar.request import AttributeRequest, as_port
 from nightjar.scoring.attribution import PartPair, attribute_loss
 from nightjar.scoring.score import score
@@ -32,7 +31,7 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
     """
     with current_or_new_run(request.refresh, request.board_wait):
         port = as_port(request)
-        prepared = prepare(port, speech_sources)
+        prepared = prepare(port)
         calibration = make_calibration(port, prepared)
         binaries = {"float": prepared.reference, "fp": prepared.floating}
         precisions = tuple(dict.fromkeys(("float", *request.precisions)))
@@ -42,29 +41,22 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
                 binaries[precision], _ = build_binary(port, with_options(prepared, port), calibration)
         options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
         session = (plugin("targets", prepared.host.name, "runner"),)  # runs the float part of a pair
-        expected = evaluate_binary(
-            prepared,
-            binaries["float"],
-            speech=prepared.test_speech,
-            options=options,
-            label="float + float",
-            on_host=True,
-            session=session,
-        )
-        cells = {("float", "float"): _cell(request, expected, expected)}
-        for encoder, decoder in itertools.product(precisions, precisions):
-            if (encoder, decoder) not in cells:
-                obtained = evaluate_binary(
-                    prepared,
-                    binaries[decoder],
-                    speech=prepared.test_speech,
-                    options=options,
-                    label=f"{encoder} + {decoder}",
-                    reference=expected,
-                    session=session,
-                    **({"encoder": binaries[encoder]} if encoder != decoder else {}),
-                )
-                cells[encoder, decoder] = _cell(request, expected, obtained)
+        cells: dict[tuple[str, str], PartPair] = {}
+        expected = None
+        for encoder, decoder in itertools.product(precisions, precisions):  # float with float is the first pair
+            obtained = evaluate_binary(
+                prepared,
+                binaries[decoder],
+                speech=prepared.test_speech,
+                options=options,
+                label=f"{encoder} + {decoder}",
+                reference=expected,
+                on_host=expected is None,
+                session=session,
+                **({"encoder": binaries[encoder]} if encoder != decoder else {}),
+            )
+            expected = expected or obtained
+            cells[encoder, decoder] = _cell(request, expected, obtained)
         return _write(request, prepared, precisions, cells)
 
 
@@ -97,12 +89,9 @@ def _write(
         "cells": [{"encoder": e, "decoder": d, **cell.model_dump()} for (e, d), cell in cells.items()],
         "owners": verdicts,
     }
-    path = (
-        reports_folder()
-        / f"attribute-{request.model}-{request.target}{board_suffix(request.target, request.board)}.json".lower()
-    )
+    name = f"attribute-{request.model}-{request.target}{board_suffix(request.target, request.board)}.json".lower()
+    path = reports_folder() / name
     results["out"] = shown(path)
     with storage_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(results, indent=1) + "\n")
     return results

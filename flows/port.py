@@ -14,7 +14,6 @@ from flows.conclusion import conclude
 from flows.precision_search import SearchResult, quantization_parameters, search_precision
 from flows.prepare import Prepared, prepare
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.resolve import speech_sources
 from nightjar.plugins.target import computes_float, session_of
 from nightjar.request import ImportRequest, PortRequest
 from tasks.build import build
@@ -32,7 +31,7 @@ def port(request: PortRequest) -> dict[str, Any]:
 def run_port(request: PortRequest) -> tuple[Prepared, dict[str, Any]]:
     """Run a port; return what it resolved the request to, and its results."""
     with current_or_new_run(request.refresh, request.board_wait):
-        prepared = prepare(request, speech_sources)
+        prepared = prepare(request)
         calibration = make_calibration(request, prepared) if request.precision != "fp" else None
         binary, frontier = build_binary(request, prepared, calibration)
         results = conclude(

@@ -26,13 +26,13 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
 
     Raises ServerMissing if none is configured or it does not answer, Broken if it refuses a request.
     """
-    url = PREFECT_API_URL.value()
+    url, reason = configured_server()
     if not url:
         raise ServerMissing(
             "no Prefect server is configured: start one with `prefect server start`, and set PREFECT_API_URL, such as "
             "http://127.0.0.1:4200/api"
         )
-    if reason := server_problem(url):
+    if reason:
         raise unreachable(url, reason)
     try:
         with get_client(sync_client=True) as client:

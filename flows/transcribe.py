@@ -9,8 +9,7 @@ from flows.evaluation import evaluate_binary
 from flows.port import build_binary, make_calibration
 from flows.prepare import prepare
 from nightjar.errors import BadAudio
-from nightjar.plugins.resolve import speech_source
-from nightjar.request import PortRequest, TranscribeRequest, as_port
+from nightjar.request import TranscribeRequest, as_port
 from nightjar.speech.manifest import load_speech, speech_digest
 from nightjar.store.artifact import Source
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
@@ -23,7 +22,7 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     with current_or_new_run(request.refresh, request.board_wait) as run:
         audio = {path: _audio_source(path) for path in request.files}
         port = as_port(request)
-        prepared = prepare(port, _calibration_speech)
+        prepared = prepare(port, scored=False)
         calibration = make_calibration(port, prepared) if request.precision != "fp" else None
         binary, _ = build_binary(port, prepared, calibration)
         options = EvaluateOptions(language=request.language, long=request.long, transcribed=False)
@@ -45,12 +44,6 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
                 for each in run.outcomes
             ],
         }
-
-
-def _calibration_speech(request: PortRequest) -> tuple[Source | None, None]:
-    if request.precision == "fp":
-        return None, None
-    return speech_source(request.model, request.calibration_set, "calibration"), None
 
 
 def _audio_source(path: Path) -> Source:

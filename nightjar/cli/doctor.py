@@ -57,7 +57,7 @@ def _store() -> Finding:
 
 
 def _server() -> Finding:
-    from flows.server import configured_server  # imports Prefect
+    from flows.server import configured_server, unreachable  # imports Prefect
 
     url, reason = configured_server()
     if not url:
@@ -65,9 +65,7 @@ def _server() -> Finding:
             "Prefect server", "absent", "none configured, flows run without one (set PREFECT_API_URL to use one)"
         )
     if reason:
-        return Finding(
-            "Prefect server", "missing", f"{url} does not answer ({reason}): start it, or unset PREFECT_API_URL"
-        )
+        return Finding("Prefect server", "missing", str(unreachable(url, reason)))
     return Finding("Prefect server", "ok", url)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,22 +17,15 @@ from nightjar.scoring.verdict import deciding_gates
 RAISED = re.compile(r"(?:exception:\s+|^)([A-Z]\w+): (.*)", re.DOTALL)  # Prefect's message of a failed run
 MOST_CHARACTERS = 500  # of a message in the history
 
-# The origin of a failure, by the class of the error.
-FAILURE_ORIGIN = {
-    "BoardMissing": "board",
-    "BoardBusy": "board",
-    "SessionFailed": "board",
-    "RunnerFailed": "board",
-    "ToolchainMissing": "toolchain",
-    "ToolchainBroken": "toolchain",
-    "ToolchainFailed": "toolchain",
-    "BadCheckpoint": "checkpoint",
-    "BadManifest": "speech",
-    "BadAudio": "speech",
-    "SpeakersOverlap": "speech",
-    "StoreBroken": "disk",
-    "DownloadFailed": "network",
-    "ServerMissing": "server",
+# The classes of errors by what caused them.
+ORIGINS = {
+    "board": ("BoardMissing", "BoardBusy", "SessionFailed", "RunnerFailed"),
+    "toolchain": ("ToolchainMissing", "ToolchainBroken", "ToolchainFailed"),
+    "checkpoint": ("BadCheckpoint",),
+    "speech": ("BadManifest", "BadAudio", "SpeakersOverlap"),
+    "disk": ("StoreBroken",),
+    "network": ("DownloadFailed",),
+    "server": ("ServerMissing",),
 }
 
 
@@ -50,7 +44,7 @@ class Failure(BaseModel, frozen=True):
     @property
     def origin(self) -> str:
         """Return what caused it, empty where the class does not show it."""
-        return FAILURE_ORIGIN.get(self.kind, "")
+        return next((origin for origin, kinds in ORIGINS.items() if self.kind in kinds), "")
 
 
 class CellResult(BaseModel, frozen=True):
@@ -85,24 +79,23 @@ def _failure(kind: str, exit_code: int, text: str) -> Failure:
 
 def cell_row(night: str, done: CellResult) -> Cell:
     """Make a cell's row: of a verdict with its figures and keys, of a failure with its message."""
-    request = done.cell_request.request
-    same: dict[str, Any] = {
-        "night": night,
-        "cell": done.cell_request.cell,
-        "model": request.model,
-        "target": request.target,
-        "precision": request.precision,
-        "board": request.board or "",
-        "seconds": round(done.seconds, 1),
-        "command": done.command,
-    }
-    if done.results is None:
+    request, results = done.cell_request.request, done.results
+    row = partial(
+        Cell,
+        night=night,
+        cell=done.cell_request.cell,
+        model=request.model,
+        target=request.target,
+        precision=request.precision,
+        board=request.board or "",
+        seconds=round(done.seconds, 1),
+        command=done.command,
+    )
+    if results is None:
         failure = done.failure or _failure("", 4, "ended without results")
-        return Cell(**same, outcome=failure.outcome, counts=done.cell_request.counts, error=failure.message)
-    results = done.results
+        return row(outcome=failure.outcome, counts=done.cell_request.counts, error=failure.message)
     made: Mapping[str, Any] = results["made_from"]
-    return Cell(
-        **same,
+    return row(
         **{name: results[name] for name in ("tier", "wer", "wer_float", "wer_stock", "delta_wer", "clips", "words")},
         **{name: results["hypotheses"][name] for name in ("empty", "looping", "capped")},
         outcome=results["verdict"],
