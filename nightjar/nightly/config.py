@@ -128,7 +128,7 @@ def _expanded(
     path: Path, entry: str, table: Mapping[str, Any], checkpoints: Mapping[str, Path], defaults: Mapping[str, Any]
 ) -> Iterator[CellRequest]:
     options = {**defaults, **_options(path, entry, {k: v for k, v in table.items() if k not in AXES})}
-    axes = [table.get(axis) for axis in AXES]
+    axes: list[Any] = [table.get(axis) for axis in AXES]
     for axis, names in zip(AXES, axes, strict=True):
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise _refused(path, entry, f"{axis} must be a list of names, such as {axis} = [{EXAMPLES[axis]}]")
