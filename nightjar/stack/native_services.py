@@ -16,7 +16,8 @@ from nightjar.errors import PackageMissing, StackBroken
 from nightjar.paths import ROOT
 from nightjar.stack.compose_file import Service, read_topology
 
-DATABASE_USER = "postgres"  # PostgreSQL refuses root; Debian's package creates this account
+# PostgreSQL refuses root; Debian's package creates this account.
+DATABASE_USER = None if os.getuid() else "postgres"
 ENVIRONMENT_MARK = "NIGHTJAR_STACK_PART"
 PYTHON_MODULES = {"prefect": "prefect", "nightjar": "nightjar.cli.main"}  # console scripts, run by this Python
 
@@ -86,26 +87,19 @@ class Placement:
 
 
 def _native(service: Service, place: Placement, programs: Path | None) -> Service:
-    command, environment, user = service.command, service.environment, None
     if service.name == "database":  # the image reads its own variables; the program needs arguments
-        command, environment, user = _database_command(place), {}, _database_user()
-    health = service.health
-    if health is not None:
-        health = health._replace(test=place.command(health.test, programs))
-    adapted = {name: place.adapt(value) for name, value in environment.items()}
-    mark = {ENVIRONMENT_MARK: f"{place.folder}:{service.name}"}
-    return service._replace(
-        command=place.command(command, programs),
-        environment=_base_environment() | adapted | mark,
-        health=health,
-        user=user,
-    )
-
-
-def _base_environment() -> dict[str, str]:
-    """Return our environment without Prefect's variables, which name other servers; this checkout's code is first."""
+        service = service._replace(command=_database_command(place), environment={}, user=DATABASE_USER)
+    # Our environment without Prefect's variables, which name other servers; this checkout's code is first.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return own | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])}
+    own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])
+    own |= {name: place.adapt(value) for name, value in service.environment.items()}
+    own[ENVIRONMENT_MARK] = f"{place.folder}:{service.name}"
+    health = service.health
+    return service._replace(
+        command=place.command(service.command, programs),
+        environment=own,
+        health=health and health._replace(test=place.command(health.test, programs)),
+    )
 
 
 def postgres_program(name: str) -> Path:
@@ -123,10 +117,6 @@ def sshd_program() -> Path:
     if not found:
         raise PackageMissing("sshd, the stack's stand-in board, is not installed: `apt install openssh-server`")
     return Path(found).absolute()
-
-
-def _database_user() -> str | None:
-    return DATABASE_USER if os.getuid() == 0 else None
 
 
 def database_folder(folder: Path) -> Path:
@@ -149,28 +139,28 @@ def create_database(data: Path, password: str) -> None:
     """
     if data.exists():
         return
-    user, new = _database_user(), data.with_name(f"{data.name}.new")
+    new = data.with_name(f"{data.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.parent.mkdir(parents=True, exist_ok=True)
     new.mkdir(mode=0o700)
-    if user:
-        shutil.chown(new, user, user)
-    # Reject all logins until there is a password: initdb reads one only from a file, and `user` may not read ours.
-    arguments = ("--username=nightjar", "--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8", "-D", str(new))
-    _database_step("initdb", arguments, user)
+    if DATABASE_USER:
+        shutil.chown(new, DATABASE_USER, DATABASE_USER)
+    # Reject all logins until there is a password: initdb reads one only from a file, and its user may not read ours.
+    account = ("--username=nightjar", "--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8")
+    _database_step("initdb", *account, "-D", str(new))
     sql = f"ALTER ROLE nightjar PASSWORD '{password}';\n\nCREATE DATABASE nightjar;\n\n"
-    _database_step("postgres", ("--single", "-j", "-D", str(new), "postgres"), user, sql)
+    _database_step("postgres", "--single", "-j", "-D", str(new), "postgres", stdin=sql)
     (new / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
     new.rename(data)
 
 
-def _database_step(program: str, arguments: tuple[str, ...], user: str | None, stdin: str = "") -> None:
+def _database_step(program: str, *arguments: str, stdin: str = "") -> None:
     done = subprocess.run(
         [str(postgres_program(program)), *arguments],
         input=stdin,
-        user=user,
-        group=user,
-        extra_groups=[] if user else None,
+        user=DATABASE_USER,
+        group=DATABASE_USER,
+        extra_groups=[] if DATABASE_USER else None,
         cwd="/",
         capture_output=True,
         text=True,

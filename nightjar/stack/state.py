@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nightjar.errors import BadOptions, PackageMissing
-from nightjar.files import write_atomic
+from nightjar.files import read_json, write_atomic
 from nightjar.locks import acquire
 from nightjar.paths import ROOT
 
@@ -106,7 +106,7 @@ def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
     last = {"server": UI_PORT} | _last_ports(folder) | ({"server": ui_port} if ui_port is not None else {})
     ports: dict[str, int] = {}
     for name in PORTS:
-        port = _free_port(last[name]) if name in last else 0
+        port = _free_port(last.get(name, 0))
         while not port or port in ports.values():
             port = _free_port(0)
         ports[name] = port
@@ -115,16 +115,16 @@ def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
 
 
 def _last_ports(folder: Path) -> dict[str, int]:
-    last: dict[str, int] = {}
+    ports: dict[str, int] = {}
     with contextlib.suppress(OSError, ValueError):
-        last = json.loads((folder / "ports.json").read_text(encoding="utf-8"))
-    return last
+        ports = read_json(folder / "ports.json")
+    return ports
 
 
 def read_state(folder: Path) -> StackState | None:
     """Read the last state of a stack; None if there is none."""
     try:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_json(folder / "state.json")
         services = {name: ServiceState(*each) for name, each in state["parts"].items()}
         return StackState(state["pid"], state["ports"], services)
     except (OSError, ValueError, KeyError, TypeError):
@@ -139,11 +139,9 @@ def write_state(folder: Path, state: StackState) -> None:
 @contextlib.contextmanager
 def supervisor_lock(folder: Path) -> Iterator[bool]:
     """Hold the lock of the stack's supervisor; yields False if another process holds it."""
-    lock = None
-    for attempt in range(10):  # `is_supervised` of another process holds it for a moment
-        if (lock := acquire(folder / "lock", wait=False)) is not None:
-            break
-        time.sleep(0.02 * (attempt < 9))
+    end = time.monotonic() + 0.2  # `is_supervised` of another process holds it for a moment
+    while (lock := acquire(folder / "lock", wait=False)) is None and time.monotonic() < end:
+        time.sleep(0.02)
     try:
         yield lock is not None
     finally:

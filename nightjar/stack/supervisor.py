@@ -10,13 +10,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
 from nightjar.paths import ROOT
-from nightjar.stack.compose_file import Service
+from nightjar.stack.compose_file import Health, Service
 from nightjar.stack.native_services import ENVIRONMENT_MARK
 from nightjar.stack.state import ServiceState, StackState, is_stopped, write_state
 
@@ -41,37 +42,28 @@ class RunningService:
         self.delay_s, self.failed_checks = FIRST_DELAY_S, 0
 
     def start(self) -> None:
-        """Start its process in a session of its own, so that Ctrl-C reaches only this supervisor."""
+        """Start its process."""
         service = self.service
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                service.command,
-                env=service.environment,
-                user=service.user,
-                group=service.user,
-                extra_groups=[] if service.user else None,
-                cwd="/" if service.user else ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self.process = self._run(service.command, log, service.user)
         self.started_s = self.checked_s = time.monotonic()
         self.failed_checks = 0
         self.status = "starting" if service.health or service.restart == "on-failure" else "healthy"
 
     def update(self) -> None:
         """Update the status from the process's end or its health check, and start a check that is due."""
+        health = self.service.health
         if self.process is None:
             return
         if (exit_status := self.process.poll()) is not None:
             self._ended(exit_status)
-        elif self.check is not None:
-            self._read_check(self.check)
-        elif self.service.health is not None:
-            every_s = self.service.health.interval_s if self.status == "healthy" else STARTING_CHECK_S
+        elif health is not None and self.check is not None:
+            self._read_check(health, self.check)
+        elif health is not None:
+            every_s = health.interval_s if self.status == "healthy" else STARTING_CHECK_S
             if time.monotonic() - self.checked_s >= every_s:
-                self._start_check()
+                self.checked_s = time.monotonic()
+                self.check = self._run(health.test, subprocess.DEVNULL)
 
     def _ended(self, exit_status: int) -> None:
         self.end_check()
@@ -85,21 +77,24 @@ class RunningService:
         self.status, self.next_start_s = "ended", now + self.delay_s
         self.delay_s = min(LONGEST_DELAY_S, 2 * self.delay_s)
 
-    def _start_check(self) -> None:
-        assert self.service.health is not None
-        self.checked_s = time.monotonic()
-        self.check = subprocess.Popen(
-            self.service.health.test,
+    def _run(
+        self, command: Sequence[str], output: int | BinaryIO, user: str | None = None
+    ) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            command,
             env=self.service.environment,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+            cwd="/" if user else ROOT,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches only this supervisor
         )
 
-    def _read_check(self, check: "subprocess.Popen[bytes]") -> None:
-        assert self.service.health is not None
-        health, now, exit_status = self.service.health, time.monotonic(), check.poll()
+    def _read_check(self, health: Health, check: "subprocess.Popen[bytes]") -> None:
+        now, exit_status = time.monotonic(), check.poll()
         if exit_status is None and now - self.checked_s < health.timeout_s:
             return
         if exit_status == 0:
