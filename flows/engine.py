@@ -24,7 +24,7 @@ class PipeSafeOutput(io.FileIO):
     on_broken_pipe).
     """
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Write, or discard the data if nobody reads."""
         try:
             return super().write(data)

@@ -1,6 +1,5 @@
 """Make a calibration set from encoder outputs that another tool dumped, as if they were harvested."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -50,23 +49,16 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
             samples=request.calibration_samples,
             seed=0,
         )
-        calibration = calibrate_on(request, prepared, hidden)
+        folder = run.store.path(calibrate_on(request, prepared, hidden))
+        calibration = CalibrationSet.open(folder)
         return {
             "model": request.model,
             "target": request.target,
             "dumps": (request.bin_dir or run.store.path(dumps)).as_posix(),
             "aside": {} if program is None else read_excluded_dumps(run.store.path(dumps)),
             "skipped": int(hidden.meta["skipped"]),
-            **describe(run.store.path(calibration)),
+            "calibration": folder.as_posix(),
+            "samples": {part: calibration.count(part) for part in calibration.parts},
+            "warnings": calibration.index.warnings,
+            "datasets": [path.as_posix() for path in sorted(folder.glob("dataset/*/dataset.txt"))],
         }
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """Return the path of a calibration set, its samples per part, its warnings and its dataset.txt lists."""
-    calibration = CalibrationSet.open(folder)
-    return {
-        "calibration": folder.as_posix(),
-        "samples": {part: calibration.count(part) for part in calibration.parts},
-        "warnings": calibration.index.warnings,
-        "datasets": [path.as_posix() for path in sorted(folder.glob("dataset/*/dataset.txt"))],
-    }

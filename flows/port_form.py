@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import WithJsonSchema
 
@@ -47,8 +47,7 @@ def model_label(given: Mapping[str, Any]) -> str:
 
 
 def _run_name() -> str:
-    context = FlowRunContext.get()
-    given = (context.parameters or {}) if context is not None else {}
+    given = flow_run.parameters
     return "-".join(filter(None, ("port", model_label(given), given["target"], given["precision"], given["board"])))
 
 

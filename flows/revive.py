@@ -7,7 +7,6 @@ received none. A live run is never touched.
 """
 
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -28,7 +27,6 @@ HEARTBEAT_S = 30.0  # deployments/prefect.yaml: PREFECT_FLOWS_HEARTBEAT_FREQUENC
 GRACE_S = 5.0  # for a live worker to report itself that a run's process has died
 STARTING_S = 120.0  # for a started process to take the run's lock
 MAX_ATTEMPTS = 5  # of a run that crashes again and again
-TAG = "nightjar"
 ACTIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
@@ -49,37 +47,39 @@ class Liveness(NamedTuple):
     last: datetime | None = None
 
 
-def revive(
-    older_than_s: float = 5 * HEARTBEAT_S, crashed: bool = False, wait: Callable[[float], None] = time.sleep
-) -> list[Revived]:
+def revive(older_than_s: float, crashed: bool) -> list[Revived]:
     """Check every active deployed run, and set those without a process to AwaitingRetry.
 
     older_than_s: for how long a run whose lock cannot be seen must have been silent. crashed: also continue runs that
     Prefect itself saw crash in the last day, up to five attempts each. Raises ServerMissing.
     """
     with prefect_client() as client:
-        checked = {run.id: (run, _liveness(client, run, older_than_s)) for run in _runs(client, ACTIVE)}
-        found = [Revived(run.id, run.name, "alive", first.why) for run, first in checked.values() if first.alive]
-        suspects = {run.id: first for run, first in checked.values() if not first.alive}
+        found, suspects = list[Revived](), dict[UUID, Liveness]()
+        for run in _runs(client, ACTIVE):
+            first = _liveness(client, run, older_than_s)
+            if first.alive:
+                found.append(Revived(run.id, run.name, "alive", first.why))
+            else:
+                suspects[run.id] = first
         if suspects:
-            wait(GRACE_S + (HEARTBEAT_S if any(first.last for first in suspects.values()) else 0))
+            time.sleep(GRACE_S + (HEARTBEAT_S if any(first.last for first in suspects.values()) else 0))
         for run in _runs(client, ACTIVE, list(suspects)) if suspects else ():
             first, second = suspects[run.id], _liveness(client, run, older_than_s)
             if second.alive or second.last != first.last:
                 found.append(Revived(run.id, run.name, "alive", second.why))
             else:
                 found.append(_end_attempt(client, run, first.why))
-        if crashed:
-            found += _retry_crashed(client)
+        since = now("UTC") - timedelta(days=1)
+        for run in _runs(client, [StateType.CRASHED]) if crashed else ():
+            if run.end_time is not None and run.end_time > since and run.run_count < MAX_ATTEMPTS:
+                found.append(_retry(client, run, (run.state and run.state.message) or "it crashed"))
         return found
 
 
 def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | None = None) -> list[FlowRun]:
     """Read our deployed runs in these states; a flow that another calls in its own process is not deployed."""
-    wanted = FlowRunFilter.model_validate(
-        {"state": _in_states(states), "id": {"any_": ids} if ids is not None else None}
-    )
-    ours, page = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}}), 200
+    wanted = FlowRunFilter.model_validate({"state": _in_states(states), "id": {"any_": ids} if ids else None})
+    ours, page = DeploymentFilter.model_validate({"tags": {"all_": ["nightjar"]}}), 200
     runs = list[FlowRun]()
     while True:
         more = client.read_flow_runs(flow_run_filter=wanted, deployment_filter=ours, limit=page, offset=len(runs))
@@ -100,25 +100,21 @@ def _liveness(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> L
         return Liveness(True, f"process {holder.pid} on {holder.host} holds its lock" if holder else "its lock is held")
     if status == "gone" and holder is not None:
         return Liveness(False, f"its process {holder.pid} on {holder.host} is gone")
-    since = run.state.timestamp if run.state is not None else now("UTC")
-    last = since if pending else _last_heartbeat(client, run.id, since)
+    last: datetime = run.state.timestamp if run.state is not None else now("UTC")
+    if not pending:
+        heartbeats = EventFilter.model_validate(
+            {
+                "occurred": {"since": last - timedelta(seconds=1)},
+                "event": {"name": ["prefect.flow-run.heartbeat"]},
+                "resource": {"id": [f"prefect.flow-run.{run.id}"]},
+            }
+        )
+        last = next((event.occurred for event in client.read_events(heartbeats, limit=1).events), last)
     silent_s = (now("UTC") - last).total_seconds()
     if pending:
         why = f"a worker took it {silent_s:.0f} s ago and no process began"
         return Liveness(silent_s <= max(STARTING_S, older_than_s), why, last)
     return Liveness(silent_s <= older_than_s, f"it sent no heartbeat for {silent_s:.0f} s", last)
-
-
-def _last_heartbeat(client: SyncPrefectClient, run: UUID, since: datetime) -> datetime:
-    beats = EventFilter.model_validate(
-        {
-            "occurred": {"since": since - timedelta(seconds=1)},
-            "event": {"name": ["prefect.flow-run.heartbeat"]},
-            "resource": {"id": [f"prefect.flow-run.{run}"]},
-        }
-    )
-    page = client.read_events(beats, limit=1)
-    return page.events[0].occurred if page.events else since
 
 
 def _end_attempt(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
@@ -155,10 +151,3 @@ def _crash_children(client: SyncPrefectClient, run: UUID, why: str) -> None:
     for task in client.read_task_runs(flow_run_filter=this_run, task_run_filter=active_tasks, limit=200):
         if task.id not in deployed:
             client.set_task_run_state(task.id, Crashed(message=why), force=True)
-
-
-def _retry_crashed(client: SyncPrefectClient) -> Iterator[Revived]:
-    since = now("UTC") - timedelta(days=1)
-    for run in _runs(client, [StateType.CRASHED]):
-        if run.end_time is not None and run.end_time > since and run.run_count < MAX_ATTEMPTS:
-            yield _retry(client, run, (run.state.message if run.state is not None else None) or "it crashed")
