@@ -10,7 +10,7 @@ from prefect import Flow
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from nightjar.errors import BadOptions
 from nightjar.files import digest
@@ -45,19 +45,13 @@ class Pool(Section):
     description: str = ""
 
 
-class Limits(Section):
-    """How many runs may use one toolchain or one board at once, over all workers and flows."""
-
-    toolchain: int = Field(1, ge=0)
-    board: int = Field(1, ge=0)
-
-
 class ServerSettings(Section):
     """What Prefect's own file format lacks."""
 
     pool: Pool = Pool()
     queues: dict[str, Queue] = {}
-    limits: Limits = Limits()
+    # How many runs may use one toolchain or one board at once, over all workers and flows.
+    limits: dict[Literal["toolchain", "board"], NonNegativeInt] = {}
 
 
 class Schedule(CronSchedule):

@@ -83,27 +83,25 @@ def make_calibration(request: PortRequest, prepared: Prepared) -> Any:
 
 
 def calibrate_on(request: PortRequest | ImportRequest, prepared: Prepared, hidden: Any, **label: str) -> Any:
-    """Calibrate on the host's float graphs from the outputs of some encoder."""
-    return calibrate(
-        reference=prepared.reference,
-        hidden=hidden,
-        speech=prepared.calibration_speech,
-        model=plugin("models", prepared.family, "calibrate"),
-        runner=plugin("targets", prepared.host.name, "runner"),
-        options=_calibration_options(request, prepared.family),
-        **label,
-    )
+    """Calibrate on the host's float graphs from the outputs of some encoder.
 
-
-def _calibration_options(request: PortRequest | ImportRequest, family: str) -> BaseModel:
-    """Make the options of a family's calibration; a field that the request leaves open has the family's default."""
+    A field that the request leaves open has the family's default.
+    """
+    module = plugin("models", prepared.family, "calibrate")
+    options: type[BaseModel] = module.load().CalibrationOptions
     given = {
         "samples": request.calibration_samples,
         "states": request.calibration_states,
         "features": request.calibration_features,
         "language": request.language,
     }
-    options: type[BaseModel] = plugin("models", family, "calibrate").load().CalibrationOptions
-    return options(
-        **{name: value for name, value in given.items() if name in options.model_fields and value is not None}
+    known = {name: value for name, value in given.items() if name in options.model_fields and value is not None}
+    return calibrate(
+        reference=prepared.reference,
+        hidden=hidden,
+        speech=prepared.calibration_speech,
+        model=module,
+        runner=plugin("targets", prepared.host.name, "runner"),
+        options=options(**known),
+        **label,
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from pydantic import WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from flows.form import make_form, make_request
 from flows.port import port as graph
@@ -22,6 +22,14 @@ from nightjar.request import PortRequest
 
 # These fields come first; the rest follows in the request's order.
 FIRST = ("model", "target", "precision", "board", "decoder", "window", "long", "language", "test_set", "limit")
+
+
+class PortForm(PortRequest):
+    """Port one model to one target, and measure whether it still recognises speech."""
+
+    label: str | None = Field(
+        None, description="name of your checkpoint in reports; default: the name of its file or folder"
+    )
 
 
 def known_models() -> list[str]:
@@ -74,7 +82,7 @@ def run_state(results: Mapping[str, Any]) -> State[Any]:
 
 port = make_form(
     "port",
-    PortRequest,
+    PortForm,
     lambda given: run_state(graph.fn(port_request(given))),
     __name__,
     _run_name,
@@ -85,5 +93,4 @@ port = make_form(
         # A switch has no third position for "as the recipe says".
         "host_embedding": Annotated[bool | None, WithJsonSchema({"type": "string", "enum": ["yes", "no"]})],
     },
-    extra={"label": "name of your checkpoint in reports; default: the name of its file or folder"},
 )

@@ -89,8 +89,8 @@ def _queues(client: SyncPrefectClient, file: DeploymentFile, reset: bool) -> Ite
 
 def _limits(client: SyncPrefectClient, file: DeploymentFile, reset: bool) -> Iterator[Row]:
     limits = file.nightjar.limits
-    wanted = {f"toolchain:{target}": limits.toolchain for target in toolchain_targets()}
-    wanted |= {f"board:{alias}": limits.board for alias in sorted(read_boards())}
+    wanted = {f"toolchain:{target}": limits.get("toolchain", 1) for target in toolchain_targets()}
+    wanted |= {f"board:{alias}": limits.get("board", 1) for alias in sorted(read_boards())}
     for name, limit in wanted.items():
         try:
             found = client.read_global_concurrency_limit_by_name(name)
