@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.evaluation import evaluate_binary
 from flows.port import build_binary, make_calibration
-from flows.prepare import Prepared, prepare, with_options
+from flows.prepare import Prepared, prepare
 from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
 from nightjar.plugins.registry import plugin
@@ -37,8 +37,7 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
         precisions = tuple(dict.fromkeys(("float", *request.precisions)))
         for precision in precisions:
             if precision not in binaries:
-                port = as_port(request, precision=precision)
-                binaries[precision], _ = build_binary(port, with_options(prepared, port), calibration)
+                binaries[precision], _ = build_binary(as_port(request, precision=precision), prepared, calibration)
         options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
         session = (plugin("targets", prepared.host.name, "runner"),)  # runs the float part of a pair
         cells: dict[tuple[str, str], PartPair] = {}

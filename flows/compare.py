@@ -41,7 +41,8 @@ def compare(request: CompareRequest) -> dict[str, Any]:
             for name, artifact in hypotheses.items():
                 for line in read_hypotheses(run.store.path(artifact)):
                     if not line["probe"]:
-                        by_clip.setdefault(line["id"], {})[name] = line
+                        result = {"text": line["text"], "tokens": line["tokens"], "seconds": line["seconds"]["total"]}
+                        by_clip.setdefault(line["id"], {})[name] = result
     return _write(request, by_clip)
 
 
@@ -50,10 +51,7 @@ def _write(request: CompareRequest, by_clip: dict[str, dict[str, Any]]) -> dict[
         {
             "id": clip,
             "equal": len({tuple(line["tokens"]) for line in by.values()}) == 1,
-            "by": {
-                name: {"text": line["text"], "tokens": line["tokens"], "seconds": line["seconds"]["total"]}
-                for name, line in by.items()
-            },
+            "by": by,
         }
         for clip, by in sorted(by_clip.items())
     ]

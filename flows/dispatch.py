@@ -15,7 +15,6 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
@@ -27,11 +26,10 @@ from flows.port_form import form_values
 from flows.server import retry_on_outage
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
 from nightjar.nightly.config import CellRequest
-from nightjar.nightly.outcomes import CellResult, Failure, failure_from_exception, failure_from_message
+from nightjar.nightly.outcomes import CellResult, failure_from_exception, failure_from_message
 from nightjar.request import PortRequest
 from nightjar.store.run_lock import remove_lock
 from tasks.announce import RESULTS
-from tasks.publish import command_line
 from tasks.stage import current_run
 
 log = logging.getLogger("nightjar.nightly")
@@ -45,14 +43,6 @@ def call_port(request: PortRequest) -> dict[str, Any]:
     """Run the flow `port` in this process, as a child run if there is a parent on a server."""
     results: dict[str, Any] = port(request) if FlowRunContext.get() is not None else port.fn(request)
     return results
-
-
-def cell_result(
-    cell_request: CellRequest, seconds: float, results: dict[str, Any] | None = None, failure: Failure | None = None
-) -> CellResult:
-    """Return the result of a cell, with the command that runs it again."""
-    command = command_line(cell_request.request)
-    return CellResult(cell_request=cell_request, seconds=seconds, command=command, results=results, failure=failure)
 
 
 def dispatch_cells(cell_requests: Sequence[CellRequest], night: str, patience_s: float) -> list[CellResult]:
@@ -70,7 +60,7 @@ def dispatch_cells(cell_requests: Sequence[CellRequest], night: str, patience_s:
             try:
                 dispatched[retry_on_outage(partial(_start, client, each, f"{night}-{each.cell}"))] = each
             except NightjarError as error:
-                finished[each.cell] = cell_result(each, 0.0, failure=failure_from_exception(error))
+                finished[each.cell] = CellResult(cell_request=each, failure=failure_from_exception(error))
         for run_id, run in _wait(client, dispatched, patience_s):
             each = dispatched[run_id]
             result = retry_on_outage(partial(_read, client, each, run))
@@ -86,36 +76,33 @@ def dispatch_cells(cell_requests: Sequence[CellRequest], night: str, patience_s:
     return [finished[each.cell] for each in cell_requests]
 
 
-def parameters_for(deployment: DeploymentResponse, request: PortRequest) -> dict[str, Any]:
-    """Return a deployment's parameters for a request; raises BadOptions if an older form lacks a field."""
-    fields = (deployment.parameter_openapi_schema or {}).get("properties", {})
-    values = form_values(request)
-    needed = request.model_dump(exclude_defaults=True).keys()
-    if lacking := sorted(needed & (values.keys() - fields.keys())):
-        raise BadOptions(
-            f"deployment {deployment.name} has no field for {', '.join(lacking)}: run `nightjar flows deploy`, or "
-            "remove it from the night's config"
-        )
-    return {name: value for name, value in values.items() if name in fields}
-
-
 def _start(client: SyncPrefectClient, cell_request: CellRequest, key: str) -> UUID:
-    """Return the cell's flow run: a new one, or that of an earlier try, restarted if it ended without results."""
+    """Return the cell's flow run: a new one, or that of an earlier try, restarted if it ended without results.
+
+    Raises ServerMissing without a deployment for the target, BadOptions if its form is older and lacks a field.
+    """
     wanted = FlowRunFilter.model_validate({"idempotency_key": {"any_": [key]}})
     for run in client.read_flow_runs(flow_run_filter=wanted, limit=1):
         if run.state is not None and run.state.is_final() and _results(client, run) is None:
             _restart(client, run)
         return run.id
-    name = f"port/{cell_request.request.target}"
+    request = cell_request.request
+    name, values = f"port/{request.target}", form_values(request)
     try:
         deployment = client.read_deployment_by_name(name)
     except ObjectNotFound as error:
         raise ServerMissing(
             f"the Prefect server has no deployment {name}: register it with `nightjar flows deploy`"
         ) from error
+    fields = (deployment.parameter_openapi_schema or {}).get("properties", {})
+    if lacking := sorted(request.model_dump(exclude_defaults=True).keys() & (values.keys() - fields.keys())):
+        raise BadOptions(
+            f"deployment {deployment.name} has no field for {', '.join(lacking)}: run `nightjar flows deploy`, or "
+            "remove it from the night's config"
+        )
     started: Any = run_deployment(
         deployment.id,
-        parameters=parameters_for(deployment, cell_request.request),
+        parameters={field: value for field, value in values.items() if field in fields},
         idempotency_key=key,
         flow_run_name=f"port-{cell_request.cell.replace('/', '-')}",
         timeout=0,
@@ -175,7 +162,8 @@ def _read(client: SyncPrefectClient, cell_request: CellRequest, run: FlowRun | N
         if run.state.is_completed():
             message = f"{run.name} left no results: update its worker's checkout to this version"
     seconds = run.total_run_time.total_seconds() if run is not None and run.total_run_time else 0.0
-    return cell_result(cell_request, seconds, results, failure_from_message(message) if results is None else None)
+    failure = failure_from_message(message) if results is None else None
+    return CellResult(cell_request=cell_request, seconds=seconds, results=results, failure=failure)
 
 
 def _results(client: SyncPrefectClient, run: FlowRun) -> dict[str, Any] | None:

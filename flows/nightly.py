@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.dispatch import call_port, cell_result, dispatch_cells
+from flows.dispatch import call_port, dispatch_cells
 from flows.port import port
 from flows.server import retry_on_outage
 from nightjar.errors import NightjarError
@@ -153,4 +153,4 @@ def _run_here(cell_request: CellRequest, run: Run) -> CellResult:
     seconds = time.monotonic() - began
     run.on_outcome(StageOutcome(name=cell_request.cell, seconds=max(seconds, 0.01), cached=False, why=why))
     log.info("%s: %s after %.0f s", cell_request.cell, why, seconds)
-    return cell_result(cell_request, seconds, results, failure)
+    return CellResult(cell_request=cell_request, seconds=seconds, results=results, failure=failure)

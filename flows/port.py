@@ -14,7 +14,7 @@ from flows.conclusion import conclude
 from flows.precision_search import SearchResult, quantization_parameters, search_precision
 from flows.prepare import Prepared, prepare
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.target import computes_float, session_of
+from nightjar.plugins.target import computes_float, make_options, session_of
 from nightjar.request import ImportRequest, PortRequest
 from tasks.build import build
 from tasks.calibrate import calibrate
@@ -56,7 +56,7 @@ def build_binary(request: PortRequest, prepared: Prepared, calibration: Any) -> 
         graphs=found.graphs,
         calibration=calibration if request.precision != "fp" else None,
         target=prepared.target,
-        options=prepared.options,
+        options=make_options(prepared.target, request.precision, request.float_nodes, request.target_options),
         **found.settings,
         label="binary",
     )

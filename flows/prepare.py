@@ -5,8 +5,6 @@ Whether a board answers, what it has installed and whether it fits are asked her
 
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadOptions
 from nightjar.plugins.board_choice import board_of, board_of_program
@@ -34,8 +32,7 @@ class Prepared(NamedTuple):
     test_speech: Source | None
     graphs: Any
     reference: Any  # float graphs, built for the host
-    floating: Any = None  # float graphs, built for the target
-    options: BaseModel | None = None  # of the binary; None where the binary is not built here
+    floating: Any = None  # float graphs, built for the target; None where the binary is not built here
 
     @property
     def decode(self) -> Plugin:
@@ -51,7 +48,7 @@ def prepare(request: PortRequest, scored: bool = True) -> Prepared:
     family = model_family(request)
     target = target_of(request.target, request.board)
     recipe = recipe_for(request, target.load().recipe(family))
-    options = make_options(target, request.precision, request.float_nodes, request.target_options)
+    make_options(target, request.precision, request.float_nodes, request.target_options)  # raises BadOptions
     board = board_of(target, request.board)
     if request.precision == "fp" and not computes_float(target, board):
         raise BadOptions(
@@ -66,7 +63,7 @@ def prepare(request: PortRequest, scored: bool = True) -> Prepared:
     prepared = prepare_graphs(request, family, target, board, recipe, calibration_speech, test_speech)
     float_options = make_options(target, "fp", target_options=request.target_options)
     floating = build(graphs=prepared.graphs, calibration=None, target=target, options=float_options, label="float")
-    return prepared._replace(floating=floating, options=options)
+    return prepared._replace(floating=floating)
 
 
 def prepare_graphs(
@@ -99,12 +96,6 @@ def prepare_graphs(
             graphs=graphs, calibration=None, target=host, options=make_options(host, "fp"), label="reference"
         ),
     )
-
-
-def with_options(prepared: Prepared, request: PortRequest) -> Prepared:
-    """Take the options of a binary from another request for the same model, target and board."""
-    options = make_options(prepared.target, request.precision, request.float_nodes, request.target_options)
-    return prepared._replace(options=options)
 
 
 def find_program(

@@ -36,7 +36,6 @@ EXAMPLES = {"models": '"whisper-nano"', "targets": '"rknn"', "precisions": '"int
 AXES = {"models": "model", "targets": "target", "precisions": "precision"}
 OPTIONS = tuple(name for name in PortRequest.model_fields if name not in {*AXES.values(), "checkpoint"})
 PATHS = ("calibration_set", "test_set")
-COUNTED_TIERS = ("vendor-simulator", "device", "host")
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
 
 
@@ -81,11 +80,6 @@ class CellRequest(BaseModel, frozen=True):
     cell: str
     request: PortRequest
     tier: str
-
-    @property
-    def counts(self) -> bool:
-        """Tell whether its gates are gates of the night; those of a stand-in are not."""
-        return self.tier in COUNTED_TIERS
 
 
 def read_config(path: Path) -> list[CellRequest]:

@@ -10,12 +10,14 @@ from pydantic import BaseModel
 
 from nightjar import errors
 from nightjar.files import digest
-from nightjar.nightly.config import COUNTED_TIERS, CellRequest
+from nightjar.nightly.config import CellRequest
 from nightjar.nightly.history import Cell, CellOutcome, Finding, Night
+from nightjar.request import command_line
 from nightjar.scoring.verdict import deciding_gates
 
 RAISED = re.compile(r"(?:exception:\s+|^)([A-Z]\w+): (.*)", re.DOTALL)  # Prefect's message of a failed run
 MOST_CHARACTERS = 500  # of a message in the history
+COUNTED_TIERS = ("vendor-simulator", "device", "host")  # their gates are gates of the night; a stand-in's are not
 
 # The classes of errors by what caused them.
 ORIGINS = {
@@ -51,8 +53,7 @@ class CellResult(BaseModel, frozen=True):
     """The result of a cell: the results of `port`, or a failure."""
 
     cell_request: CellRequest
-    seconds: float
-    command: str
+    seconds: float = 0
     results: dict[str, Any] | None = None
     failure: Failure | None = None
 
@@ -89,11 +90,12 @@ def cell_row(night: str, done: CellResult) -> Cell:
         precision=request.precision,
         board=request.board or "",
         seconds=round(done.seconds, 1),
-        command=done.command,
+        command=command_line(request),
     )
     if results is None:
         failure = done.failure or _failure("", 4, "ended without results")
-        return row(outcome=failure.outcome, counts=done.cell_request.counts, error=failure.message)
+        counts = done.cell_request.tier in COUNTED_TIERS
+        return row(outcome=failure.outcome, counts=counts, error=failure.message)
     made: Mapping[str, Any] = results["made_from"]
     return row(
         **{name: results[name] for name in ("tier", "wer", "wer_float", "wer_stock", "delta_wer", "clips", "words")},

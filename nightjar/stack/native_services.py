@@ -27,9 +27,8 @@ def native_services(folder: Path, ports: dict[str, int]) -> list[Service]:
 
     Raises PackageMissing for a program that is not installed.
     """
-    programs = {"database": postgres_program("postgres").parent, "board": sshd_program().parent}
-    place = Placement(folder, ports)
-    return [_native(service, place, programs.get(service.name)) for service in read_topology().values()]
+    place = Placement(folder, ports, f"{postgres_program('postgres').parent}:{sshd_program().parent}")
+    return [_native(service, place) for service in read_topology().values()]
 
 
 def prepare(folder: Path, ports: dict[str, int]) -> None:
@@ -47,10 +46,10 @@ def prepare(folder: Path, ports: dict[str, int]) -> None:
 
 
 class Placement:
-    """Replaces the addresses and paths of docker-compose.yml by those of this machine."""
+    """Replaces the addresses, paths and programs of docker-compose.yml by those of this machine."""
 
-    def __init__(self, folder: Path, ports: dict[str, int]) -> None:
-        self.folder, self.ports = folder, ports
+    def __init__(self, folder: Path, ports: dict[str, int], programs: str = "") -> None:
+        self.folder, self.ports, self.programs = folder, ports, programs
         self._texts = {
             "database:5432": f"127.0.0.1:{ports['database']}",
             "127.0.0.1:5432": f"127.0.0.1:{ports['database']}",
@@ -74,21 +73,22 @@ class Placement:
         """Replace a container's addresses and paths."""
         return self._values.get(text) or self._pattern.sub(lambda found: self._texts[found[0]], text)
 
-    def command(self, words: tuple[str, ...], programs: Path | None) -> tuple[str, ...]:
-        """Adapt a command; its program is a module of this Python, or a file in `programs` if that has it."""
+    def command(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        """Adapt a command; its program is a module of this Python, or in the folders of `programs` if they have it."""
         name, *rest = map(self.adapt, words)
         if name == "python":
             return (sys.executable, *rest)
         if name in PYTHON_MODULES:
             return (sys.executable, "-m", PYTHON_MODULES[name], *rest)
-        if programs is not None and (programs / Path(name).name).exists():
-            return (str(programs / Path(name).name), *rest)
-        return (name, *rest)
+        return (shutil.which(Path(name).name, path=self.programs) or name, *rest)
 
 
-def _native(service: Service, place: Placement, programs: Path | None) -> Service:
+def _native(service: Service, place: Placement) -> Service:
     if service.name == "database":  # the image reads its own variables; the program needs arguments
-        service = service._replace(command=_database_command(place), environment={}, user=DATABASE_USER)
+        settings = {"port": place.ports["database"], "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        words = (word for name, value in settings.items() for word in ("-c", f"{name}={value}"))
+        start = ("postgres", "-D", str(database_folder(place.folder)), *words)
+        service = service._replace(command=start, environment={}, user=DATABASE_USER)
     # Our environment without Prefect's variables, which name other servers; this checkout's code is first.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])
@@ -96,9 +96,9 @@ def _native(service: Service, place: Placement, programs: Path | None) -> Servic
     own[ENVIRONMENT_MARK] = f"{place.folder}:{service.name}"
     health = service.health
     return service._replace(
-        command=place.command(service.command, programs),
+        command=place.command(service.command),
         environment=own,
-        health=health and health._replace(test=place.command(health.test, programs)),
+        health=health and health._replace(test=place.command(health.test)),
     )
 
 
@@ -124,12 +124,6 @@ def database_folder(folder: Path) -> Path:
     if os.getuid() or all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents) if parent.exists()):
         return folder / "database"
     return Path("/var/lib/postgresql/nightjar") / hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-
-
-def _database_command(place: Placement) -> tuple[str, ...]:
-    settings = {"port": place.ports["database"], "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
-    words = (word for name, value in settings.items() for word in ("-c", f"{name}={value}"))
-    return ("postgres", "-D", str(database_folder(place.folder)), *words)
 
 
 def create_database(data: Path, password: str) -> None:

@@ -131,11 +131,6 @@ def read_state(folder: Path) -> StackState | None:
         return None
 
 
-def write_state(folder: Path, state: StackState) -> None:
-    """Write the state of a stack."""
-    write_atomic(folder / "state.json", json.dumps(state._asdict()))
-
-
 @contextlib.contextmanager
 def supervisor_lock(folder: Path) -> Iterator[bool]:
     """Hold the lock of the stack's supervisor; yields False if another process holds it."""
@@ -165,11 +160,6 @@ def set_stopped(folder: Path, service: str, stopped: bool) -> None:
         mark.touch()
     else:
         mark.unlink(missing_ok=True)
-
-
-def is_stopped(folder: Path, service: str) -> bool:
-    """Tell whether a service must not run."""
-    return (folder / "stopped" / service).exists()
 
 
 def _write_private(path: Path, text: str) -> None:

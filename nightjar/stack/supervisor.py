@@ -6,6 +6,7 @@ As with containers, processes started by a service end with it: orphans become c
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -16,10 +17,11 @@ from typing import BinaryIO
 
 import psutil
 
+from nightjar.files import write_atomic
 from nightjar.paths import ROOT
 from nightjar.stack.compose_file import Health, Service
 from nightjar.stack.native_services import ENVIRONMENT_MARK
-from nightjar.stack.state import ServiceState, StackState, is_stopped, write_state
+from nightjar.stack.state import ServiceState, StackState
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 TICK_S = 0.2
@@ -124,11 +126,6 @@ class RunningService:
             self.process = None
         self.status = "stopped"
 
-    def state(self) -> ServiceState:
-        """Return what state.json says of it."""
-        pid = self.process.pid if self.process else 0
-        return ServiceState(self.status, pid, start_time(pid), self.restarts)
-
 
 def supervise(
     folder: Path, ports: dict[str, int], services: list[Service], on_change: Callable[[str, str, Service], None]
@@ -161,7 +158,7 @@ def supervise(
 
 def _step(folder: Path, each: RunningService, running: Mapping[str, RunningService]) -> None:
     had_process = each.process is not None
-    if is_stopped(folder, each.service.name):
+    if (folder / "stopped" / each.service.name).exists():
         if each.status != "stopped":
             each.stop()
     else:
@@ -181,21 +178,24 @@ def _step(folder: Path, each: RunningService, running: Mapping[str, RunningServi
 def _write_changes(
     folder: Path, ports: dict[str, int], running: Mapping[str, RunningService], last: StackState | None
 ) -> StackState:
-    state = StackState(os.getpid(), ports, {name: each.state() for name, each in running.items()})
+    services = {}
+    for name, each in running.items():
+        pid = each.process.pid if each.process else 0
+        services[name] = ServiceState(each.status, pid, start_time(pid), each.restarts)
+    state = StackState(os.getpid(), ports, services)
     if state != last:
-        write_state(folder, state)
+        write_atomic(folder / "state.json", json.dumps(state._asdict()))
     return state
 
 
 def _kill_orphans(running: Mapping[str, RunningService]) -> None:
     """Kill what ended services left behind, and in turn what that leaves behind."""
     known = {process.pid for each in running.values() for process in (each.process, each.check) if process is not None}
-    while orphans := [child.pid for child in psutil.Process().children() if child.pid not in known]:
-        for pid in orphans:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+    while orphans := [child for child in psutil.Process().children() if child.pid not in known]:
+        for orphan in orphans:
+            with contextlib.suppress(psutil.Error):
+                orphan.kill()
+                orphan.wait()
 
 
 def end_leftovers(folder: Path, state: StackState | None, grace_s: float = 15.0) -> None:
