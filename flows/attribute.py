@@ -79,18 +79,17 @@ def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact) -> 
 def _write(
     request: AttributeRequest, prepared: Prepared, precisions: tuple[str, ...], cells: dict[tuple[str, str], PartPair]
 ) -> dict[str, Any]:
-    verdicts = {p: attribute_loss(p, cells, request.max_delta_wer) for p in precisions if p != "float"}
-    results: dict[str, Any] = {
+    name = f"attribute-{request.model}-{request.target}{board_suffix(request.target, request.board)}.json".lower()
+    path = reports_folder() / name
+    results = {
         "model": request.model,
         "target": request.target,
         "tier": prepared.board.tier,
         "precisions": list(precisions),
         "cells": [{"encoder": e, "decoder": d, **cell.model_dump()} for (e, d), cell in cells.items()],
-        "owners": verdicts,
+        "owners": {p: attribute_loss(p, cells, request.max_delta_wer) for p in precisions if p != "float"},
+        "out": shown(path),
     }
-    name = f"attribute-{request.model}-{request.target}{board_suffix(request.target, request.board)}.json".lower()
-    path = reports_folder() / name
-    results["out"] = shown(path)
     with storage_errors():
         write_atomic(path, json.dumps(results, indent=1) + "\n")
     return results

@@ -19,16 +19,14 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import AwaitingRetry
 
 from flows.port import port
 from flows.port_form import form_values
-from flows.server import retry_on_outage
+from flows.server import restart_run, retry_on_outage
 from nightjar.errors import BadOptions, NightjarError, ServerMissing
 from nightjar.nightly.config import CellRequest
 from nightjar.nightly.outcomes import CellResult, failure_from_exception, failure_from_message
 from nightjar.request import PortRequest
-from nightjar.store.run_lock import remove_lock
 from tasks.announce import RESULTS
 from tasks.stage import current_run
 
@@ -112,10 +110,8 @@ def _start(client: SyncPrefectClient, cell_request: CellRequest, key: str) -> UU
 
 
 def _restart(client: SyncPrefectClient, run: FlowRun) -> None:
-    """Let a worker continue the same run: its finished stages are in the store."""
     log.warning("%s ended as %s: restarting it", run.name, run.state_name)
-    remove_lock(str(run.id))
-    client.set_flow_run_state(run.id, AwaitingRetry(message="restarted by the night"))
+    restart_run(client, run, "restarted by the night")
 
 
 def _wait(

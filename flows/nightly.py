@@ -21,7 +21,7 @@ from flows.port import port
 from flows.server import retry_on_outage
 from nightjar.errors import NightjarError
 from nightjar.nightly.config import CellRequest, NightRequest, read_config
-from nightjar.nightly.evidence import Evidence, read_evidence
+from nightjar.nightly.evidence import read_evidence
 from nightjar.nightly.history import Cell, Finding, History, Night
 from nightjar.nightly.outcomes import CellResult, Failure, cell_row, failure_from_exception, night_row, night_summary
 from nightjar.nightly.regression import best_night, cell_findings
@@ -41,7 +41,8 @@ STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 def night_name() -> str:
     """Return the night's name: the time in UTC when the flow run was due, which a retry keeps; now without a run."""
-    return flow_run.scheduled_start_time.astimezone(UTC).strftime(STAMP)
+    due: datetime = flow_run.scheduled_start_time
+    return due.astimezone(UTC).strftime(STAMP)
 
 
 def night_run_name() -> str:
@@ -90,11 +91,9 @@ def record_night(
     before = history.rows_before(night)
     cells = [cell_row(night, each) for each in finished]
     failures = {each.cell_request.cell: each.failure for each in finished if each.failure is not None}
-    found = [
-        finding
-        for cell in cells
-        for finding in _compare_with_earlier(store, cell, before.get(cell.cell, []), failures.get(cell.cell))
-    ]
+    found = list[Finding]()
+    for cell in cells:
+        found += _compare_with_earlier(store, cell, before.get(cell.cell, []), failures.get(cell.cell))
     known = frozenset(name for name, rows in before.items() if any(row.tier for row in rows))
     row = night_row(night, started, datetime.now(UTC).strftime(STAMP), cells, failures, known, flow_run.id or "")
     history.append(row, cells, found)
@@ -127,11 +126,12 @@ def _write_site(store: Store) -> None:
 def _compare_with_earlier(store: Store, cell: Cell, before: list[Cell], failure: Failure | None) -> list[Finding]:
     """Find what changed in one cell since the last night with a verdict and since the best night."""
     last = next((row for row in reversed(before) if row.wer is not None), None)
-    against: list[Evidence | None] = [
+    with_last, with_best = (
         read_evidence(store, row) if row is not None and cell.wer is not None else None
         for row in (last, best_night(before, cell.speech))
-    ]
-    return cell_findings(read_evidence(store, cell), *against, before, failure.origin if failure is not None else "")
+    )
+    origin = failure.origin if failure is not None else ""
+    return cell_findings(read_evidence(store, cell), with_last, with_best, before, origin)
 
 
 def _run_here(cell_request: CellRequest, run: Run) -> CellResult:

@@ -43,8 +43,7 @@ def port_request(given: Mapping[str, Any]) -> PortRequest:
     label = given.get("label")
     if label and not given.get("checkpoint"):
         raise BadOptions(f"label {label} names a checkpoint of your own: give its path as checkpoint, or no label")
-    values = {name: value for name, value in given.items() if name != "label"}
-    request: PortRequest = make_request(PortRequest, {**values, "model": model_label(given)})
+    request: PortRequest = make_request(PortRequest, {**given, "model": model_label(given), "label": None})
     return request
 
 

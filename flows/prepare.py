@@ -116,13 +116,9 @@ def recipe_for(request: RecipeOptions, recipe: Recipe) -> Recipe:
 
     The decoder `window` takes token ids unless the request says otherwise, as programs for rknn_model_zoo expect.
     """
-    given = {
-        "window_s": request.window,
-        "decoder": request.decoder,
-        "decoder_length": request.decoder_length,
-        "positional": request.positional,
-        "host_embedding": request.host_embedding,
-    }
-    if request.decoder == "window" and request.host_embedding is None:
-        given["host_embedding"] = False
-    return recipe.model_copy(update={name: value for name, value in given.items() if value is not None})
+    given = request.model_dump(include=set(RecipeOptions.model_fields), exclude_none=True)
+    if "window" in given:
+        given["window_s"] = given.pop("window")
+    if request.decoder == "window":
+        given.setdefault("host_embedding", False)
+    return recipe.model_copy(update=given)

@@ -17,11 +17,11 @@ from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter, Task
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.filters import EventFilter
-from prefect.states import AwaitingRetry, Cancelled, Crashed
+from prefect.states import Cancelled, Crashed
 from prefect.types._datetime import now
 
-from flows.server import prefect_client
-from nightjar.store.run_lock import remove_lock, run_status
+from flows.server import prefect_client, restart_run
+from nightjar.store.run_lock import run_status
 
 HEARTBEAT_S = 30.0  # deployments/prefect.yaml: PREFECT_FLOWS_HEARTBEAT_FREQUENCY; Prefect allows no less
 GRACE_S = 5.0  # for a live worker to report itself that a run's process has died
@@ -131,8 +131,7 @@ def _end_attempt(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
 
 
 def _retry(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
-    remove_lock(str(run.id))
-    client.set_flow_run_state(run.id, AwaitingRetry(message=f"revived by `nightjar flows revive`: {why}"))
+    restart_run(client, run, f"revived by `nightjar flows revive`: {why}")
     return Revived(run.id, run.name, "revived", why)
 
 

@@ -8,9 +8,12 @@ from typing import TypeVar
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
+from prefect.states import AwaitingRetry
 
 from nightjar.errors import Broken, ServerMissing
+from nightjar.store.run_lock import remove_lock
 
 log = logging.getLogger("nightjar.nightly")
 
@@ -53,6 +56,12 @@ def unreachable(url: str, reason: str) -> ServerMissing:
         f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL (where a Prefect profile "
         "sets it: `prefect config unset PREFECT_API_URL`)"
     )
+
+
+def restart_run(client: SyncPrefectClient, run: FlowRun, why: str) -> None:
+    """Let a worker continue the same run: its finished stages are in the store."""
+    remove_lock(str(run.id))
+    client.set_flow_run_state(run.id, AwaitingRetry(message=why))
 
 
 def retry_on_outage(call: Callable[[], Answer]) -> Answer:

@@ -30,7 +30,11 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
         for path, speech in audio.items():
             hypotheses = evaluate_binary(prepared, binary, speech=speech, options=options, label=path.name)
             lines = [line for line in read_hypotheses(run.store.path(hypotheses)) if not line["probe"]]
-            transcripts += [_transcript(path, line) for line in lines]
+            listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")  # its clips are named by both
+            for line in lines:
+                name = f"{path.as_posix()}#{line['id']}" if listed else path.as_posix()
+                figures = {key: line[key] for key in ("text", "tokens", "seconds", "audio_s")}
+                transcripts.append({"file": name, **figures})
         return {
             "model": request.model,
             "target": request.target,
@@ -50,10 +54,3 @@ def _audio_source(path: Path) -> Source:
     if not path.exists():
         raise BadAudio(f"no file {path}: give audio files, manifests or folders")
     return Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
-
-
-def _transcript(path: Path, line: dict[str, Any]) -> dict[str, Any]:
-    """Describe one transcript; a clip of a folder or manifest is named by both."""
-    listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")
-    name = f"{path.as_posix()}#{line['id']}" if listed else path.as_posix()
-    return {"file": name, **{key: line[key] for key in ("text", "tokens", "seconds", "audio_s")}}

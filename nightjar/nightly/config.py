@@ -1,16 +1,4 @@
-"""The config of a night: models × targets × precisions, which make named cells.
-
-    [checkpoints]                             # labels of files; relative paths are from this file's folder
-    "tiny.en-refit" = "../models/tiny.en-refit.pt"
-
-    [defaults]                                # options of `nightjar port`, for all cells
-    test_set = "../speech/test.jsonl"
-
-    [[cells]]                                 # the cross product of the three lists, with its own options
-    models = ["whisper-nano", "tiny.en-refit"]
-    targets = ["rknn"]
-    precisions = ["int8", "auto"]
-    board = "rk1"
+"""The config of a night: models × targets × precisions, which make named cells (docs/nightly.md).
 
 A cell's name is model/target/precision, with /board where one is given; it is the same every night.
 """

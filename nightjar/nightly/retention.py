@@ -75,15 +75,11 @@ def _inputs(known: Mapping[Ref, ArtifactInfo]) -> dict[Ref, list[Ref]]:
     records = {ref: each.record for ref, each in known.items() if each.record is not None}
     for ref in sorted(records, key=lambda ref: known[ref].used_s):
         by_content.setdefault(records[ref].sha256, {})[ref[0]] = ref
-    return {
-        ref: [
-            source
-            for part, content in record.parts.items()
-            if part.startswith("input ")
-            for source in by_content.get(content, {}).values()
-        ]
-        for ref, record in records.items()
-    }
+    inputs: dict[Ref, list[Ref]] = {}
+    for ref, record in records.items():
+        contents = (content for part, content in record.parts.items() if part.startswith("input "))
+        inputs[ref] = [source for content in contents for source in by_content.get(content, {}).values()]
+    return inputs
 
 
 def _lineage(refs: Iterable[Ref], inputs: Mapping[Ref, list[Ref]]) -> set[Ref]:
