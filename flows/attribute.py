@@ -65,13 +65,12 @@ def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact) -> 
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
     scored = score("binary", "host", clips_from_lines(got), got, request.language)
     kl = 0.0 if same else divergence(wanted, got)[0]
-    bad = sum(clip.empty or clip.looping or clip.capped for clip in scored.clips)
     return PartPair(
         wer=round(scored.wer, 3),
         interval=(round(scored.interval[0], 3), round(scored.interval[1], 3)),
         snr_db=200.0 if same else round(logit_snr_db(wanted, got), 2),
         kl=float(f"{kl:.4g}"),
-        bad=bad,
+        bad=sum(clip.empty or clip.looping or clip.capped for clip in scored.clips),
         clips=len(scored.clips),
     )
 

@@ -7,12 +7,11 @@ from prefect import flow
 
 from flows.evaluation import evaluate_reference
 from flows.prepare import prepare_graphs, recipe_for
+from flows.transcribe import audio_source
 from nightjar.files import storage_errors, write_atomic
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import model_family
 from nightjar.request import CompareRequest, RecipeOptions
-from nightjar.speech.manifest import load_speech, speech_digest
-from nightjar.store.artifact import Source
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import current_or_new_run
 from tasks.stock import stock
@@ -23,6 +22,7 @@ def compare(request: CompareRequest) -> dict[str, Any]:
     """Transcribe the clips three times; write a JSON per clip (text, token ids, seconds) and `summary.json`."""
     with current_or_new_run(()) as run:
         family = model_family(request)
+        speeches = [audio_source(path) for path in request.files]
         prepared = {}
         for name in ("torchscript", "onnx"):
             target = plugin("targets", name)
@@ -31,8 +31,7 @@ def compare(request: CompareRequest) -> dict[str, Any]:
         checkpoint, stock_module = prepared["onnx"].checkpoint, plugin("models", family, "stock")
         options = EvaluateOptions(language=request.language, transcribed=False)
         by_clip: dict[str, dict[str, Any]] = {}
-        for path in request.files:
-            speech = Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
+        for speech in speeches:
             hypotheses = {
                 "openai-whisper": stock(checkpoint=checkpoint, speech=speech, model=stock_module, options=options)
             }
@@ -48,11 +47,7 @@ def compare(request: CompareRequest) -> dict[str, Any]:
 
 def _write(request: CompareRequest, by_clip: dict[str, dict[str, Any]]) -> dict[str, Any]:
     results: list[dict[str, Any]] = [
-        {
-            "id": clip,
-            "equal": len({tuple(line["tokens"]) for line in by.values()}) == 1,
-            "by": by,
-        }
+        {"id": clip, "equal": len({tuple(line["tokens"]) for line in by.values()}) == 1, "by": by}
         for clip, by in sorted(by_clip.items())
     ]
     summary: dict[str, Any] = {

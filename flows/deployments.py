@@ -124,11 +124,8 @@ class DeploymentFile(Section):
 
     def queues(self) -> dict[str, Queue]:
         """Return the queues; those of targets that the file does not name come after all others."""
-        last = max((queue.priority for queue in self.nightjar.queues.values()), default=0)
-        found = dict(self.nightjar.queues)
-        for each in self.deployments:
-            found.setdefault(each.work_pool.work_queue_name, Queue(priority=last + 1))
-        return found
+        last = Queue(priority=1 + max((queue.priority for queue in self.nightjar.queues.values()), default=0))
+        return {each.work_pool.work_queue_name: last for each in self.deployments} | self.nightjar.queues
 
 
 def read_deployments(file: Path = FILE, pool: str | None = None, work_dir: Path = ROOT) -> DeploymentFile:

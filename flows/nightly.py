@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
@@ -76,8 +75,7 @@ def nightly(request: NightRequest) -> Any:
         return results
     retry_on_outage(lambda: publish_night(row, cells, found))
     announce_night(row, summary, found)
-    state: State[Any] = (Failed if row.outcome == "FAIL" else Completed)(message=summary, data=results)
-    return state
+    return (Failed if row.outcome == "FAIL" else Completed)(message=summary, data=results)
 
 
 def record_night(

@@ -34,7 +34,7 @@ def run_port(request: PortRequest) -> tuple[Prepared, dict[str, Any]]:
         prepared = prepare(request)
         calibration = make_calibration(request, prepared) if request.precision != "fp" else None
         binary, frontier = build_binary(request, prepared, calibration)
-        results = conclude(
+        return prepared, conclude(
             request,
             prepared,
             binary=binary,
@@ -42,7 +42,6 @@ def run_port(request: PortRequest) -> tuple[Prepared, dict[str, Any]]:
             calibration=calibration,
             frontier=frontier,
         )
-        return prepared, results
 
 
 def build_binary(request: PortRequest, prepared: Prepared, calibration: Any) -> tuple[Any, Any]:

@@ -78,7 +78,8 @@ def revive(older_than_s: float, crashed: bool) -> list[Revived]:
 
 def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | None = None) -> list[FlowRun]:
     """Read our deployed runs in these states; a flow that another calls in its own process is not deployed."""
-    wanted = FlowRunFilter.model_validate({"state": _in_states(states), "id": {"any_": ids} if ids else None})
+    named = {"id": {"any_": ids}} if ids else {}
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": states}}, **named})
     ours, page = DeploymentFilter.model_validate({"tags": {"all_": ["nightjar"]}}), 200
     runs = list[FlowRun]()
     while True:
@@ -86,10 +87,6 @@ def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | 
         runs += more
         if len(more) < page:
             return runs
-
-
-def _in_states(states: list[StateType]) -> dict[str, Any]:
-    return {"type": {"any_": states}}
 
 
 def _liveness(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> Liveness:
@@ -137,7 +134,8 @@ def _retry(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
 
 def _crash_children(client: SyncPrefectClient, run: UUID, why: str) -> None:
     """Mark what a dead process had begun as crashed: its stages, and the flows it called in its own process."""
-    active_children = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run]}, "state": _in_states(ACTIVE)})
+    active = {"type": {"any_": ACTIVE}}
+    active_children = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run]}, "state": active})
     deployed = set[UUID | None]()
     for child in client.read_flow_runs(flow_run_filter=active_children, limit=200):
         if child.deployment_id is not None:  # has a process of its own, which may be alive
@@ -145,7 +143,7 @@ def _crash_children(client: SyncPrefectClient, run: UUID, why: str) -> None:
             continue
         client.set_flow_run_state(child.id, Crashed(message=why), force=True)
         _crash_children(client, child.id, why)
-    active_tasks = TaskRunFilter.model_validate({"state": _in_states(ACTIVE)})
+    active_tasks = TaskRunFilter.model_validate({"state": active})
     this_run = FlowRunFilter.model_validate({"id": {"any_": [run]}})
     for task in client.read_task_runs(flow_run_filter=this_run, task_run_filter=active_tasks, limit=200):
         if task.id not in deployed:

@@ -41,10 +41,7 @@ def run_flow(flow: Flow[..., Any], request: Any, screen: Screen, plan: bool = Fa
 
 
 def _without_heartbeat() -> SettingsContext:
-    """Make Prefect's settings without its heartbeat, whose thread takes up to a second to end.
-
-    The heartbeat tells an automation that a flow run is alive; a person at the command line sees it stop.
-    """
+    """Make Prefect's settings without its heartbeat, whose thread takes up to a second to end; a person sees a run."""
     own = get_settings_context()
     flows = own.settings.flows.model_copy(update={"heartbeat_frequency": None})
     return SettingsContext(profile=own.profile, settings=own.settings.model_copy(update={"flows": flows}))

@@ -20,7 +20,7 @@ from tasks.stage import current_or_new_run
 def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     """Export, calibrate where the precision needs it, build, and transcribe every file; each step is cached."""
     with current_or_new_run(request.refresh, request.board_wait) as run:
-        audio = {path: _audio_source(path) for path in request.files}
+        audio = {path: audio_source(path) for path in request.files}
         port = as_port(request)
         prepared = prepare(port, scored=False)
         calibration = make_calibration(port, prepared) if request.precision != "fp" else None
@@ -50,7 +50,8 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
         }
 
 
-def _audio_source(path: Path) -> Source:
+def audio_source(path: Path) -> Source:
+    """Return audio files, a manifest or a folder by content; raises BadAudio if there is none."""
     if not path.exists():
         raise BadAudio(f"no file {path}: give audio files, manifests or folders")
     return Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))

@@ -20,9 +20,8 @@ from nightjar.plugins.target import make_options, target_of, tier_of
 from nightjar.request import ModelName, PortOptions, PortRequest
 
 TABLES = ("checkpoints", "defaults", "cells")
-EXAMPLES = {"models": '"whisper-nano"', "targets": '"rknn"', "precisions": '"int8", "auto"'}
-AXES = {"models": "model", "targets": "target", "precisions": "precision"}
-OPTIONS = tuple(name for name in PortRequest.model_fields if name not in {*AXES.values(), "checkpoint"})
+AXES = {"models": '"whisper-nano"', "targets": '"rknn"', "precisions": '"int8", "auto"'}  # with examples
+OPTIONS = [name for name in PortRequest.model_fields if name not in ("model", "target", "precision", "checkpoint")]
 PATHS = ("calibration_set", "test_set")
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
 
@@ -113,7 +112,7 @@ def _expanded(
     axes: list[Any] = [table.get(axis) for axis in AXES]
     for axis, names in zip(AXES, axes, strict=True):
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise _refused(path, entry, f"{axis} must be a list of names, such as {axis} = [{EXAMPLES[axis]}]")
+            raise _refused(path, entry, f"{axis} must be a list of names, such as {axis} = [{AXES[axis]}]")
     for model, target, precision in itertools.product(*axes):
         at = f"{entry}, {model}/{target}/{precision}"
         axis_values = {"model": model, "checkpoint": checkpoints.get(model), "target": target, "precision": precision}

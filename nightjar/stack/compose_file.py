@@ -46,8 +46,7 @@ def read_topology(path: Path = FILE) -> dict[str, Service]:
 
     Raises BadOptions if services need each other or an unknown one.
     """
-    with path.open(encoding="utf-8") as file:
-        entries: dict[str, Any] = yaml.safe_load(file)["services"]
+    entries: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["services"]
     services = {name: _service(name, entry) for name, entry in entries.items()}
     try:
         order = list(TopologicalSorter({name: each.needs for name, each in services.items()}).static_order())

@@ -19,7 +19,7 @@ from nightjar.stack.compose_file import Service, read_topology
 # PostgreSQL refuses root; Debian's package creates this account.
 DATABASE_USER = None if os.getuid() else "postgres"
 ENVIRONMENT_MARK = "NIGHTJAR_STACK_PART"
-PYTHON_MODULES = {"prefect": "prefect", "nightjar": "nightjar.cli.main"}  # console scripts, run by this Python
+PYTHON_PROGRAMS = {"python": (), "prefect": ("-m", "prefect"), "nightjar": ("-m", "nightjar.cli.main")}
 
 
 def native_services(folder: Path, ports: dict[str, int]) -> list[Service]:
@@ -74,12 +74,10 @@ class Placement:
         return self._values.get(text) or self._pattern.sub(lambda found: self._texts[found[0]], text)
 
     def command(self, words: tuple[str, ...]) -> tuple[str, ...]:
-        """Adapt a command; its program is a module of this Python, or in the folders of `programs` if they have it."""
+        """Adapt a command; this Python runs its own scripts, other programs come from `programs` if that has them."""
         name, *rest = map(self.adapt, words)
-        if name == "python":
-            return (sys.executable, *rest)
-        if name in PYTHON_MODULES:
-            return (sys.executable, "-m", PYTHON_MODULES[name], *rest)
+        if name in PYTHON_PROGRAMS:
+            return (sys.executable, *PYTHON_PROGRAMS[name], *rest)
         return (shutil.which(Path(name).name, path=self.programs) or name, *rest)
 
 

@@ -26,8 +26,7 @@ from nightjar.files import read_json, write_atomic
 from nightjar.locks import acquire
 from nightjar.paths import ROOT
 
-PORTS = ("server", "database", "worker", "board")
-UI_PORT = 4200  # as in Prefect's documentation
+PORTS = {"server": 4200, "database": 0, "worker": 0, "board": 0}  # at first; 0: any; the UI's as in Prefect's docs
 
 
 class ServiceState(NamedTuple):
@@ -103,10 +102,10 @@ def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
     """
     if ui_port is not None and not _free_port(ui_port):
         raise BadOptions(f"port {ui_port} is in use on this machine: give a free one with --port, or omit it")
-    last = {"server": UI_PORT} | _last_ports(folder) | ({"server": ui_port} if ui_port is not None else {})
+    wanted = PORTS | _last_ports(folder) | ({"server": ui_port} if ui_port is not None else {})
     ports: dict[str, int] = {}
     for name in PORTS:
-        port = _free_port(last.get(name, 0))
+        port = _free_port(wanted[name])
         while not port or port in ports.values():
             port = _free_port(0)
         ports[name] = port
