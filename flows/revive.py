@@ -78,8 +78,7 @@ def revive(older_than_s: float, crashed: bool) -> list[Revived]:
 
 def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | None = None) -> list[FlowRun]:
     """Read our deployed runs in these states; a flow that another calls in its own process is not deployed."""
-    named = {"id": {"any_": ids}} if ids else {}
-    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": states}}, **named})
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": states}}, "id": {"any_": ids} if ids else None})
     ours, page = DeploymentFilter.model_validate({"tags": {"all_": ["nightjar"]}}), 200
     runs = list[FlowRun]()
     while True:

@@ -18,7 +18,6 @@ RANKS = {"PASS": 4, "UNDECIDED": 3, "FAIL": 2, "BROKEN": 1, "MISSING": 1}
 SIZE_CHANGE = 0.01  # a smaller share is metadata and padding
 RTF_CHANGE = {"device": 1.15, "host": 1.5}  # a host runs other programs too
 RTF_CLIPS = 20  # the median of fewer clips is not reliable
-NO_CAUSE = "no recorded cause: chance, or something that is not recorded"
 
 
 def best_night(rows: Sequence[Cell], speech: str) -> Cell | None:
@@ -47,7 +46,8 @@ class _Comparison:
         """Make a finding; values: before and after; causes: by default the likely ones, which end the sentence."""
         if causes is None:
             causes = cell_changes(self.tonight, self.other, causes_only=True)
-            text += f"; likely cause: {', '.join(causes)}" if causes else f"; {NO_CAUSE}"
+            likely = f"likely cause: {', '.join(causes)}"
+            text += f"; {likely if causes else 'no recorded cause: chance, or something that is not recorded'}"
         return Finding(
             night=self.now.night,
             cell=self.now.cell,
