@@ -48,7 +48,7 @@ def prepare(request: PortRequest, scored: bool = True) -> Prepared:
     family = model_family(request)
     target = target_of(request.target, request.board)
     recipe = recipe_for(request, target.load().recipe(family))
-    make_options(target, request.precision, request.float_nodes, request.target_options)  # raises BadOptions
+    make_options(target, request.precision, request.float_nodes, request.target_options)  # a wrong one is reported now
     board = board_of(target, request.board)
     if request.precision == "fp" and not computes_float(target, board):
         raise BadOptions(
