@@ -1,8 +1,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PARALLEL := -n auto --dist loadfile
+PROTO_OUT := .
 
-.PHONY: setup demo docs stack stack-stop test test-all test-rest test-stack check proto lock clean
+.PHONY: setup demo docs picture stack stack-stop test test-all test-rest test-stack check proto lock clean
 
 setup: .venv/installed
 
@@ -24,6 +25,13 @@ docs: .venv/docs  ## the documentation as a site in build/docs; fails on a broke
 .venv/docs: .venv/installed
 	$(BIN)/pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[docs]'
 	@touch $@
+
+picture: reports/whisper-nano-rknn-auto/report.html  ## that report's first screen for README.md, by headless chromium
+	chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --lang=en-GB --window-size=1100,770 \
+	    --screenshot=docs/pictures/report.png file://$(CURDIR)/$<
+
+reports/whisper-nano-rknn-auto/report.html:
+	@echo "$@ does not exist: run \`make demo\`, which writes it"; exit 1
 
 stack: setup  ## Prefect server, database, worker and board from native packages, until Ctrl-C (docs/nightly.md)
 	@$(BIN)/nightjar stack up
@@ -49,7 +57,9 @@ check: setup  ## style, types and import contracts
 	$(BIN)/lint-imports
 
 proto: setup  ## the board service's messages, from nightjar/service/service.proto
-	$(BIN)/python -m nightjar.service.generate
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) nightjar/service/service.proto
+	# Boards have older protobuf runtimes than protoc requires. They read proto3 since version 4.
+	sed -i '/import runtime_version/d; /^_runtime_version\.Validate/,/^)/d' $(PROTO_OUT)/nightjar/service/service_pb2.py
 
 lock: setup .venv/docs  ## write down the versions in use
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^-e\|@' > constraints.txt

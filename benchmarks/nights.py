@@ -29,7 +29,7 @@ from nightjar.nightly.history import Cell, History, Night
 from nightjar.nightly.retention import retention_entries
 from nightjar.store.artifact import Store
 from nightjar.store.gc import collect
-from nightjar.toolchains.environment import Toolchain, chosen, toolchain
+from nightjar.toolchains.environment import Toolchain, override_toolchain, toolchain
 from tests.loopback import Loopback
 from tests.nights import Nights, altered, worse, write_config
 
@@ -101,7 +101,7 @@ def run(count: int, seed: int, folder: Path, store: Path, loop: Loopback, sdk: T
                 altered(nights.current, 0.35, seed)
             if number == NEW_TOOLCHAIN and sdk:
                 copy = bumped(sdk, folder / "bumped", "rknn_toolkit2", "2.5.1")
-                environment.enter_context(chosen("rknn", copy))
+                environment.enter_context(override_toolchain("rknn", copy))
             if number == DEAD_BOARD:
                 loop.stop()
             filler = fill(store.parent) if number == FULL_DISK else None

@@ -7,18 +7,16 @@ repository, and by the pictures and files that they link to. MkDocs then checks 
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.files import File, Files
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CHANGELOG.md", "data/README.md", "targets/*/README.md", "docs/**/*.md")
 LINK = re.compile(r"""\]\(([^)\s#?]+)|(?:src|href)="([^"#?]+)\"""")
 
 
-def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
+def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Replace the files of docs/ by the pages of the repository and the files that they link to."""
     for file in [file for file in files if file.src_dir == config.docs_dir]:
         files.remove(file)
@@ -37,9 +35,7 @@ def _linked(page: Path) -> Iterator[Path]:
             yield path
 
 
-def _file(path: Path, config: "MkDocsConfig") -> "File":
-    from mkdocs.structure.files import File
-
+def _file(path: Path, config: MkDocsConfig) -> File:
     source = path.relative_to(ROOT).as_posix()
     file = File(source, src_dir=str(ROOT), dest_dir=config.site_dir, use_directory_urls=config.use_directory_urls)
     if source == "README.md":

@@ -1,27 +1,14 @@
 """Errors that Nightjar explains, as one tree.
 
     NightjarError
-    ├── BadInput                 exit 2: the command or its files are wrong; a retry changes nothing
-    │   ├── UnknownName          no such model, target, board or stage
-    │   ├── BadOptions           options that contradict each other or the model
-    │   ├── BadCheckpoint        missing, corrupt, unsafe or of an unknown family
-    │   ├── BadManifest          a speech list that is empty, malformed or points outside its folder
-    │   ├── BadAudio             a clip that is missing, truncated or empty
-    │   └── SpeakersOverlap      calibration and evaluation share a speaker or an utterance
-    ├── Missing                  exit 3: something must be installed or plugged in first
-    │   ├── ToolchainMissing     a vendor SDK is not installed
-    │   ├── PackageMissing       a program of the system is not installed
-    │   ├── BoardMissing         no such board, or it does not answer
-    │   └── ServerMissing        the Prefect server that is configured does not answer, or no stack runs
-    └── Broken                   exit 4: a tool, board or disk failed; a retry may help
-        ├── DownloadFailed       a checkpoint could not be fetched
-        ├── SessionFailed        the session on a board ended early
-        │   └── RunnerFailed     the runner crashed or hung, and the board still answers
-        ├── BoardBusy            another run held the board for longer than the request waits
-        ├── ToolchainBroken      a vendor SDK is installed and does not work
-        ├── ToolchainFailed      a vendor SDK refused, crashed, or ran out of time or memory
-        ├── StackBroken          a service of the stack does not start or does not end
-        └── StoreBroken          the artifact store cannot be read or written
+    ├── BadInput    exit 2: the command or its files are wrong; a retry changes nothing
+    │   └── UnknownName, BadOptions, BadCheckpoint, BadManifest, BadAudio, SpeakersOverlap
+    ├── Missing     exit 3: something must be installed or plugged in first
+    │   └── ToolchainMissing, PackageMissing, BoardMissing, ServerMissing
+    └── Broken      exit 4: a tool, board or disk failed; a retry may help
+        ├── DownloadFailed, BoardBusy, ToolchainBroken, ToolchainFailed, StackBroken, StoreBroken
+        └── SessionFailed
+            └── RunnerFailed
 
 A message says what happened, what is allowed, and the next command.
 """
@@ -87,8 +74,6 @@ class ServerMissing(Missing):
 
 class Broken(NightjarError):
     """A tool, board or disk failed; the same command can be run again."""
-
-    exit_code = 4
 
 
 class DownloadFailed(Broken):

@@ -69,8 +69,6 @@ def run_logged(
     reader.start()
     try:
         return _wait(process, timeout_s, memory_limit_bytes)
-    except subprocess.TimeoutExpired:
-        return None
     finally:
         if others is not None:
             others.remove(process.pid)  # the system may reuse the number
@@ -81,18 +79,14 @@ def run_logged(
         process.stdout.close()
 
 
-def _wait(process: "subprocess.Popen[bytes]", timeout_s: float, memory_limit_bytes: int | None) -> int:
-    if memory_limit_bytes is None:
-        return process.wait(timeout_s)
+def _wait(process: "subprocess.Popen[bytes]", timeout_s: float, memory_limit_bytes: int | None) -> int | None:
     end = time.monotonic() + timeout_s
-    while True:
-        try:
-            return process.wait(min(MEMORY_CHECK_S, max(0.0, end - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            if (used := group_memory_bytes(process.pid)) > memory_limit_bytes:
-                raise MemoryLimitExceeded(used, memory_limit_bytes) from None
-            if time.monotonic() >= end:
-                raise
+    while (left_s := end - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(left_s if memory_limit_bytes is None else min(MEMORY_CHECK_S, left_s))
+        if memory_limit_bytes is not None and (used := group_memory_bytes(process.pid)) > memory_limit_bytes:
+            raise MemoryLimitExceeded(used, memory_limit_bytes)
+    return None
 
 
 def group_memory_bytes(group: int) -> int:

@@ -2,8 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import NamedTuple, Protocol
 
 Listener = Callable[[int, int], None]
@@ -21,17 +21,10 @@ class StageOutcome(NamedTuple):
     key: str = ""
 
 
-class Screen(Protocol):
+class Screen(AbstractContextManager[object], Protocol):
     """Shows a run to a person."""
 
-    def __enter__(self) -> object: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
     def progress(self, stage: str, done: int, total: int) -> None: ...
-
     def outcome(self, outcome: StageOutcome) -> None: ...
 
 

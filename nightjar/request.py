@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 Precision = Literal["fp", "int8", "w8a16", "auto"]
@@ -28,15 +28,11 @@ else:
     StageName = Literal[stage_names()]
 
 
-class Request(BaseModel):
+class Request(BaseModel, frozen=True, extra="forbid"):
     """What every group and every request has in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelName(Request):
-    """A model by name."""
-
     model: str = Field(
         "whisper-nano",
         description="tiny, small.en, …, a shipped model, or a label for --checkpoint (`nightjar models` lists them)",
@@ -44,8 +40,6 @@ class ModelName(Request):
 
 
 class ModelChoice(ModelName):
-    """A model by name or checkpoint."""
-
     checkpoint: Path | None = Field(
         None,
         description="openai-whisper .pt, Hugging Face folder, or folder of a streaming Zipformer: encoder, decoder and "
@@ -54,22 +48,16 @@ class ModelChoice(ModelName):
 
 
 class PrecisionChoice(Request):
-    """Number format of the binary."""
-
     precision: Precision = Field(
         "int8", description="number format of the binary; w8a16: int8 weights, int16 activations; auto: search a mix"
     )
 
 
 class TargetChoice(Request):
-    """A target."""
-
     target: str = Field("onnx", description="NPU to port to (`nightjar targets` lists them)")
 
 
 class BoardChoice(TargetChoice):
-    """A target and the board that runs its binary."""
-
     board: str | None = Field(
         None,
         description="local, a board that `nightjar targets` lists for the target, an ssh alias, or several boards of "
@@ -111,8 +99,6 @@ class BuildOptions(RecipeOptions, BoardChoice):
 
 
 class Language(Request):
-    """Language of the speech."""
-
     language: str = Field("en", description="language spoken, as Whisper abbreviates it")
 
 
@@ -132,8 +118,6 @@ class CalibrationSpeech(Language):
 
 
 class TestSpeech(Language):
-    """Speech to evaluate on."""
-
     test_set: Path | None = Field(
         None, description="evaluation speech, in the same forms; it shares no speaker with the calibration speech"
     )
@@ -155,16 +139,12 @@ class VerdictOptions(TestSpeech):
 
 
 class SearchBudget(Request):
-    """Budget of the precision search."""
-
     search_delta_wer: float = Field(
         0.5, ge=0, description="auto: points of WER that the precision search may lose on calibration speech"
     )
 
 
 class Refresh(Request):
-    """Stages that run again."""
-
     refresh: tuple[StageName, ...] = Field((), description="stages to run again although they are cached")
 
 

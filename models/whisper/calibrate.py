@@ -4,7 +4,6 @@ The decoder is calibrated on real decode steps of every position over harvested 
 the first token, mid-sentence and the end, and a set with one of them alone quantizes the others wrongly.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,13 +16,11 @@ from pydantic import BaseModel, Field
 from models.whisper.decode import EncodedClip, decode, decode_clips, features
 from models.whisper.protocols import MASKED, Runner, Tensors
 from nightjar.errors import BadInput
-from nightjar.graphs.tensor_spec import TensorSpec
 from nightjar.progress import tick
-from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter, few_samples
+from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter, evenly, few_samples, load_harvested
 from nightjar.speech.audio import load_audio
-from nightjar.speech.manifest import Clip, shuffled
+from nightjar.speech.manifest import Clip, rank, shuffled
 
-AGAIN = "run the same command with --refresh harvest"
 REQUIRES_HARVEST = True  # a clip needs its hidden states
 CLIP_SHARE = 0.1  # of the decoder's samples that one clip may give beyond the steps of no other clip
 Results = Mapping[str, tuple[int, bool]]  # clip id -> decoder steps, and whether a limit ended it (capped)
@@ -80,20 +77,19 @@ def calibrate(
     """
     model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     tables = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(graphs.glob("*_embedding.npy"))}
-    parts = {name: [TensorSpec(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
     order = shuffled(clips, options.seed)[: options.samples]
     if not order:
         raise BadInput(
             "no clip of the calibration set fits the window; give 100 or more that do with --calibration-set"
         )
-    writer = CalibrationWriter(out, parts, options.seed)
+    writer = CalibrationWriter(out, {name: part["inputs"] for name, part in model["parts"].items()}, options.seed)
 
     def encoded_clips() -> Iterator[EncodedClip]:
         for number, clip in enumerate(order):
             wave = load_audio(clip.audio).astype(np.float32) / 32768.0
             _store_whole(writer, "encoder", number, features(wave, model))
             encoded = {"hidden": load_hidden(hidden, clip.id, model)}
-            if "cross" in parts:
+            if "cross" in model["parts"]:
                 _store_whole(writer, "cross", number, encoded)
             yield EncodedClip(clip.id, encoded)
 
@@ -107,9 +103,9 @@ def calibrate(
         if clip.id in chosen:
             recorder = Recorder(runner, chosen[clip.id])
             decode(recorder, {"hidden": load_hidden(hidden, clip.id, model)}, model, options.language, tables)
-            _store_steps(writer, number, parts["decoder"], recorder)
+            _store_steps(writer, number, recorder)
         tick(len(order) + number + 1, 2 * len(order))
-    counts = {part: writer.count(part) for part in parts}
+    counts = {part: writer.count(part) for part in model["parts"]}
     coverage = {
         "clips": len(order),
         "speakers": len({clip.speaker for clip in order} - {None}),
@@ -122,15 +118,8 @@ def calibrate(
 
 def load_hidden(folder: Path, clip_id: str, model: Mapping[str, Any]) -> np.ndarray:
     """Read a clip's harvested hidden states as `(1, n_audio_ctx, d) float32`; BadInput where there are none."""
-    path = folder / f"{clip_id}.hidden.npy"
-    shape = (1, model["n_audio_ctx"], model["dims"]["n_audio_state"])
-    try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as exc:
-        raise BadInput(f"no hidden states of clip '{clip_id}': {exc}; {AGAIN}") from exc
-    if array.shape not in (shape, shape[1:]):
-        raise BadInput(f"{path}: shape {array.shape}, but these graphs have {shape}; {AGAIN}")
-    return array.astype(np.float32).reshape(shape)
+    shape = (model["n_audio_ctx"], model["dims"]["n_audio_state"])
+    return load_harvested(folder / f"{clip_id}.hidden.npy", clip_id, shape)[None]
 
 
 def decoder_steps(results: Results, most: int) -> dict[str, int]:
@@ -155,16 +144,11 @@ def choose_steps(steps: Mapping[str, int], samples: int, seed: int) -> dict[str,
     most = max(int(samples * CLIP_SHARE), -(-samples // len(steps)))
     chosen: dict[str, list[int]] = {}
     left, first = samples, True
-    while left:
-        offers = _offers(steps, chosen, most if not first else None)
-        if not offers:
-            break
-        keys = sorted(offers)
-        for index in np.unique(np.linspace(0, len(keys) - 1, min(left, len(keys))).round().astype(int)):
-            step = keys[index]
+    while left and (offers := _offers(steps, chosen, None if first else most)):
+        for step in evenly(sorted(offers), left):
             allowed = [n for n in offers[step] if first or len(chosen.get(n, ())) < most]
             if allowed:
-                taker = min(allowed, key=lambda n: (len(chosen.get(n, ())), _rank(seed, f"{n}/{step}")))
+                taker = min(allowed, key=lambda n: (len(chosen.get(n, ())), rank(seed, f"{n}/{step}")))
                 chosen.setdefault(taker, []).append(step)
                 left -= 1
         first = False
@@ -186,25 +170,19 @@ def _store_whole(writer: CalibrationWriter, part: str, number: int, tensors: Ten
     writer.add(part, {name: writer.store(part, name, _file(name, number), value) for name, value in tensors.items()})
 
 
-def _store_steps(writer: CalibrationWriter, number: int, inputs: Sequence[TensorSpec], recorder: Recorder) -> None:
+def _store_steps(writer: CalibrationWriter, number: int, recorder: Recorder) -> None:
     """Store a clip's recorded steps: constant inputs and KV caches once, the rest per step."""
-    refs: dict[str, ArrayRef] = {}
     rows = {step: _rows(tensors) for step, tensors in recorder.recorded.items()}
-    for spec in inputs:
-        if spec.name in recorder.shared:
-            array, cache = np.asarray(recorder.shared[spec.name]), spec.name.startswith("self_")
-            array = array[:, : max(rows.values())] if cache else array
-            refs[spec.name] = writer.store("decoder", spec.name, _file(spec.name, number), array, rows=cache)
+    shared: dict[str, ArrayRef] = {}
+    for name, value in recorder.shared.items():
+        cache = name.startswith("self_")
+        array = np.asarray(value)[:, : max(rows.values())] if cache else np.asarray(value)
+        shared[name] = writer.store("decoder", name, _file(name, number), array, rows=cache)
     for step, tensors in recorder.recorded.items():
-        sample = {}
-        for spec in inputs:
-            if spec.name not in refs:
-                file = _file(spec.name, writer.count("decoder"))
-                sample[spec.name] = writer.store("decoder", spec.name, file, tensors[spec.name])
-            elif spec.name.startswith("self_"):
-                sample[spec.name] = ArrayRef(file=refs[spec.name].file, rows=rows[step])
-            else:
-                sample[spec.name] = refs[spec.name]
+        place = writer.count("decoder")
+        sample = {n: writer.store("decoder", n, _file(n, place), value) for n, value in tensors.items()}
+        for name, ref in shared.items():
+            sample[name] = ArrayRef(file=ref.file, rows=rows[step]) if name.startswith("self_") else ref
         writer.add("decoder", sample)
 
 
@@ -244,7 +222,3 @@ def _decoder_warnings(coverage: Mapping[str, Any]) -> list[str]:
             f"only {np.count_nonzero(covered)} of {len(covered)} decoder steps are covered; raise --calibration-samples"
         )
     return warnings
-
-
-def _rank(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()

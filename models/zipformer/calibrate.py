@@ -1,52 +1,42 @@
-"""Choose and store the calibration samples of each part of a stream: true features, true states, one pass.
+"""Choose and store the calibration samples of each part of a stream: true features, true states.
 
-Every clip is streamed once through the float encoder on the host, in parallel; a fixed number of all steps is drawn
-uniformly, with first and late chunks among them, independent of the clips' order. Memory and disk grow with the
-samples, not with the corpus.
+The length of a clip gives the number of its chunks, so a fixed number of all steps is drawn before any clip is
+streamed: uniformly, with first and late chunks among them, independent of the clips' order. Clips with drawn steps are
+then streamed through the float encoder on the host, in parallel. Memory and disk grow with the samples, not with the
+corpus.
 """
 
+import itertools
 import json
 import logging
 import os
-import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field
 from threadpoolctl import threadpool_limits
 
+from models.zipformer import stream
 from models.zipformer.feature_variants import Features, States, features_of
 from models.zipformer.reservoir import Reservoir
-from models.zipformer.steps import StepRows, Steps, strata
-from models.zipformer.stream import (
-    BLANK,
-    Chunker,
-    Model,
-    Runner,
-    Search,
-    StreamError,
-    initial_states,
-    run_chunk,
-    tail_samples,
-)
+from models.zipformer.stream import BLANK, Array, Model, Runner
 from nightjar.errors import BadInput, BadOptions
-from nightjar.graphs.tensor_spec import TensorSpec
+from nightjar.process import run_parallel
 from nightjar.progress import tick
-from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter, few_samples
+from nightjar.quantization.calibration_set import ArrayRef, CalibrationWriter, few_samples, load_harvested
 from nightjar.scoring.streaming import STRATA, stratum_index
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, shuffled
 
 log = logging.getLogger(__name__)
 
-AGAIN = "run the same command with --refresh harvest"
 REQUIRES_HARVEST = False  # steps are drawn from all clips
 STRATUM_SHARE = 0.05  # of the samples, at least, for each stratum of chunks
-GIB = 2**30
 STREAMS, STREAM_CHUNKS = 3, 8  # whole streams in a set, and the chunks of each
 
 
@@ -62,6 +52,15 @@ class CalibrationOptions(BaseModel, frozen=True):
     )
     full_gib: float = Field(20.0, gt=0, description="full: the largest set to write; a larger one is refused")
     seed: int = Field(0, description="which steps are drawn")
+
+
+class Step(NamedTuple):
+    """A drawn step: its stored inputs, the encoder's rows, and the search's context and token of each row."""
+
+    inputs: dict[str, ArrayRef]
+    rows: Array  # (rows, width) float32
+    contexts: list[tuple[int, ...]]
+    tokens: list[int]
 
 
 def calibrate(
@@ -83,47 +82,54 @@ def calibrate(
     model: Model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
     if not clips:
         raise BadInput("no clip of the calibration set is left: give some with --calibration-set")
-    parts = {name: [TensorSpec(**entry) for entry in part["inputs"]] for name, part in model["parts"].items()}
-    reservoir = None
     if options.states == "full":
         check_size(estimate_bytes(clips, model), options.full_gib)
-    else:
-        reservoir = Reservoir(options.samples, max(1, round(STRATUM_SHARE * options.samples)), options.seed)
-    steps = Steps(out / "steps", parts["encoder"], reservoir)
-    seen = _stream_all(clips, lambda clip: _stream(runner, model, hidden, clip, options, steps))
-    writer = CalibrationWriter(out, parts, options.seed)
-    for stream in whole_streams(clips, options, model):
-        writer.add_stream(stream)
-    _store_steps(writer, steps, parts, runner, options)
-    shutil.rmtree(steps.folder)
-    counts = {part: writer.count(part) for part in parts}
-    warnings = few_samples({part: count for part, count in counts.items() if part != "decoder"})
-    writer.close(_coverage(clips, seen, strata(steps.chosen()), counts), warnings)
+    writer = CalibrationWriter(out, {name: part["inputs"] for name, part in model["parts"].items()}, options.seed)
+    for features in whole_streams(clips, options, model):
+        writer.add_stream(features)
+    states = stream.initial_states(model) if options.states == "zero" else {}  # a file of each for all samples
+    zeros = {name: writer.store("encoder", name, f"zero.{name}.npy", state) for name, state in states.items()}
+    cores = len(os.sched_getaffinity(0))
+    # numpy's own threads are off: they spin after every product, and features have many small ones.
+    with threadpool_limits(1, user_api="blas"):
+        counts = run_parallel([partial(_count_chunks, clip, model) for clip in clips], cores)
+        chunks = {clip.id: n_chunks for clip, n_chunks in zip(clips, counts, strict=True)}
+        drawn = draw_steps(chunks, options)
+        places: dict[str, dict[int, int]] = {}  # by clip and chunk, the place of a step in `drawn`
+        for place, (clip_id, number) in enumerate(drawn):
+            places.setdefault(clip_id, {})[number] = place
+        finished, steps = itertools.count(1), dict[int, Step]()
+
+        def stream_clip(clip: Clip) -> None:
+            steps.update(_stream(runner, model, hidden, clip, options.features, writer, zeros, places[clip.id]))
+            tick(next(finished), len(places))
+
+        # One clip at a time leaves a core idle, as a chunk is too little work for two.
+        run_parallel([partial(stream_clip, clip) for clip in clips if clip.id in places], cores)
+    _store_samples(writer, drawn, steps, runner, options)
+    samples = {part: writer.count(part) for part in model["parts"]}
+    warnings = few_samples({part: n_samples for part, n_samples in samples.items() if part != "decoder"})
+    writer.close(_coverage(clips, chunks, drawn, samples), warnings)
 
 
-def _stream_all(clips: Sequence[Clip], stream: Callable[[Clip], Counter[int]]) -> Counter[int]:
-    """Stream clips in parallel: one alone leaves a core idle, as a chunk is too little work for two.
-
-    numpy's own threads are off: they spin after every product, and features have many small ones.
-    """
-    seen = Counter[int]()
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        running = [pool.submit(stream, clip) for clip in sorted(clips, key=lambda clip: clip.id)]
-        try:
-            for number, future in enumerate(running, 1):
-                seen.update(future.result())
-                tick(number, len(running))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return seen
+def _count_chunks(clip: Clip, model: Model) -> int:
+    """Count the chunks of a clip from its samples: the header of an mp3 has no exact number."""
+    return stream.count_chunks(len(load_audio(clip.audio)), model)
 
 
-def _chunks(clip: Clip, kind: Features, model: Model) -> list[np.ndarray]:
+def draw_steps(chunks: Mapping[str, int], options: CalibrationOptions) -> list[tuple[str, int]]:
+    """Draw (clip id, chunk) in an order that names and seed decide; `full` draws all. chunks: of each clip."""
+    size = sys.maxsize if options.states == "full" else options.samples
+    reservoir = Reservoir(size, max(1, round(STRATUM_SHARE * options.samples)), options.seed)
+    for clip, n_chunks in chunks.items():
+        for number in range(n_chunks):
+            reservoir.offer(f"{clip}/{number}", stratum_index(number))
+    return [(clip, int(number)) for clip, _, number in (name.rpartition("/") for name in reservoir.chosen())]
+
+
+def _chunks(clip: Clip, kind: Features, model: Model) -> list[Array]:
     wave = load_audio(clip.audio).astype(np.float32) / 32768.0
-    silence = np.zeros(tail_samples(len(wave), model), np.float32)
-    frames = features_of(kind)(np.concatenate([wave, silence]))
-    return [chunk.x for chunk in Chunker(model).accept(frames)]
+    return [chunk.x for chunk in stream.chunks_of(wave, model, features_of(kind))]
 
 
 def whole_streams(clips: Sequence[Clip], options: CalibrationOptions, model: Model) -> list[np.ndarray]:
@@ -141,122 +147,88 @@ def whole_streams(clips: Sequence[Clip], options: CalibrationOptions, model: Mod
 
 
 def _stream(
-    runner: Runner, model: Model, hidden: Path, clip: Clip, options: CalibrationOptions, steps: Steps
-) -> Counter[int]:
-    """Stream one clip; store the drawn steps with the contexts of their rows; count all steps by stratum."""
-    states = zeros = initial_states(model)
-    seen = Counter[int]()
-    rows: list[np.ndarray] = []
-    offered: list[tuple[str, int]] = []
-    for number, x in enumerate(_chunks(clip, options.features, model)):
-        before = zeros if options.states == "zero" else states
-        if (name := steps.offer(clip.id, number, {"x": x[None], **before})) is not None:
-            offered.append((name, number))
+    runner: Runner,
+    model: Model,
+    hidden: Path,
+    clip: Clip,
+    kind: Features,
+    writer: CalibrationWriter,
+    zeros: dict[str, ArrayRef],
+    places: Mapping[int, int],
+) -> dict[int, Step]:
+    """Stream a clip to its last drawn step, store the inputs of the drawn steps, and return these by place.
+
+    zeros: the stored states to use instead of the true ones. places: by chunk.
+    """
+    states, rows, inputs = stream.initial_states(model), list[Array](), dict[int, dict[str, ArrayRef]]()
+    chunks = _chunks(clip, kind, model)
+    for number, x in enumerate(chunks[: max(places) + 1]):
+        if number in places:
+            tensors = {name: value for name, value in {"x": x[None], **states}.items() if name not in zeros}
+            files = {name: f"{name}_{places[number]:06d}.npy" for name in tensors}
+            inputs[number] = {n: writer.store("encoder", n, files[n], value) for n, value in tensors.items()} | zeros
         try:
-            encoded, states, _ = run_chunk(runner, x, states, model, number)
-        except StreamError as exc:
+            encoded, states, _ = stream.run_chunk(runner, x, states, model, number)
+        except stream.StreamError as exc:
             raise BadInput(f"clip '{clip.id}', {exc}: look at the clip and at the float graphs") from exc
         rows.append(encoded)
-        seen[stratum_index(number)] += 1
-    if drawn := [(name, number) for name, number in offered if name in steps]:
-        _add_rows(runner, model, _harvested(hidden, clip.id, rows), drawn, steps)
-    return seen
+    joined, per_chunk = np.concatenate(rows), len(encoded)
+    if (harvest := hidden / f"{clip.id}.encoder_out.npy").is_file():  # else those of the host
+        shape = (len(chunks) * per_chunk, joined.shape[1])
+        joined = load_harvested(harvest, clip.id, shape)[: len(joined)]
+    contexts, tokens = stream.follow(runner, model, joined)
+    ranges = {number: slice(number * per_chunk, (number + 1) * per_chunk) for number in places}
+    return {
+        places[number]: Step(inputs[number], joined[at].copy(), contexts[at], tokens[at])
+        for number, at in ranges.items()
+    }
 
 
-def _add_rows(runner: Runner, model: Model, rows: np.ndarray, drawn: list[tuple[str, int]], steps: Steps) -> None:
-    """Add to each drawn step its rows, the contexts they are joined with, and their tokens."""
-    search, contexts = Search(runner, model), []
-    for row in rows:
-        contexts.append(list(search.context))
-        search.step(row)
-    count = model["chunk"]["rows"]
-    for name, number in drawn:
-        at = slice(number * count, (number + 1) * count)
-        tokens, context = np.array(search.path[at], np.int64), np.array(contexts[at], np.int64)
-        steps.add_rows(name, StepRows(rows[at].copy(), context, tokens))
-
-
-def _harvested(hidden: Path, clip: str, rows: list[np.ndarray]) -> np.ndarray:
-    """Read a clip's rows from the harvest; those of the host where the clip was not harvested."""
-    host = np.concatenate(rows)
-    path = hidden / f"{clip}.encoder_out.npy"
-    if not path.is_file():
-        return host
-    try:
-        harvested: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as exc:
-        raise BadInput(f"the harvested rows of clip '{clip}' cannot be read: {exc}; {AGAIN}") from exc
-    if harvested.shape != host.shape:
-        raise BadInput(f"{path}: shape {harvested.shape}, but these graphs give {host.shape}; {AGAIN}")
-    return harvested.astype(np.float32)
-
-
-def _store_steps(
+def _store_samples(
     writer: CalibrationWriter,
-    steps: Steps,
-    parts: Mapping[str, Sequence[TensorSpec]],
+    drawn: Sequence[tuple[str, int]],
+    steps: Mapping[int, Step],
     runner: Runner,
     options: CalibrationOptions,
 ) -> None:
-    """Store the drawn steps: whole inputs of the encoder, and some of their rows for decoder and joiner.
+    """Add the steps as samples of the encoder, and some of their rows as those of decoder and joiner.
 
     Half of the rows have a token, half are blank, as far as there are.
     """
-    chosen = steps.chosen()
     picked = Reservoir(options.samples, max(1, options.samples // 2), options.seed)
-    for step in chosen:
-        for row, token in enumerate(steps.rows(step).tokens.tolist()):
-            picked.offer(f"{step}/{row}", int(token != BLANK))
-    rows_of: dict[str, list[int]] = {}
-    for name in picked.chosen():
-        step, _, place = name.rpartition("/")
-        rows_of.setdefault(step, []).append(int(place))
-    contexts: set[tuple[int, ...]] = set()
-    zeros: dict[str, ArrayRef] = {}
-    for number, step in enumerate(chosen):
-        tensors, sample = steps.read(step), {}
-        for spec in parts["encoder"]:
-            value = tensors[spec.name]
-            if spec.name != "x" and options.states == "zero":  # all samples share one file of zeros
-                if spec.name not in zeros:
-                    zeros[spec.name] = writer.store("encoder", spec.name, f"zero.{spec.name}.npy", value)
-                sample[spec.name] = zeros[spec.name]
-            else:
-                sample[spec.name] = writer.store("encoder", spec.name, f"{spec.name}_{number:06d}.npy", value)
-        writer.add("encoder", sample)
-        for row in sorted(rows_of.get(step, ())):
-            _store_row(writer, runner, f"{number:06d}.{row:03d}.npy", steps.rows(step), row, contexts)
-
-
-def _store_row(
-    writer: CalibrationWriter, runner: Runner, suffix: str, rows: StepRows, row: int, contexts: set[tuple[int, ...]]
-) -> None:
-    context = tuple(int(token) for token in rows.contexts[row])
-    y = np.array([context], np.int64)
-    if context not in contexts:
-        contexts.add(context)
-        writer.add("decoder", {"y": writer.store("decoder", "y", f"y_{len(contexts) - 1:06d}.npy", y)})
-    decoded = runner.run("decoder", {"y": y})["decoder_out"]
-    sample = {
-        "encoder_out": writer.store("joiner", "encoder_out", f"row_{suffix}", rows.rows[row][None]),
-        "decoder_out": writer.store("joiner", "decoder_out", f"context_{suffix}", decoded),
-    }
-    writer.add("joiner", sample)
+    for place, (clip, number) in enumerate(drawn):
+        for row, token in enumerate(steps[place].tokens):
+            picked.offer(f"{clip}/{number}/{row}", int(token != BLANK))
+    chosen = set(picked.chosen())
+    decoded: dict[tuple[int, ...], Array] = {}  # by context
+    for place, (clip, number) in enumerate(drawn):
+        step = steps[place]
+        writer.add("encoder", step.inputs)
+        for row, context in enumerate(step.contexts):
+            if f"{clip}/{number}/{row}" not in chosen:
+                continue
+            if context not in decoded:
+                y = np.array([context], np.int64)
+                writer.add("decoder", {"y": writer.store("decoder", "y", f"y_{len(decoded):06d}.npy", y)})
+                decoded[context] = runner.run("decoder", {"y": y})["decoder_out"]
+            file = f"{place:06d}.{row:03d}.npy"
+            sample = {
+                "encoder_out": writer.store("joiner", "encoder_out", f"row_{file}", step.rows[row][None]),
+                "decoder_out": writer.store("joiner", "decoder_out", f"context_{file}", decoded[context]),
+            }
+            writer.add("joiner", sample)
 
 
 def estimate_bytes(clips: Sequence[Clip], model: Model) -> int:
     """Return the size of a `full` set, from the clips' lengths: every input of every step."""
     inputs = model["parts"]["encoder"]["inputs"]
     step = sum(128 + int(np.prod(e["shape"])) * np.dtype(e["dtype"]).itemsize for e in inputs)
-    samples = [round(clip.duration_s * 16000) for clip in clips]
-    frames, shift = int(model["chunk"]["frames"]), int(model["chunk"]["shift"])
-    padded = [(n + tail_samples(n, model) + 80) // 160 for n in samples]
-    return int(step) * sum((each - 1 - frames) // shift + 1 for each in padded)
+    return int(step) * sum(stream.count_chunks(round(clip.duration_s * 16000), model) for clip in clips)
 
 
 def check_size(size_bytes: int, limit_gib: float) -> None:
     """Warn of the size of a `full` set; raises BadOptions where it is beyond its limit."""
-    size_gib = size_bytes / GIB
+    size_gib = size_bytes / 2**30
     log.warning("every step with its states takes %.1f GiB on disk", size_gib)
     if size_gib > limit_gib:
         raise BadOptions(
@@ -265,18 +237,20 @@ def check_size(size_bytes: int, limit_gib: float) -> None:
         )
 
 
-def _coverage(clips: Sequence[Clip], seen: Counter[int], drawn: Counter[int], counts: dict[str, int]) -> dict[str, Any]:
-    covered = {name: drawn[number] for number, name in enumerate(STRATA) if seen[number]}
-    listed = ", ".join(f"{name} {count}" for name, count in covered.items())
-    speakers = len({clip.speaker for clip in clips} - {None})
+def _coverage(
+    clips: Sequence[Clip], chunks: Mapping[str, int], drawn: Sequence[tuple[str, int]], samples: dict[str, int]
+) -> dict[str, Any]:
+    occurring = Counter(stratum_index(number) for n_chunks in chunks.values() for number in range(n_chunks))
+    taken = Counter(stratum_index(number) for _, number in drawn)
+    covered = {name: taken[stratum] for stratum, name in enumerate(STRATA) if occurring[stratum]}
+    listed = ", ".join(f"{name} {n_steps}" for name, n_steps in covered.items())
+    steps, speakers = occurring.total(), len({clip.speaker for clip in clips} - {None})
     return {
         "clips": len(clips),
         "speakers": speakers,
-        "steps": seen.total(),
-        "chunks_occurring": {name: seen[number] for number, name in enumerate(STRATA) if seen[number]},
+        "steps": steps,
+        "chunks_occurring": {name: occurring[stratum] for stratum, name in enumerate(STRATA) if occurring[stratum]},
         "chunks_covered": covered,
-        "samples": counts,
-        "sentences": {
-            "encoder": f"of {seen.total()} steps of {len(clips)} clips, {speakers} speakers; chunks: {listed or 'all'}"
-        },
+        "samples": samples,
+        "sentences": {"encoder": f"of {steps} steps of {len(clips)} clips, {speakers} speakers; chunks: {listed}"},
     }

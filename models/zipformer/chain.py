@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from models.zipformer.stream import Model, Search, Tensors, initial_states
+from models.zipformer.stream import Model, Tensors, follow, initial_states
+from nightjar.graphs.onnx_session import PartFunction, part_function
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.part_chain import Distance, PartFunction, kl_divergence, part_function, snr_decibels
+from nightjar.quantization.part_chain import Distance, measure_distance
 
 Context = tuple[int, ...]
 
@@ -28,15 +29,13 @@ class StreamChain:
         self.clips = len(self.streams)
         self._float = {part: part_function(session) for part, session in sessions.items()}
         self._steps = [self._encode(stream, self._float["encoder"]) for stream in self.streams]
-        self._contexts: list[list[Context]] = []  # of each row, on the float path
-        for outputs in self._steps:
-            search, contexts = Search(_FunctionRunner(self._float), model), []
-            for row in _rows(outputs):
-                contexts.append(tuple(search.context))
-                search.step(row)
-            self._contexts.append(contexts)
+        self._contexts = [follow(self, model, _rows(outputs))[0] for outputs in self._steps]  # on the float path
         self._decoded = self._decode(self._float["decoder"])
         self._logits = self._join(self._steps, self._decoded, self._float["joiner"])
+
+    def run(self, part: str, inputs: Tensors, constant: Mapping[str, Any] = {}) -> Tensors:
+        """Run a float part, as a Runner."""
+        return self._float[part](inputs)
 
     def distance(self, changed: Mapping[str, PartFunction]) -> Distance:
         """Run with some parts exchanged (host, simulator or board), and every part that depends on them.
@@ -46,17 +45,13 @@ class StreamChain:
         steps = [self._encode(s, changed["encoder"]) for s in self.streams] if "encoder" in changed else self._steps
         decoded = self._decode(changed["decoder"]) if "decoder" in changed else self._decoded
         logits = self._join(steps, decoded, changed.get("joiner", self._float["joiner"]))
-        rows = [row for pair in zip(self._logits, logits, strict=True) for row in zip(*pair, strict=True)]
-        kl = 0.0
-        for wanted, got in rows:
-            kl += kl_divergence(wanted, got)
-        agree = sum(int(wanted.argmax() == got.argmax()) for wanted, got in rows)
-        pairs: dict[str, list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]] = {
+        pairs: dict[str, list[tuple[Mapping[Any, Any], ...]]] = {
             "encoder": [pair for both in zip(self._steps, steps, strict=True) for pair in zip(*both, strict=True)],
             "decoder": [(self._decoded, decoded)],
             "joiner": [({"": wanted}, {"": got}) for wanted, got in zip(self._logits, logits, strict=True)],
         }
-        return Distance(kl / len(rows), agree, len(rows), {part: snr_decibels(pairs[part]) for part in changed})
+        rows = [row for both in zip(self._logits, logits, strict=True) for row in zip(*both, strict=True)]
+        return measure_distance(rows, {part: pairs[part] for part in changed})
 
     def _encode(self, stream: Any, run: PartFunction) -> list[Tensors]:
         states, steps = initial_states(self.model), []
@@ -78,16 +73,6 @@ class StreamChain:
                 np.concatenate([run({"encoder_out": r[None], "decoder_out": decoded[c]})["logit"] for r, c in inputs])
             )
         return logits
-
-
-class _FunctionRunner:
-    """Functions of parts as a Runner."""
-
-    def __init__(self, parts: Mapping[str, PartFunction]) -> None:
-        self._parts = parts
-
-    def run(self, part: str, inputs: Tensors, constant: Mapping[str, Any] = {}) -> Tensors:
-        return self._parts[part]({**inputs, **constant})
 
 
 def _rows(steps: list[Tensors]) -> Any:

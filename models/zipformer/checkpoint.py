@@ -1,5 +1,6 @@
 """Find, check and open a folder as sherpa-onnx or icefall ship a streaming transducer."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("encoder", "decoder", "joiner")
 ALLOWED = "allowed is a folder of encoder, decoder and joiner (.onnx) and tokens.txt, as sherpa-onnx has them"
 NEXT = "give another folder with --checkpoint"
+STACK_LISTS = ("num_encoder_layers", "encoder_dims", "cnn_module_kernels", "left_context_len")
+HEAD_LISTS = ("num_heads", "query_head_dims", "value_head_dims")  # of the second generation
 QUANTIZED = (".int8.onnx", ".fp16.onnx", ".quant.onnx")  # shipped beside the float graphs, which a port starts from
 
 
@@ -139,46 +142,32 @@ def expected_states(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
 
     Raises ValueError where a list is missing or of another length.
     """
-
-    def numbers(name: str) -> list[int]:
+    first = metadata["model_type"] == "zipformer"
+    lists = []
+    for name in (*STACK_LISTS, *(("attention_dims",) if first else HEAD_LISTS)):
         try:
-            return [int(value) for value in metadata[name].split(",")]
+            lists.append([int(value) for value in metadata[name].split(",")])
         except (KeyError, ValueError):
             raise ValueError(f"its metadata has no list {name}") from None
-
-    layers, dims, kernels = (numbers(n) for n in ("num_encoder_layers", "encoder_dims", "cnn_module_kernels"))
-    left = numbers("left_context_len")
-    lists = [layers, dims, kernels, left]
-    found: dict[str, tuple[int, ...]] = {}
-    if metadata["model_type"] == "zipformer":
-        lists.append(attention := numbers("attention_dims"))
-        _same_length(lists)
-        for i, (n, d, k, c, a) in enumerate(zip(layers, dims, kernels, left, attention, strict=True)):
-            keys = {"cached_key": a, "cached_val": a // 2, "cached_val2": a // 2}
-            found |= {f"cached_len_{i}": (n, 1), f"cached_avg_{i}": (n, 1, d)}
-            found |= {f"{kind}_{i}": (n, c, 1, width) for kind, width in keys.items()}
-            found |= {f"{kind}_{i}": (n, 1, d, k - 1) for kind in ("cached_conv1", "cached_conv2")}
-        return found
-    heads, query, value = (numbers(n) for n in ("num_heads", "query_head_dims", "value_head_dims"))
-    _same_length([*lists, heads, query, value])
-    layer = 0
-    for i, count in enumerate(layers):
-        for _ in range(count):
-            found |= {
-                f"cached_key_{layer}": (left[i], 1, query[i] * heads[i]),
-                f"cached_nonlin_attn_{layer}": (1, 1, left[i], 3 * dims[i] // 4),
-                f"cached_val1_{layer}": (left[i], 1, value[i] * heads[i]),
-                f"cached_val2_{layer}": (left[i], 1, value[i] * heads[i]),
-                f"cached_conv1_{layer}": (1, dims[i], kernels[i] // 2),
-                f"cached_conv2_{layer}": (1, dims[i], kernels[i] // 2),
-            }
-            layer += 1
-    return {**found, "embed_states": (1, 128, 3, 19), "processed_lens": (1,)}
-
-
-def _same_length(lists: list[list[int]]) -> None:
     if len({len(each) for each in lists}) != 1:
         raise ValueError("the lists of its metadata are of different lengths")
+    found: dict[str, tuple[int, ...]] = {}
+    numbers = itertools.count()
+    for i, (layers, width, kernel, left, *others) in enumerate(zip(*lists, strict=True)):
+        if first:
+            (attention,) = others
+            keys = {"cached_key": attention, "cached_val": attention // 2, "cached_val2": attention // 2}
+            found |= {f"cached_len_{i}": (layers, 1), f"cached_avg_{i}": (layers, 1, width)}
+            found |= {f"{kind}_{i}": (layers, left, 1, size) for kind, size in keys.items()}
+            found |= {f"{kind}_{i}": (layers, 1, width, kernel - 1) for kind in ("cached_conv1", "cached_conv2")}
+            continue
+        heads, query, value = others
+        for layer in itertools.islice(numbers, layers):
+            found |= {f"cached_key_{layer}": (left, 1, query * heads)}
+            found |= {f"cached_nonlin_attn_{layer}": (1, 1, left, 3 * width // 4)}
+            found |= {f"{kind}_{layer}": (left, 1, value * heads) for kind in ("cached_val1", "cached_val2")}
+            found |= {f"{kind}_{layer}": (1, width, kernel // 2) for kind in ("cached_conv1", "cached_conv2")}
+    return found if first else found | {"embed_states": (1, 128, 3, 19), "processed_lens": (1,)}
 
 
 def _dims(value: Any) -> tuple[int, ...]:

@@ -6,18 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from models.zipformer.stream import (
-    Model,
-    Runner,
-    Search,
-    Tensors,
-    chunk_s,
-    chunks_of,
-    initial_states,
-    run_chunk,
-    stack_chunks,
-    watched_chunks,
-)
+from models.zipformer import stream
+from models.zipformer.stream import Model, Runner, Search, Tensors
 from nightjar.device.clip_decoding import EncodedClip as EncodedClip
 from nightjar.device.clip_decoding import Stopwatch, WatchedLogits
 
@@ -26,7 +16,7 @@ WATCHED = 8  # tokens whose logits are recorded per row: all but a thousandth of
 
 def features(wave: Any, model: Model) -> Tensors:
     """Compute a clip's chunks from float32 mono 16 kHz in [-1, 1]: x (chunks, frames, 80)."""
-    return {"x": np.stack([chunk.x for chunk in chunks_of(wave, model)])}
+    return {"x": np.stack([chunk.x for chunk in stream.chunks_of(wave, model)])}
 
 
 def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str] = ()) -> Tensors:
@@ -35,19 +25,20 @@ def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str
     keep: further outputs of the encoder, (1, chunks watched, …) each, of the chunks that `watched_chunks` names. Raises
     StreamError where the stream cannot continue.
     """
-    states = initial_states(model)
+    states = stream.initial_states(model)
     first = model["parts"]["encoder"]["outputs"][0]["name"]
     others: dict[str, list[Any]] = {name: [] for name in keep if name != first}
-    watched = set(watched_chunks(len(features["x"])))
+    watched = set(stream.watched_chunks(len(features["x"])))
     rows, seconds = [], []
     for number, x in enumerate(features["x"]):
         began = time.perf_counter()
-        encoded, states, outputs = run_chunk(runner, x, states, model, number)
+        encoded, states, outputs = stream.run_chunk(runner, x, states, model, number)
         seconds.append(time.perf_counter() - began)
         rows.append(encoded)
         for name in others if number in watched else ():
             others[name].append(outputs[name])
-    return {first: np.concatenate(rows)[None], "chunk_s": np.array(seconds), **stack_chunks(others)}
+    kept = {name: np.stack(values)[None] for name, values in others.items()}
+    return {first: np.concatenate(rows)[None], "chunk_s": np.array(seconds), **kept}
 
 
 def decode_clips(
@@ -86,7 +77,7 @@ def decode_clips(
             "steps": len(rows),
             "capped": False,
             "calls": {"encoder": len(spent_s), "decoder": len(search.tokens) + 1, "joiner": len(rows)},
-            "chunk_s": chunk_s(model),
+            "chunk_s": stream.chunk_s(model),
             "chunk_ms": [round(1000 * seconds, 2) for seconds in spent_s.tolist()],
         }
         if clip.forced is not None:

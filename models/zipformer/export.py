@@ -1,6 +1,7 @@
 """Write a streaming transducer's graphs for one stream: encoder, decoder, joiner, and model.json."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,13 @@ from onnx import TensorProto
 from models.zipformer import FAMILY, surgery
 from models.zipformer.checkpoint import NEXT, Checkpoint, load_checkpoint, states_of
 from nightjar.errors import BadCheckpoint, BadOptions, Broken
-from nightjar.graphs.onnx_graph import Editor, copy_model, tensor_specs
-from nightjar.graphs.onnx_session import open_session
+from nightjar.graphs.onnx_graph import Editor, tensor_specs
+from nightjar.graphs.onnx_session import Tensors, open_session, part_function
 from nightjar.plugins.recipe import Recipe
 
 LONGEST_S = 3600.0  # of a clip in one stream: a session holds a clip's features, a stream would not
 CHUNKS = 4  # that the surgery is proven on
 TOLERANCE = 1e-4  # of the largest value: sums in another order
-
-Tensors = dict[str, np.ndarray]
 
 
 def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> Recipe:
@@ -69,9 +68,10 @@ def edit_graphs(model: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     """Return every part edited for one stream on an NPU."""
     graphs = {}
     for part, original in model.graphs.items():
-        editor = Editor(surgery.fix_shapes(copy_model(original)))
+        editor = Editor(surgery.fix_shapes(deepcopy(original)))
         if part == "encoder":
-            counts = count_states(editor, states_of(original))
+            counting = {v.name for v in original.graph.input if v.type.tensor_type.elem_type == TensorProto.INT64}
+            counts = {before: after for before, after in states_of(original) if before in counting}  # of frames
             surgery.bound_averages(editor, counts)
             surgery.multiply_sums(editor)
             surgery.shift_distances(editor)
@@ -85,12 +85,6 @@ def edit_graphs(model: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     return graphs
 
 
-def count_states(editor: Editor, states: list[tuple[str, str]]) -> dict[str, str]:
-    """Return the states that count frames, input and output: those of whole numbers."""
-    whole = {v.name for v in editor.model.graph.input if v.type.tensor_type.elem_type == TensorProto.INT64}
-    return {before: after for before, after in states if before in whole}
-
-
 def prove(model: Checkpoint, edited: dict[str, Any]) -> None:
     """Compare the edited graphs with the originals on a few chunks of noise, state by state.
 
@@ -98,40 +92,25 @@ def prove(model: Checkpoint, edited: dict[str, Any]) -> None:
     """
     rng = np.random.default_rng(0)
     links = states_of(model.graphs["encoder"])
-    frames = int(model.metadata["T"])
-    pair = [open_session(graphs["encoder"], threads=1) for graphs in (model.graphs, edited)]
-    states = [_zeros(session, links) for session in pair]
-    for chunk in range(CHUNKS):
-        x = rng.normal(-6, 4, (1, frames, 80)).astype(np.float32)
-        results = [_run(session, {"x": x, **state}) for session, state in zip(pair, states, strict=True)]
-        _require_same(f"encoder, chunk {chunk}", *results)
-        states = [
-            {before: outputs[after].astype(state[before].dtype) for before, after in links}
-            for state, outputs in zip(states, results, strict=True)
-        ]
-    for part in ("decoder", "joiner"):
-        pair = [open_session(graphs[part], threads=1) for graphs in (model.graphs, edited)]
-        inputs = {}
-        for value in pair[1].get_inputs():
-            if value.type == "tensor(int64)":
-                inputs[value.name] = np.arange(-1, np.prod(value.shape) - 1).reshape(value.shape)
-            else:
-                inputs[value.name] = rng.normal(size=value.shape).astype(np.float32)
-        _require_same(part, *(_run(session, inputs) for session in pair))
-
-
-def _run(session: Any, inputs: Tensors) -> Tensors:
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
-
-
-def _zeros(session: Any, links: list[tuple[str, str]]) -> Tensors:
-    inputs = {value.name: value for value in session.get_inputs()}
-    kinds = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
-    return {
-        name: np.zeros([d if isinstance(d, int) else 1 for d in inputs[name].shape], kinds[inputs[name].type])
-        for name, _ in links
+    specs = {part: tensor_specs(graph.graph.input) for part, graph in edited.items()}
+    run = {
+        part: [part_function(open_session(graphs[part], threads=1)) for graphs in (model.graphs, edited)]
+        for part in edited
     }
+    shapes = {spec.name: spec.shape for spec in specs["encoder"]}
+    originals = tensor_specs(model.graphs["encoder"].graph.input)
+    states = [{s.name: np.zeros(shapes[s.name], s.dtype) for s in each[1:]} for each in (originals, specs["encoder"])]
+    for chunk in range(CHUNKS):
+        x = rng.normal(-6, 4, shapes["x"]).astype(np.float32)
+        results = [encode({"x": x, **state}) for encode, state in zip(run["encoder"], states, strict=True)]
+        _require_same(f"encoder, chunk {chunk}", *results)
+        states = [{before: outputs[after] for before, after in links} for outputs in results]
+    for part in ("decoder", "joiner"):
+        inputs = {}
+        for spec in specs[part]:
+            counting = np.arange(-1, np.prod(spec.shape) - 1).reshape(spec.shape)
+            inputs[spec.name] = counting if spec.dtype == "int64" else rng.normal(size=spec.shape).astype(np.float32)
+        _require_same(part, *(function(inputs) for function in run[part]))
 
 
 def _require_same(where: str, originals: Tensors, edited: Tensors) -> None:

@@ -1,7 +1,9 @@
 """Draw a fixed number of steps from a stream of unknown length, independent of their order."""
 
-import hashlib
 import heapq
+from collections import Counter
+
+from nightjar.speech.manifest import rank
 
 
 class Reservoir:
@@ -15,33 +17,27 @@ class Reservoir:
         self.size, self.least, self.seed = size, least, seed
         self._all: list[tuple[int, str]] = []  # heaps with the highest rank first, hence the signs
         self._strata: dict[int, list[tuple[int, str]]] = {}
-        self._stratum: dict[str, int] = {}
+        self._heaps = Counter[str]()  # how many heaps a step is in
 
     def offer(self, name: str, stratum: int) -> list[str] | None:
         """Return the steps that this one displaces, None where it is not drawn itself."""
-        entry, pushed_out = (-self.rank(name), name), []
+        entry, popped = (-self._rank(name), name), []
         for heap, most in ((self._all, self.size), (self._strata.setdefault(stratum, []), self.least)):
-            if len(heap) < most:
-                heapq.heappush(heap, entry)
-            else:
-                pushed_out.append(heapq.heappushpop(heap, entry)[1])
-        self._stratum[name] = stratum
-        displaced = {other for other in pushed_out if not self._is_drawn(other)}
+            heapq.heappush(heap, entry)
+            self._heaps[name] += 1
+            if len(heap) > most:
+                popped.append(heapq.heappop(heap)[1])
+                self._heaps[popped[-1]] -= 1
+        displaced = {other for other in popped if not self._heaps[other]}
         for other in displaced:
-            del self._stratum[other]
+            del self._heaps[other]
         return None if name in displaced else sorted(displaced)
 
     def chosen(self) -> list[str]:
         """Return the steps drawn, `size` at most: first the least of each stratum, then the lowest ranks."""
         owed = {name for heap in self._strata.values() for _, name in heap}
-        rest = sorted(({name for _, name in self._all} - owed), key=self.rank)
-        owed_first = sorted(owed, key=self.rank)
-        return sorted([*owed_first[: self.size], *rest[: max(0, self.size - len(owed))]], key=self.rank)
+        rest = {name for _, name in self._all} - owed
+        return sorted([*sorted(owed, key=self._rank), *sorted(rest, key=self._rank)][: self.size], key=self._rank)
 
-    def rank(self, name: str) -> int:
-        """Return a step's place in an order that the seed and its name decide."""
-        return int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:8], "big")
-
-    def _is_drawn(self, name: str) -> bool:
-        entry = (-self.rank(name), name)
-        return entry in self._strata[self._stratum[name]] or entry in self._all
+    def _rank(self, name: str) -> int:
+        return int(rank(self.seed, name)[:16], 16)

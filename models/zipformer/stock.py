@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sherpa_onnx.online_recognizer import OnlineRecognizer
 
-from models.zipformer.checkpoint import find_files, load_checkpoint, read_symbols
+from models.zipformer.checkpoint import find_files, load_checkpoint
 from models.zipformer.stream import tail_samples
 from nightjar.speech.audio import load_audio
 
@@ -18,21 +18,12 @@ class Stock:
     window_s = 3600.0  # as in export.py
 
     def __init__(self, checkpoint: Path) -> None:
-        files = find_files(checkpoint)
         model = load_checkpoint(checkpoint)
+        files: dict[str, Any] = {name: str(file) for name, file in find_files(checkpoint).items()}
         self.chunk = {"frames": int(model.metadata["T"]), "shift": int(model.metadata["decode_chunk_len"])}
-        symbols = read_symbols(files["tokens"])
-        self.numbers = {
-            symbol.replace("▁", " "): number for number, symbol in enumerate(symbols)
-        }  # as sherpa-onnx writes them
-        self.recognizer = OnlineRecognizer.from_transducer(
-            tokens=str(files["tokens"]),
-            encoder=str(files["encoder"]),
-            decoder=str(files["decoder"]),
-            joiner=str(files["joiner"]),
-            num_threads=1,
-            decoding_method="greedy_search",
-        )
+        # Symbols as sherpa-onnx writes them.
+        self.numbers = {symbol.replace("▁", " "): number for number, symbol in enumerate(model.symbols)}
+        self.recognizer = OnlineRecognizer.from_transducer(**files, num_threads=1, decoding_method="greedy_search")
 
     def transcribe(self, audio: Path, language: str) -> dict[str, Any]:
         """Return a session line's fields for one clip, with the same silence at its end as our streams have."""

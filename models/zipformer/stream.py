@@ -4,13 +4,13 @@ Chunks overlap as sherpa-onnx cuts them: a chunk has `frames` frames, `shift` of
 more than it needs is there (sherpa-onnx's IsReady is strict), so that both run the same chunks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.device.kaldi_fbank import SAMPLE_RATE_HZ, SHIFT, Fbank
+from nightjar.device.kaldi_fbank import SAMPLE_RATE_HZ, SHIFT, Fbank, fbank
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
@@ -79,20 +79,23 @@ class Chunker:
             self._buffer, self._number = self._buffer[self.shift :], self._number + 1
 
 
-def tail_samples(n_samples: int, model: Model) -> int:
-    """Return the samples of silence that end a stream, so that its last chunk reaches TAIL_FRAMES after the speech."""
+def count_chunks(n_samples: int, model: Model) -> int:
+    """Count the chunks of a clip's stream: the last one reaches TAIL_FRAMES after the speech."""
     frames, shift = int(model["chunk"]["frames"]), int(model["chunk"]["shift"])
     wanted = (n_samples + SHIFT // 2) // SHIFT + TAIL_FRAMES
-    chunks = 1 + max(0, -(-(wanted - frames) // shift))
-    return max(0, ((chunks - 1) * shift + frames + 1) * SHIFT - n_samples)
+    return 1 + max(0, -(-(wanted - frames) // shift))
 
 
-def chunks_of(wave: Array, model: Model) -> Iterator[Chunk]:
+def tail_samples(n_samples: int, model: Model) -> int:
+    """Return the samples of silence that end a stream, so that its last chunk is complete."""
+    frames, shift = int(model["chunk"]["frames"]), int(model["chunk"]["shift"])
+    return ((count_chunks(n_samples, model) - 1) * shift + frames + 1) * SHIFT - n_samples
+
+
+def chunks_of(wave: Array, model: Model, features: Callable[[Array], Array] = fbank) -> Iterator[Chunk]:
     """Cut a whole clip, float32 mono 16 kHz in [-1, 1], into the chunks of a stream of it."""
-    fbank, chunker = Fbank(), Chunker(model)
     silence = np.zeros(tail_samples(len(wave), model), np.float32)
-    for frames in (fbank.accept(wave), fbank.accept(silence), fbank.finish()):
-        yield from chunker.accept(frames)
+    return Chunker(model).accept(features(np.concatenate([wave, silence])))
 
 
 class Search:
@@ -128,6 +131,15 @@ class Search:
     def tokens(self) -> list[int]:
         """The tokens so far."""
         return [token for token in self.path if token != BLANK]
+
+
+def follow(runner: Runner, model: Model, rows: Iterable[Array]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Search rows (width,) and return the context and the token of each, 0 for none."""
+    search, contexts = Search(runner, model), []
+    for row in rows:
+        contexts.append(tuple(search.context))
+        search.step(row)
+    return contexts, search.path
 
 
 class Stream:
@@ -176,8 +188,3 @@ def watched_chunks(count: int) -> list[int]:
         return list(range(count))
     first = WATCHED // 3
     return [*range(first), *np.linspace(first, count - 1, WATCHED - first).round().astype(int).tolist()]
-
-
-def stack_chunks(outputs: Mapping[str, list[Array]]) -> Tensors:
-    """Stack the outputs of chunks by name: (1, chunks, …)."""
-    return {name: np.stack(values)[None] for name, values in outputs.items()}

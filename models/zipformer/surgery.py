@@ -64,12 +64,10 @@ def _fold_constants(model: Any) -> Any:
 def slice_look_ups(editor: Editor) -> int:
     """Turn each Gather of one fixed index into a Slice: MDLA and Hailo have no Gather, RKNN hands it to the CPU."""
 
-    def rewrite(node: Any) -> list[Any] | None:
-        if node.op_type != "Gather":
-            return None
+    def rewrite(node: Any) -> list[Any]:
         index, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0])
         if index is None or index.size != 1 or index.ndim > 1 or not shape or editor.is_constant(node.input[0]):
-            return None
+            return []
         axis, out = attribute(node, "axis", 0) % len(shape), node.output[0]
         at = int(index.reshape(-1)[0]) % shape[axis]
         bounds = _store_ints(editor, out, {"at": [at], "to": [at + 1], "axis": [axis]})
@@ -81,7 +79,7 @@ def slice_look_ups(editor: Editor) -> int:
             make_node("Reshape", [f"{out}.cut", rest["shape"]], [out], name=node.name),
         ]
 
-    return editor.replace(rewrite)
+    return editor.replace("Gather", rewrite)
 
 
 def shift_distances(editor: Editor) -> int:
@@ -91,13 +89,11 @@ def shift_distances(editor: Editor) -> int:
     begins every n + c - 2 elements, from c - 1 on. icefall puts batch, heads and queries in one axis: (b · h · c, …).
     """
 
-    def rewrite(node: Any) -> list[Any] | None:
-        if node.op_type != "GatherElements":
-            return None
+    def rewrite(node: Any) -> list[Any]:
         index, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0], ())
         axis = attribute(node, "axis", 0) % max(1, len(shape))
         if index is None or axis != len(shape) - 1 or index.ndim != len(shape):
-            return None
+            return []
         (*outer, rows, n), width = index.shape, shape[-1]
         if outer and shape[-2] == rows:
             c, leading = rows, tuple(shape[:-2])
@@ -105,13 +101,13 @@ def shift_distances(editor: Editor) -> int:
             c = width - n + 1
             leading = (rows // max(1, c),)
             if index.ndim != 2 or rows % max(1, c):
-                return None
+                return []
         if width != n + c - 1 or c < 2:
-            return None
+            return []
         wanted = (np.arange(c - 1, -1, -1)[:, None] + np.arange(n)).astype(index.dtype)
-        return _shift(editor, node, leading, c, n) if (index.reshape(-1, c, n) == wanted).all() else None
+        return _shift(editor, node, leading, c, n) if (index.reshape(-1, c, n) == wanted).all() else []
 
-    return editor.replace(rewrite)
+    return editor.replace("GatherElements", rewrite)
 
 
 def _shift(editor: Editor, node: Any, outer: tuple[int, ...], c: int, n: int) -> list[Any]:
@@ -132,12 +128,10 @@ def _shift(editor: Editor, node: Any, outer: tuple[int, ...], c: int, n: int) ->
 def multiply_sums(editor: Editor) -> int:
     """Turn each CumSum into a product with a triangle of ones: no NPU here has CumSum."""
 
-    def rewrite(node: Any) -> list[Any] | None:
-        if node.op_type != "CumSum" or attribute(node, "exclusive", 0) or attribute(node, "reverse", 0):
-            return None
+    def rewrite(node: Any) -> list[Any]:
         axis, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0], ())
-        if axis is None or len(shape) < 2:
-            return None
+        if axis is None or len(shape) < 2 or attribute(node, "exclusive", 0) or attribute(node, "reverse", 0):
+            return []
         at, out, source = int(axis.reshape(-1)[0]) % len(shape), node.output[0], node.input[0]
         ones = editor.store(f"{out}.ones", np.tril(np.ones((shape[at], shape[at]), np.float32)))
         if at == len(shape) - 2:
@@ -151,19 +145,19 @@ def multiply_sums(editor: Editor) -> int:
             make_node("Transpose", [f"{out}.sum"], [out], name=node.name, perm=back),
         ]
 
-    return editor.replace(rewrite)
+    return editor.replace("CumSum", rewrite)
 
 
 def split_kernels(editor: Editor, most: int) -> int:
     """Turn a convolution over time with more than `most` taps into the sum of several, each of some of the taps."""
 
-    def rewrite(node: Any) -> list[Any] | None:
-        kernel = editor.find_constant(node.input[1]) if node.op_type == "Conv" else None
+    def rewrite(node: Any) -> list[Any]:
+        kernel = editor.find_constant(node.input[1])
         shape = editor.shapes.get(node.input[0], ())
         if kernel is None or kernel.ndim != 3 or len(shape) != 3 or kernel.shape[2] <= most:
-            return None
+            return []
         if attribute(node, "strides", [1]) != [1] or attribute(node, "dilations", [1]) != [1]:
-            return None
+            return []
         taps, frames, out = kernel.shape[2], shape[2], node.output[0]
         before, after = attribute(node, "pads", [0, 0])
         axis, nodes, products = _store_ints(editor, out, {"axis": [2]})["axis"], [], []
@@ -185,12 +179,12 @@ def split_kernels(editor: Editor, most: int) -> int:
             products.append(name)
         total = products[0]
         for number, name in enumerate(products[1:], 1):
-            is_last = number == len(products) - 1
-            left, total = total, out if is_last else f"{out}.sum.{number}"
-            nodes.append(make_node("Add", [left, name], [total], name=node.name if is_last else total))
+            left, total = total, f"{out}.sum.{number}"
+            nodes.append(make_node("Add", [left, name], [total], name=total))
+        nodes[-1].output[0], nodes[-1].name = out, node.name
         return nodes
 
-    return editor.replace(rewrite)
+    return editor.replace("Conv", rewrite)
 
 
 def bound_averages(editor: Editor, counts: Collection[str]) -> int:
@@ -203,9 +197,7 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
     """
 
     def counted(name: str) -> bool:
-        while (node := editor.producers.get(name)) is not None and node.op_type in BETWEEN:
-            name = node.input[0]
-        return name in counts
+        return editor.root(name, BETWEEN) in counts
 
     def factor(node: Any) -> str | None:
         """Return the other operand of a node with one operand that counts frames."""
@@ -230,9 +222,7 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
         constant = None if added is None else editor.find_constant(added)
         return None if constant is None or constant.size != np.prod(shape) else constant.reshape(shape)
 
-    def rewrite(node: Any) -> list[Any] | None:
-        if node.op_type != "Mul":
-            return None
+    def rewrite(node: Any) -> list[Any]:
         for total, rate in (tuple(node.input), tuple(reversed(node.input))):
             added = editor.producers.get(total)
             if added is None or added.op_type != "Add" or len(editor.readers[total]) != 1:
@@ -253,9 +243,9 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
                     ("Add", [average, f"{out}.step"], out),
                 ]
                 return nodes + [make_node(op, inputs, [to], name=to) for op, inputs, to in steps]
-        return None
+        return []
 
-    return editor.replace(rewrite)
+    return editor.replace("Mul", rewrite)
 
 
 def float_counts(editor: Editor, counts: Mapping[str, str]) -> int:

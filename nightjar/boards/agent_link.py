@@ -1,4 +1,4 @@
-"""A connection to the agent on a board (device/agent.py): frames over a stream that fabric or the system's ssh carries.
+"""A connection to the agent on a board (device/agent.py): frames over a stream of fabric, of ssh or of a local process.
 
 A board may be broken or hostile: its messages are checked against limits, and every wait has an end.
 """
@@ -12,7 +12,8 @@ import struct
 import subprocess
 import threading
 import time
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import IO, Any, Protocol
 
 from nightjar.device.framing import LOST_S, READY
 from nightjar.errors import BoardMissing, SessionFailed, printable
@@ -26,7 +27,10 @@ MODULES = tuple(f"nightjar.device.{name}" for name in ("framing", "health", "fil
 
 
 class Stream(Protocol):
-    """Bytes to and from a program on a board; `receive` returns b"" at the end, None at the timeout."""
+    """Bytes to and from a program on a board; `receive` returns b"" at the end, None at the timeout.
+
+    `send` raises OSError when the connection is lost, and TimeoutError when the board accepts no data.
+    """
 
     def receive(self, count: int, timeout_s: float) -> bytes | None: ...
     def send(self, head: bytes, data: bytes = b"") -> None: ...
@@ -51,15 +55,18 @@ def pack_agent() -> bytes:
 class AgentLink:
     """Exchange frames with one agent on a board; a thread sends a sign of life every ten seconds."""
 
-    def __init__(self, alias: str, stream: Stream, agent: bytes, request: dict[str, Any], python: str) -> None:
-        self.alias, self._stream, self._buffer = alias, stream, bytearray()
+    def __init__(self, alias: str, python: str, start: Callable[[list[str]], Stream], **request: Any) -> None:
+        """start: runs a command on the board."""
+        self.alias, self._buffer = alias, bytearray()
         self._sending, self._closed = threading.Lock(), threading.Event()
+        agent = pack_agent()
+        self._stream = start([python, "-c", f"import sys;exec(sys.stdin.buffer.read({len(agent)}))"])
         try:
-            stream.send(agent)
+            self._send(agent)
             self._await_ready(python)
             self.send_json(request)
         except BaseException:
-            stream.close()
+            self._stream.close()
             raise
         threading.Thread(target=self._keep_alive, daemon=True).start()
 
@@ -80,8 +87,7 @@ class AgentLink:
 
     def send_frame(self, kind: bytes, payload: bytes = b"") -> None:
         """Send one frame; raises SessionFailed when the connection is lost."""
-        with self._sending:
-            self._stream.send(struct.pack("!cI", kind, len(payload)), payload)
+        self._send(struct.pack("!cI", kind, len(payload)), payload)
 
     def receive(self, timeout_s: float) -> tuple[bytes, bytes] | None:
         """Return the next frame, None when it is not complete in time.
@@ -119,6 +125,15 @@ class AgentLink:
             raise SessionFailed(f"error on board {self.alias}: {printable(str(answer['error']))}; see docs/boards.md")
         return answer
 
+    def _send(self, head: bytes, data: bytes = b"") -> None:
+        try:
+            with self._sending:
+                self._stream.send(head, data)
+        except TimeoutError as error:
+            raise SessionFailed(f"board {self.alias} accepts no data; run the same command again") from error
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            raise connection_lost(self.alias) from error
+
     def _not_the_agent(self, received: str) -> SessionFailed:
         return SessionFailed(f"{received} from board {self.alias}; check what runs there as Python")
 
@@ -147,21 +162,21 @@ class AgentLink:
 
     def _keep_alive(self) -> None:
         while not self._closed.wait(LOST_S / 6):
-            with contextlib.suppress(SessionFailed, OSError):
+            with contextlib.suppress(SessionFailed):
                 self.send_frame(b".")
 
 
 class ProcessStream:
-    """The pipes of a local ssh process."""
+    """The pipes of a process on this machine."""
 
-    def __init__(self, alias: str, command: list[str]) -> None:
-        self.alias = alias
+    def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal reaches only this process, which ends it in order
+            env=environment,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -177,28 +192,26 @@ class ProcessStream:
         return os.read(self._from.fileno(), count)
 
     def send(self, head: bytes, data: bytes = b"") -> None:
-        left = [memoryview(head), memoryview(data)]  # not joined: copying half a megabyte takes time
-        try:
-            while left:
-                sent = os.writev(self._to.fileno(), left)
-                while left and sent >= len(left[0]):
-                    sent -= len(left.pop(0))
-                if left:
-                    left[0] = left[0][sent:]
-        except (OSError, ValueError) as error:
-            raise connection_lost(self.alias) from error
+        self._to.write(head)
+        self._to.write(data)  # not joined: copying half a megabyte takes time
+        self._to.flush()
 
     def stderr_text(self) -> str:
-        if not select.select([self._errors], [], [], 2)[0]:
-            return ""
-        return os.read(self._errors.fileno(), 4096).decode("utf-8", "replace")
+        return read_ready(self._errors, 2)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._to, self._from, self._errors):
-            with contextlib.suppress(OSError):
-                pipe.close()
+        with contextlib.suppress(OSError), self._process:  # closes the pipes
+            self._process.terminate()  # an agent ends its command
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            self._process.kill()
+
+
+def read_ready(pipe: IO[bytes], timeout_s: float) -> str:
+    """Return the text that a pipe has, or gets within the timeout."""
+    if not select.select([pipe], [], [], timeout_s)[0]:
+        return ""
+    return os.read(pipe.fileno(), 4096).decode("utf-8", "replace")
 
 
 def connection_lost(alias: str) -> SessionFailed:

@@ -1,20 +1,4 @@
-"""Which boards there are: every ssh alias is a board; boards.toml adds what ssh does not know.
-
-    [rk1]                              # an alias of ~/.ssh/config
-    target = "rknn"                    # all of these are optional
-    scratch = "/data/nightjar"
-    python = "/opt/venv/bin/python3"
-    cache_gib = 8
-    spool_gib = 1
-    lock = "/tmp/nightjar.lock"
-    ssh_config = "lab.config"
-    service = "localhost:50051"        # its board service (nightjar/service/main.py), instead of ssh for long harvests
-    service_ca = "ca.pem"              # beyond localhost; service_cert and service_key, or service_token, beside it
-    notes = "on the shelf, RK3588, 8 GiB"
-    adb = "0123456789ABCDEF"           # serial of an Android device, instead of ssh (nightjar/device/adb.py)
-    [rk1.program]                      # its own executable, for --program declared
-    command = ["./rknn_whisper_demo", "encoder.rknn", "decoder.rknn", "{language}", "{clip}"]
-    cwd = "/opt/rknn_whisper_demo"
+"""Which boards there are: every ssh alias is a board; boards.toml adds what ssh does not know (docs/boards.md).
 
 BOARD_IP, BOARD_USER and BOARD_SSH_KEY define one more board, `env`. No password and no key is stored.
 """
@@ -26,21 +10,34 @@ import subprocess
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from nightjar.errors import BadOptions, BoardMissing
 
 RESERVED = ("local", "simulator", "stand-in")  # not allowed as ssh aliases
 ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,200}")  # a leading - would be an option of ssh
-FILE_BYTES = 1 << 20
 
 
-class ProgramEntry(BaseModel):
+def _check_path(path: str) -> str:
+    if not path or path.startswith("-") or not path.isprintable():
+        raise ValueError("not a path")
+    return path
+
+
+def _check_absolute(path: str) -> str:
+    if not path.startswith(("/", "~/")) or ".." in path.split("/") or not path.strip("~/"):
+        raise ValueError("must be an absolute path without ..")
+    return path
+
+
+PathText = Annotated[str, AfterValidator(_check_path)]
+BoardPath = Annotated[PathText, AfterValidator(_check_absolute)]
+
+
+class ProgramEntry(BaseModel, frozen=True, extra="forbid", strict=True):
     """A board's own executable, as boards.toml declares it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     command: list[str] = Field(min_length=1, description="argument list with {clip}, {language} and {binary}")
     cwd: str = Field("", pattern=r"^(/|~/|$)", description="working folder; default: an empty folder")
@@ -48,42 +45,24 @@ class ProgramEntry(BaseModel):
     timeout_s: float | None = Field(None, gt=0, description="time limit of one clip in seconds")
 
 
-class BoardEntry(BaseModel):
+class BoardEntry(BaseModel, frozen=True, extra="forbid", strict=True):
     """The entry of one board in boards.toml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     target: str | None = Field(None, description="the only target that it runs")
-    scratch: str = Field("~/.cache/nightjar", description="folder on the board, absolute or ~/…")
-    python: str = Field("python3", description="the board's Python, a name or an absolute path")
+    scratch: BoardPath = Field("~/.cache/nightjar", description="folder on the board, absolute or ~/…")
+    python: PathText = Field("python3", description="the board's Python, a name or an absolute path")
     cache_gib: float = Field(8, gt=0, description="size of the file cache on the board at most")
     spool_gib: float = Field(1, gt=0, description="harvested data that may wait there before a harvest pauses")
-    lock: str = Field("/tmp/nightjar.lock", description="lock file on the board: one run at a time")
-    ssh_config: str | None = Field(None, description="ssh config file instead of ~/.ssh/config")
+    lock: BoardPath = Field("/tmp/nightjar.lock", description="lock file on the board: one run at a time")
+    ssh_config: PathText | None = Field(None, description="ssh config file instead of ~/.ssh/config")
     service: str | None = Field(None, description="HOST:PORT of its `nightjar board serve`; default: ssh")
-    service_ca: str | None = Field(None, description="PEM file of the service's certificate or authority: TLS")
-    service_cert: str | None = Field(None, description="PEM file of the client certificate; service_key: its key")
-    service_key: str | None = None
-    service_token: str | None = Field(None, description="file of the service's token")
+    service_ca: PathText | None = Field(None, description="PEM file of the service's certificate or authority: TLS")
+    service_cert: PathText | None = Field(None, description="PEM file of the client certificate; service_key: its key")
+    service_key: PathText | None = None
+    service_token: PathText | None = Field(None, description="file of the service's token")
     adb: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.:-]{0,100}$", description="adb serial, instead of ssh")
     notes: str = ""
     program: ProgramEntry | None = Field(None, description="its own executable, run clip by clip")
-
-    @field_validator(
-        *("scratch", "lock", "python", "ssh_config", "service_ca", "service_cert", "service_key", "service_token")
-    )
-    @classmethod
-    def _is_a_path(cls, path: str | None) -> str | None:
-        if path is not None and (not path or path.startswith("-") or not path.isprintable()):
-            raise ValueError("not a path")
-        return path
-
-    @field_validator("scratch", "lock")
-    @classmethod
-    def _is_absolute(cls, path: str) -> str:
-        if not path.startswith(("/", "~/")) or ".." in path.split("/") or not path.strip("~/"):
-            raise ValueError("must be an absolute path without ..")
-        return path
 
 
 class BoardAddress(NamedTuple):
@@ -114,8 +93,12 @@ def find_board(alias: str) -> BoardAddress:
     entry = read_boards().get(alias, BoardEntry())
     if alias == "env":
         return BoardAddress(alias, entry, _from_environment())
-    config = ("-F", str(_config_file(entry.ssh_config))) if entry.ssh_config else ()
-    return BoardAddress(alias, entry, (*config, alias))
+    if not entry.ssh_config:
+        return BoardAddress(alias, entry, (alias,))
+    config = relative_to_boards_file(entry.ssh_config)
+    if not config.is_file():
+        raise BadOptions(f"{boards_file()} names an ssh_config that does not exist: {config}; correct the path")
+    return BoardAddress(alias, entry, ("-F", str(config.resolve()), alias))
 
 
 def boards_file() -> Path:
@@ -129,7 +112,7 @@ def read_boards() -> Mapping[str, BoardEntry]:
     if not path.exists() and "NIGHTJAR_BOARDS" not in os.environ:
         return {}
     try:
-        if not path.is_file() or path.stat().st_size > FILE_BYTES:
+        if not path.is_file() or path.stat().st_size > 1 << 20:
             raise ValueError("not a file of at most 1 MiB")
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -157,13 +140,6 @@ def relative_to_boards_file(path: str) -> Path:
     return boards_file().parent / Path(path).expanduser()
 
 
-def _config_file(path: str) -> Path:
-    found = relative_to_boards_file(path)
-    if not found.is_file():
-        raise BadOptions(f"{boards_file()} names an ssh_config that does not exist: {found}; correct the path")
-    return found.resolve()
-
-
 def _from_environment() -> tuple[str, ...]:
     host, user, key = (os.environ.get(f"BOARD_{name}", "") for name in ("IP", "USER", "SSH_KEY"))
     if not host:
@@ -187,11 +163,8 @@ def ssh_settings(address: BoardAddress) -> SshSettings:
     if done.returncode:
         reason = " ".join(done.stderr.split())[:200]
         raise BoardMissing(f"ssh rejects board {address.alias!r} ({reason}): correct ~/.ssh/config or boards.toml")
-    values: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
-        name, _, value = line.partition(" ")
-        values.setdefault(name, []).append(value)
-    last = {name: each[-1] for name, each in values.items()}
+    pairs = [(name, value) for name, _, value in (line.partition(" ") for line in done.stdout.splitlines())]
+    last = dict(pairs)
     proxy = last.get("proxycommand", "")
     if (jump := last.get("proxyjump", "none")) != "none":
         first, *hops = reversed(jump.split(","))  # the last hop reaches the board through those before it
@@ -199,8 +172,8 @@ def ssh_settings(address: BoardAddress) -> SshSettings:
         way = ["-J", ",".join(reversed(hops))] if hops else []
         proxy = shlex.join(["ssh", *config, *STRICT_OPTIONS, *way, "-W", "%h:%p", "--", first])
     placeholders = {"%h": last["hostname"], "%p": last["port"], "%r": last["user"], "%n": destination, "%%": "%"}
-    keys = [Path(key).expanduser() for key in values.get("identityfile", [])]
-    known_hosts = " ".join([*values.get("userknownhostsfile", []), *values.get("globalknownhostsfile", [])]).split()
+    keys = [Path(value).expanduser() for name, value in pairs if name == "identityfile"]
+    known_hosts = f"{last.get('userknownhostsfile', '')} {last.get('globalknownhostsfile', '')}".split()
     return SshSettings(
         host=last["hostname"],
         port=int(last["port"]),

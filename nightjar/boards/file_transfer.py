@@ -43,27 +43,23 @@ def put_files(link: AgentLink, pairs: Sequence[tuple[Path, str]]) -> int:
     if not isinstance(states, list) or len(states) != len(entries):
         raise _invalid_answer(link)
     sent_bytes, awaited = 0, 0
-    sent: set[Any] = set()
-    for (local, _), entry, state in zip(pairs, entries, states, strict=True):
+    sent, copies = set[Any](), []
+    for pair, entry, state in zip(pairs, entries, states, strict=True):
         cached = _validate(link, _CacheState, state)
         if cached.have:
             continue
-        if entry["sha256"] in sent:  # the same content twice: offered again once the first copy has arrived
-            while awaited:
-                link.wait_answer()
-                awaited -= 1
-            link.send_json({"do": "offer", "files": [entry]})
-            link.wait_answer()
+        if entry["sha256"] in sent:
+            copies.append(pair)
             continue
         sent.add(entry["sha256"])
         if awaited == AHEAD:
             link.wait_answer()
             awaited -= 1
-        sent_bytes += _send(link, local, entry, cached)
+        sent_bytes += _send(link, pair[0], entry, cached)
         awaited += 1
     for _ in range(awaited):
         link.wait_answer()
-    return sent_bytes
+    return sent_bytes + put_files(link, copies)  # the board has their content now
 
 
 def _send(link: AgentLink, local: Path, entry: dict[str, Any], cached: _CacheState) -> int:

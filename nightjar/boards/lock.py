@@ -21,17 +21,17 @@ def wait_for_lock(
 
     Raises BoardBusy after `limit_s`, or when `is_over()`: there is nothing left to do.
     """
-    locked, owner, end = False, "an unknown process", time.monotonic() + (math.inf if limit_s is None else limit_s)
-    while not locked:
+    owner, end = "an unknown process", time.monotonic() + (math.inf if limit_s is None else limit_s)
+    while True:
         if (frame := link.receive(1.0)) is None:
             if is_over() or time.monotonic() > end:
                 raise board_busy(link.alias, owner, limit_s)
             continue
         answer = link.parse_answer(frame)
-        locked = answer.get("held") is True
-        if not locked:
-            owner = printable(str(answer.get("by")))
-            warn(f"board {link.alias} is locked by {owner}; waiting")
+        if answer.get("held") is True:
+            return
+        owner = printable(str(answer.get("by")))
+        warn(f"board {link.alias} is locked by {owner}; waiting")
 
 
 def board_busy(alias: str, owner: str, limit_s: float | None) -> BoardBusy:

@@ -1,8 +1,6 @@
 """fabric's connection to a board: host keys are checked and never written; every refusal is one line."""
 
 import contextlib
-import os
-import select
 import shlex
 import socket
 import subprocess
@@ -12,9 +10,9 @@ from pathlib import Path
 import paramiko
 from fabric import Config, Connection
 
-from nightjar.boards.agent_link import connection_lost
+from nightjar.boards.agent_link import read_ready
 from nightjar.boards.config import BoardAddress, SshSettings, ssh_settings
-from nightjar.errors import BoardMissing, SessionFailed, printable
+from nightjar.errors import BoardMissing, printable
 
 CONNECT_S = 10.0
 SEND_S = 60.0
@@ -23,8 +21,8 @@ SEND_S = 60.0
 class ChannelStream:
     """A channel of fabric's connection."""
 
-    def __init__(self, alias: str, channel: paramiko.Channel) -> None:
-        self.alias, self._channel = alias, channel
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
 
     def receive(self, count: int, timeout_s: float) -> bytes | None:
         self._channel.settimeout(max(timeout_s, 0.001))
@@ -39,12 +37,9 @@ class ChannelStream:
         while left:
             try:
                 left = left[self._channel.send(left) :]
-            except TimeoutError:
-                if time.monotonic() < end:
-                    continue
-                raise SessionFailed(f"board {self.alias} accepts no data; run the same command again") from None
-            except OSError as error:
-                raise connection_lost(self.alias) from error
+            except TimeoutError:  # that of a `receive` at the same time
+                if time.monotonic() >= end:
+                    raise
 
     def stderr_text(self) -> str:
         self._channel.settimeout(2)
@@ -60,40 +55,32 @@ class ChannelStream:
 class ProxySocket(socket.socket):
     """A socket whose other end is a ProxyCommand; the command ends when it is closed."""
 
-    process: subprocess.Popen[bytes]
-
-    @classmethod
-    def start(cls, command: str) -> "ProxySocket":
+    def __init__(self, command: str) -> None:
         ours, theirs = socket.socketpair()
-        proxy = cls(fileno=ours.detach())
+        super().__init__(fileno=ours.detach())
         with theirs:
-            proxy.process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 ["sh", "-c", f"exec {command}"],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in the terminal reaches only this process
             )
-        return proxy
 
     def close(self) -> None:
         super().close()
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        with self.process:
+            self.process.kill()
 
     def stderr_text(self) -> str:
         assert self.process.stderr is not None
-        if not select.select([self.process.stderr], [], [], 1)[0]:
-            return ""
-        return os.read(self.process.stderr.fileno(), 4096).decode("utf-8", "replace")
+        return read_ready(self.process.stderr, 1)
 
 
 def connect(address: BoardAddress) -> Connection:
     """Connect; raises BoardMissing in one line that names the remedy."""
     settings = ssh_settings(address)
-    proxy = ProxySocket.start(settings.proxy) if settings.proxy else None
+    proxy = ProxySocket(settings.proxy) if settings.proxy else None
     connection = Connection(
         settings.host,
         user=settings.user,

@@ -4,36 +4,27 @@ import argparse
 import re
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, add_group, add_json, write_json
+from nightjar.cli.command import add_command, add_group, add_json, write_json
 from nightjar.errors import BadOptions
 
 
 def add(commands: Any) -> None:
     """Add them to the command line."""
     artifacts = add_group(commands, "artifacts", "the store: list it, remove what nothing needs, verify it")
-    listing = artifacts.add_parser("ls", help="list artifacts, and why they are kept", epilog=EXIT_CODES)
+    listing = add_command(artifacts, "ls", "list artifacts, and why they are kept", _ls)
     listing.add_argument("--each", action="store_true", help="list every artifact by its key, with all reasons")
-    collecting = artifacts.add_parser("gc", help="remove what nothing needs", epilog=EXIT_CODES)
+    collecting = add_command(artifacts, "gc", "remove what nothing needs", _gc)
     collecting.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
+    nights = "keep all artifacts of the last N nights (default: 7)"
+    recent = "keep artifacts used more recently than AGE: 36h, 10d (default: 2d; of a remote store 30d)"
     for parser in (listing, collecting):
-        parser.add_argument(
-            "--keep-nights", type=int, metavar="N", help="keep all artifacts of the last N nights (default: 7)"
-        )
-        parser.add_argument(
-            "--older-than",
-            metavar="AGE",
-            help="keep artifacts used more recently than AGE: 36h, 10d (default: 2d; of a remote store 30d)",
-        )
-    verifying = artifacts.add_parser(
-        "verify", help="read every byte and report damage; deletes nothing", epilog=EXIT_CODES
-    )
-    for parser, command in ((listing, _ls), (collecting, _gc), (verifying, _verify)):
-        parser.add_argument(
-            "--remote",
-            action="store_true",
-            help="the remote store at the URL of NIGHTJAR_STORE, instead of its cache here",
-        )
-        add_json(parser, command)
+        parser.add_argument("--keep-nights", type=int, metavar="N", help=nights)
+        parser.add_argument("--older-than", metavar="AGE", help=recent)
+    verifying = add_command(artifacts, "verify", "read every byte and report damage; deletes nothing", _verify)
+    remote = "the remote store at the URL of NIGHTJAR_STORE, instead of its cache here"
+    for parser in (listing, collecting, verifying):
+        parser.add_argument("--remote", action="store_true", help=remote)
+        add_json(parser)
 
 
 def _ls(arguments: argparse.Namespace) -> int:
@@ -52,11 +43,8 @@ def _gc(arguments: argparse.Namespace) -> int:
     from nightjar.store.remote_gc import collect_remote
 
     store, bucket, place = _places(arguments)
-    entries = _survey(store, bucket, arguments)
-    if bucket is not None:
-        done = collect_remote(bucket, entries, dry_run=arguments.dry_run)
-    else:
-        done = collect(store, entries, dry_run=arguments.dry_run)
+    entries, dry_run = _survey(store, bucket, arguments), arguments.dry_run
+    done = collect_remote(bucket, entries, dry_run=dry_run) if bucket else collect(store, entries, dry_run=dry_run)
     show_collected(done, place)
     write_json(arguments, {"store": place, **done.model_dump()})
     return 0
@@ -72,7 +60,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     screen = Screen()
     store, bucket, place = _places(arguments)
     with screen, listening(lambda done, total: screen.progress("verify", done, total)):
-        count, damages = verify_remote(bucket) if bucket is not None else verify(store)
+        count, damages = verify_remote(bucket) if bucket else verify(store)
     show_damages(count, damages, place)
     found = [damage.model_dump() for damage in damages]
     write_json(arguments, {"store": place, "artifacts": count, "damages": found})
@@ -92,19 +80,10 @@ def _places(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 
 
 def _survey(store: Any, bucket: Any, arguments: argparse.Namespace) -> list[Any]:
+    """List every artifact with the reasons to keep it; raises BadOptions for a wrong limit."""
     from nightjar.nightly.history import History
     from nightjar.nightly.retention import remote_retention_entries, retention_entries
 
-    limits = _limits(arguments)
-    return (
-        remote_retention_entries(bucket, History(), **limits)
-        if bucket is not None
-        else retention_entries(store, History(), **limits)
-    )
-
-
-def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read what shall stay; raises BadOptions."""
     limits: dict[str, Any] = {}
     if arguments.keep_nights is not None:
         if arguments.keep_nights < 0:
@@ -114,4 +93,6 @@ def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
         if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", arguments.older_than)):
             raise BadOptions(f"--older-than {arguments.older_than} is no age: give hours or days, such as 36h or 10d")
         limits["older_than_s"] = float(found[1]) * (3600 if found[2] == "h" else 86400)
-    return limits
+    if bucket:
+        return remote_retention_entries(bucket, History(), **limits)
+    return retention_entries(store, History(), **limits)

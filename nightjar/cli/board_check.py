@@ -38,10 +38,8 @@ def check(alias: str, target: str | None) -> list[Finding]:
     for each in chosen:
         findings += _target(each, probed[each.load().NAME], missing="missing" if wanted else "absent")
     findings += _health(status.health, before, after)
-    if status.holder:
-        findings.append(Finding("lock", "absent", f"held by {printable(status.holder)}: a run waits for it"))
-    else:
-        findings.append(Finding("lock", "ok", "free"))
+    lock = f"held by {printable(status.holder)}" if status.holder else "free"
+    findings.append(_advice("lock", bool(status.holder), lock, "a run waits for it"))
     return findings
 
 
@@ -58,18 +56,19 @@ def _by_adb(alias: str, wanted: str | None) -> list[Finding]:
 
 
 def _python(address: BoardAddress, status: BoardStatus) -> list[Finding]:
-    facts, program = status.facts, address.entry.python
+    facts, program, notes = status.facts, address.entry.python, address.entry.notes
     old = tuple(map(int, facts.python.split(".")[:2])) < PYTHON
-    python = (
-        f"{facts.python}; a session needs {PYTHON[0]}.{PYTHON[1]} or later" if old else f"{facts.python}, {program}"
-    )
+    needed = f"; a session needs {PYTHON[0]}.{PYTHON[1]} or later" if old else f", {program}"
     numpy = facts.runtimes.get("numpy", "absent")
+    absent = numpy == "absent"
     return [
-        Finding("board", "ok", facts.soc + (f"; {address.entry.notes}" if address.entry.notes else "")),
-        Finding("python", "missing" if old else "ok", python),
-        Finding("numpy", "missing", f"`{program} -m pip install numpy` on the board")
-        if numpy == "absent"
-        else Finding("numpy", "ok", numpy),
+        Finding("board", "ok", facts.soc + (f"; {notes}" if notes else "")),
+        Finding("python", "missing" if old else "ok", facts.python + needed),
+        Finding(
+            "numpy",
+            "missing" if absent else "ok",
+            f"`{program} -m pip install numpy` on the board" if absent else numpy,
+        ),
     ]
 
 

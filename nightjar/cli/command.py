@@ -4,11 +4,11 @@ Each group of commands is a module with `add(commands)`. It imports what a comma
 """
 
 import argparse
-import importlib
 import json
+import pkgutil
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,16 +36,23 @@ class FlowCommand(NamedTuple):
 
 def add_group(commands: Any, name: str, description: str) -> Any:
     """Add a command that has commands of its own; return what takes those."""
-    return commands.add_parser(name, help=description).add_subparsers(
-        title="commands", required=True, metavar="COMMAND"
-    )
+    group = commands.add_parser(name, help=description)
+    return group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+
+def add_command(commands: Any, name: str, description: str, command: Command) -> argparse.ArgumentParser:
+    """Add a command and return its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=description, epilog=EXIT_CODES)
+    parser.set_defaults(command=command)
+    return parser
 
 
 def add_flow(commands: Any, row: FlowCommand, command: Command | None = None) -> argparse.ArgumentParser:
     """Add a command of a row; `command` runs it in place of run_flow_command."""
-    parser: argparse.ArgumentParser = commands.add_parser(row.name, help=row.help, epilog=EXIT_CODES)
+    command = command or (lambda arguments: run_flow_command(row, arguments))
+    parser = add_command(commands, row.name, row.help, command)
     add_options(parser, row.request)
-    add_json(parser, command or (lambda arguments: run_flow_command(row, arguments)))
+    add_json(parser)
     return parser
 
 
@@ -56,7 +63,7 @@ def run_flow_command(row: FlowCommand, arguments: argparse.Namespace) -> int:
     request = parse_options(arguments, row.request)
     screen = Screen()
     screen.say(f"[bold]{row.name}[/bold] {row.title(request)}")
-    flow = _load(row.flow)
+    flow = pkgutil.resolve_name(row.flow)
     from flows.start import run_flow
 
     plan = getattr(arguments, "plan", False)
@@ -64,34 +71,20 @@ def run_flow_command(row: FlowCommand, arguments: argparse.Namespace) -> int:
     if plan:
         show_plan(screen, run.outcomes)
         return 0
-    _load(row.show if ":" in row.show else f"nightjar.cli.console:{row.show}")(screen, results)
+    pkgutil.resolve_name(row.show if ":" in row.show else f"nightjar.cli.console:{row.show}")(screen, results)
     write_json(arguments, results)
     return row.exit_code(results)
 
 
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def add_json(parser: argparse.ArgumentParser, command: Command) -> None:
+def add_json(parser: argparse.ArgumentParser) -> None:
     """Let a command write its results to a file too."""
     parser.add_argument("--json", type=Path, metavar="F", help="also write the results to this file")
-    parser.set_defaults(command=command)
 
 
 def write_json(arguments: argparse.Namespace, results: Any) -> None:
     """Write the results where --json says."""
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def show_findings(findings: Sequence[Any]) -> int:
-    """Print the findings of `doctor` or `board check`; return the exit code."""
-    from nightjar.cli.console import show_doctor
-
-    show_doctor(findings)
-    return 3 if any(finding.outcome == "missing" for finding in findings) else 0
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[BaseModel]) -> None:
@@ -103,28 +96,19 @@ def add_options(parser: argparse.ArgumentParser, options: type[BaseModel]) -> No
     for name, field in options.model_fields.items():
         inner, many = _plain_type(field.annotation)
         choices = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else None
-        default = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
-        description = f"{field.description}{default}".replace("%", "%%")
+        required = field.is_required()
+        default = "" if required or field.default in (None, ()) else f" (default: {field.default})"
+        settings: dict[str, Any] = {"help": f"{field.description}{default}".replace("%", "%%")}
         if name == "files":
-            nargs = "+" if field.is_required() else "*"
-            parser.add_argument(name, type=inner, nargs=nargs, metavar="FILE", help=description)
+            parser.add_argument(name, type=inner, nargs="+" if required else "*", metavar="FILE", **settings)
             continue
-        flag, given = f"--{name.replace('_', '-')}", argparse.SUPPRESS
         if inner is bool:
-            switch = argparse.BooleanOptionalAction
-            parser.add_argument(flag, dest=name, default=given, action=switch, help=description)
-            continue
-        parser.add_argument(
-            flag,
-            dest=name,
-            default=given,
-            required=field.is_required(),
-            type=str if choices else inner,
-            choices=choices,
-            nargs="+" if many else None,
-            metavar=None if choices and not many else name.rpartition("_")[2].upper(),
-            help=description,
-        )
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings |= {"type": str if choices else inner, "choices": choices, "nargs": "+" if many else None}
+            settings["metavar"] = None if choices and not many else name.rpartition("_")[2].upper()
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, default=argparse.SUPPRESS, required=required, **settings)
 
 
 def parse_options(arguments: argparse.Namespace, options: type[BaseModel]) -> Any:

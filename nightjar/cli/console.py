@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from types import TracebackType
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -18,30 +17,34 @@ LOGGERS = ("nightjar", "models", "targets", "tasks")
 COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
 
 
-class Screen:
-    """Show stages as they run: a live line in a terminal, plain lines in a log."""
+class Screen(logging.Handler):
+    """Show stages as they run, and warnings between them: a live line in a terminal, plain lines in a log."""
 
     def __init__(self) -> None:
-        self.console = wide_console(120)
+        super().__init__(logging.WARNING)
+        self.console = Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 160  # a log has no width of its own
         self._live = Live(console=self.console, transient=True, auto_refresh=False)
         self._stage, self._start, self._printed_at = "", 0.0, 0.0
-        self._warnings = _Warnings(self)
 
     def __enter__(self) -> "Screen":
         for name in LOGGERS:
-            logging.getLogger(name).addHandler(self._warnings)
+            logging.getLogger(name).addHandler(self)
             logging.getLogger(name).propagate = False  # Prefect's console would print it again
         if self.console.is_terminal:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
         for name in LOGGERS:
-            logging.getLogger(name).removeHandler(self._warnings)
+            logging.getLogger(name).removeHandler(self)
             logging.getLogger(name).propagate = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning."""
+        self.say(f"  [yellow]warning[/yellow] {escape(record.getMessage())}")
 
     def say(self, text: str) -> None:
         """Print one line of rich markup."""
@@ -50,6 +53,18 @@ class Screen:
     def print(self, text: str, style: str | None = None) -> None:
         """Print one line as it is, without markup."""
         self.console.print(text, style=style, markup=False, highlight=False)
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = (), wrap: Sequence[str] = ()
+    ) -> None:
+        """Print rows of markup; columns are right-aligned except those in `left`, and wrap if they are in `wrap`."""
+        table = Table(box=None, padding=(0, 2), show_header=any(columns))
+        for column in columns:
+            justify: Literal["left", "right"] = "left" if column in left else "right"
+            table.add_column(column, justify=justify, no_wrap=column not in wrap, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show that a stage is at `done` of `total`; a `total` of 0 marks its start."""
@@ -69,7 +84,7 @@ class Screen:
         if outcome.cached:
             line = f"  {outcome.name:<26} [green]cached[/green]"
         elif outcome.seconds:
-            line = f"  {outcome.name:<26} {outcome.seconds:6.1f} s   [dim]{outcome.why}[/dim]"
+            line = f"  {outcome.name:<26} {outcome.seconds:6.1f} s   [dim]{escape(outcome.why)}[/dim]"
         else:
             return
         self._live.update("", refresh=self.console.is_terminal)
@@ -77,39 +92,11 @@ class Screen:
         self._stage = ""
 
 
-class _Warnings(logging.Handler):
-    """Print warnings of our loggers between the stage lines."""
-
-    def __init__(self, screen: Screen) -> None:
-        super().__init__(logging.WARNING)
-        self._screen = screen
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._screen.say(f"  [yellow]warning[/yellow] {escape(record.getMessage())}")
-
-
-def wide_console(width: int) -> Console:
-    """Make a console; a log, which has no width of its own, gets `width` columns."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = width
-    return console
-
-
-def make_table(columns: Sequence[str], left: Sequence[str], wrap: Sequence[str] = ()) -> Table:
-    """Make a table without lines; columns are right-aligned except those in `left`, and wrap if they are in `wrap`."""
-    table = Table(box=None, padding=(0, 2))
-    for column in columns:
-        justify: Literal["left", "right"] = "left" if column in left else "right"
-        table.add_column(column, justify=justify, no_wrap=column not in wrap, overflow="fold")
-    return table
-
-
 def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:
     """Print what would run and why."""
     for outcome in outcomes:
         if not outcome.cached:
-            screen.say(f"  {outcome.name:<26} [yellow]would run[/yellow]   [dim]{outcome.why}[/dim]")
+            screen.say(f"  {outcome.name:<26} [yellow]would run[/yellow]   [dim]{escape(outcome.why)}[/dim]")
     todo = sum(not outcome.cached for outcome in outcomes)
     screen.say(f"{todo} of {len(outcomes)} stages would run; nothing was run")
 
@@ -119,52 +106,45 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     from nightjar.scoring.verdict import STAND_IN_NOTE, headline  # numpy, which the run has loaded
 
     stages = results["stages"]
-    ran = [stage for stage in stages if not stage["cached"]]
+    ran = sum(not stage["cached"] for stage in stages)
     screen.say(
-        f"  {len(ran)} of {len(stages)} stages ran" if ran else f"  all {len(stages)} stages cached, none was executed"
+        f"  {ran} of {len(stages)} stages ran" if ran else f"  all {len(stages)} stages cached, none was executed"
     )
     columns = ("", "WER %", "95 %", "S/D/I", "empty", "looping", "capped", "RTF p50")
-    table = make_table(columns, ("",))
-    for score in results["scores"]:
-        counts, interval = score["counts"], score["interval"]
-        table.add_row(
-            f"{score['subject']} [dim]({score['tier']})[/dim]",
-            f"{score['wer']:.2f}",
-            f"{interval[0]:.2f}–{interval[1]:.2f}",
-            f"{counts['substitutions']}/{counts['deletions']}/{counts['insertions']}",
-            *(str(score[kind]) for kind in ("empty", "looping", "capped")),
-            f"{score['rtf_p50']:.3f}" if score["rtf_p50"] is not None else "–",
-        )
-    screen.console.print(table)
+    screen.table(columns, map(_score_row, results["scores"]), ("",))
     for gate in results["gates"]:
-        gate_colour = COLOURS[gate["outcome"]]
-        screen.say(f"  [{gate_colour}]{gate['outcome']:<9}[/{gate_colour}] {escape(gate['sentence'])}")
-    for line in _chunk_times(results.get("stream", {})):
-        screen.say(f"  {escape(line)}")
+        screen.say(f"  [{COLOURS[gate['outcome']]}]{gate['outcome']:<9}[/] {escape(gate['sentence'])}")
+    if times := results.get("stream", {}).get("chunk_times", {}).get("binary"):
+        late = f"falls behind: {times['late']} of {times['chunks']} chunks are late"
+        taken = f"takes {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms"
+        pace = "keeps up with speech" if times["real_time"] else late
+        screen.say(f"  a chunk of {times['lasts_ms']:.0f} ms {taken}: {pace}")
     for clip, why in results["aside"].items():
         screen.print(f"  excluded {clip}: {why}", style="yellow")
-    for why, clips in results["throttled"].items():
-        text = f"  throttled on {clips} of {results['clips']} clips: {why}; cool the board, --refresh evaluate"
+    clips, tier, (low, high) = results["clips"], results["tier"], results["interval"]
+    for why, count in results["throttled"].items():
+        text = f"  throttled on {count} of {clips} clips: {why}; cool the board, --refresh evaluate"
         screen.print(text, style="yellow")
-    low, high = results["interval"]
     colour = COLOURS[results["verdict"]]
-    if results["tier"] == "stand-in":
+    if tier == "stand-in":
         colour = "yellow"
-        screen.say(f"  [{colour}]stand-in[/{colour}]  {STAND_IN_NOTE}")
-    screen.say(
-        f"[bold {colour}]{headline(results['tier'], results['verdict'])}[/bold {colour}]  "
-        f"Δ WER {results['delta_wer']:+.2f} points [{low:+.2f}, {high:+.2f}], {results['clips']} clips, "
-        f"tier {results['tier']}"
-    )
+        screen.say(f"  [{colour}]stand-in[/]  {STAND_IN_NOTE}")
+    verdict = f"[bold {colour}]{headline(tier, results['verdict'])}[/]"
+    delta = f"Δ WER {results['delta_wer']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+    screen.say(f"{verdict}  {delta}, {clips} clips, tier {tier}")
     screen.say(f"report: {results['report']}")
 
 
-def _chunk_times(stream: dict[str, Any]) -> Iterator[str]:
-    times = stream.get("chunk_times", {}).get("binary")
-    if times:
-        late = f"falls behind: {times['late']} of {times['chunks']} chunks are late"
-        taken = f"takes {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms"
-        yield f"a chunk of {times['lasts_ms']:.0f} ms {taken}: {'keeps up with speech' if times['real_time'] else late}"
+def _score_row(score: dict[str, Any]) -> tuple[str, ...]:
+    counts, (low, high) = score["counts"], score["interval"]
+    return (
+        f"{score['subject']} [dim]({score['tier']})[/dim]",
+        f"{score['wer']:.2f}",
+        f"{low:.2f}–{high:.2f}",
+        f"{counts['substitutions']}/{counts['deletions']}/{counts['insertions']}",
+        *(str(score[kind]) for kind in ("empty", "looping", "capped")),
+        f"{score['rtf_p50']:.3f}" if score["rtf_p50"] is not None else "–",
+    )
 
 
 def show_lint(screen: Screen, results: dict[str, Any]) -> None:
@@ -189,12 +169,12 @@ def show_lint(screen: Screen, results: dict[str, Any]) -> None:
 def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
     """Print the texts of a comparison side by side."""
     columns = ("clip", "by", "seconds", "text")
-    table = make_table(columns, ("clip", "by", "text"), columns)
-    for clip in results["results"]:
-        for index, (name, line) in enumerate(clip["by"].items()):
-            text = line["text"] or "[dim](empty)[/dim]"
-            table.add_row("" if index else clip["id"], name, f"{line['seconds']:.2f}", text)
-    screen.console.print(table)
+    rows = [
+        ("" if index else clip["id"], name, f"{line['seconds']:.2f}", escape(line["text"]) or "[dim](empty)[/dim]")
+        for clip in results["results"]
+        for index, (name, line) in enumerate(clip["by"].items())
+    ]
+    screen.table(columns, rows, ("clip", "by", "text"), columns)
     screen.say(f"{results['equal']} of {results['clips']} clips have the same token ids in all three")
     screen.say(f"JSONs: {results['out']}")
 
@@ -202,12 +182,9 @@ def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
 def show_attribution(screen: Screen, results: dict[str, Any]) -> None:
     """Print the table of encoders and decoders, and the part that each precision's loss comes from."""
     cells = {(cell["encoder"], cell["decoder"]): cell for cell in results["cells"]}
-    first = "encoder ↓  decoder →"
-    table = make_table((first, *results["precisions"]), (first,), (first,))
-    for encoder in results["precisions"]:
-        row = [cells[encoder, decoder] for decoder in results["precisions"]]
-        table.add_row(encoder, *(f"{cell['wer']:.2f} %  {_snr(cell)}{_bad(cell)}" for cell in row))
-    screen.console.print(table)
+    precisions, first = results["precisions"], "encoder ↓  decoder →"
+    rows = [(encoder, *(_pair(cells[encoder, decoder]) for decoder in precisions)) for encoder in precisions]
+    screen.table((first, *precisions), rows, (first,), (first,))
     clips = results["cells"][0]["clips"]
     screen.say(f"WER and SNR of the logits on {clips} clips, tier {results['tier']}; !n: n empty, looping or capped")
     for precision, sentence in results["owners"].items():
@@ -215,12 +192,10 @@ def show_attribution(screen: Screen, results: dict[str, Any]) -> None:
     screen.say(f"JSON: {results['out']}")
 
 
-def _snr(cell: dict[str, Any]) -> str:
-    return "  exact " if cell["snr_db"] >= 200 else f"{cell['snr_db']:5.1f} dB"
-
-
-def _bad(cell: dict[str, Any]) -> str:
-    return f" !{cell['bad']}" if cell["bad"] else ""
+def _pair(cell: dict[str, Any]) -> str:
+    snr = "  exact " if cell["snr_db"] >= 200 else f"{cell['snr_db']:5.1f} dB"
+    bad = f" !{cell['bad']}" if cell["bad"] else ""
+    return f"{cell['wer']:.2f} %  {snr}{bad}"
 
 
 def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
@@ -276,14 +251,13 @@ def show_release(screen: Screen, results: dict[str, Any]) -> None:
     screen.print(f"path on the board: {results['path']}")
 
 
-def show_releases(deployments: dict[str, dict[str, Any]], board: str) -> None:
+def show_releases(screen: Screen, deployments: dict[str, dict[str, Any]], board: str) -> None:
     """List a board's releases, newest first."""
-    console = wide_console(160)
     if not deployments:
-        console.print(f"nothing is deployed on board {board}", markup=False)
+        screen.print(f"nothing is deployed on board {board}")
         return
     columns = ("name", "release", "", "since", "precision", "verdict", "WER %")
-    table = make_table(columns, columns, ("name",))
+    rows = []
     for name, state in deployments.items():
         for release in state["releases"]:
             about = release["about"]
@@ -291,56 +265,61 @@ def show_releases(deployments: dict[str, dict[str, Any]], board: str) -> None:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(release["time_s"])) if release["time_s"] else ""
             mark = "current" if release["id"] == state["current"] else "before" if release["whole"] else "not in use"
             cells = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
-            table.add_row(*map(escape, (name, release["id"], mark, since, *cells)))
-    console.print(table)
+            rows.append([escape(cell) for cell in (name, release["id"], mark, since, *cells)])
+    screen.table(columns, rows, columns, ("name",))
 
 
-def show_targets() -> None:
+def show_targets(screen: Screen) -> None:
     """List the targets with their boards and tiers."""
     from nightjar.plugins.registry import names, plugin
     from nightjar.plugins.target import boards_of
 
     columns = ("target", "boards (tier)", "precisions", "what it is")
-    table = make_table(columns, columns, columns)
+    rows = []
     for name in names("targets"):
         module = plugin("targets", name).load()
         boards = ", ".join(f"{board} ({tier})" for board, tier in boards_of(name).items())
         precision = module.Options.model_json_schema()["properties"]["precision"]
         precisions = ", ".join(precision.get("enum", [precision.get("const")]))
-        table.add_row(name, boards, precisions, (module.__doc__ or "").strip().splitlines()[0])
-    Console(highlight=False).print(table)
+        rows.append((name, boards, precisions, (module.__doc__ or "").strip().splitlines()[0]))
+    screen.table(columns, rows, columns, columns)
 
 
-def show_models() -> None:
+def show_models(screen: Screen) -> None:
     """List the model names there are, by family."""
     from nightjar.plugins.registry import names, plugin
     from nightjar.plugins.resolve import shipped_models
 
     columns = ("family", "shipped, with speech", "by name (downloaded once)")
-    table = make_table(columns, columns, columns)
+    rows = []
     for family in names("models"):
         shipped = [name for name in shipped_models() if name.startswith(family)]
-        table.add_row(family, ", ".join(shipped), ", ".join(plugin("models", family).load().NAMES))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("any other checkpoint: --model LABEL --checkpoint PATH")
+        rows.append((family, ", ".join(shipped), ", ".join(plugin("models", family).load().NAMES)))
+    screen.table(columns, rows, columns, columns)
+    screen.print("any other checkpoint: --model LABEL --checkpoint PATH")
 
 
-def show_doctor(findings: Sequence[Any]) -> None:
-    """Print the findings of `doctor` or `board check`."""
+def show_findings(findings: Sequence[Any]) -> int:
+    """Print the findings of `doctor` or `board check`; return the exit code."""
     colours = {"ok": "green", "absent": "yellow", "missing": "red"}
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    for finding in findings:
-        colour = colours[finding.outcome]
-        table.add_row(f"[{colour}]{finding.outcome}[/{colour}]", escape(finding.name), escape(finding.detail))
-    Console(highlight=False).print(table)
+    rows = [
+        (f"[{colours[found.outcome]}]{found.outcome}[/]", escape(found.name), escape(found.detail))
+        for found in findings
+    ]
+    Screen().table(("", "", ""), rows, ("",), ("",))
+    return 3 if any(found.outcome == "missing" for found in findings) else 0
 
 
-def show_rows(rows: Sequence[Any]) -> None:
+def show_changes(screen: Screen, changes: Sequence[Any]) -> None:
     """Print what changed on a Prefect server, one line each."""
     colours = {"created": "green", "updated": "yellow", "reset": "yellow"}
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for row in rows:
-        colour = colours.get(row.outcome, "default")
-        table.add_row(row.kind, escape(row.name), f"[{colour}]{row.outcome}[/{colour}]", escape(row.detail))
-    Console(highlight=False, soft_wrap=True).print(table)
+    rows = [
+        (
+            each.kind,
+            escape(each.name),
+            f"[{colours.get(each.outcome, 'default')}]{each.outcome}[/]",
+            escape(each.detail),
+        )
+        for each in changes
+    ]
+    screen.table(("", "", "", ""), rows, ("",), ("",))

@@ -61,9 +61,8 @@ def _server() -> Finding:
 
     url, reason = configured_server()
     if not url:
-        return Finding(
-            "Prefect server", "absent", "none configured, flows run without one (set PREFECT_API_URL to use one)"
-        )
+        none = "none configured, flows run without one (set PREFECT_API_URL to use one)"
+        return Finding("Prefect server", "absent", none)
     if reason:
         return Finding("Prefect server", "missing", str(unreachable(url, reason)))
     return Finding("Prefect server", "ok", url)
@@ -97,7 +96,7 @@ def _toolchains() -> list[Finding]:
             vendor, have = sdk_spec(name), found.versions()
             own = [wheel.name.replace("_", "-") for wheel in vendor.wheels] if vendor else []
             own += [program.name for program in vendor.programs] if vendor else []
-            said = [f"{each} {have[each]}" for each in own if each in have]
+            versions = [f"{each} {have[each]}" for each in own if each in have]
             count = f"{len(pinned_versions(requirements_file(name)))} packages as pinned"
-            findings.append(Finding(f"toolchain {name}", "ok", ", ".join([count, *said])))
+            findings.append(Finding(f"toolchain {name}", "ok", ", ".join([count, *versions])))
     return findings

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, add_group, add_json, write_json
+from nightjar.cli.command import add_command, add_group, add_json, write_json
 from nightjar.errors import Broken, ServerMissing
 from nightjar.paths import ROOT
 
@@ -15,19 +15,15 @@ SILENCE_S = 150.0  # five heartbeats
 def add(commands: Any) -> None:
     """Add them to the command line."""
     flows = add_group(commands, "flows", "deployments on the Prefect server")
-    deploy = flows.add_parser(
-        "deploy", help="put the deployments, their queues and limits on the server", epilog=EXIT_CODES
-    )
+    deploy = add_command(flows, "deploy", "put the deployments, their queues and limits on the server", _register)
     deploy.add_argument("--file", type=Path, help="in place of deployments/prefect.yaml")
     deploy.add_argument("--pool", metavar="NAME", help="work pool (default: the file's)")
     deploy.add_argument(
         "--work-dir", type=Path, default=ROOT, help="the project's folder on the workers (default: this one's)"
     )
     deploy.add_argument("--reset", action="store_true", help="overwrite what was changed or switched off on the server")
-    add_json(deploy, _register)
-    revive = flows.add_parser(
-        "revive", help="resume runs whose worker was killed; live runs stay untouched", epilog=EXIT_CODES
-    )
+    add_json(deploy)
+    revive = add_command(flows, "revive", "resume runs whose worker was killed; live runs stay untouched", _revive)
     revive.add_argument(
         "--older-than",
         type=float,
@@ -39,21 +35,20 @@ def add(commands: Any) -> None:
         "--crashed", action="store_true", help="also resume runs that crashed in the last day, at most five times each"
     )
     revive.add_argument("--every", type=float, metavar="S", help="repeat every S seconds, until interrupted")
-    add_json(revive, _revive)
+    add_json(revive)
 
 
 def _register(arguments: argparse.Namespace) -> int:
     from flows.deployments import FILE, read_deployments
     from flows.register import register
-    from nightjar.cli.console import Screen, show_rows
+    from nightjar.cli.console import Screen, show_changes
 
     book = read_deployments(arguments.file or FILE, arguments.pool, arguments.work_dir.resolve())
     rows = register(book, arguments.reset)
-    show_rows(rows)
-    pool = book.nightjar.pool.name
-    Screen().say(
-        f"a worker: [bold].venv/bin/prefect worker start --pool {pool}[/bold], in {arguments.work_dir.resolve()}"
-    )
+    screen = Screen()
+    show_changes(screen, rows)
+    worker = f".venv/bin/prefect worker start --pool {book.nightjar.pool.name}"
+    screen.say(f"a worker: [bold]{worker}[/bold], in {arguments.work_dir.resolve()}")
     write_json(arguments, [row._asdict() for row in rows])
     return 0
 

@@ -7,14 +7,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from nightjar.cli import artifacts, boards, flows, speech, stack, tools
-from nightjar.cli import nightly as nights
-from nightjar.cli import port as ports
-from nightjar.cli import report as reports
+from nightjar.cli import artifacts, boards, flows, nightly, port, report, speech, stack, tools
 from nightjar.cli.command import EXIT_CODES
 from nightjar.errors import NightjarError, StoreBroken
 
-GROUPS = (ports, nights, reports, speech, boards, flows, artifacts, stack, tools)  # the order of `nightjar --help`
+GROUPS = (port, nightly, report, speech, boards, flows, artifacts, stack, tools)  # the order of `nightjar --help`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,23 +4,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES
+from nightjar.cli.command import add_command
 
 
 def add(commands: Any) -> None:
     """Add it to the command line."""
-    report = commands.add_parser(
-        "report", help="print the last night; --site: write all nights as pages", epilog=EXIT_CODES
-    )
+    report = add_command(commands, "report", "print the last night; --site: write all nights as pages", _report)
     report.add_argument("--site", action="store_true", help="write all nights as pages that need no server")
     report.add_argument("--out", type=Path, metavar="DIR", help="folder for the pages (default: reports/site)")
-    report.set_defaults(command=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from nightjar.cli.console import Screen
+    from nightjar.cli.show_nights import show_night
     from nightjar.errors import BadOptions
     from nightjar.nightly.history import History
+    from nightjar.nightly.outcomes import night_summary
     from nightjar.paths import reports_folder
     from nightjar.report.site.build import write_site
     from nightjar.report.site.history_view import read_history
@@ -31,7 +30,15 @@ def _report(arguments: argparse.Namespace) -> int:
     history, screen = History(), Screen()
     past = read_history(history)
     if past.nights:
-        _show_last(screen, past)
+        night = past.nights[-1]
+        cells, findings = past.by_night.get(night.night, ()), past.findings.get(night.night, ())
+        results = {
+            "night": night.model_dump(),
+            "cells": [cell.model_dump() for cell in cells],
+            "findings": [finding.model_dump() for finding in findings],
+            "sentence": night_summary(night, cells, findings),
+        }
+        show_night(screen, results)
     else:
         screen.say(f"no night yet in {history.folder}: `nightjar nightly` makes one")
     if arguments.site:
@@ -39,19 +46,3 @@ def _report(arguments: argparse.Namespace) -> int:
         written = write_site(history, open_store(), out)
         screen.say(f"{written.pages} pages of {written.nights} nights, {written.made} of them new: {written.first}")
     return 0
-
-
-def _show_last(screen: Any, past: Any) -> None:
-    """Print the last night as `nightjar nightly` does."""
-    from nightjar.cli.show_nights import show_night
-    from nightjar.nightly.outcomes import night_summary
-
-    night = past.nights[-1]
-    cells, findings = past.by_night.get(night.night, ()), past.findings.get(night.night, ())
-    said = {
-        "night": night.model_dump(mode="json"),
-        "cells": [cell.model_dump(mode="json") for cell in cells],
-        "findings": [finding.model_dump(mode="json") for finding in findings],
-        "sentence": night_summary(night, cells, findings),
-    }
-    show_night(screen, said)

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from nightjar.cli.console import COLOURS, Screen, make_table
+from nightjar.cli.console import COLOURS, Screen
 from nightjar.nightly.outcomes import Failure
 from nightjar.progress import StageOutcome
 
@@ -16,24 +16,7 @@ MOST_CLIPS = 20
 def show_night(screen: Screen, results: dict[str, Any]) -> None:
     """Print a line per cell, what changed, and the night's sentence."""
     columns = ("cell", "", "tier", "WER %", "Δ", "95 %", "size", "RTF p50", "stages", "s")
-    table = make_table(columns, columns[:3], ("cell",))
-    for cell in results["cells"]:
-        colour = NIGHT_COLOURS[cell["outcome"]]
-        score = ("", "", "")
-        if cell["wer"] is not None:
-            score = (f"{cell['wer']:.2f}", f"{cell['delta_wer']:+.2f}", f"{cell['low']:+.2f}…{cell['high']:+.2f}")
-        stages = f"{cell['executed']} ran" if cell["executed"] else "cached"
-        table.add_row(
-            escape(cell["cell"]),
-            f"[{colour}]{cell['outcome']}[/{colour}]",
-            cell["tier"],
-            *score,
-            f"{cell['size_bytes'] / 1e6:.1f} MB" if cell["size_bytes"] else "",
-            f"{cell['rtf']:.3f}" if cell["rtf"] is not None else "",
-            stages if cell["wer"] is not None else "",
-            f"{cell['seconds']:.0f}",
-        )
-    screen.console.print(table)
+    screen.table(columns, map(_cell_row, results["cells"]), columns[:3], ("cell",))
     for cell in results["cells"]:
         if cell["outcome"] in ("BROKEN", "MISSING"):
             screen.print(f"  {cell['cell']}: {cell['error']}")
@@ -42,8 +25,25 @@ def show_night(screen: Screen, results: dict[str, Any]) -> None:
         mark = "[red]worse [/red]" if finding["regression"] else other
         screen.say(f"  {mark} {escape(finding['sentence'])}")
     night = results["night"]
-    colour = COLOURS[night["outcome"]]
-    screen.say(f"[bold {colour}]night {night['night']}[/bold {colour}]  {escape(results['sentence'])}")
+    screen.say(f"[bold {COLOURS[night['outcome']]}]night {night['night']}[/]  {escape(results['sentence'])}")
+
+
+def _cell_row(cell: dict[str, Any]) -> tuple[str, ...]:
+    score = ("", "", "")
+    stages = ""
+    if cell["wer"] is not None:
+        score = (f"{cell['wer']:.2f}", f"{cell['delta_wer']:+.2f}", f"{cell['low']:+.2f}…{cell['high']:+.2f}")
+        stages = f"{cell['executed']} ran" if cell["executed"] else "cached"
+    return (
+        escape(cell["cell"]),
+        f"[{NIGHT_COLOURS[cell['outcome']]}]{cell['outcome']}[/]",
+        cell["tier"],
+        *score,
+        f"{cell['size_bytes'] / 1e6:.1f} MB" if cell["size_bytes"] else "",
+        f"{cell['rtf']:.3f}" if cell["rtf"] is not None else "",
+        stages,
+        f"{cell['seconds']:.0f}",
+    )
 
 
 def show_planned_night(screen: Screen, plans: Sequence[tuple[str, Sequence[StageOutcome] | Failure]]) -> None:
@@ -62,9 +62,8 @@ def show_planned_night(screen: Screen, plans: Sequence[tuple[str, Sequence[Stage
 def show_bisected(screen: Screen, results: dict[str, Any]) -> None:
     """Print both sides, the paired difference, what differs, and the clips with another text."""
     columns = ("", "verdict", "WER %", "float %", "Δ", "size", "RTF p50")
-    table = make_table(columns, columns[:2], columns)
-    for letter, side in zip("AB", results["sides"], strict=True):
-        table.add_row(
+    rows = [
+        (
             f"{letter} [dim]{escape(side['name'])}[/dim]",
             side["outcome"],
             f"{side['wer']:.2f}",
@@ -73,7 +72,9 @@ def show_bisected(screen: Screen, results: dict[str, Any]) -> None:
             f"{side['size_bytes'] / 1e6:.2f} MB",
             f"{side['rtf']:.4f}" if side["rtf"] is not None else "–",
         )
-    screen.console.print(table)
+        for letter, side in zip("AB", results["sides"], strict=True)
+    ]
+    screen.table(columns, rows, columns[:2], columns)
     for difference in results["differs"]:
         screen.say(f"  differs   {escape(difference)}")
     shared, other = (
@@ -99,7 +100,7 @@ def show_bisected(screen: Screen, results: dict[str, Any]) -> None:
     worse, better = both["low"] > 0, both["high"] < 0
     verdict = f"{rate} is worse in B" if worse else f"{rate} is better in B" if better else "no difference is shown"
     screen.say(
-        f"[bold]{verdict}[/bold]: {rate} {both['before']:.2f} → {both['after']:.2f} %, "
+        f"[bold]{verdict}[/]: {rate} {both['before']:.2f} → {both['after']:.2f} %, "
         f"{both['after'] - both['before']:+.2f} points [{both['low']:+.2f}, {both['high']:+.2f}] on the same "
         f"{both['clips']} clips, of which {len(results['clips'])} have another text"
     )

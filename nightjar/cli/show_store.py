@@ -3,73 +3,63 @@
 import time
 from collections.abc import Iterable, Sequence
 
+from rich.filesize import decimal
 from rich.markup import escape
 
-from nightjar.cli.console import make_table, wide_console
+from nightjar.cli.console import Screen
 from nightjar.store.gc import Collected, Damage, Entry, age
 
 UNNEEDED = "nothing needs it"
-WIDTH = 160
 
 
 def show_entries(entries: Sequence[Entry], place: str, each: bool = False) -> None:
     """List a store by stage and reason, or `each` artifact with all its reasons."""
-    console, now = wide_console(WIDTH), time.time()
-    columns = ("stage", "key" if each else "count", "size", "made", "last used", "kept because")
-    table = make_table(columns, ("stage", "key", "kept because"), ("kept because",))
+    screen, now = Screen(), time.time()
     if each:
-        for entry in sorted(entries, key=lambda entry: (entry.stage, -entry.used_s)):
-            ages = (age(now - entry.made_s), age(now - entry.used_s))
-            table.add_row(entry.stage, entry.key, size(entry.bytes), *ages, escape("; ".join(entry.why) or UNNEEDED))
+        groups = [
+            (entry.stage, entry.key, [entry], "; ".join(entry.why) or UNNEEDED)
+            for entry in sorted(entries, key=lambda entry: (entry.stage, -entry.used_s))
+        ]
     else:
-        groups: dict[tuple[str, str], list[Entry]] = {}
+        by_reason: dict[tuple[str, str], list[Entry]] = {}
         for entry in entries:
-            groups.setdefault((entry.stage, entry.why[0] if entry.why else UNNEEDED), []).append(entry)
-        for (stage, why), group in sorted(groups.items()):
-            ages = (age(now - max(each.made_s for each in group)), age(now - max(each.used_s for each in group)))
-            table.add_row(stage, str(len(group)), _total(group), *ages, escape(why))
-    if entries:
-        console.print(table)
+            by_reason.setdefault((entry.stage, entry.why[0] if entry.why else UNNEEDED), []).append(entry)
+        groups = [(stage, str(len(group)), group, why) for (stage, why), group in sorted(by_reason.items())]
+    rows = []
+    for stage, name, group, why in groups:
+        made_s, used_s = max(entry.made_s for entry in group), max(entry.used_s for entry in group)
+        rows.append((stage, name, _total(group), age(now - made_s), age(now - used_s), escape(why)))
+    if rows:
+        columns = ("stage", "key" if each else "count", "size", "made", "last used", "kept because")
+        screen.table(columns, rows, ("stage", "key", "kept because"), ("kept because",))
     needed = [entry for entry in entries if entry.why]
     total = f"{len(entries)} artifacts, {_total(entries)} in {place}; needed: {len(needed)}, {_total(needed)}"
-    console.print(total, markup=False)
+    screen.print(total)
 
 
 def show_collected(done: Collected, place: str) -> None:
     """Print by stage what gc removed, or would remove."""
-    console = wide_console(WIDTH)
-    would = "would be " if done.dry_run else ""
-    by_stage: dict[str, list[Entry]] = {}
-    for entry in done.removed:
-        by_stage.setdefault(entry.stage, []).append(entry)
-    for stage, group in sorted(by_stage.items()):
-        console.print(f"  {stage:<14} {len(group):>5}  {_total(group):>9}  {would}removed")
+    screen = Screen()
+    removed = "would be removed" if done.dry_run else "removed"
+    for stage in sorted({entry.stage for entry in done.removed}):
+        group = [entry for entry in done.removed if entry.stage == stage]
+        screen.say(f"  {stage:<14} {len(group):>5}  {_total(group):>9}  {removed}")
     if done.loose:
-        console.print(f"  of no artifact {len(done.loose):>5}             {would}removed")
-    console.print(
-        f"{would}removed: {len(done.removed)} artifacts, {size(done.freed_bytes)}; "
-        f"kept: {done.kept} artifacts, {size(done.kept_bytes)} in {place}",
-        markup=False,
-    )
+        screen.say(f"  of no artifact {len(done.loose):>5}             {removed}")
+    freed, kept = decimal(done.freed_bytes), decimal(done.kept_bytes)
+    total = f"{removed}: {len(done.removed)} artifacts, {freed}; kept: {done.kept} artifacts, {kept} in {place}"
+    screen.print(total)
 
 
-def show_damages(count: int, damages: Iterable[Damage], place: str) -> None:
+def show_damages(count: int, damages: Sequence[Damage], place: str) -> None:
     """List damaged artifacts, a line per damage."""
-    console = wide_console(WIDTH)
-    found = list(damages)
-    for damage in found:
-        console.print(f"  [red]damaged[/red]  {damage.stage}/{damage.key}: {escape(damage.what)}")
-    result = f"{len({(d.stage, d.key) for d in found})} damaged" if found else "every byte is as recorded"
-    console.print(f"{count} artifacts in {place} read: {result}", markup=False)
-
-
-def size(count: int) -> str:
-    """Format a number of bytes."""
-    for unit, bound in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= bound:
-            return f"{count / bound:.1f} {unit}"
-    return f"{count} B"
+    screen = Screen()
+    for damage in damages:
+        screen.say(f"  [red]damaged[/red]  {damage.stage}/{damage.key}: {escape(damage.what)}")
+    damaged = len({(damage.stage, damage.key) for damage in damages})
+    result = f"{damaged} damaged" if damaged else "every byte is as recorded"
+    screen.print(f"{count} artifacts in {place} read: {result}")
 
 
 def _total(entries: Iterable[Entry]) -> str:
-    return size(sum(entry.bytes for entry in entries))
+    return decimal(sum(entry.bytes for entry in entries))

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, FlowCommand, add_flow, add_group, add_options, parse_options
+from nightjar.cli.command import FlowCommand, add_command, add_flow, add_group, add_options, parse_options
 from nightjar.request import HarvestRequest, ImportRequest
 
 IMPORT_DUMPS = FlowCommand(
@@ -18,11 +18,10 @@ IMPORT_DUMPS = FlowCommand(
 
 def add(commands: Any) -> None:
     """Add them to the command line."""
-    harvest = commands.add_parser(
-        "harvest", help="encoder outputs of much speech as a dataset, for distillation", epilog=EXIT_CODES
+    harvest = add_command(
+        commands, "harvest", "encoder outputs of much speech as a dataset, for distillation", _harvest
     )
     add_options(harvest, HarvestRequest)
-    harvest.set_defaults(command=_harvest)
     add_flow(add_group(commands, "calibrate", "calibration sets made of other tools' files"), IMPORT_DUMPS)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, Command, add_group, add_json, write_json
+from nightjar.cli.command import Command, add_command, add_group, add_json, write_json
 from nightjar.errors import ServerMissing, StackBroken, UnknownName
 from nightjar.stack.state import (
     StackState,
@@ -38,18 +38,20 @@ def add(commands: Any) -> None:
     up.add_argument("-d", "--detach", action="store_true", help="return once all services run")
     up.add_argument("--port", type=int, metavar="N", help="port of the UI; default: 4200, or a free one")
     _add(stack, "down", "end the services, in order", _down)
-    add_json(_add(stack, "status", "state of every service", _status), _status)
-    _add(stack, "stop", "stop one service", _stop).add_argument("service", help="worker, board, …")
-    _add(stack, "start", "start a stopped service", _start).add_argument("service", help="worker, board, …")
+    add_json(_add(stack, "status", "state of every service", _status))
+    stop = _add(stack, "stop", "stop one service", _switch)
+    stop.set_defaults(wanted=("stopped",))
+    start = _add(stack, "start", "start a stopped service", _switch)
+    start.set_defaults(wanted=("healthy", "done"))
+    for parser in (stop, start):
+        parser.add_argument("service", help="worker, board, …")
     _add(stack, "secrets", "write the secrets that docker-compose.yml reads, and start nothing", _secrets)
 
 
 def _add(stack: Any, name: str, description: str, command: Command) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = stack.add_parser(name, help=description, epilog=EXIT_CODES)
-    parser.add_argument(
-        "--folder", type=Path, metavar="F", help="the stack's folder; default: NIGHTJAR_STACK, or stack/"
-    )
-    parser.set_defaults(command=command)
+    parser = add_command(stack, name, description, command)
+    folder = "the stack's folder; default: NIGHTJAR_STACK, or stack/"
+    parser.add_argument("--folder", type=Path, metavar="F", help=folder)
     return parser
 
 
@@ -72,26 +74,25 @@ def _up(arguments: argparse.Namespace) -> int:
         print(f"the stack is in {folder}, one log per service in {folder}/logs", flush=True)
         gc.enable()  # main disabled it, and this process runs for days
         try:
-            supervise(folder, ports, services, _Changes(folder, ports, [service.name for service in services]))
+            supervise(folder, ports, services, _change_printer(folder, ports, services))
         except KeyboardInterrupt:
             print("the stack is down; the same command starts it again", flush=True)
     return 0
 
 
-class _Changes:
-    """Print each change of a service's state, and once the address of the UI."""
+def _change_printer(folder: Path, ports: dict[str, int], services: list[Any]) -> Callable[[str, str, Any], None]:
+    """Return what prints each change of a service's status, and the UI's address once all services are up."""
+    not_yet_up = {service.name for service in services}
 
-    def __init__(self, folder: Path, ports: dict[str, int], names: list[str]) -> None:
-        self.folder, self.ports, self.states = folder, ports, dict.fromkeys(names, "waiting")
-        self.address_printed = False
-
-    def __call__(self, before: str, after: str, service: Any) -> None:
-        self.states[service.name] = after
-        log = f", see {self.folder}/logs/{service.name}.log" if after in ("ended", "unhealthy") else ""
+    def print_change(before: str, after: str, service: Any) -> None:
+        log = f", see {folder}/logs/{service.name}.log" if after in ("ended", "unhealthy") else ""
         print(f"  {service.name:<9} {after}{log}", flush=True)
-        if not self.address_printed and all(state in ("healthy", "done", "stopped") for state in self.states.values()):
-            self.address_printed = True
-            print(_address(self.folder, self.ports), flush=True)
+        if service.name in not_yet_up and after in ("healthy", "done", "stopped"):
+            not_yet_up.remove(service.name)
+            if not not_yet_up:
+                print(_address(folder, ports), flush=True)
+
+    return print_change
 
 
 def _address(folder: Path, ports: dict[str, int]) -> str:
@@ -120,14 +121,11 @@ def _detach(folder: Path, port: int | None) -> int:
     log = folder / "logs" / "stack.log"
     log.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "nightjar.cli.main", "stack", "up", "--folder", str(folder)]
+    if port:
+        command += ["--port", str(port)]
+    nothing, merged = subprocess.DEVNULL, subprocess.STDOUT
     with log.open("w") as output:
-        supervisor = subprocess.Popen(
-            [*command, "--port", str(port)] if port else command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        supervisor = subprocess.Popen(command, stdin=nothing, stdout=output, stderr=merged, start_new_session=True)
     state = _wait(folder, lambda state: state.pid == supervisor.pid and state.well, "is not up", START_S, supervisor)
     print(_address(folder, state.ports))
     return 0
@@ -164,21 +162,13 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0 if state.well else ServerMissing.exit_code
 
 
-def _stop(arguments: argparse.Namespace) -> int:
-    return _switch(arguments, True)
-
-
-def _start(arguments: argparse.Namespace) -> int:
-    return _switch(arguments, False)
-
-
-def _switch(arguments: argparse.Namespace, stop: bool) -> int:
-    folder, name = stack_folder(arguments.folder), arguments.service
+def _switch(arguments: argparse.Namespace) -> int:
+    """Stop or start a service, and wait until it has a wanted status."""
+    folder, name, wanted = stack_folder(arguments.folder), arguments.service, arguments.wanted
     services = _running(folder).parts
     if name not in services:
         raise UnknownName(f"the stack has no service {name!r}; have {', '.join(services)}: see `nightjar stack status`")
-    set_stopped(folder, name, stop)
-    wanted = ("stopped",) if stop else ("healthy", "done")
+    set_stopped(folder, name, "stopped" in wanted)
     _wait(folder, lambda state: state.parts[name].status in wanted, f"has its {name} not {wanted[0]}", STOP_S)
     print(f"  {name:<9} {wanted[0]}")
     return 0

@@ -4,22 +4,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, add_group, show_findings
+from nightjar.cli.command import add_command, add_group
 
 
 def add(commands: Any) -> None:
     """Add them to the command line."""
     toolchains = add_group(commands, "toolchain", "vendor SDKs, each in an environment of its own")
-    install = toolchains.add_parser("install", help="install and probe a target's SDK", epilog=EXIT_CODES)
+    install = add_command(toolchains, "install", "install and probe a target's SDK", _install)
     install.add_argument("--sdk", type=Path, metavar="FOLDER", help="folder with the vendor's own wheels and compiler")
-    status = toolchains.add_parser("status", help="check and probe a target's SDK", epilog=EXIT_CODES)
-    for parser, command in ((install, _install), (status, _status)):
+    for parser in (install, add_command(toolchains, "status", "check and probe a target's SDK", _status)):
         parser.add_argument("target", help="the target it belongs to, or `TARGET.stand_in`")
-        parser.set_defaults(command=command)
-    commands.add_parser("targets", help="list the targets there are").set_defaults(command=_targets)
-    commands.add_parser("models", help="list the models there are").set_defaults(command=_models)
-    doctor = commands.add_parser("doctor", help="check this machine: environment, store, server, targets, models")
-    doctor.set_defaults(command=_doctor)
+    add_command(commands, "targets", "list the targets there are", _targets)
+    add_command(commands, "models", "list the models there are", _models)
+    add_command(commands, "doctor", "check this machine: environment, store, server, targets, models", _doctor)
 
 
 def _install(arguments: argparse.Namespace) -> int:
@@ -46,20 +43,21 @@ def _show_toolchain(found: Any) -> int:
 
 
 def _targets(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import show_targets
+    from nightjar.cli.console import Screen, show_targets
 
-    show_targets()
+    show_targets(Screen())
     return 0
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import show_models
+    from nightjar.cli.console import Screen, show_models
 
-    show_models()
+    show_models(Screen())
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from nightjar.cli.console import show_findings
     from nightjar.cli.doctor import examine
 
     return show_findings(examine())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 import nightjar.device.part_runners
 import nightjar.device.pause_splitter
@@ -20,13 +20,10 @@ FORMAT = 1
 PYTHON = "3.10"  # the decode loop's syntax, as a session's
 MANIFEST = "manifest.json"
 SCRIPT = "transcribe.py"
-ID_LENGTH = 16
 
 
-class PortSummary(BaseModel):
+class PortSummary(BaseModel, frozen=True):
     """The results of a port that describe its binary; figures that change with each run are left out."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     verdict: str
     tier: str
@@ -88,9 +85,8 @@ def write_bundle(
         shutil.copyfile(binary / name, out / name)
     for path in binary.glob("*_embedding.npy"):
         shutil.copyfile(path, out / path.name)
-    for name in closure(
-        [*modules, nightjar.device.part_runners.__name__, nightjar.device.pause_splitter.__name__]
-    ).files:
+    devices = (nightjar.device.part_runners, nightjar.device.pause_splitter)
+    for name in closure([*modules, *(module.__name__ for module in devices)]).files:
         for parent in Path(name).parents[:-1]:
             (out / "lib" / parent).mkdir(parents=True, exist_ok=True)
             (out / "lib" / parent / "__init__.py").touch()
@@ -114,7 +110,7 @@ def write_bundle(
         "python": PYTHON,
         "files": files,
     }
-    manifest = Manifest(**content, id=digest(content)[:ID_LENGTH], runtimes=dict(runtimes), port=port)
+    manifest = Manifest(**content, id=digest(content)[:16], runtimes=dict(runtimes), port=port)
     (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 

@@ -6,9 +6,9 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 import nightjar.device.releases
 from nightjar.boards.config import find_board
@@ -28,11 +28,11 @@ DEPLOYED = "deployed"  # in the board's scratch folder
 CLIP_S = 300.0  # one clip of the canary, with the start of the runtime
 ANSWER_S = 600.0  # hashing a release on a slow card
 
+Answer = TypeVar("Answer", bound=BaseModel)
 
-class Release(BaseModel):
+
+class Release(BaseModel, strict=True, allow_inf_nan=False):
     """One release as the board lists it; its manifest is only shown."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     id: str
     whole: bool
@@ -40,15 +40,21 @@ class Release(BaseModel):
     about: dict[str, Any]
 
 
-class DeploymentState(BaseModel):
+class DeploymentState(BaseModel, strict=True):
     """The releases of one deployment."""
-
-    model_config = ConfigDict(strict=True)
 
     root: str
     current: str
     history: list[str]
     releases: list[Release]
+
+
+class _Deployments(BaseModel):
+    deployments: dict[str, DeploymentState]
+
+
+class _Check(BaseModel):
+    wrong: str  # empty for an undamaged release
 
 
 class Canary(NamedTuple):
@@ -94,26 +100,23 @@ def roll_out(alias: str, name: str, bundle: Path, canary: Canary, keep: int) -> 
     manifest = read_manifest(bundle)
     board = SshBoard(find_board(alias))
     with board.locked():
-        before = _request_state(board, name, "begin", id=manifest.id)
+        before = _request(board, DeploymentState, name, "begin", id=manifest.id)
         folder = Path(DEPLOYED) / name / "releases" / manifest.id
         try:
             board.put_all([(bundle / path, folder / path) for path in (*manifest.files, MANIFEST)])
-            problem = _request(board, name, "check", id=manifest.id).get("wrong")
-            if problem != "":
+            if problem := _request(board, _Check, name, "check", id=manifest.id).wrong:
                 raise SessionFailed(
-                    f"release {manifest.id} arrived damaged on board {alias} ({printable(str(problem))}), nothing was "
+                    f"release {manifest.id} arrived damaged on board {alias} ({printable(problem)}), nothing was "
                     "switched; run the same command again, it sends the damaged files"
                 )
             result = _run_canary(board, f"{before.root}/releases/{manifest.id}", canary)
             hypotheses, wer, reason = check_canary(result, canary)
         except NightjarError:
             with contextlib.suppress(NightjarError):
-                _request(board, name, "drop", id=manifest.id)
+                _request(board, DeploymentState, name, "drop", id=manifest.id)
             raise
-        if reason:
-            after = _request_state(board, name, "drop", id=manifest.id)
-        else:
-            after = _request_state(board, name, "switch", id=manifest.id, keep=keep)
+        end = "drop" if reason else "switch"
+        after = _request(board, DeploymentState, name, end, id=manifest.id, keep=keep)
     return DeployResult(
         name=name,
         id=manifest.id,
@@ -131,7 +134,7 @@ def roll_back(alias: str, name: str, to: str = "") -> DeployResult:
     """Make the release before the current one current again, or the release `to`; raises BadInput for none."""
     board = SshBoard(find_board(alias))
     with board.locked():
-        deployments = _deployments(board)
+        deployments = _request(board, _Deployments, "", "list").deployments
         if not name and len(deployments) != 1:
             raise BadInput(
                 f"board {alias} has {len(deployments)} deployments, {', '.join(deployments) or 'none'}: give one with "
@@ -139,7 +142,7 @@ def roll_back(alias: str, name: str, to: str = "") -> DeployResult:
             )
         name = name or next(iter(deployments))
         before = deployments[name].current if name in deployments else ""
-        after = _request_state(board, name, "back", id=to)
+        after = _request(board, DeploymentState, name, "back", id=to)
     path = f"{after.root}/current/{SCRIPT}"
     return DeployResult(name=name, id=after.current, before=before, current=after.current, path=path)
 
@@ -147,7 +150,7 @@ def roll_back(alias: str, name: str, to: str = "") -> DeployResult:
 def list_deployments(alias: str) -> dict[str, DeploymentState]:
     """Return the deployments of a board, by name."""
     with SshBoard(find_board(alias)) as board:
-        return _deployments(board)
+        return _request(board, _Deployments, "", "list").deployments
 
 
 def check_canary(result: ProgramResult, canary: Canary) -> tuple[dict[str, str], float | None, str]:
@@ -183,31 +186,14 @@ def _run_canary(board: SshBoard, release: str, canary: Canary) -> ProgramResult:
         return run_program(board, program, clips, Path(folder), language=canary.language)[ALL]
 
 
-def _deployments(board: SshBoard) -> dict[str, DeploymentState]:
-    states = _request(board, "", "list").get("deployments")
-    return {str(name): _state(board, one) for name, one in (states if isinstance(states, dict) else {}).items()}
-
-
-def _request_state(board: SshBoard, name: str, do: str, **more: Any) -> DeploymentState:
-    return _state(board, _request(board, name, do, **more))
-
-
-def _state(board: SshBoard, content: Any) -> DeploymentState:
-    try:
-        return DeploymentState.model_validate(content)
-    except ValidationError as error:
-        raise _invalid_answer(board, str(error.errors()[0]["msg"])) from error
-
-
-def _request(board: SshBoard, name: str, do: str, **more: Any) -> dict[str, Any]:
+def _request(board: SshBoard, kind: type[Answer], name: str, do: str, **more: Any) -> Answer:
+    """Run one request on the board; raises BadInput where it refuses, SessionFailed for an error."""
     request = {"deployed": f"{board.entry.scratch}/{DEPLOYED}", "name": name, "do": do, **more}
     done = board.run([board.python, "-c", RELEASES.read_text(encoding="utf-8"), json.dumps(request)], ANSWER_S)
     try:
-        answer = json.loads(done.stdout)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise _invalid_answer(board, printable(done.stderr or done.stdout))
+        answer = dict(json.loads(done.stdout))
+    except (ValueError, TypeError, RecursionError):
+        raise _invalid_answer(board, printable(done.stderr or done.stdout)) from None
     if "refused" in answer:
         raise BadInput(
             f"board {board.alias}: {printable(str(answer['refused']))}; `nightjar deploy --list --board {board.alias}` "
@@ -218,7 +204,10 @@ def _request(board: SshBoard, name: str, do: str, **more: Any) -> dict[str, Any]
             f"board {board.alias} cannot store releases: {printable(str(answer['error']))}; the current release is "
             "unchanged: correct the cause there, then run the same command again"
         )
-    return answer
+    try:
+        return kind.model_validate(answer)
+    except ValidationError as error:
+        raise _invalid_answer(board, str(error.errors()[0]["msg"])) from error
 
 
 def _invalid_answer(board: SshBoard, output: str) -> SessionFailed:

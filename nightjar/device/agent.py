@@ -106,12 +106,10 @@ def serve_command(request: dict[str, Any]) -> None:
 def serve_lock(request: dict[str, Any]) -> None:
     """Lock the board until the host is gone; while another process has the lock, say once which."""
     lock = open_lock(request["lock"])
-    answered = False
-    while not try_lock(lock, request["holder"]):
-        if not answered:
-            send_answer(held=False, by=holder_of(request["lock"]))
-            answered = True
-        receive_frame(0.3)
+    if not try_lock(lock, request["holder"]):
+        send_answer(held=False, by=holder_of(request["lock"]))
+        while not try_lock(lock, request["holder"]):
+            receive_frame(0.3)
     send_answer(held=True)
     while True:
         receive_frame()
@@ -167,7 +165,5 @@ def main() -> None:
         request = receive_request()
         try:
             SERVE[request["serve"]](request)
-        except HostGone:
-            raise
         except Exception as error:
             send_answer(error=f"{type(error).__name__}: {error}")

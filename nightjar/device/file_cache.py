@@ -2,18 +2,13 @@
 
 from __future__ import annotations  # boards have older Pythons
 
-import contextlib
 import hashlib
 import os
-import queue
 import shutil
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 from nightjar.device.framing import CHUNK, receive_frame, reset_watchdog, send_answer, send_frame
 
@@ -45,8 +40,7 @@ class FileCache:
             if cached.stat().st_size == entry["size"] and sha256_of(cached) == entry["sha256"]:
                 self._place(cached, target)
                 return {"have": True}
-            cached.unlink()
-            return {"have": False, "damaged": True, "offset": 0, "prefix": ""}
+            cached.unlink()  # damaged
         size = part.stat().st_size if part.is_file() else 0
         if not 0 < size <= entry["size"]:
             return {"have": False, "offset": 0, "prefix": ""}
@@ -54,37 +48,44 @@ class FileCache:
 
     def receive(self, entry: dict[str, Any]) -> None:
         """Receive a file's bytes from `offset` on, check the sha256 of the whole file and place it."""
+        self._ended = False
         try:
             self._receive(entry)
         except (OSError, ValueError, KeyError):
             while not self._ended:  # read the rest: its frames must not be taken for another file's
-                self._ended = _receive_content() == b""
+                self._receive_content()
             raise
 
     def _receive(self, entry: dict[str, Any]) -> None:
-        self._ended = False
         target, cached = self.resolve(entry["path"]), self._cached(entry["sha256"])
         part = cached.with_suffix(".part")
         self._make_room(entry["size"] - entry["offset"])
         # No fsync: a file that a power cut damages has another sha256, which is checked before every use.
-        with part.open("r+b" if part.exists() else "w+b") as file:
+        with part.open("r+b" if part.exists() else "w+b") as file, ThreadPoolExecutor(1) as pool:
             hashed = _hash(file, entry["offset"])
             file.truncate(entry["offset"])
-            with _in_thread(hashed.update) as update:
-                while not self._ended:
-                    data = _receive_content()
-                    self._ended = not data
-                    update(data)
-                    file.write(data)
+            hashing = pool.submit(hashed.update, b"")
+            while data := self._receive_content():  # one chunk is hashed while the next one arrives
+                hashing.result()
+                hashing = pool.submit(hashed.update, data)
+                file.write(data)
         if hashed.hexdigest() != entry["sha256"]:
             part.unlink()
             raise ValueError("arrived damaged")
         part.rename(cached)
         self._place(cached, target)
 
+    def _receive_content(self) -> bytes:
+        """Return the next chunk of a file, empty at its end."""
+        while True:
+            frame = receive_frame()
+            if frame is not None and frame[0] == b"D":
+                self._ended = not frame[1]
+                return frame[1]
+
     def send(self, path: str, offset: int, prefix: str) -> None:
         """Send a file from `offset` on if the bytes before have sha256 `prefix`, else all of it; then its sha256."""
-        with self.resolve(path).open("rb") as file:
+        with self.resolve(path).open("rb") as file, ThreadPoolExecutor(1) as pool:
             size = os.fstat(file.fileno()).st_size
             sent = offset if offset <= size else 0
             hashed = _hash(file, sent)
@@ -92,12 +93,13 @@ class FileCache:
                 hashed, sent = hashlib.sha256(), 0
                 file.seek(0)
             send_answer(more=True, size=size, offset=sent)
-            with _in_thread(hashed.update) as update:
-                while sent < size and (data := file.read(min(CHUNK, size - sent))):
-                    reset_watchdog()
-                    update(data)
-                    sent += len(data)
-                    send_frame(b"D", data, more=True)
+            hashing = pool.submit(hashed.update, b"")
+            while sent < size and (data := file.read(min(CHUNK, size - sent))):
+                reset_watchdog()
+                hashing.result()
+                hashing = pool.submit(hashed.update, data)
+                sent += len(data)
+                send_frame(b"D", data, more=True)
         send_answer(sha256=hashed.hexdigest())
 
     def remove_folder(self, path: str) -> None:
@@ -107,8 +109,7 @@ class FileCache:
     def delete(self, paths: list[str]) -> None:
         """Delete files inside the scratch folder; missing ones are skipped."""
         for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                self.resolve(path).unlink()
+            self.resolve(path).unlink(missing_ok=True)
 
     def remove_stale(self) -> None:
         """Delete abandoned jobs and partial files; called after a job, never before one.
@@ -132,15 +133,13 @@ class FileCache:
         os.utime(str(cached))
         target.parent.mkdir(0o700, parents=True, exist_ok=True)
         temporary = target.with_name(f".{os.getpid()}.part")
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         try:
             os.link(str(cached), str(temporary))
         except OSError:  # a card with FAT has no links
             shutil.copyfile(str(cached), str(temporary))
         temporary.replace(target)
-        with contextlib.suppress(FileNotFoundError):  # renaming a link onto another of the same file does nothing
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)  # renaming a link onto another of the same file does nothing
 
     def _make_room(self, coming: int) -> None:
         """Delete the least recently used contents until `coming` bytes fit; raises OSError where they cannot."""
@@ -170,35 +169,3 @@ def _hash(file: BinaryIO, count: int) -> Any:
         hashed.update(data)
         count -= len(data)
     return hashed
-
-
-@contextlib.contextmanager
-def _in_thread(work: Callable[[bytes], None]) -> Iterator[Callable[[bytes], None]]:
-    """Give a function that passes chunks to `work` in a thread, in order: one is hashed while the next arrives."""
-    chunks: Any = queue.Queue(4)
-    errors = []
-
-    def run() -> None:
-        for data in iter(chunks.get, b""):
-            try:
-                work(data)
-            except Exception as error:
-                errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield lambda data: chunks.put(data) if data else None
-    finally:
-        chunks.put(b"")
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
-def _receive_content() -> bytes:
-    """Return the next chunk of a file, empty at its end."""
-    while True:
-        frame = receive_frame()
-        if frame is not None and frame[0] == b"D":
-            return frame[1]

@@ -20,8 +20,8 @@ SMALL = 1 << 16  # bytes; smaller payloads are copied
 FRAME_BYTES = 1 << 26  # a list of a hundred thousand files
 
 
-class HostGone(Exception):
-    """The connection to the host is closed."""
+class HostGone(BaseException):
+    """The connection to the host is closed: the agent ends, whatever it does."""
 
 
 _pending = bytearray()  # small frames that are sent with the next one: TCP delays small packets in a row

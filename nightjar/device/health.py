@@ -14,12 +14,9 @@ SYS = Path("/sys")
 
 def soc() -> str:
     """Name the processor by /proc/cpuinfo, or by the device tree where that names none, as on ARM boards."""
-    name = ""
-    for line in _text("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
-    name = name or ([*filter(None, _text("/proc/device-tree/compatible").split("\0"))] or [""])[-1]
+    lines = [line.partition(":") for line in _text("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    compatible = [name for name in _text("/proc/device-tree/compatible").split("\0") if name]
+    name = "".join(line[2].strip() for line in lines[:1]) or "".join(compatible[-1:])
     return " ".join(filter(None, (platform.machine(), name, f"x{os.cpu_count()}")))
 
 

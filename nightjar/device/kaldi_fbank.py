@@ -54,10 +54,9 @@ class Fbank:
         if until <= self._n_frames:
             return np.zeros((0, N_MELS), np.float32)
         places = FIRST + SHIFT * np.arange(self._n_frames, until)[:, None] + np.arange(LENGTH)
-        places = np.where(places < 0, -places - 1, places)
-        while (places >= self._received).any() or (places < 0).any():  # a wave shorter than a frame is reflected again
-            places = np.where(places >= self._received, 2 * self._received - 1 - places, places)
+        while ((places < 0) | (places >= self._received)).any():  # a wave shorter than a frame is reflected again
             places = np.where(places < 0, -places - 1, places)
+            places = np.where(places >= self._received, 2 * self._received - 1 - places, places)
         mel = log_mel(self._buffer[places - self._begin])
         self._n_frames = until
         keep = max(0, min(FIRST + SHIFT * until, self._received - LENGTH))  # what a reflection at the end reads

@@ -42,7 +42,8 @@ def mel_filters(n_mels: int) -> Array:
 
     Returns (n_mels, 201) float32.
     """
-    corners = _slaney_hz(np.linspace(0.0, _slaney_mel(SAMPLE_RATE / 2), n_mels + 2))
+    highest = 15.0 + np.log(SAMPLE_RATE / 2000.0) * 27.0 / np.log(6.4)  # in mel: logarithmic above 1 kHz
+    corners = _slaney_hz(np.linspace(0.0, highest, n_mels + 2))
     bins = np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
     ramps = corners[:, None] - bins[None, :]
     widths = np.diff(corners)[:, None]
@@ -50,11 +51,6 @@ def mel_filters(n_mels: int) -> Array:
     triangles = np.maximum(0.0, np.minimum(rising, falling))
     triangles *= 2.0 / (corners[2:] - corners[:-2])[:, None]
     return triangles.astype(np.float32)
-
-
-def _slaney_mel(hz: float) -> float:
-    """Map hertz (1000 or more) to Slaney's mel: linear below 1 kHz, logarithmic above."""
-    return 15.0 + float(np.log(hz / 1000.0)) * 27.0 / float(np.log(6.4))
 
 
 def _slaney_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:

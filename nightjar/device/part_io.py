@@ -33,38 +33,19 @@ def require_file(folder: Path, file: str, part: str) -> Path:
     return path
 
 
-def ordered_inputs(
-    part: str, inputs: Mapping[str, Sequence[Tensor]], given: Mapping[str, NDArray[Any]]
-) -> list[NDArray[Any]]:
-    """Return the inputs of a part in graph order; raises RuntimeError for an unknown part, name or shape."""
-    require_part(part, inputs)
-    wanted = inputs[part]
-    if given.keys() != {entry["name"] for entry in wanted}:
-        raise RuntimeError(f"{part} takes {', '.join(e['name'] for e in wanted)}, not {', '.join(given)}")
-    for entry in wanted:
-        shape = given[entry["name"]].shape
-        if list(shape) != list(entry["shape"]):
-            raise RuntimeError(f"{part} takes {entry['name']} as {tuple(entry['shape'])}, not {shape}")
-    return [given[entry["name"]] for entry in wanted]
-
-
 class PartRunner:
     """Run parts by name on a runtime's handles, one per part; a subclass says how the runtime is called."""
 
     runtime = "the runtime"  # in messages
 
-    def __init__(
-        self,
-        handles: Mapping[str, Any],
-        inputs: Mapping[str, Sequence[Tensor]],
-        outputs: Mapping[str, Sequence[Tensor]],
-    ) -> None:
-        self.handles, self.inputs, self.outputs = dict(handles), dict(inputs), dict(outputs)
+    def __init__(self, handles: Mapping[str, Any], parts: Parts) -> None:
+        self.handles = dict(handles)
+        self.inputs = {name: part["inputs"] for name, part in parts.items()}
+        self.outputs = {name: part["outputs"] for name, part in parts.items()}
 
     def run(self, part: str, inputs: Tensors, constant: Mapping[str, NDArray[Any]] = {}) -> Tensors:
-        """Run one part and return its outputs by name; raises RuntimeError with one line."""
-        arrays = ordered_inputs(part, self.inputs, {**inputs, **constant})
-        results, outputs = self.infer(part, arrays), self.outputs[part]
+        """Run one part and return its outputs by name; raises RuntimeError for an unknown part, name or shape."""
+        results, outputs = self.infer(part, self._in_graph_order(part, {**inputs, **constant})), self.outputs[part]
         if results is None or len(results) != len(outputs):
             raise RuntimeError(f"{self.runtime} gave no result for {part}: see its messages above")
         named = {}
@@ -74,6 +55,17 @@ class PartRunner:
                 raise RuntimeError(f"{part} gave {entry['name']} as {array.shape}, not {tuple(entry['shape'])}")
             named[entry["name"]] = array.reshape(entry["shape"])
         return named
+
+    def _in_graph_order(self, part: str, given: Tensors) -> list[NDArray[Any]]:
+        require_part(part, self.inputs)
+        wanted = self.inputs[part]
+        if given.keys() != {entry["name"] for entry in wanted}:
+            raise RuntimeError(f"{part} takes {', '.join(e['name'] for e in wanted)}, not {', '.join(given)}")
+        for entry in wanted:
+            shape = given[entry["name"]].shape
+            if list(shape) != list(entry["shape"]):
+                raise RuntimeError(f"{part} takes {entry['name']} as {tuple(entry['shape'])}, not {shape}")
+        return [given[entry["name"]] for entry in wanted]
 
     def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[Any] | None:
         """Return the outputs of a part in graph order, None where the runtime failed."""
@@ -88,11 +80,6 @@ class PartRunner:
             self.release(handle)
         self.handles.clear()
         self.inputs.clear()
-
-
-def tensors_of(parts: Parts, kind: str) -> dict[str, Sequence[Tensor]]:
-    """Return the "inputs" or "outputs" of every part."""
-    return {name: part[kind] for name, part in parts.items()}
 
 
 def first_line(exc: Exception) -> str:

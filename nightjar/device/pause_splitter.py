@@ -59,16 +59,11 @@ def _cut_between(level_db: NDArray[np.float64], start: int, earliest: int, lates
     near_db = level_db[first:last]
     # Relative to this window: neither an amplifier nor constant noise moves a cut.
     below_db = np.maximum(quiet_db + PAUSE * (loud_db - quiet_db) - near_db, 0.0)
-    begins, ends = _runs(below_db > 0.0)
+    steps = np.diff(np.concatenate([[False], below_db > 0.0, [False]]).astype(np.int8))
+    begins, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)  # of pauses; an end is the index behind
     if not len(begins):
         frame = len(near_db) - 1 - int(np.argmin(near_db[::-1]))  # of equals the last: the fewest pieces
         return (first + frame) * FRAME + FRAME // 2
     area = np.concatenate([[0.0], np.cumsum(below_db)])  # depth times length: a long pause beats a short deep one
     best = len(begins) - 1 - int(np.argmax((area[ends] - area[begins])[::-1]))
     return int(2 * first + begins[best] + ends[best]) * FRAME // 2
-
-
-def _runs(flags: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find where runs of true flags begin, and end (the index behind the last)."""
-    steps = np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))
-    return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)

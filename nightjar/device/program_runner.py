@@ -33,16 +33,19 @@ def main(folder: Path) -> int:
     """Run the clips without a result; print the results that exist first."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     guard = _start_guard()
-    results_file = folder / "lines.jsonl"
-    done = _read_results(results_file)
-    for result in done.values():
-        print(json.dumps(result), flush=True)
-    with results_file.open("a", encoding="utf-8") as file:
+    with (folder / "lines.jsonl").open("a+b") as file:
+        file.seek(0)
+        earlier = file.read()
+        whole = earlier[: earlier.rfind(b"\n") + 1]
+        file.truncate(len(whole))  # without a half-written last line
+        done = {json.loads(text)["id"] for text in whole.splitlines()}
+        print(whole.decode(), end="", flush=True)
         for clip in job["clips"]:
             if clip["id"] not in done:
-                text = json.dumps(run_clip(job, clip, folder, guard))
-                for out in (file, sys.stdout):
-                    print(text, file=out, flush=True)
+                text = json.dumps(run_clip(job, clip, folder, guard)) + "\n"
+                file.write(text.encode())
+                file.flush()
+                print(text, end="", flush=True)
     return 0
 
 
@@ -68,24 +71,22 @@ def describe(command: list[str], cwd: str) -> dict[str, str]:
 
 def run_clip(job: dict[str, Any], clip: dict[str, Any], folder: Path, guard: int) -> dict[str, Any]:
     """Run one clip's command; return how it ended, the end of its output and its dumps."""
-    cwd = Path(job["cwd"]).expanduser()
+    cwd = Path(job["cwd"]).expanduser() if job["cwd"] else folder / "own"
     if not job["cwd"]:
-        cwd = folder / "own"
         shutil.rmtree(str(cwd), ignore_errors=True)
         cwd.mkdir()
     pattern = str(Path(glob.escape(str(cwd))) / job["dumps"]) if job["dumps"] else ""
     before = _list_files(pattern)
-    result = {"id": clip["id"], **run(clip["command"], str(cwd), job["timeout_s"], guard), "dumps": []}
+    result = run(clip["command"], str(cwd), job["timeout_s"], guard)
     after = _list_files(pattern)
     written = sorted(path for path in after if before.get(path) != after[path])
-    if written:
-        target = folder / "dumps" / (clip["id"] + ".bin")
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(written[0], str(target))
-        for path in written[1:]:  # several cannot be told apart, and would fill the disk
+    for number, path in enumerate(written):
+        if number:  # several cannot be told apart, and would fill the disk
             Path(path).unlink()
-        result["dumps"] = [[Path(path).name, after[path][0]] for path in written[:10]]
-    return result
+        else:
+            (folder / "dumps").mkdir(exist_ok=True)
+            shutil.move(path, str(folder / "dumps" / (clip["id"] + ".bin")))
+    return {"id": clip["id"], **result, "dumps": [[Path(path).name, after[path][0]] for path in written[:10]]}
 
 
 def run(command: list[str], cwd: str, timeout_s: float, guard: int) -> dict[str, Any]:
@@ -178,15 +179,6 @@ def _list_files(pattern: str) -> dict[str, tuple[int, int, int]]:
         if stat.S_ISREG(status.st_mode):
             found[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
     return found
-
-
-def _read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the results of an earlier run by clip id; removes a half-written last line."""
-    data = path.read_bytes() if path.exists() else b""
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        path.write_bytes(whole)
-    return {result["id"]: result for result in map(json.loads, whole.splitlines())}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations  # boards have older Pythons
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -62,10 +63,7 @@ class Releases:
 
     def ids(self) -> list[str]:
         """List the release folders; folders with other names are left alone."""
-        try:
-            return sorted(path.name for path in self.folder.iterdir() if ID.fullmatch(path.name))
-        except OSError:
-            return []
+        return _list_names(self.folder, ID)
 
     def state(self) -> dict[str, Any]:
         """Return the releases, newest first, with their descriptions, and which one is current."""
@@ -73,8 +71,7 @@ class Releases:
         times_s = {entry["id"]: entry["time_s"] for entry in entries}
         listed = []
         for name in dict.fromkeys([entry["id"] for entry in reversed(entries)] + self.ids()):
-            manifest = _read_json(self.folder / name / "manifest.json")
-            about = manifest if isinstance(manifest, dict) else {}
+            about = _read_manifest(self.folder / name)
             listed.append(
                 {
                     "id": name,
@@ -83,18 +80,14 @@ class Releases:
                     "about": {key: about.get(key) for key in SHOWN_KEYS},
                 }
             )
-        return {
-            "root": str(self.root),
-            "current": self.current(),
-            "history": [entry["id"] for entry in entries],
-            "releases": listed,
-        }
+        history = [entry["id"] for entry in entries]
+        return {"root": str(self.root), "current": self.current(), "history": history, "releases": listed}
 
     def check(self, name: str) -> str:
         """Return what is wrong with a release, empty when every file matches its manifest; flushes them to disk."""
         folder = self.folder / name
-        manifest = _read_json(folder / "manifest.json")
-        files = manifest.get("files") if isinstance(manifest, dict) else None
+        manifest = _read_manifest(folder)
+        files = manifest.get("files")
         if not isinstance(files, dict) or manifest.get("id") != name:
             return "it has no manifest.json of its own"
         for path, (_, sha256) in files.items():
@@ -133,11 +126,8 @@ class Releases:
             self._point_to(name)
         newest = list(dict.fromkeys(entry["id"] for entry in reversed(entries)))[:keep]
         with contextlib.suppress(OSError):  # the switch is made; the next one deletes the rest
-            left: list[dict[str, Any]] = []
-            for entry in entries:
-                if entry["id"] in newest and (not left or entry["id"] != left[-1]["id"]):
-                    left.append(entry)
-            self._write_history(left)
+            left = (entry for entry in entries if entry["id"] in newest)
+            self._write_history([next(same) for _, same in itertools.groupby(left, lambda entry: entry["id"])])
             self._delete_except(newest)
         return self.state()
 
@@ -168,32 +158,28 @@ class Releases:
 
     def _point_to(self, name: str) -> None:
         new = self.root / ".current.new"
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
+        new.unlink(missing_ok=True)
         new.symlink_to("releases/" + name)
         new.replace(self.link)
         _sync(self.root)
 
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
         new = self.root / ".history.new"
-        with new.open("w", encoding="utf-8") as file:
-            json.dump(entries[-1000:], file)
-            file.flush()
-            os.fsync(file.fileno())
+        new.write_text(json.dumps(entries[-1000:]), encoding="utf-8")
+        _sync(new)
         new.replace(self.root / "history.json")
         _sync(self.root)
 
 
-def deployments(deployed: Path) -> list[str]:
-    """List the names of the deployments."""
+def _list_names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
     try:
-        return sorted(path.name for path in deployed.iterdir() if NAME.fullmatch(path.name))
+        return sorted(path.name for path in folder.iterdir() if pattern.fullmatch(path.name))
     except OSError:
         return []
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(str(folder), os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(str(path), os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -209,26 +195,27 @@ def _read_json(path: Path) -> Any:
         return None
 
 
+def _read_manifest(release: Path) -> dict[str, Any]:
+    manifest = _read_json(release / "manifest.json")
+    return manifest if isinstance(manifest, dict) else {}
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Answer one request; raises Refused."""
     deployed, do = Path(request["deployed"]).expanduser(), request["do"]
     if do == "list":
-        return {"deployments": {name: Releases(deployed / name).state() for name in deployments(deployed)}}
+        return {"deployments": {name: Releases(deployed / name).state() for name in _list_names(deployed, NAME)}}
     name, release = request["name"], request.get("id", "")
     if not NAME.fullmatch(name):
         raise Refused(f"{ascii(name)[:100]} is not a valid deployment name")
     if release and not ID.fullmatch(release):
         raise Refused(f"{ascii(release)[:100]} is not a valid release id")
     one = Releases(deployed / name)
-    if do == "begin":
-        return one.begin(release)
-    if do == "drop":
-        return one.drop(release)
     if do == "check":
         return {"wrong": one.check(release)}
     if do == "switch":
         return one.switch(release, int(request["keep"]))
-    return one.back(release)
+    return {"begin": one.begin, "drop": one.drop, "back": one.back}[do](release)
 
 
 if __name__ == "__main__":

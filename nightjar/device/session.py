@@ -14,7 +14,9 @@ import fcntl
 import hashlib
 import importlib
 import io
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
 
@@ -22,16 +24,17 @@ import shutil
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import resource
-import selectors
 import sys
 import threading
 import time
 import traceback
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -39,40 +42,37 @@ from nightjar.device.health import throttling
 from nightjar.device.part_runners import PartRunners
 
 Tensors = dict[str, np.ndarray]
-Send = Callable[[dict[str, Any]], None]  # one JSON line to the host
+Json = dict[str, Any]  # a job, a clip of it, or a message to the host
+Features = tuple[float, Tensors, float]  # of a clip: its seconds, the encoder's inputs, the seconds that they took
+Send = Callable[[Json], None]  # one JSON line to the host
 
 PAUSE_S = 0.1
-PAUSED_MESSAGE_S = 20.0
+PAUSES_PER_MESSAGE = 200
 THROTTLING_S = 2.0  # between checks: each reads a dozen small files of sysfs
 ROOM_BYTES = 4 << 20  # beside harvested tensors: result lines, the runtime's own files
-
-
-class ClipFeatures(NamedTuple):
-    """The encoder's inputs of a clip, and the seconds that computing them took."""
-
-    audio_s: float
-    features: Tensors
-    features_s: float
 
 
 class Session:
     """Run the clips of a job on this board's runtimes, in one process."""
 
-    def __init__(self, folder: Path, job: dict[str, Any], send: Send) -> None:
+    def __init__(self, folder: Path, job: Json, send: Send) -> None:
         self.folder, self.job, self.send = folder, job, send
         self.family = importlib.import_module(f"models.{job['model']['family']}.decode")
         self.parts = PartRunners(folder, job["parts"], job["runners"])
         self._throttled, self._checked_at = "", -THROTTLING_S
 
-    def run(self, clips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def run(self, clips: list[Json]) -> Iterator[Json]:
         """Yield the result of each clip as it ends; harvested tensors are on disk before it."""
-        job = self.job
-        if not job["decode"]:
+        if self.job["decode"]:
+            yield from self._decode(clips)
+        else:
             for clip, features in self._features_ahead(clips):
-                yield _rounded(self._encode(clip, features)[0])
-            self.parts.close()
-            return
-        begun: dict[str, dict[str, Any]] = {}
+                yield self._encode(clip, features)[0]
+        self.parts.close()
+
+    def _decode(self, clips: list[Json]) -> Iterator[Json]:
+        job = self.job
+        begun: dict[str, Json] = {}
 
         def encoded_clips() -> Iterator[Any]:
             for clip, features in self._features_ahead(clips):
@@ -88,25 +88,25 @@ class Session:
             result = begun.pop(name)
             seconds, spent = result["seconds"], decoded.pop("seconds")
             seconds |= {**spent, "total": seconds["total"] + spent["total"]}
-            yield _rounded({**result, "agree": None, **decoded})
-        self.parts.close()
+            yield {**result, "agree": None, **decoded}
 
-    def _features_ahead(self, clips: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], "Future[ClipFeatures]"]]:
+    def _features_ahead(self, clips: list[Json]) -> Iterator[tuple[Json, "Future[Features]"]]:
         """Yield each clip with its features; those of the next are computed while the runtime runs this one."""
-
-        def compute(clip: dict[str, Any]) -> ClipFeatures:
-            wave = np.load(self.folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
-            start = time.perf_counter()
-            features = self.family.features(wave, self.job["model"])
-            return ClipFeatures(round(len(wave) / 16000, 4), features, time.perf_counter() - start)
-
+        coming: deque[tuple[Json, Future[Features]]] = deque()
         with ThreadPoolExecutor(1) as pool:
-            coming = [pool.submit(compute, clip) for clip in clips[:1]]
-            for number, clip in enumerate(clips):
-                coming += [pool.submit(compute, following) for following in clips[number + 1 : number + 2]]
-                yield clip, coming.pop(0)
+            for clip in clips:
+                coming.append((clip, pool.submit(self._compute_features, clip)))
+                if len(coming) == 2:
+                    yield coming.popleft()
+            yield from coming
 
-    def _encode(self, clip: dict[str, Any], coming: "Future[ClipFeatures]") -> tuple[dict[str, Any], Tensors]:
+    def _compute_features(self, clip: Json) -> Features:
+        wave = np.load(self.folder / clip["file"], allow_pickle=False).astype(np.float32) / 32768.0
+        start = time.perf_counter()
+        features = self.family.features(wave, self.job["model"])
+        return round(len(wave) / 16000, 4), features, time.perf_counter() - start
+
+    def _encode(self, clip: Json, coming: "Future[Features]") -> tuple[Json, Tensors]:
         """Run one clip's encoder and write its harvested tensors; return the beginning of its result."""
         self.send({"begin": clip["id"]})
         audio_s, features, features_s = coming.result()
@@ -115,7 +115,7 @@ class Session:
         encoded: Tensors = self.family.encode(parts, features, self.job["model"], harvest)
         seconds = {"features": features_s, "encoder": parts.seconds["encoder"] - before}
         seconds["total"] = features_s + time.perf_counter() - start
-        result: dict[str, Any] = {"id": clip["id"], "audio_s": audio_s, "seconds": seconds}
+        result: Json = {"id": clip["id"], "audio_s": audio_s, "seconds": seconds}
         if time.monotonic() - self._checked_at >= THROTTLING_S:
             self._throttled, self._checked_at = throttling(), time.monotonic()
         if self._throttled:
@@ -139,46 +139,37 @@ class Session:
 
 
 def _await_room(harvest: Path, coming: int, limit_bytes: int, send: Send) -> None:
-    """Pause until the host has fetched and deleted enough of what lies there.
-
-    Raises OSError when nothing waits there and the disk is still full.
-    """
-    sent_at = -PAUSED_MESSAGE_S
-    while True:
-        waiting = _waiting_bytes(harvest)
+    """Pause until the host has fetched and deleted enough; raises OSError on a full disk with nothing to fetch."""
+    for pauses in itertools.count():
+        waiting = 0
+        for path in harvest.glob("*.npy"):
+            with contextlib.suppress(FileNotFoundError):  # fetched and deleted meanwhile
+                waiting += path.stat().st_size
         free = shutil.disk_usage(harvest).free
         if free >= coming + ROOM_BYTES and (not waiting or waiting + coming <= limit_bytes):
             return
         if not waiting:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(harvest))
-        if time.monotonic() - sent_at > PAUSED_MESSAGE_S:
-            sent_at = time.monotonic()
+        if pauses % PAUSES_PER_MESSAGE == 0:
             send({"paused": waiting})
         time.sleep(PAUSE_S)
 
 
-def _waiting_bytes(harvest: Path) -> int:
-    """Sum the files that wait to be fetched; one may be deleted meanwhile."""
-    total = 0
-    for path in harvest.glob("*.npy"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
-
-
-def _rounded(result: dict[str, Any]) -> dict[str, Any]:
-    return {**result, "seconds": {name: round(value, 5) for name, value in result["seconds"].items()}}
-
-
 def run_job(folder: Path, out: TextIO) -> None:
     """Run the clips without a result; send the results that exist first, each new one when it is on disk."""
+    sending = threading.Lock()  # one thread begins clips while another one writes results
+
+    def send(message: Json) -> None:
+        with sending:
+            print(json.dumps(message), file=out, flush=True)
+
     with (folder / "lock").open("a") as lock:
         # A session whose host was killed ends at its next message; until then the folder is still in use.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _run_locked(folder, out)
+        _run_locked(folder, send)
 
 
-def _run_locked(folder: Path, out: TextIO) -> None:
+def _run_locked(folder: Path, send: Send) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     harvest, results_file = folder / "harvest", folder / "lines.jsonl"
     harvest.mkdir(exist_ok=True)
@@ -187,7 +178,6 @@ def _run_locked(folder: Path, out: TextIO) -> None:
         for name, result in read_results(results_file).items()
         if all((harvest / f"{name}.{tensor}.npy").is_file() for tensor in job["harvest"])
     }
-    send = _sender(out)
     wanted = {clip["id"] for clip in job["clips"]}
     if job.get("spool_bytes"):  # tensors of clips that another board has run would never be fetched
         own = {f"{name}.{tensor}.npy" for name in wanted for tensor in job["harvest"]}
@@ -197,11 +187,11 @@ def _run_locked(folder: Path, out: TextIO) -> None:
     for name, result in done.items():
         if name in wanted:
             send(result)
-    todo = [clip for clip in job["clips"] if clip["id"] not in done]
-    if todo:
+    if todo := [clip for clip in job["clips"] if clip["id"] not in done]:
         with results_file.open("a", encoding="utf-8") as file, ThreadPoolExecutor(1) as writer:
 
-            def write(result: dict[str, Any]) -> None:
+            def write(result: Json) -> None:
+                result["seconds"] = {name: round(value, 5) for name, value in result["seconds"].items()}
                 print(json.dumps(result | {"crc": checksum(result)}), file=file, flush=True)
                 os.fsync(file.fileno())
                 send(result)
@@ -217,73 +207,54 @@ def _run_locked(folder: Path, out: TextIO) -> None:
     send({"end": len(job["clips"]), "peak_rss_bytes": peak_kib * 1024})
 
 
-def _sender(out: TextIO) -> Send:
-    lock = threading.Lock()  # one thread begins clips while another one writes results
-
-    def send(message: dict[str, Any]) -> None:
-        with lock:
-            print(json.dumps(message), file=out, flush=True)
-
-    return send
-
-
-def _run_workers(
-    folder: Path, job: dict[str, Any], clips: list[dict[str, Any]], send: Send
-) -> Iterator[dict[str, Any]]:
+def _run_workers(folder: Path, job: Json, clips: list[Json], send: Send) -> Iterator[Json]:
     """Yield the results of clips, from `workers` processes where one runtime uses only one core."""
     workers = min(job["workers"], len(clips))
     if workers == 1:
         yield from Session(folder, job, send).run(clips)
         return
-    with selectors.DefaultSelector() as waiting:
-        for number in range(workers):
-            pid, pipe = _fork(folder, job, clips[number::workers])
-            waiting.register(pipe, selectors.EVENT_READ, (pid, pipe))
-        while waiting.get_map():
-            for key, _ in waiting.select():
-                pid, pipe = key.data
-                if text := pipe.readline().decode():
-                    message = json.loads(text)
-                    if error := message.get("error"):
-                        raise RuntimeError(error)
-                    if "id" in message:
-                        yield message
-                    else:
-                        send(message)
-                    continue
-                waiting.unregister(pipe)
-                pipe.close()
-                if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-                    raise RuntimeError(f"a worker was ended by signal {-status}")
-
-
-def _fork(folder: Path, job: dict[str, Any], clips: list[dict[str, Any]]) -> tuple[int, Any]:
-    """Start a worker on its clips; return its process id and the pipe with its messages.
-
-    No runtime is loaded yet, so a fork is safe. A worker without its parent ends at its next message, and has the lock
-    until then.
-    """
-    reading, writing = os.pipe()
-    if pid := os.fork():
-        os.close(writing)
-        return pid, os.fdopen(reading, "rb", buffering=0)  # select does not see buffered lines
-    os.close(reading)
-    try:
-        with os.fdopen(writing, "w", encoding="utf-8") as out:
-            send = _sender(out)
+    # No runtime is loaded yet, so a fork is safe. A worker without its parent ends at its next message, and has the
+    # lock until then.
+    fork = multiprocessing.get_context("fork")
+    running: dict[Any, Any] = {}  # process by its pipe
+    for number in range(workers):
+        reading, writing = fork.Pipe(duplex=False)
+        process = fork.Process(target=_work, args=(writing, folder, job, clips[number::workers]), daemon=True)
+        process.start()
+        writing.close()  # only the worker has it now, so the pipe ends with the worker
+        running[reading] = process
+    while running:
+        pipe: Any
+        for pipe in wait(list(running)):
             try:
-                for result in Session(folder, job, send).run(clips):
-                    send(result)
-            except BrokenPipeError:  # the parent stopped because of another worker, whose error comes last
-                pass
-            except Exception as error:
-                traceback.print_exc()
-                send({"error": f"{type(error).__name__}: {error}"})
-    finally:
-        os._exit(0)  # a fork must not continue in its parent's code
+                message: Json = pipe.recv()
+            except (EOFError, OSError):  # between two messages, or in the middle of one
+                process = running.pop(pipe)
+                process.join()
+                if process.exitcode:
+                    raise RuntimeError(f"a worker was ended by signal {-process.exitcode}") from None
+                continue
+            if error := message.get("error"):
+                raise RuntimeError(error)
+            if "id" in message:
+                yield message
+            else:
+                send(message)
 
 
-def read_results(path: Path) -> dict[str, dict[str, Any]]:
+def _work(pipe: "Connection[Any, Any]", folder: Path, job: Json, clips: list[Json]) -> None:
+    try:
+        for result in Session(folder, job, pipe.send).run(clips):
+            pipe.send(result)
+    except BrokenPipeError:  # the parent stopped because of another worker, whose error comes last
+        pass
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send({"error": f"{type(error).__name__}: {error}"})
+
+
+def read_results(path: Path) -> dict[str, Json]:
     """Return the results of an earlier session by clip id; removes a half-written last line, skips damaged ones."""
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
@@ -300,7 +271,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def checksum(result: dict[str, Any]) -> int:
+def checksum(result: Json) -> int:
     """Return a checksum of a result, which detects a flipped byte on the board's card."""
     return zlib.crc32(json.dumps(result).encode())
 
@@ -311,8 +282,6 @@ def main(folder: str) -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     try:
         run_job(Path(folder), out)
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # the host is gone; finished clips are on disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return 4

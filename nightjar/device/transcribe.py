@@ -95,12 +95,9 @@ def main() -> int:
                 print(json.dumps({**result, "audio_s": round(len(samples) / 16000, 4)}), flush=True)
             else:
                 print(result["text"] if len(arguments.files) == 1 else f"{path}: {result['text']}", flush=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"transcribe.py: {error}", file=sys.stderr)
-        return 2
-    except (ImportError, RuntimeError) as error:
-        print(f"transcribe.py: {error}", file=sys.stderr)
-        return 3
+        return 2 if isinstance(error, (OSError, ValueError)) else 3
     return 0
 
 

@@ -40,9 +40,7 @@ def fuse(model: Any) -> list[Group]:
     groups: list[Group] = []
     taken: set[str] = set()
     for node in graph.nodes:
-        if node.name in taken or node.op_type == "Constant" or node.op_type in DATA_MOVEMENT:
-            continue
-        if not graph.activations(node):
+        if node.name in taken or node.op_type in ("Constant", *DATA_MOVEMENT) or not graph.activations(node):
             continue
         known = (_gelu, _swish, _norm, _root_mean_square, _attention, _linear)
         group = next(filter(None, (kind(graph, node) for kind in known)), None) or _single(graph, node)
@@ -122,7 +120,7 @@ def _norm(graph: Graph, node: Any) -> Group | None:
     weights = [n for each in chain[-2:] for n in each.input if graph.is_constant(n)]
     if len(weights) != 2 or chain[6].input[0] != centred.output[0]:
         return None
-    return replace(_group(graph, "norm", chain, [source]), weights=tuple(weights))
+    return _group(graph, "norm", chain, [source], weights)
 
 
 def _attention(graph: Graph, node: Any) -> Group | None:
@@ -155,20 +153,20 @@ def _linear(graph: Graph, node: Any) -> Group | None:
             small = next(n for n in following.input if graph.is_constant(n))
             if (op == "Add" and len(graph.shape(small)) == 1) or math.prod(graph.shape(small)) == 1:
                 chain.append(following)
-    group = _group(graph, "conv" if node.op_type == "Conv" else "linear", chain, [node.input[0]])
-    wide = node.op_type != "Conv" and graph.shape(group.tensor)[-1] >= HEAD_WIDENING * graph.shape(node.input[0])[-1]
-    head = wide and group.tensor in map(graph.root, logit_outputs(graph.outputs))
-    return replace(group, kind="head" if head else group.kind, weights=(node.input[1],))
+    kind, out = "conv" if node.op_type == "Conv" else "linear", chain[-1].output[0]
+    wide = kind == "linear" and graph.shape(out)[-1] >= HEAD_WIDENING * graph.shape(node.input[0])[-1]
+    if wide and out in map(graph.root, logit_outputs(graph.outputs)):
+        kind = "head"
+    return _group(graph, kind, chain, [node.input[0]], [node.input[1]])
 
 
 def _single(graph: Graph, node: Any) -> Group:
-    norm = node.op_type == "LayerNormalization"
     kind = {"LayerNormalization": "norm", "Add": "add"}.get(node.op_type, node.op_type)
-    group = _group(graph, kind, [node], graph.activations(node))
-    return replace(group, weights=tuple(node.input[1:])) if norm else group
+    return _group(graph, kind, [node], graph.activations(node), node.input[1:] if kind == "norm" else ())
 
 
-def _group(graph: Graph, kind: str, chain: Sequence[Any], inputs: Sequence[str]) -> Group:
+def _group(graph: Graph, kind: str, chain: Sequence[Any], inputs: Sequence[str], weights: Sequence[str] = ()) -> Group:
     roots = tuple(dict.fromkeys(graph.root(name) for name in inputs))
     macs = sum(count_macs(node, graph.shapes) for node in chain if node.op_type in MULTIPLYING)
-    return Group(chain[-1].output[0], kind, tuple(node.name for node in chain), roots, macs=macs)
+    names = tuple(node.name for node in chain)
+    return Group(chain[-1].output[0], kind, names, roots, weights=tuple(weights), macs=macs)

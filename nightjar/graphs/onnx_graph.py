@@ -4,7 +4,8 @@
 without it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Graph:
         self.model = infer_shapes(self.model)
         graph = self.model.graph
         self.nodes = list(graph.node)
+        self.named = {node.name: node for node in self.nodes}
         self.producers = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[Any]] = {}
         for node in self.nodes:
@@ -38,9 +40,8 @@ class Graph:
         self.outputs = [value.name for value in graph.output]
         self.values = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
         self._constants = constant_tensors(graph)
-        self.shapes: dict[str, tuple[int, ...]] = tensor_shapes(self.model) | {
-            name: tuple(t.dims) for name, t in self._constants.items()
-        }
+        self.shapes = tensor_shapes(self.model)
+        self.shapes |= {name: tuple(t.dims) for name, t in self._constants.items()}
         self.inputs = [value.name for value in graph.input if value.name not in self._constants]
 
     def is_constant(self, name: str) -> bool:
@@ -65,9 +66,9 @@ class Graph:
         value = self.values.get(name)
         return value is not None and value.type.tensor_type.elem_type == 1 and not self.is_constant(name)
 
-    def root(self, name: str) -> str:
-        """Follow a tensor back through data movement to the tensor that holds its values first."""
-        while (node := self.producers.get(name)) is not None and node.op_type in DATA_MOVEMENT:
+    def root(self, name: str, through: Sequence[str] = DATA_MOVEMENT) -> str:
+        """Follow a tensor back through data movement, or other operators, to the tensor that holds its values first."""
+        while (node := self.producers.get(name)) is not None and node.op_type in through:
             name = node.input[0]
         return name
 
@@ -93,15 +94,13 @@ class Editor(Graph):
         add_constants(self.model.graph, {name: np.atleast_1d(values)})
         return name
 
-    def replace(self, rewrite: Callable[[Any], list[Any] | None]) -> int:
-        """Replace each node by what `rewrite` returns for it, None leaves it; return how many were replaced."""
-        rewritten = [(node, rewrite(node)) for node in self.model.graph.node]
-        count = sum(new is not None for _, new in rewritten)
-        if count:
-            set_nodes(self.model.graph, [n for node, new in rewritten for n in ([node] if new is None else new)])
-            del self.model.graph.value_info[:]
-            self.refresh()
-        return count
+    def replace(self, op_type: str, rewrite: Callable[[Any], list[Any]]) -> int:
+        """Replace each node of a type by what `rewrite` returns for it, if anything; return how many were replaced."""
+        rewritten = [(node, rewrite(node) if node.op_type == op_type else []) for node in self.model.graph.node]
+        set_nodes(self.model.graph, [n for node, new in rewritten for n in new or [node]])
+        del self.model.graph.value_info[:]
+        self.refresh()
+        return sum(bool(new) for _, new in rewritten)
 
     def drop_unread(self) -> None:
         """Remove the nodes and constants that nothing reads."""
@@ -131,16 +130,9 @@ def load_graph(path: Path) -> Any:
     return infer_shapes(onnx.load(path))
 
 
-def copy_model(model: Any) -> Any:
-    """Return a deep copy of a model, or of another protobuf message."""
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
-
-
 def with_outputs(model: Any, values: Iterable[Any]) -> Any:
     """Return a copy of a model whose outputs are `values` (onnx.ValueInfoProto), to read tensors inside it."""
-    probe = copy_model(model)
+    probe = deepcopy(model)
     del probe.graph.output[:]
     probe.graph.output.extend(values)
     return probe
@@ -148,7 +140,7 @@ def with_outputs(model: Any, values: Iterable[Any]) -> Any:
 
 def set_nodes(graph: Any, nodes: Iterable[Any]) -> None:
     """Make `nodes` the nodes of a graph, in this order; they may be its own."""
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    copies = [deepcopy(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
 
@@ -156,7 +148,7 @@ def set_nodes(graph: Any, nodes: Iterable[Any]) -> None:
 def drop_unread_initializers(graph: Any) -> None:
     """Remove the initializers that no node reads and that are no output."""
     read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    copies = [type(t).FromString(t.SerializeToString()) for t in graph.initializer if t.name in read]
+    copies = [deepcopy(tensor) for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(copies)
 
@@ -222,14 +214,8 @@ def tensor_specs(values: Iterable[Any]) -> list[TensorSpec]:
     """Return name, shape and dtype of graph inputs or outputs with fixed shapes."""
     from onnx import helper
 
-    return [
-        TensorSpec(
-            name=value.name,
-            shape=_dims(value),
-            dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-        )
-        for value in values
-    ]
+    dtype = helper.tensor_dtype_to_np_dtype
+    return [TensorSpec(name=v.name, shape=_dims(v), dtype=dtype(v.type.tensor_type.elem_type).name) for v in values]
 
 
 def _dims(value: Any) -> tuple[int, ...]:

@@ -1,8 +1,13 @@
 """Open ONNX graphs with onnxruntime on the host's CPU; onnxruntime is imported when used."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+PartFunction = Callable[[Tensors], Tensors]  # a part's inputs by name -> its outputs by name (the first at least)
 
 
 def open_session(model: Any, threads: int = 0, *, integer_kernels: bool = False, optimized: Path | None = None) -> Any:
@@ -28,3 +33,9 @@ def open_session(model: Any, threads: int = 0, *, integer_kernels: bool = False,
 def open_sessions(models: Mapping[str, Any]) -> dict[str, Any]:
     """Open a session per graph."""
     return {part: open_session(model) for part, model in models.items()}
+
+
+def part_function(session: Any, outputs: Sequence[str] | None = None) -> PartFunction:
+    """Make a function of an onnxruntime session."""
+    names = list(outputs or [value.name for value in session.get_outputs()])
+    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))

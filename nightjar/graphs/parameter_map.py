@@ -49,17 +49,15 @@ def locate_parameters(model: Any, parameters: Mapping[str, np.ndarray]) -> dict[
     Of several with equal values, the one whose reader has the parameter's scope in its name is taken. Raises Broken.
     """
     constants = constant_values(model.graph)
-    readers: dict[str, str] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, node.name)
+    readers = {name: node.name for node in reversed(model.graph.node) for name in node.input}  # the first of each
     locations: dict[str, Location] = {}
     taken: set[str] = set()
     for name, value in parameters.items():
         if name in constants and _equal(constants[name], value):
             locations[name] = (name, False)
             continue
-        found = [(other, flip) for other, array in constants.items() if (flip := _transposed(array, value)) is not None]
+        flips = (False, True) if value.ndim == 2 else (False,)
+        found = [(n, flip) for n, c in constants.items() for flip in flips if _equal(c.T if flip else c, value)]
         scope = "/" + name.rpartition(".")[0].rpartition(".")[0].replace(".", "/").replace("blocks/", "blocks.")
         found.sort(key=lambda location: (location[0] in taken, not readers.get(location[0], "").startswith(scope)))
         if not found:
@@ -78,12 +76,5 @@ def read_parameters(model: Any, locations: Mapping[str, Location]) -> dict[str, 
     }
 
 
-def _transposed(constant: np.ndarray, value: np.ndarray) -> bool | None:
-    """Return whether a constant holds a value transposed; None where it does not hold it."""
-    if _equal(constant, value):
-        return False
-    return True if value.ndim == 2 and _equal(constant.T, value) else None
-
-
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and bool(np.array_equal(one, other))
+    return one.dtype == other.dtype and np.array_equal(one, other)

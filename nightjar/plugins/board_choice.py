@@ -38,12 +38,8 @@ def board_of(target: Plugin, alias: str | None) -> BoardRef:
         facts = LocalBoard().facts(()).model_copy(update={"python": versions.pop("python"), "runtimes": versions})
         return BoardRef(alias=alias, tier=tier, facts=facts, toolchain=module.NAME)
     facts = LocalBoard().facts(module.RUNTIMES, probe_of(target))
-    if absent := missing_runtimes(module, facts):
-        raise BoardMissing(
-            f"this machine has no {', '.join(absent)}, which runs {module.NAME} on board {alias!r}; "
-            f"run this on the board itself, or pass --board with another of {', '.join(module.TIERS)}"
-        )
-    check_preflight(target, alias, facts)
+    remedy = f"run this on the board itself, or pass --board with another of {', '.join(module.TIERS)}"
+    _check(target, alias, facts, "this machine", f" on board {alias!r}; {remedy}")
     return BoardRef(alias=alias, tier=tier, facts=facts)
 
 
@@ -58,8 +54,7 @@ def board_of_program(target: Plugin, alias: str | None) -> BoardRef:
 
 def _remote(target: Plugin, alias: str) -> BoardRef:
     """Describe a board behind ssh or adb; it has the tier of the target's own machine."""
-    module = target.load()
-    address = address_of(target, alias)
+    module, address = target.load(), address_of(target, alias)
     if address.entry.adb:
         return _by_adb(target, alias, address.entry.adb)
     facts = _ssh_facts(target, address, module.RUNTIMES)
@@ -68,19 +63,16 @@ def _remote(target: Plugin, alias: str) -> BoardRef:
             f"board {alias} has Python {facts.python} and a session needs {PYTHON[0]}.{PYTHON[1]} or later: install it "
             f"there, and give its path as python in {boards_file()}"
         )
-    if absent := missing_runtimes(module, facts):
-        raise BoardMissing(
-            f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it there (a Python package "
-            f"for {address.entry.python}), then `nightjar board check {alias} --target {module.NAME}`"
-        )
-    check_preflight(target, alias, facts)
+    then = f"`nightjar board check {alias} --target {module.NAME}`"
+    remedy = f": install it there (a Python package for {address.entry.python}), then {then}"
+    _check(target, alias, facts, f"board {alias}", remedy)
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, remote=True)
 
 
 def _group(target: Plugin, aliases: str) -> BoardRef:
     """Describe boards of one kind that share the work; a board that does not answer is left out if another does."""
     boards: list[BoardRef] = []
-    silent: BoardMissing | None = None
+    failures: list[BoardMissing] = []
     names = aliases.split(",")
     if len(set(names)) < len(names):
         raise BadOptions(f"--board {aliases} names a board twice: give each once")
@@ -90,23 +82,20 @@ def _group(target: Plugin, aliases: str) -> BoardRef:
             boards.append(_remote(target, alias))
         except BoardMissing as error:
             log.warning("%s; going on without it", error)
-            silent = error
-    if silent is not None and not boards:
-        raise silent
+            failures.append(error)
+    if not boards:
+        raise failures[-1]
     first, *others = boards
     for other in others:
-        if differences := _differences(first.facts, other.facts):
+        one, two = ({"soc": f.soc, "Python": f.python, **f.runtimes} for f in (first.facts, other.facts))
+        apart = [name for name in one | two if one.get(name) != two.get(name)]
+        if apart:
+            values = ", ".join(f"{name} {one.get(name, 'absent')} and {two.get(name, 'absent')}" for name in apart)
             raise BadOptions(
-                f"boards {first.alias} and {other.alias} are not of a kind ({differences}): share a run between boards "
+                f"boards {first.alias} and {other.alias} are not of a kind ({values}): share a run between boards "
                 "that agree, or pass --board with one of them"
             )
     return first.model_copy(update={"alias": ",".join(each.alias for each in boards)})
-
-
-def _differences(one: BoardFacts, other: BoardFacts) -> str:
-    ours, theirs = ({"soc": f.soc, "Python": f.python, **f.runtimes} for f in (one, other))
-    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    return ", ".join(f"{name} {ours.get(name, 'absent')} and {theirs.get(name, 'absent')}" for name in names)
 
 
 def _by_adb(target: Plugin, alias: str, serial: str) -> BoardRef:
@@ -128,9 +117,7 @@ def _by_adb(target: Plugin, alias: str, serial: str) -> BoardRef:
     host = LocalBoard().facts(())  # the session runs here
     soc = versions.pop("soc")
     facts = host.model_copy(update={"soc": soc, "runtimes": {**host.runtimes, **versions}})
-    if absent := missing_runtimes(module, facts):
-        raise BoardMissing(f"board {alias} has no {', '.join(absent)}, which runs {module.NAME}: install it there")
-    check_preflight(target, alias, facts)
+    _check(target, alias, facts, f"board {alias}", ": install it there")
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, adb=serial, runner=runner)
 
 
@@ -169,6 +156,14 @@ def preflight_findings(target: Plugin, facts: BoardFacts) -> list[tuple[str, str
     with contextlib.suppress(ToolchainMissing):  # a vendor's own package has no pin, and may be absent here
         made_by |= toolchain(name).versions()
     return list(importlib.import_module(f"{target.module}.preflight").fit(made_by, facts.runtimes))
+
+
+def _check(target: Plugin, alias: str, facts: BoardFacts, where: str, remedy: str) -> None:
+    """Raise BoardMissing for a board that lacks what a session needs or that the target's preflight refuses."""
+    module = target.load()
+    if absent := missing_runtimes(module, facts):
+        raise BoardMissing(f"{where} has no {', '.join(absent)}, which runs {module.NAME}{remedy}")
+    check_preflight(target, alias, facts)
 
 
 def check_preflight(target: Plugin, alias: str, facts: BoardFacts) -> None:

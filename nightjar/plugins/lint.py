@@ -31,9 +31,7 @@ MODULE_NAMES = {
 class Finding(BaseModel, frozen=True):
     """One finding in the graph of one part."""
 
-    level: Literal["refuse", "warn"] = Field(
-        description="refuse: it does not compile; warn: slow, inexact or on the CPU"
-    )
+    level: Literal["refuse", "warn"] = Field(description="refuse: does not compile; warn: slow, inexact or on the CPU")
     part: str = Field(description="encoder, decoder, …")
     node: str = Field(description="name of the node in the graph")
     op: str = Field(description="operator in the graph")

@@ -9,42 +9,18 @@ class Recipe(BaseModel, frozen=True):
     """How a model is split and shaped for a target; every field is part of the export's key."""
 
     window_s: float = Field(30.0, gt=0, description="audio window of the encoder in seconds")
-    graph_format: Literal["onnx", "torchscript"] = Field(
-        "onnx", description="format of the exported graphs; a target may convert them"
-    )
+    graph_format: Literal["onnx", "torchscript"] = Field("onnx", description="export's format; a target may convert it")
     decoder: Literal["window", "static", "cached", "transducer"] = Field(
         "cached",
         description="decoder protocol: 12-token window, whole padded prefix, static KV cache, or a stream's transducer",
     )
-    decoder_length: int = Field(
-        448, ge=8, description="rows of the padded prefix or of the KV cache, clamped to the model's"
-    )
-    positional: Literal["first", "last"] = Field(
-        "first", description="which encoder positional rows a shorter window keeps"
-    )
-    host_embedding: bool = Field(
-        False, description="look tokens and positions up on the CPU; the decoder takes embeddings"
-    )
+    decoder_length: int = Field(448, ge=8, description="rows of the prefix or of the KV cache, clamped to the model's")
+    positional: Literal["first", "last"] = Field("first", description="positional rows that a shorter window keeps")
+    host_embedding: bool = Field(False, description="look tokens and positions up on the CPU; decoder takes embeddings")
     conv2d: bool = Field(False, description="encoder: convolutions of two dimensions over mel (1, n_mels, 1, n_frames)")
-    layer_norm: Literal["op", "primitives"] = Field(
-        "op", description="one LayerNormalization node, or its means, square root and division"
-    )
-    logits_rows: Literal["last", "all"] = Field(
-        "last",
-        description="static decoder: logits of the row that the input `last` picks, or of every row",
-    )
-    logits_slices: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="static decoder: products that the vocabulary is split into; logits_0, logits_1, …",
-    )
-    mask_value: float = Field(
-        -1e4, lt=0, ge=-1e9, description="window and static decoders: added to the scores of masked rows"
-    )
-    float_counts: bool = Field(
-        False, description="streams: states that count frames are float32, for NPUs without int64"
-    )
-    kernel_most: int | None = Field(
-        None, ge=1, description="streams: most taps of a convolution; a longer one becomes a sum of several"
-    )
+    layer_norm: Literal["op", "primitives"] = Field("op", description="LayerNormalization node, or its primitives")
+    logits_rows: Literal["last", "all"] = Field("last", description="static decoder: logits of row `last` or of all")
+    logits_slices: int = Field(1, ge=1, le=64, description="static decoder: slices of the vocabulary, logits_0, …")
+    mask_value: float = Field(-1e4, lt=0, ge=-1e9, description="window, static decoder: added to scores of masked rows")
+    float_counts: bool = Field(False, description="streams: states that count frames are float32 (NPUs without int64)")
+    kernel_most: int | None = Field(None, ge=1, description="streams: most taps of a convolution; longer ones split")

@@ -34,24 +34,17 @@ class Plugin(BaseModel, frozen=True):
         return tuple(f"{self.module}.toolchain.{path.stem}" for path in sorted(inside.glob("*.py")))
 
     def sdk(self) -> dict[str, str]:
-        """Return the versions in the environment of a target's SDK, empty for a target without one.
-
-        Raises ToolchainMissing when it is not installed.
-        """
+        """Return the versions in a target's SDK environment, empty for a target without; or raise ToolchainMissing."""
         return toolchain(self.name).versions() if self.tools() else {}
 
 
 def names(kind: Kind) -> list[str]:
     """List the folders of a kind, sorted."""
-    folder = ROOT / kind
-    return sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+    return sorted(path.parent.name for path in (ROOT / kind).glob("*/__init__.py"))
 
 
 def plugin(kind: Kind, name: str, module: str = "") -> Plugin:
-    """Return one module of the folder called `name`.
-
-    Raises UnknownName when there is no such folder or it has no such module.
-    """
+    """Return one module of the folder called `name`; raises UnknownName for an unknown folder or module."""
     known = names(kind)
     if name not in known:
         raise UnknownName(f"no {kind[:-1]} {name!r}; have {', '.join(known)}: see `nightjar {kind}`")

@@ -1,23 +1,9 @@
-"""The contract of a target's folder, and what flows read from it.
-
-A target is a module `targets/<name>/__init__.py` with
-
-    NAME, TIERS {board: tier}, DEFAULT_BOARD, RUNTIMES (packages on the board; their versions enter the key)
-    Options                                    frozen pydantic, with `precision`
-    recipe(model) -> Recipe
-    compile(graphs, calibration, options, out)  with `work` too, if it resumes after a failure: a folder that stays
-    RUNNERS                                    other targets whose runners run some of its parts; none by default
-    INTEGERS_ONLY                              tiers on which nothing computes in float; none by default
-    TRAITS                                     NpuTraits: what a precision search must know of the NPU; its defaults
-
-and `runner.py`, the one file that runs a part on the board. A target that checks more of a board than RUNTIMES adds
-`preflight.py`, standard library only: versions() runs on the board, fit(made_by, versions) lists what prevents a run.
+"""What flows read of a target: a module `targets/<name>/__init__.py` of the contract in docs/add-a-target.md.
 
 The stand-in for a vendor's SDK is a target of the same contract in `targets/<name>/stand_in/`, with NAME
 "<name>.stand_in" and one board, `stand-in`. It runs only where a request names that board.
 """
 
-import logging
 from types import ModuleType
 from typing import Any, get_origin
 
@@ -29,18 +15,13 @@ from nightjar.plugins.registry import Plugin, plugin
 from nightjar.quantization.npu_traits import NpuTraits
 from nightjar.store.fingerprint import module_file
 
-log = logging.getLogger(__name__)
-
 STAND_IN = "stand-in"  # a board, and the tier of its results
 # Tiers that run in the environment of the toolchain, where the target has one.
 TOOLCHAIN_TIERS = ("vendor-simulator", STAND_IN)
 
 
 def target_of(name: str, board: str | None) -> Plugin:
-    """Return the target of a request: the folder of this name or, on board `stand-in`, its stand-in.
-
-    Raises UnknownName when there is no such folder, BoardMissing when it has no stand-in.
-    """
+    """Return a request's target, or its stand-in on board `stand-in`; raises UnknownName and BoardMissing."""
     found = plugin("targets", name)
     if board != STAND_IN:
         return found

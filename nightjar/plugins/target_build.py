@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import AfterValidator
 
 from nightjar.errors import BadInput, BadOptions, Broken
+from nightjar.files import read_json
 from nightjar.process import Progress
 from nightjar.progress import tick
 
@@ -23,22 +24,24 @@ class Plan(NamedTuple):
     whole_parts: tuple[str, ...] = ()
 
 
-def _require_patterns(entries: tuple[str, ...]) -> tuple[str, ...]:
-    for entry in entries:
-        if not all(entry.partition(":")[::2]):
-            raise ValueError(f"{entry!r} is not PART:GLOB")
-    return entries
+def _require_pattern(entry: str) -> str:
+    if not all(entry.partition(":")[::2]):
+        raise ValueError(f"{entry!r} is not PART:GLOB")
+    return entry
 
 
-FloatNodes = Annotated[tuple[str, ...], AfterValidator(_require_patterns)]  # `part:glob`, the option float_nodes
+FloatNodes = tuple[Annotated[str, AfterValidator(_require_pattern)], ...]  # `part:glob`, the option float_nodes
 
 
-def read_model(graphs: Path, target: str, hint: str = "") -> dict[str, Any]:
-    """Read model.json; raises BadOptions for graphs that are not ONNX."""
-    model: dict[str, Any] = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
-    if model["recipe"]["graph_format"] != "onnx":
+def read_model(graphs: Path, target: str, hint: str = "", graph_format: str = "onnx") -> dict[str, Any]:
+    """Read model.json; raises BadOptions for graphs of another format."""
+    model: dict[str, Any] = read_json(graphs / "model.json")
+    found = model["recipe"]["graph_format"]
+    if found != graph_format:
+        labels = {"onnx": "ONNX", "torchscript": "TorchScript"}
         raise BadOptions(
-            f"target {target} takes ONNX graphs, these are TorchScript: {hint}export with graph_format onnx"
+            f"target {target} takes {labels[graph_format]} graphs, these are {labels[found]}: "
+            f"{hint}export with graph_format {graph_format}"
         )
     return model
 
@@ -56,7 +59,7 @@ def check_request(precision: str, calibration: Path | None, plan: Path | None, q
 def read_plan(path: Path, parts: Collection[str]) -> Plan:
     """Read plan.json for these parts; raises BadInput for another file and BadOptions for a part that is not there."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path)
         named = {part: list(tensors) for part, tensors in content["float"].items()}
         whole = tuple(content.get("whole", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -109,10 +112,7 @@ def require_products(part: str, precision: str, share: float) -> None:
 
 
 def part_progress(number: int, parts: int, bar: str = "") -> Progress:
-    """Return a listener that reports the SDK call for part `number` (from 0) of `parts` as progress of the build.
-
-    bar: the SDK's progress bar to follow, by default any.
-    """
+    """Return a listener for the SDK call of part `number` (from 0) of `parts`; bar: its bar to follow, else any."""
 
     def report(name: str, done: int, total: int) -> None:
         if bar in ("", name):
@@ -129,19 +129,21 @@ def write_layers(out: Path, part: str, layers: Iterable[Mapping[str, Any]]) -> s
 
 
 def write_binary(
-    graphs: Path, model: dict[str, Any], entries: Mapping[str, Entry], out: Path, **described: object
+    graphs: Path, model: dict[str, Any], entries: Mapping[str, Entry], out: Path, *, target: str, **described: object
 ) -> None:
     """Write the embedding tables, model.json and binary.json of parts whose files lie in `out`.
 
-    model.json stays as it is where the files have the names of the graphs. described: fields of binary.json before
-    `parts`: target, precision.
+    entries: by part; `runner` is the target where an entry has none, `size_bytes` is that of `file`. described: fields
+    of binary.json before `parts`.
     """
-    for path in [graphs / "model.json", *sorted(graphs.glob("*embedding*"))]:
-        shutil.copyfile(path, out / path.name)
-    contents = {"binary.json": {**described, "parts": entries}}
-    if any(model["parts"][name]["file"] != entry["file"] for name, entry in entries.items()):
-        for name, entry in entries.items():
-            model["parts"][name]["file"] = entry["file"]
-        contents["model.json"] = model
-    for name, content in contents.items():
-        (out / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for table in sorted(graphs.glob("*embedding*")):
+        shutil.copyfile(table, out / table.name)
+    parts = {}
+    for name, entry in entries.items():
+        size_bytes = (out / entry["file"]).stat().st_size
+        parts[name] = {"runner": target, "file": entry["file"], "size_bytes": size_bytes, **entry}
+        model["parts"][name]["file"] = entry["file"]
+    binary = {"target": target, **described, "parts": parts}
+    for file, content in (("model.json", model), ("binary.json", binary)):
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (out / file).write_text(f"{text}\n", encoding="utf-8")

@@ -4,8 +4,10 @@
 A sample may take the first rows of a longer array, so that a decoder's KV cache is stored once per clip, not per step.
 """
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,10 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from nightjar.errors import BadInput
+from nightjar.graphs.onnx_session import Tensors as Tensors
 from nightjar.graphs.tensor_spec import TensorSpec
 
 log = logging.getLogger(__name__)
-
-Tensors = dict[str, np.ndarray]
 
 INDEX = "calibration.json"
 FEW_SAMPLES = 100  # below it ranges depend on which samples were drawn
@@ -68,7 +69,7 @@ class RunningHistogram:
     def __init__(self) -> None:
         self.low = np.inf
         self.high = -np.inf
-        self._reach = 0.0
+        self._reach = 2.0**-20
         self._counts = np.zeros(self.BINS, np.int64)
 
     def add(self, array: np.ndarray) -> None:
@@ -82,7 +83,11 @@ class RunningHistogram:
                 f" float graphs and the clip, then {AGAIN}"
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._widen(max(-low, high))
+        # Reaches are powers of two: bins of any two nest, so the order of arrays does not matter.
+        while max(-low, high) > self._reach:
+            merged = self._counts.reshape(-1, 2).sum(axis=1)
+            self._counts = np.pad(merged, self.BINS // 4)
+            self._reach *= 2
         # An odd step reaches all channels instead of the same ones in every row.
         flat = array.reshape(-1)[:: max(1, array.size // self.VIEW) | 1].astype(np.float64)
         bins = ((flat / self._reach + 1) * (self.BINS / 2)).astype(np.int64)
@@ -108,30 +113,20 @@ class RunningHistogram:
         values = ends | {"p0.1": self.percentile(0.1), "p99.9": self.percentile(99.9)}
         return {name: float(f"{value:.6g}") for name, value in values.items()}
 
-    def _widen(self, magnitude: float) -> None:
-        # Powers of two only: bins of any two reaches nest, so the order of arrays does not matter.
-        if self._reach == 0.0:
-            self._reach = 2.0**-20
-        while magnitude > self._reach:
-            half = self.BINS // 2
-            merged = self._counts.reshape(half, 2).sum(axis=1)
-            self._counts = np.zeros_like(self._counts)
-            self._counts[half // 2 : half // 2 + half] = merged
-            self._reach *= 2
-
 
 class CalibrationWriter:
-    """Write a calibration folder array by array; only names and ranges stay in memory.
+    """Write a calibration folder array by array; only names and ranges stay in memory. Threads may store at once.
 
     `close` writes calibration.json last: a folder without it is unfinished and cannot be opened.
     """
 
-    def __init__(self, folder: Path, parts: Mapping[str, Sequence[TensorSpec]], seed: int = 0) -> None:
+    def __init__(self, folder: Path, parts: Mapping[str, Sequence[Any]], seed: int = 0) -> None:
+        """parts: the inputs of each, TensorSpec or as model.json has them."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._index = CalibrationIndex(seed=seed, parts={p: PartSamples(inputs=list(i)) for p, i in parts.items()})
-        self._spreads = {p: {i.name: RunningHistogram() for i in inputs} for p, inputs in parts.items()}
-        self._stored: set[str] = set()
+        self._folder, self._lock, self._stored = folder, threading.Lock(), set[str]()
+        contents = {part: {"inputs": inputs} for part, inputs in parts.items()}
+        self._index = CalibrationIndex.model_validate({"seed": seed, "parts": contents})
+        self._spreads = {p: {i.name: RunningHistogram() for i in e.inputs} for p, e in self._index.parts.items()}
 
     def store(self, part: str, name: str, file: str, array: np.ndarray, rows: bool = False) -> ArrayRef:
         """Store an array of `part`'s input `name` as `file` and return a reference to it.
@@ -147,18 +142,16 @@ class CalibrationWriter:
             raise BadInput(f"'{file}' is stored already; give each array a name of its own")
         array = np.ascontiguousarray(array, dtype=spec.dtype)
         _check_shape(array, spec, f"part '{part}', file '{file}'", rows)
-        self._spreads[part][name].add(array)
+        with self._lock:
+            self._spreads[part][name].add(array)
+            self._stored.add(file)
         np.save(self._folder / file, array, allow_pickle=False)
-        self._stored.add(file)
         return ArrayRef(file=file)
 
     def add(self, part: str, sample: Mapping[str, ArrayRef]) -> None:
-        """Append one sample to a part; it must name every input of the part, and only stored files."""
+        """Append one sample to a part; it must name every input of the part."""
         entry = self._index.parts[part]
         _check_names(sample, entry, f"sample {len(entry.samples)} of part '{part}'")
-        unknown = [ref.file for ref in sample.values() if ref.file not in self._stored]
-        if unknown:
-            raise BadInput(f"part '{part}' refers to {unknown[0]!r}, which was not stored; store it first")
         entry.samples.append({i.name: sample[i.name] for i in entry.inputs})
 
     def add_stream(self, features: np.ndarray) -> None:
@@ -173,10 +166,7 @@ class CalibrationWriter:
 
     def close(self, coverage: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
         """Write calibration.json with this coverage and the ranges per part and input; log the warnings."""
-        ranges = {
-            part: {name: spread.summary() for name, spread in spreads.items()}
-            for part, spreads in self._spreads.items()
-        }
+        ranges = {part: {n: spread.summary() for n, spread in each.items()} for part, each in self._spreads.items()}
         self._index.coverage = {**coverage, "ranges": ranges}
         self._index.warnings = list(warnings)
         for warning in warnings:
@@ -219,29 +209,24 @@ class CalibrationSet:
         """Return the number of samples of a part."""
         return len(self._part(part).samples)
 
-    def samples(self, part: str, most: int | None = None) -> Iterator[Tensors]:
+    def samples(self, part: str, most: int | None = None, numbers: Iterable[int] | None = None) -> Iterator[Tensors]:
         """Yield a part's samples, every input by name in graph order, in its full shape and dtype.
 
-        most: yield at most so many, evenly from all, as a decoder's samples are in order of their clips. Raises
-        BadInput for a missing input, file or row, and for a wrong shape. Arrays that samples share are read-only.
+        most: yield at most so many, evenly from all, as a decoder's samples are in order of their clips. numbers: yield
+        these. Raises BadInput for a missing input, file or row, and for a wrong shape. Arrays that samples share are
+        read-only.
         """
-        entry = self._part(part)
-        step = max(1.0, len(entry.samples) / most) if most else 1.0
-        chosen = {int(number * step) for number in range(min(most or len(entry.samples), len(entry.samples)))}
-        last: dict[str, tuple[str, np.ndarray]] = {}
-        for number in sorted(chosen):
+        total = self.count(part)
+        taken = min(most or total, total)
+        spread = (n * total // taken for n in range(taken))
+        load = functools.lru_cache(len(self.inputs(part)))(self._load)
+        for number in spread if numbers is None else numbers:
             sample, where = self._sample(part, number)
-            tensors: Tensors = {}
-            for spec in entry.inputs:
-                ref = sample[spec.name]
-                if last.get(spec.name, ("",))[0] != ref.file:
-                    last[spec.name] = (ref.file, self._load(ref.file, where))
-                tensors[spec.name] = _materialise(last[spec.name][1], ref, spec, where)
-            yield tensors
+            yield {s.name: _materialise(load(sample[s.name].file), sample[s.name], s, where) for s in self.inputs(part)}
 
     def streams(self) -> list[np.ndarray]:
         """Return the features of the stored streams, (chunks, …) float32 each; empty for a model without streams."""
-        return [self._load(file, f"stream of {self.folder}") for file in self.index.streams]
+        return [self._load(file) for file in self.index.streams]
 
     def write_dataset(self, part: str, folder: Path | None = None) -> Path:
         """Write dataset.txt, the sample list of vendor toolkits, and return its path.
@@ -252,10 +237,10 @@ class CalibrationSet:
         """
         store = self.folder.resolve()
         out = (folder or store / "dataset" / part).resolve()
-        for path in (store, out):
-            if any(character.isspace() for character in str(path)):
+        for folder in (store, out):
+            if str(folder).split() != [str(folder)]:
                 raise BadInput(
-                    f"'{path}' has white space in it, and dataset.txt cannot quote a path;"
+                    f"'{folder}' has white space in it, and dataset.txt cannot quote a path;"
                     " put the artifact store or the dataset folder somewhere without"
                 )
         out.mkdir(parents=True, exist_ok=True)
@@ -267,7 +252,7 @@ class CalibrationSet:
                 ref, path = sample[spec.name], store / sample[spec.name].file
                 if ref.rows is not None:
                     path = out / f"{spec.name}_{number:06d}.npy"
-                    np.save(path, _materialise(self._load(ref.file, where), ref, spec, where), allow_pickle=False)
+                    np.save(path, _materialise(self._load(ref.file), ref, spec, where), allow_pickle=False)
                 elif not path.is_file():
                     raise BadInput(f"{where}: '{ref.file}' is missing; {AGAIN}")
                 paths.append(str(path))
@@ -289,11 +274,11 @@ class CalibrationSet:
         _check_names(entry.samples[number], entry, where)
         return entry.samples[number], where
 
-    def _load(self, file: str, where: str) -> np.ndarray:
+    def _load(self, file: str) -> np.ndarray:
         try:
             array: np.ndarray = np.load(self.folder / file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as exc:
-            raise BadInput(f"{where}: cannot read '{file}' ({exc}); {AGAIN}") from exc
+            raise BadInput(f"cannot read '{file}' of {self.folder} ({exc}); {AGAIN}") from exc
         array.flags.writeable = False
         return array
 
@@ -301,12 +286,29 @@ class CalibrationSet:
 def few_samples(counts: Mapping[str, int]) -> list[str]:
     """Return a warning where parts have fewer than FEW_SAMPLES samples."""
     few = ", ".join(f"{part} {count}" for part, count in counts.items() if count < FEW_SAMPLES)
-    if not few:
-        return []
-    return [
+    warning = (
         f"few calibration samples ({few}; {FEW_SAMPLES} or more are wanted): the int8 ranges may miss what other speech"
         " needs; give more clips or a higher --calibration-samples"
-    ]
+    )
+    return [warning] if few else []
+
+
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """Take at most `most` items, evenly from first to last."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
+    return [items[place] for place in places]
+
+
+def load_harvested(path: Path, clip_id: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read a clip's harvested encoder output as float32; BadInput where there is none, or one of another shape."""
+    again = "run the same command with --refresh harvest"
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as exc:
+        raise BadInput(f"no hidden states of clip '{clip_id}': {exc}; {again}") from exc
+    if array.shape not in (shape, (1, *shape)):
+        raise BadInput(f"{path}: shape {array.shape}, but these graphs give {shape}; {again}")
+    return array.astype(np.float32).reshape(shape)
 
 
 def _materialise(array: np.ndarray, ref: ArrayRef, spec: TensorSpec, where: str) -> np.ndarray:

@@ -12,6 +12,7 @@ A rewrite is a plain dict, as ranking.json and plan.json hold it:
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import Group, fuse
-from nightjar.graphs.onnx_graph import Graph, add_constants, copy_model, set_nodes, with_outputs
+from nightjar.graphs.onnx_graph import Graph, add_constants, set_nodes, with_outputs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.parameter_map import FILE as PARAMETERS
 from nightjar.graphs.parameter_map import Location, read_parameter_map, write_parameter_map
@@ -84,7 +85,7 @@ def outlier_neurons(peaks: np.ndarray) -> list[int]:
 
 def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
     """Return a copy of the graph with every rewrite made; Broken for one that does not fit the graph."""
-    out = copy_model(model)
+    out = deepcopy(model)
     for rewrite in rewrites:
         graph = Graph(out)
         if rewrite["move"] == "split":
@@ -192,7 +193,7 @@ def feed_forwards(graph: Graph, groups: Sequence[Group]) -> dict[str, FeedForwar
             weights = (first.weights[0], second.weights[0], *bias)
             if residual is None or len(bias) != 2 or any(len(graph.readers[w]) != 1 for w in weights):
                 continue
-            source = _node(graph, first.nodes[0]).input[0]
+            source = graph.named[first.nodes[0]].input[0]
             tensors = (first.weights[0], bias[0], second.weights[0], bias[1])
             found.setdefault(add.tensor, FeedForward(add.tensor, source, residual, gelu.tensor, *tensors))
     return found
@@ -200,7 +201,7 @@ def feed_forwards(graph: Graph, groups: Sequence[Group]) -> dict[str, FeedForwar
 
 def _bias(graph: Graph, group: Group) -> list[str]:
     """Name the constants that a linear's nodes after the product add."""
-    nodes = [_node(graph, name) for name in group.nodes[1:]]
+    nodes = [graph.named[name] for name in group.nodes[1:]]
     return [name for node in nodes if node.op_type == "Add" for name in node.input if graph.is_constant(name)]
 
 
@@ -212,7 +213,7 @@ def scalable_tensors(graph: Graph, groups: Sequence[Group]) -> list[Scalable]:
         readers = [g for g in groups if group.tensor in g.inputs]
         source = group
         if group.kind == "attention":  # its output scales with the values; q and k have no part in it
-            value = by_tensor.get(graph.root(_node(graph, group.nodes[-1]).input[1]))
+            value = by_tensor.get(graph.root(graph.named[group.nodes[-1]].input[1]))
             if value is None or value.kind != "linear" or sum(value.tensor in g.inputs for g in groups) != 1:
                 continue
             source = value
@@ -233,7 +234,7 @@ def _channel_constants(graph: Graph, group: Group) -> list[str]:
     """Name the weights and biases whose division divides the output of a norm or a linear."""
     if group.kind == "norm":
         return list(group.weights)
-    nodes = [_node(graph, name) for name in group.nodes]
+    nodes = [graph.named[name] for name in group.nodes]
     return [*group.weights, *_bias(graph, group)] if all(node.op_type in ("MatMul", "Add") for node in nodes) else []
 
 
@@ -254,10 +255,6 @@ def _balance(peaks: np.ndarray) -> np.ndarray:
     """Return factors of geometric mean 1 that halve, in decibels, the distance between the channels' peaks."""
     root = np.sqrt(np.maximum(peaks.astype(np.float64), 1e-3 * max(float(peaks.max()), 1e-6)))
     return np.asarray(root / np.exp(np.log(root).mean()))
-
-
-def _node(graph: Graph, name: str) -> Any:
-    return next(node for node in graph.nodes if node.name == name)
 
 
 def _overwrite(graph: Graph, name: str, values: np.ndarray) -> None:

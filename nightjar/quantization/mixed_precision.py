@@ -145,28 +145,29 @@ def search(
     """
     known = {} if known is None else known
 
-    def allowed(number: int) -> bool:
-        key = ladder[number].key()
-        if key not in known:
-            known[key] = measure(ladder[number])
-        return budget.allows(known[key])
+    def measured(rung: Rung) -> Measurement:
+        if rung.key() not in known:
+            known[rung.key()] = measure(rung)
+        return known[rung.key()]
 
     low, high, found, tried = 0, len(ladder) - 1, len(ladder) - 1, 0
     while low <= high:
         likely = (n for n in range(low, high) if ladder[n].expected.kl * measured_share <= budget.kl)
         number = next(likely, high) if tried < GUESSES else (low + high) // 2
-        if allowed(number):
+        result = measured(ladder[number])
+        if budget.allows(result):
             found, high = number, number - 1
         else:
             low = number + 1
         tried += 1
         if ladder[number].expected.kl:
-            measured_share = known[ladder[number].key()].kl / ladder[number].expected.kl
-    if not allowed(found):
+            measured_share = result.kl / ladder[number].expected.kl
+    result = measured(ladder[found])
+    if not budget.allows(result):
         raise BadInput(
             "no precision plan is within the budget, not even the one without int8 layers: raise --search-delta-wer"
         )
-    return ladder[found], known[ladder[found].key()]
+    return ladder[found], result
 
 
 def pareto(measured: Sequence[tuple[Rung, Measurement]]) -> list[dict[str, Any]]:
@@ -205,23 +206,18 @@ def read_plan(path: Path) -> Rung:
 def _rung(ranking: Ranking, float16: Sequence[tuple[str, GroupSensitivity]], calls: Mapping[str, float]) -> Rung:
     layers = {part: tuple(sorted(e.tensor for p, e in float16 if p == part)) for part in ranking.parts}
     whole = tuple(part for part, entries in ranking.parts.items() if len(layers[part]) == len(entries))
-    loss, groups, sizes = sum(kl for part, kl in ranking.io_kl.items() if part not in whole), {}, {}
+    loss, sizes = sum(kl for part, kl in ranking.io_kl.items() if part not in whole), dict.fromkeys(ranking.parts, 0)
+    all_macs = dict.fromkeys((*ranking.parts, "total", HEAD), 0.0)
+    int8_macs = dict(all_macs)
     for part, entries in ranking.parts.items():
         names = set(layers[part])
-        loss += sum(entry.kl for entry in entries if entry.tensor not in names)
-        groups[part] = [(entry.kind, entry.macs, entry.tensor in names) for entry in entries]
-        sizes[part] = sum(entry.parameters * (2 if entry.tensor in names else 1) for entry in entries)
-    expected = Expected(kl=float(f"{loss:.4g}"), int8_mac_share=_shares(groups, calls), size_bytes=sizes)
+        for entry in entries:
+            is_float, macs = entry.tensor in names, entry.macs * calls.get(part, 1.0)
+            loss += 0.0 if is_float else entry.kl
+            sizes[part] += entry.parameters * (2 if is_float else 1)
+            for name in (HEAD,) if entry.kind == "head" else (part, "total"):
+                all_macs[name] += macs
+                int8_macs[name] += 0.0 if is_float else macs
+    shares = {name: round(int8_macs[name] / macs, 4) for name, macs in all_macs.items() if macs}
+    expected = Expected(kl=float(f"{loss:.4g}"), int8_mac_share=shares, size_bytes=sizes)
     return Rung(float16_layers=layers, whole=whole, rewrites=ranking.rewrites, expected=expected)
-
-
-def _shares(groups: Mapping[str, Sequence[tuple[str, int, bool]]], calls: Mapping[str, float]) -> dict[str, float]:
-    """Return the int8 share per part, in total and of the head, from (kind, macs, is float) of each group."""
-    sums = {name: [0.0, 0.0] for name in (*groups, "total", HEAD)}
-    for part, entries in groups.items():
-        for kind, macs, is_float in entries:
-            weight = macs * calls.get(part, 1.0)
-            for name in (HEAD,) if kind == "head" else (part, "total"):
-                sums[name][0] += 0.0 if is_float else weight
-                sums[name][1] += weight
-    return {name: round(int8 / total, 4) for name, (int8, total) in sums.items() if total}

@@ -5,17 +5,18 @@ of real clips, so its output is compared on the true prefix: teacher-forced.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import numpy as np
 
 from nightjar.errors import BadInput
 from nightjar.graphs.fusion import logit_outputs
-from nightjar.quantization.calibration_set import CalibrationIndex, CalibrationSet, PartSamples, Tensors
+from nightjar.graphs.onnx_session import PartFunction, part_function
+from nightjar.quantization.calibration_set import CalibrationSet, Tensors, evenly
 
-PartFunction = Callable[[Tensors], Tensors]  # a part's inputs by name -> its outputs by name (the first at least)
 Links = dict[str, tuple[str, str]]  # input -> the part that makes it, and its output's name there
 
 RENAMED_INPUTS = {"audio": "hidden"}  # input: output, where names differ (Whisper's `window` and `static` decoders)
@@ -51,20 +52,14 @@ class Chain:
 
     def distance(self, changed: Mapping[str, PartFunction]) -> Distance:
         """Run with some parts exchanged (host, simulator or board), and every part that depends on them."""
-        kl, agree, steps = 0.0, 0, 0
-        pairs: dict[str, list[tuple[Tensors, Tensors]]] = {part: [] for part in changed}
+        pairs: dict[str, list[tuple[Tensors, Tensors]]] = {part: [] for part in (*changed, self.last)}
         for clip, wanted in enumerate(self._float):
             got = self._forward(clip, changed, wanted)
             for part, both in pairs.items():
                 both += zip(wanted[part], got[part], strict=True)
-            for mine, theirs in zip(got[self.last], wanted[self.last], strict=True):
-                right, left = (
-                    np.concatenate([made[name] for name in self._outputs[self.last]], -1) for made in (theirs, mine)
-                )
-                kl += kl_divergence(right, left)
-                agree += int((right.argmax(-1) == left.argmax(-1)).all())
-                steps += 1
-        return Distance(kl / steps, agree, steps, {part: snr_decibels(both) for part, both in pairs.items()})
+        names = self._outputs[self.last]
+        logits = [tuple(np.concatenate([made[n] for n in names], -1) for made in both) for both in pairs[self.last]]
+        return measure_distance(logits, {part: pairs[part] for part in changed})
 
     def _forward(
         self, clip: int, changed: Mapping[str, PartFunction], known: Mapping[str, list[Tensors]] | None
@@ -86,10 +81,14 @@ class Chain:
         return made
 
 
-def part_function(session: Any, outputs: Sequence[str] | None = None) -> PartFunction:
-    """Make a function of an onnxruntime session."""
-    names = list(outputs or [value.name for value in session.get_outputs()])
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+def measure_distance(
+    logits: Sequence[tuple[np.ndarray, ...]], outputs: Mapping[str, Iterable[tuple[Mapping[Any, Any], ...]]]
+) -> Distance:
+    """Compare (wanted, got) logits of each step, and the outputs of each changed part."""
+    kl = sum(kl_divergence(wanted, got) for wanted, got in logits)
+    agree = sum(int((wanted.argmax(-1) == got.argmax(-1)).all()) for wanted, got in logits)
+    snr_db = {part: snr_decibels(pairs) for part, pairs in outputs.items()}
+    return Distance(kl / len(logits), agree, len(logits), snr_db)
 
 
 def choose_samples(
@@ -100,34 +99,28 @@ def choose_samples(
     Clips with most steps come first, as their samples cost one run of the other parts. A clip's number is in the names
     of its files. Raises BadInput where no clip goes through all parts.
     """
-    last, numbered = order[-1], dict[str, dict[int, list[int]]]()
-    for part in order:
-        names = list(last_links) if part == last else []
+    last, numbered = order[-1], {part: dict[int, list[int]]() for part in order}
+    for part, indices in numbered.items():
         for index, sample in enumerate(calibration.index.parts[part].samples):
-            file = sample[names[0]].file if names else next(iter(sample.values())).file
-            number = re.search(r"\d{6}", file)
-            if number:
-                numbered.setdefault(part, {}).setdefault(int(number[0]), []).append(index)
-    common = set.intersection(*(set(numbered.get(part, {})) for part in order))
+            name = next(iter((last_links if part == last else {}) or sample))
+            if number := re.search(r"\d{6}", sample[name].file):
+                indices.setdefault(int(number[0]), []).append(index)
+    common = set.intersection(*map(set, numbered.values()))
     if not common:
         raise BadInput("no calibration clip has samples of every part; run the same command with --refresh calibrate")
     drawn = sorted(common, key=lambda number: (-len(numbered[last][number]), number))[:clips]
     chosen: dict[str, list[list[Tensors]]] = {}
     for part in order:
-        picked = [_evenly(numbered[part][number], steps if part == last else 1) for number in drawn]
-        entry = calibration.index.parts[part]
-        flat = PartSamples(inputs=entry.inputs, samples=[entry.samples[i] for indices in picked for i in indices])
-        loaded = CalibrationSet(calibration.folder, CalibrationIndex(seed=0, parts={part: flat})).samples(part)
-        chosen[part] = [[next(loaded) for _ in indices] for indices in picked]
+        picked = [evenly(numbered[part][number], steps if part == last else 1) for number in drawn]
+        chosen[part] = [list(calibration.samples(part, numbers=indices)) for indices in picked]
     return chosen
 
 
 def part_links(sessions: Mapping[str, Any]) -> dict[str, Links]:
     """Return, per part, the inputs that other parts make."""
     makers = {value.name: part for part, session in sessions.items() for value in session.get_outputs()}
-    result: dict[str, Links] = {}
+    result: dict[str, Links] = {part: {} for part in sessions}
     for part, session in sessions.items():
-        result[part] = {}
         for name in (value.name for value in session.get_inputs()):
             output = name if name in makers else RENAMED_INPUTS.get(name, "")
             if output in makers and makers[output] != part:
@@ -141,7 +134,7 @@ def kl_divergence(wanted: np.ndarray, got: np.ndarray) -> float:
     return float((np.exp(left) * (left - right)).sum(-1).mean())
 
 
-def snr_decibels(pairs: Iterable[tuple[Mapping[Any, Any], Mapping[Any, Any]]]) -> float:
+def snr_decibels(pairs: Iterable[tuple[Mapping[Any, Any], ...]]) -> float:
     """Return the signal-to-noise ratio over pairs of (wanted, got) tensors by name, 200 at most."""
     signal = noise = 0.0
     for wanted, got in pairs:
@@ -157,18 +150,9 @@ def _log_softmax(values: np.ndarray) -> np.ndarray:
     return np.asarray(rows - np.log(np.exp(rows).sum(-1, keepdims=True)))
 
 
-def _evenly(indices: Sequence[int], most: int) -> list[int]:
-    """Take at most `most` indices, evenly from first to last."""
-    places = np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(int))
-    return [indices[place] for place in places]
-
-
 def _order(links: Mapping[str, Links]) -> list[str]:
     """Order the parts so that each comes after those it reads; raises BadInput for a circle."""
-    order: list[str] = []
-    while len(order) < len(links):
-        ready = [part for part in links if part not in order and {p for p, _ in links[part].values()} <= set(order)]
-        if not ready:
-            raise BadInput(f"the parts {', '.join(links)} read each other in a circle; this chain cannot be run")
-        order += ready
-    return order
+    try:
+        return list(TopologicalSorter({p: [source for source, _ in links[p].values()] for p in links}).static_order())
+    except CycleError as exc:
+        raise BadInput(f"the parts {', '.join(links)} read each other in a circle; this chain cannot be run") from exc

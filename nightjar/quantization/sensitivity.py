@@ -11,36 +11,23 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from nightjar.graphs.fusion import Group, quantizable_groups
 from nightjar.graphs.onnx_graph import Graph
-from nightjar.graphs.onnx_session import open_session, open_sessions
+from nightjar.graphs.onnx_session import open_session, open_sessions, part_function
 from nightjar.process import run_parallel
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.fake_quantize import fake_quantize
 from nightjar.quantization.graph_rewrites import apply_rewrites, propose_rewrites
 from nightjar.quantization.npu_traits import NpuTraits
-from nightjar.quantization.part_chain import Chain, Distance, PartFunction, part_function
+from nightjar.quantization.part_chain import Chain
 from nightjar.quantization.ranges import collect_ranges
 
 SMALL_GRAPH_BYTES = 2**25  # below it one core runs a graph as fast as two
-
-
-class MeasurableChain(Protocol):
-    """A chain of parts that a ranking measures."""
-
-    order: list[str]
-    clips: int
-
-    def distance(self, changed: Mapping[str, PartFunction]) -> Distance:
-        """Run with some parts exchanged."""
-
-
-ChainFactory = Callable[[Mapping[str, Any], CalibrationSet, int, int], MeasurableChain]
 
 
 class RankingSettings(BaseModel, frozen=True):
@@ -83,11 +70,12 @@ def rank(
     models: Mapping[str, Any],
     calibration: CalibrationSet,
     settings: RankingSettings | None = None,
-    make_chain: ChainFactory = Chain,
+    make_chain: Callable[..., Any] = Chain,
 ) -> Ranking:
     """Measure every group of every part (onnx.ModelProto by name) alone in int8.
 
-    make_chain: of sessions by part, the calibration set, and the most clips and steps. Deterministic on one machine.
+    make_chain: of sessions by part, the calibration set, and the most clips and steps; what it makes has `order`,
+    `clips` and `distance` as Chain. Deterministic on one machine.
     tiny.en with 6 clips of 6 steps took 4 minutes on two busy cores.
     """
     settings = settings or RankingSettings()
@@ -99,7 +87,9 @@ def rank(
     chain = make_chain(open_sessions(rewritten), calibration, settings.clips, settings.steps)
     groups = {part: quantizable_groups(model) for part, model in rewritten.items()}
     total, finished = sum(map(len, groups.values())), count(1)
-    parallel = _parallel_groups(rewritten)
+    # Small graphs run one per core, larger ones one after the other on all cores.
+    largest = max(model.ByteSize() for model in rewritten.values())
+    parallel = len(os.sched_getaffinity(0)) if largest < SMALL_GRAPH_BYTES else 1
     parts: dict[str, tuple[GroupSensitivity, ...]] = {}
     steps = 0
     io_kl: dict[str, float] = {}
@@ -118,35 +108,25 @@ def rank(
             session = open_session(quantize(tensors - {group.tensor}), 0 if parallel == 1 else 1)
             distance = chain.distance({part: part_function(session)})
             tick(next(finished), total)
-            return _sensitivity(graph, group, distance.kl, distance.snr_db[part])
+            return GroupSensitivity(
+                tensor=group.tensor,
+                kind=group.kind,
+                nodes=group.nodes,
+                macs=group.macs,
+                elements=math.prod(graph.shape(group.tensor)),
+                parameters=sum(math.prod(graph.shape(name)) for name in group.weights),
+                kl=_round(distance.kl),
+                snr_db=round(distance.snr_db[part], 2),
+            )
 
         calls = [partial(measure, group, part, graph, quantize, tensors) for group in groups[part]]
         parts[part] = tuple(sorted(run_parallel(calls, parallel), key=lambda entry: (-entry.kl, entry.tensor)))
     return Ranking(settings=settings, parts=parts, rewrites=rewrites, io_kl=io_kl, clips=chain.clips, steps=steps)
 
 
-def _parallel_groups(models: Mapping[str, Any]) -> int:
-    """Return how many groups to measure in parallel: one per core where graphs are small, else one on all cores."""
-    largest = max(model.ByteSize() for model in models.values())
-    return len(os.sched_getaffinity(0)) if largest < SMALL_GRAPH_BYTES else 1
-
-
 def read_ranking(path: Path) -> Ranking:
     """Read ranking.json."""
     return Ranking.model_validate_json(path.read_bytes())
-
-
-def _sensitivity(graph: Graph, group: Group, kl: float, snr_db: float) -> GroupSensitivity:
-    return GroupSensitivity(
-        tensor=group.tensor,
-        kind=group.kind,
-        nodes=group.nodes,
-        macs=group.macs,
-        elements=math.prod(graph.shape(group.tensor)),
-        parameters=sum(math.prod(graph.shape(name)) for name in group.weights),
-        kl=_round(kl),
-        snr_db=round(snr_db, 2),
-    )
 
 
 def _round(value: float) -> float:

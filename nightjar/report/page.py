@@ -33,7 +33,7 @@ def render_report(
         note=STAND_IN_NOTE[0].upper() + STAND_IN_NOTE[1:],
         unit="CER" if verdict.unit == "character" else "WER",
         top=max(1.0, *(score.interval[1] for score in scores.values())) * 1.05,
-        coverage=_coverage_rows(coverage),
+        coverage=coverage,
         differing=shown,
         left_out=len(differing) - len(shown),
         stream=stream_section(results["stream"]) if "stream" in results else "",
@@ -58,18 +58,3 @@ def embedded_results(page: str) -> dict[str, Any]:
         raise ValueError("no results in this page")
     loaded: dict[str, Any] = json.loads(rest.partition("</script>")[0])
     return loaded
-
-
-def _coverage_rows(coverage: Mapping[str, Any] | None) -> list[tuple[str, int, str]]:
-    """List per part its number of samples and a sentence on what they cover."""
-    if not coverage:
-        return []
-    whole = f"{coverage['clips']} clips of {coverage['speakers']} speakers"
-    sentences = dict(coverage.get("sentences", {}))  # of a model family that knows more
-    if "decoder" in coverage:
-        covered = coverage["decoder"]["steps_covered"]
-        sentences["decoder"] = (
-            f"real decode steps of {coverage['decoder']['clips']} clips; "
-            f"{sum(map(bool, covered))} of {len(covered)} positions that occur are covered"
-        )
-    return [(part, samples, sentences.get(part, whole)) for part, samples in coverage["samples"].items()]

@@ -1,6 +1,5 @@
 """Rendering of templates: files in templates/, every value escaped, a missing name an error."""
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,6 @@ def environment(*folders: Path) -> jinja2.Environment:
     return made
 
 
-def render(name: str, **values: Any) -> Markup:
-    """Render a template of the report."""
-    return Markup(_environment().get_template(name).render(**values))
-
-
 def fixed(value: float | None, digits: int) -> str:
     """Write a number with `digits` decimals, – for None."""
     return "–" if value is None else f"{value:.{digits}f}"
@@ -38,6 +32,9 @@ def signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.2f}"
 
 
-@cache
-def _environment() -> jinja2.Environment:
-    return environment()
+ENVIRONMENT = environment()
+
+
+def render(name: str, **values: Any) -> Markup:
+    """Render a template of the report."""
+    return Markup(ENVIRONMENT.get_template(name).render(**values))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from nightjar.scoring.normalize import normalise
 from nightjar.scoring.score import ClipScore
@@ -11,6 +11,12 @@ from nightjar.scoring.wer import align
 
 MOST_CLIPS, MOST_BYTES = 400, 700_000  # keep a page under a megabyte, however long the texts are
 MOST_WORDS = 200  # of a text
+MARKS = {
+    "=": Markup("{hypothesis}"),
+    "S": Markup('<mark title="reference: {reference}">{hypothesis}</mark>'),
+    "D": Markup("<del>{reference}</del>"),
+    "I": Markup("<ins>{hypothesis}</ins>"),
+}
 
 
 class DifferingClip(NamedTuple):
@@ -64,16 +70,8 @@ def _differing_clip(before: ClipScore, after: ClipScore, language: str) -> Diffe
 
 def coloured_diff(reference: str, hypothesis: str, language: str) -> Markup:
     """Mark a hypothesis against its reference: substituted, deleted and inserted words."""
-    words: list[Markup] = []
-    for edit in align(normalise(reference, language).split(), normalise(hypothesis, language).split()):
-        if edit.op == "=":
-            words.append(escape(edit.hypothesis))
-        elif edit.op == "S":
-            words.append(Markup('<mark title="reference: {}">{}</mark>').format(edit.reference, edit.hypothesis))
-        elif edit.op == "D":
-            words.append(Markup("<del>{}</del>").format(edit.reference))
-        else:
-            words.append(Markup("<ins>{}</ins>").format(edit.hypothesis))
+    edits = align(normalise(reference, language).split(), normalise(hypothesis, language).split())
+    words = [MARKS[edit.op].format(**edit._asdict()) for edit in edits]
     if len(words) > MOST_WORDS:
         words[MOST_WORDS:] = [Markup("…")]
     return Markup(" ").join(words) or Markup('<span class="soft">(empty)</span>')

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 CLEAN_DB = 40.0  # a higher SNR does not change the text: float16 alone reaches it
@@ -60,15 +61,15 @@ def compare_streams(
     curves = {}
     for number, name in enumerate(names):
         arrays = [np.load(f"{path}.{name}.npy", mmap_mode="r") for path in (float_stream, binary_stream)]
-        energies = []
+        energies = np.empty((len(chunks), 2))  # of the float tensor and of its difference to the binary's
         for place, chunk in enumerate(chunks):
             at = slice(chunk * rows_a_chunk, (chunk + 1) * rows_a_chunk) if number == 0 else place
             left, right = (np.asarray(array[at], np.float64) for array in arrays)
-            energies.append((float((left**2).sum()), float(((left - right) ** 2).sum())))
+            energies[place] = (left**2).sum(), ((left - right) ** 2).sum()
         curves[name] = SnrCurve(
-            snr_db=tuple(round(_decibels([pair]), 2) for pair in energies),
-            first_db=round(_decibels([e for e, c in zip(energies, chunks, strict=True) if 4 * c < count]), 2),
-            last_db=round(_decibels([e for e, c in zip(energies, chunks, strict=True) if 4 * c >= 3 * count]), 2),
+            snr_db=tuple(map(_decibels, energies)),
+            first_db=_decibels(energies[4 * np.asarray(chunks) < count].sum(axis=0)),
+            last_db=_decibels(energies[4 * np.asarray(chunks) >= 3 * count].sum(axis=0)),
         )
     return curves
 
@@ -93,6 +94,6 @@ def worst_by_kind(courses: Mapping[str, SnrCurve]) -> dict[str, tuple[str, SnrCu
     return worst
 
 
-def _decibels(energies: Sequence[tuple[float, float]]) -> float:
-    signal, noise = (sum(each[i] for each in energies) for i in (0, 1))
-    return float(min(200.0, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
+def _decibels(energies: NDArray[np.float64]) -> float:
+    signal, noise = np.maximum(energies, 1e-30)
+    return round(float(min(200.0, 10 * np.log10(signal / noise))), 2)

@@ -1,6 +1,6 @@
 """Scores of one subject on a test set, clip by clip: hypotheses counted against reference texts."""
 
-from collections import Counter as CountOf
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -128,6 +128,7 @@ def score(
     lines = [by_id[clip.id] for clip in ordered]
     scores = tuple(_clip_score(clip, line, language) for clip, line in zip(ordered, lines, strict=True))
     agrees = [clip.agree for clip in scores if clip.agree]
+    timed = lines if tier in TIMED_TIERS else []
     return Score(
         subject=subject,
         tier=tier,
@@ -140,10 +141,10 @@ def score(
         looping=sum(clip.looping for clip in scores),
         capped=sum(clip.capped for clip in scores),
         agree=(sum(a for a, _ in agrees), sum(of for _, of in agrees)) if agrees else None,
-        rtf=_rtf(lines) if tier in TIMED_TIERS else None,
-        throttled=_throttled(lines) if tier in TIMED_TIERS else {},
+        rtf=_rtf(timed),
+        throttled=dict(Counter(line.throttled for line in timed if line.throttled).most_common()),
         by_chunk=_strata(scores),
-        chunk_times=_chunk_times(lines) if tier in TIMED_TIERS else None,
+        chunk_times=_chunk_times(timed),
         clips=scores,
     )
 
@@ -211,23 +212,17 @@ def _rtf(lines: Sequence[Hypothesis]) -> dict[str, Percentiles] | None:
     return rtf or None
 
 
-def _throttled(lines: Sequence[Hypothesis]) -> dict[str, int]:
-    return dict(CountOf(line.throttled for line in lines if line.throttled).most_common())
-
-
 def _strata(clips: Sequence[ClipScore]) -> tuple[Stratum, ...]:
     streams = [clip.by_stratum for clip in clips if clip.by_stratum is not None]
     found = []
     for name in STRATA:
         counts = [stream.get(name, Counts()) for stream in streams]
         total = sum(counts, Counts())
-        if not total.reference and not total.errors:
-            continue
-        wer, interval = None, None
         if total.reference:
-            wer = corpus_wer(counts)
             interval = bootstrap_interval([c.errors for c in counts], [c.reference for c in counts])
-        found.append(Stratum(name=name, counts=total, wer=wer, interval=interval))
+            found.append(Stratum(name=name, counts=total, wer=corpus_wer(counts), interval=interval))
+        elif total.errors:
+            found.append(Stratum(name=name, counts=total, wer=None, interval=None))
     return tuple(found)
 
 
@@ -244,12 +239,10 @@ def errors_and_words(clips: Sequence[ClipScore]) -> tuple[list[int], list[int]]:
 
 def counts_by_stratum(edits: Sequence[Edit], chunks: Sequence[int]) -> dict[str, Counts]:
     """Count an alignment's edits by position in the stream; a deletion counts at the word before it."""
-    kinds = {"=": "hits", "S": "substitutions", "D": "deletions", "I": "insertions"}
-    found: dict[str, Counts] = {}
+    by_stratum: dict[str, list[Edit]] = {}
     at = word = 0
     for edit in edits:
         if edit.hypothesis is not None:
             at, word = chunks[word], word + 1
-        name = STRATA[stratum_index(at)]
-        found[name] = found.get(name, Counts()) + Counts(**{kinds[edit.op]: 1})
-    return found
+        by_stratum.setdefault(STRATA[stratum_index(at)], []).append(edit)
+    return {name: count_edits(inside) for name, inside in by_stratum.items()}

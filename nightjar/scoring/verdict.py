@@ -128,9 +128,9 @@ def judge(
     gates = (
         _wer_gate("delta_wer", f"{rate} of binary − float", delta, interval, budgets.max_delta_wer, *sizes),
         _wer_gate("recipe_loss", f"{rate} of float − stock", loss, recipe_interval, budgets.max_recipe_loss, *sizes),
-        _new_gate("empty", float_, binary, budgets.max_new_empty, lambda clip: clip.empty),
-        _new_gate("looping", float_, binary, budgets.max_new_looping, lambda clip: clip.looping),
-        _new_gate("capped", float_, binary, budgets.max_new_capped, lambda clip: clip.capped),
+        _new_gate("empty", float_, binary, budgets.max_new_empty),
+        _new_gate("looping", float_, binary, budgets.max_new_looping),
+        _new_gate("capped", float_, binary, budgets.max_new_capped),
         _silence_gate(float_, binary, silence, budgets.max_silence_words),
         _agreement_gate(binary, budgets.min_agreement),
         *([] if aside is None else [_excluded_gate(aside, budgets.max_aside)]),
@@ -196,12 +196,14 @@ def _wer_gate(
 
 def _limit_gate(name: str, value: float, limit: float, text: str) -> Gate:
     """Pass a value that is at most its limit."""
-    return Gate(name=name, value=value, limit=limit, outcome=_outcome(value <= limit + ROUNDING), sentence=text)
+    outcome: Outcome = "PASS" if value <= limit + ROUNDING else "FAIL"
+    return Gate(name=name, value=value, limit=limit, outcome=outcome, sentence=text)
 
 
-def _new_gate(what: str, float_: Score, binary: Score, limit: int, is_so: Callable[[ClipScore], bool]) -> Gate:
-    """Count the clips that are bad in the binary and not in float."""
-    new = [b.id for f, b in zip(float_.clips, binary.clips, strict=True) if is_so(b) and not is_so(f)]
+def _new_gate(what: str, float_: Score, binary: Score, limit: int) -> Gate:
+    """Count the clips that are `what` in the binary and not in float."""
+    pairs = zip(float_.clips, binary.clips, strict=True)
+    new = [b.id for f, b in pairs if getattr(b, what) and not getattr(f, what)]
     named = f" ({', '.join(new[:5])}{' …' if len(new) > 5 else ''})" if new else ""
     text = f"{len(new)} clips are {what} in the binary and not in float{named}, limit {limit}"
     return _limit_gate(f"new_{what}", len(new), limit, text)
@@ -232,14 +234,15 @@ def _drift_gate(drift: Drift, limit: float) -> Gate:
 
 
 def _agreement_gate(binary: Score, limit: float) -> Gate:
-    if binary.agree is None or not binary.agree[1]:
-        text = f"teacher-forced agreement was not measured, limit {limit:.1%}"
-        outcome: Outcome = "UNDECIDED" if limit else "PASS"
-        return Gate(name="agreement", value=None, limit=limit, outcome=outcome, sentence=text)
-    matching, of = binary.agree
-    text = f"teacher-forced, {matching} of {of} tokens agree ({matching / of:.1%}), limit {limit:.1%}"
-    outcome = _outcome(matching / of >= limit)
-    return Gate(name="agreement", value=matching / of, limit=limit, outcome=outcome, sentence=text)
+    matching, of = binary.agree or (0, 0)
+    if of:
+        share = matching / of
+        outcome: Outcome = "PASS" if share >= limit else "FAIL"
+        text = f"teacher-forced, {matching} of {of} tokens agree ({share:.1%}), limit {limit:.1%}"
+        return Gate(name="agreement", value=share, limit=limit, outcome=outcome, sentence=text)
+    outcome = "UNDECIDED" if limit else "PASS"
+    text = f"teacher-forced agreement was not measured, limit {limit:.1%}"
+    return Gate(name="agreement", value=None, limit=limit, outcome=outcome, sentence=text)
 
 
 def _excluded_gate(aside: Mapping[str, str], limit: int) -> Gate:
@@ -247,10 +250,6 @@ def _excluded_gate(aside: Mapping[str, str], limit: int) -> Gate:
     first = "; ".join(f"{clip}: {why}" for clip, why in list(aside.items())[:5])
     text = f"{len(aside)} clips were excluded, limit {limit}" + (f": {first}" if first else "")
     return _limit_gate("aside", len(aside), limit, text + (" …" if len(aside) > 5 else ""))
-
-
-def _outcome(within: bool) -> Outcome:
-    return "PASS" if within else "FAIL"
 
 
 def _duration_range(duration_s: float) -> str:

@@ -120,7 +120,13 @@ def bootstrap_interval(
 
     errors, words: one entry per clip.
     """
-    return _interval(np.asarray(errors, np.int64), np.asarray(words, np.int64), seed, n)
+    if len(errors) != len(words):
+        raise ValueError(f"{len(errors)} error counts for {len(words)} clips")
+    if not sum(words):
+        raise BadInput("the references hold no words, so there is no WER; give a test set with text")
+    rates = np.concatenate(list(_resampled(np.asarray(errors), np.asarray(words), seed, n)))
+    low, high = np.percentile(rates, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def paired_bootstrap(
@@ -132,18 +138,7 @@ def paired_bootstrap(
     """
     if len(errors_a) != len(errors_b):
         raise ValueError(f"{len(errors_a)} clips against {len(errors_b)}: not the same test set")
-    difference = np.asarray(errors_a, np.int64) - np.asarray(errors_b, np.int64)
-    return _interval(difference, np.asarray(words, np.int64), seed, n)
-
-
-def _interval(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int, n: int) -> tuple[float, float]:
-    if len(errors) != len(words):
-        raise ValueError(f"{len(errors)} error counts for {len(words)} clips")
-    if not words.sum():
-        raise BadInput("the references hold no words, so there is no WER; give a test set with text")
-    rates = np.concatenate(list(_resampled(errors, words, seed, n)))
-    lo, hi = np.percentile(rates, [2.5, 97.5])
-    return float(lo), float(hi)
+    return bootstrap_interval([a - b for a, b in zip(errors_a, errors_b, strict=True)], words, seed, n)
 
 
 def _resampled(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int, n: int) -> Iterator[NDArray[np.float64]]:

@@ -1,8 +1,8 @@
 """The host's end of the board service: clips out, encoder outputs in; waits for a board that disconnects."""
 
 import hashlib
-import json
 import logging
+import math
 import queue
 import threading
 import time
@@ -59,7 +59,7 @@ class ServiceBoard:
         self.alias, self.address = address.alias, str(address.entry.service)
         self._shapes, self._runtimes = dict(shapes), runtimes
         self._metadata, credentials = _credentials(address)
-        expected = sum(2 * int(np.prod(shape)) for shape in shapes.values())
+        expected = sum(2 * math.prod(shape) for shape in shapes.values())
         options = [*KEEPALIVE, ("grpc.max_receive_message_length", expected + SLACK_BYTES)]
         if credentials is None:
             self._channel = grpc.insecure_channel(self.address, options)
@@ -79,11 +79,10 @@ class ServiceBoard:
         )
         try:
             answer = call(pb.Question(runtimes=self._runtimes), timeout=ANSWER_S, metadata=self._metadata)
+            facts = BoardFacts.model_validate_json(answer.facts)
         except grpc.RpcError as error:
-            raise self._missing(error) from error
-        try:
-            facts = BoardFacts.model_validate(json.loads(answer.facts))
-        except (ValueError, ValidationError) as error:
+            raise self._explain(error) from error
+        except ValidationError as error:
             raise self._not_a_service() from error
         return ServiceDescription(answer.binary, facts, max(1, min(answer.in_flight, 1000)), answer.wave_bytes)
 
@@ -110,7 +109,7 @@ class ServiceBoard:
             except grpc.RpcError as error:
                 locked = error.code() == grpc.StatusCode.ABORTED
                 if error.code() not in RETRIED or (not locked and time.monotonic() - received_at > reconnect_s):
-                    raise self._failed(error, deadline_s) from error
+                    raise self._explain(error, deadline_s) from error
                 if not warned:
                     owner = printable(error.details() or "an unknown process")
                     log.warning(
@@ -171,22 +170,16 @@ class ServiceBoard:
             raise SessionFailed(
                 f"result for an unknown clip id {result.id[:100]!r} from board {self.alias}; check what runs there"
             )
-        tensors = {}
-        for tensor in result.tensors:
-            shape = self._shapes.get(tensor.name)
-            if shape is None or tuple(tensor.shape) != shape or len(tensor.data) != 2 * int(np.prod(shape)):
-                raise SessionFailed(
-                    f"board {self.alias} gave {tensor.name[:100]!r} {tuple(tensor.shape)} for {result.id}, and the "
-                    f"binary's model.json has {self._shapes}; serve a folder that build wrote"
-                )
-            if hashlib.sha256(tensor.data).digest() != tensor.sha256:
-                raise SessionFailed(f"the tensors of {result.id} changed in transit; run the same command again")
-            tensors[tensor.name] = np.frombuffer(tensor.data, "<f2").reshape(shape)
-        if tensors.keys() != self._shapes.keys():
+        shapes = {tensor.name: tuple(tensor.shape) for tensor in result.tensors}
+        if shapes != self._shapes or any(len(each.data) != 2 * math.prod(each.shape) for each in result.tensors):
+            given = printable(", ".join(f"{name} {shape}" for name, shape in shapes.items())) or "nothing"
             raise SessionFailed(
-                f"board {self.alias} gave {', '.join(tensors) or 'nothing'} for {result.id} instead of "
-                f"{', '.join(self._shapes)}; serve a folder that build wrote"
+                f"board {self.alias} gave {given} for {result.id}, and the binary's model.json has {self._shapes}; "
+                "serve a folder that build wrote"
             )
+        if any(hashlib.sha256(each.data).digest() != each.sha256 for each in result.tensors):
+            raise SessionFailed(f"the tensors of {result.id} changed in transit; run the same command again")
+        tensors = {each.name: np.frombuffer(each.data, "<f2").reshape(shapes[each.name]) for each in result.tensors}
         return HarvestedClip(result.id, result.audio_s, pending[result.id].sha256.hex(), tensors)
 
     def _not_a_service(self) -> BoardMissing:
@@ -194,27 +187,24 @@ class ServiceBoard:
             f"no board service answers for board {self.alias} at {self.address}: correct its service in boards.toml"
         )
 
-    def _missing(self, error: grpc.RpcError) -> BoardMissing:
-        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+    def _explain(self, error: grpc.RpcError, deadline_s: float | None = None) -> SessionFailed | BoardMissing:
+        """deadline_s: of a clip; None for a request without clips."""
+        code, reason = error.code(), printable(error.details() or "")[:300] or error.code().name
+        if code == grpc.StatusCode.UNAUTHENTICATED:
             return BoardMissing(
                 f"the service of board {self.alias} rejects the token: give as service_token in boards.toml the "
                 "file that it was started with as --token-file"
             )
-        if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+        if code == grpc.StatusCode.UNIMPLEMENTED:
             return self._not_a_service()
-        reason = printable(error.details() or "")[:200] or error.code().name
-        return BoardMissing(
-            f"no service of board {self.alias} at {self.address} ({reason}): on the board, `nightjar board serve "
-            "--binary …`, and look at ports, certificates and `ssh -L`"
-        )
-
-    def _failed(self, error: grpc.RpcError, deadline_s: float) -> SessionFailed | BoardMissing:
-        reason = printable(error.details() or "")[:300] or error.code().name
-        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED):
-            return self._missing(error)
-        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        if deadline_s is None:
+            return BoardMissing(
+                f"no service of board {self.alias} at {self.address} ({reason}): on the board, `nightjar board serve "
+                "--binary …`, and look at ports, certificates and `ssh -L`"
+            )
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             problem = f"board {self.alias} took longer than {deadline_s:g} s for a clip ({reason}); restart its service"
-        elif error.code() in RETRIED:
+        elif code in RETRIED:
             problem = f"board {self.alias} disconnected and did not come back ({reason}); restart its service"
         else:
             problem = f"the service of board {self.alias} refused: {reason}; correct that"
@@ -223,24 +213,18 @@ class ServiceBoard:
 
 def _next_result(call: Any, silence_s: float) -> pb.Result | None:
     """Return a stream's next result, None at its end; raises SessionFailed when none comes for `silence_s`."""
-    hung = threading.Event()
-
-    def cancel() -> None:
-        hung.set()
-        call.cancel()
-
-    timer = threading.Timer(silence_s, cancel)
+    timer = threading.Timer(silence_s, call.cancel)
     timer.daemon = True
     timer.start()
     try:
         result: pb.Result | None = next(call, None)
+        return result
     except grpc.RpcError as error:
-        if hung.is_set():
+        if call.cancelled():  # by the timer
             raise SessionFailed(f"no result from the board service for {silence_s:g} s; restart it, {KEPT}") from error
         raise
     finally:
         timer.cancel()
-    return result
 
 
 def _credentials(address: BoardAddress) -> tuple[tuple[tuple[str, str], ...], Any]:

@@ -58,9 +58,9 @@ def parse_endpoint(arguments: argparse.Namespace) -> Endpoint:
         raise BadOptions("--client-ca needs TLS: give --tls-cert and --tls-key")
     if cert is not None and authority is None and token is None:
         raise BadOptions("TLS alone accepts every client: give --client-ca or --token-file")
-    tls = None
+    credentials = None
     if cert is not None:
-        tls = (read_secret(key, "key"), read_file(cert, "certificate"))
+        pair = (read_secret(key, "key"), read_file(cert, "certificate"))
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
         except (ssl.SSLError, ValueError) as error:
@@ -68,11 +68,12 @@ def parse_endpoint(arguments: argparse.Namespace) -> Endpoint:
                 f"{cert} and {key} are not a certificate and its key, in PEM and without passphrase "
                 f"({type(error).__name__}): give both of one pair"
             ) from error
+        client_ca = read_file(authority, "authority") if authority else None
+        credentials = grpc_module().ssl_server_credentials([pair], client_ca, client_ca is not None)
     host = {"localhost": "127.0.0.1"}.get(host, host)  # localhost may also be an IPv6 address
     return Endpoint(
         address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        tls=tls,
-        client_ca=read_file(authority, "authority") if authority else None,
+        credentials=credentials,
         token=read_token(token) if token else None,
     )
 
@@ -89,7 +90,7 @@ def serve(arguments: argparse.Namespace) -> int:
     encoders = EncoderPool(arguments.binary, arguments.workers)
     server, port = start_server(encoders, endpoint, arguments.in_flight, arguments.deadline, str(arguments.lock))
     address = f"{endpoint.address.rpartition(':')[0]}:{port}"
-    security = "TLS" if endpoint.tls else "no TLS, this machine only"
+    security = "TLS" if endpoint.credentials else "no TLS, this machine only"
     print(f"serving {arguments.binary} ({encoders.binary[:12]}) on {address}, {security}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.wait_for_termination()

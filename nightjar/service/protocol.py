@@ -13,7 +13,6 @@ from nightjar.errors import BadOptions, Missing
 
 SERVICE = "nightjar.Session"
 TOKEN_KEY = "nightjar-token"
-TOKEN_CHARACTERS = (16, 1000)
 SLACK_BYTES = 1 << 16  # of a message, beside its wave or tensors
 DEADLINE_S = 300.0  # a clip that takes longer than this is a hung runtime
 KEEPALIVE = [
@@ -58,7 +57,7 @@ def is_loopback(host: str) -> bool:
 def read_token(path: Path) -> str:
     """Read a token file; raises BadOptions, which never shows its content."""
     token = read_secret(path, "token").decode("ascii", "replace").strip()
-    low, high = TOKEN_CHARACTERS
+    low, high = 16, 1000
     if not low <= len(token) <= high or not token.isascii() or not token.isprintable() or " " in token:
         raise BadOptions(
             f"{path} is not a token file: write one line of {low} to {high} letters and digits, "
@@ -99,6 +98,5 @@ class Endpoint(NamedTuple):
     """Where the service listens, and which clients it accepts."""
 
     address: str  # as grpc writes it
-    tls: tuple[bytes, bytes] | None  # key and certificate chain
-    client_ca: bytes | None
+    credentials: Any | None  # of grpc's server; None for no TLS
     token: str | None

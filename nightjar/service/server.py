@@ -31,8 +31,6 @@ from nightjar.errors import BadOptions, Broken, SessionFailed
 from nightjar.service import service_pb2 as pb
 from nightjar.service.protocol import KEEPALIVE, SERVICE, SLACK_BYTES, TOKEN_KEY, Endpoint, binary_digest
 
-PERMITTED = [("grpc.http2.min_ping_interval_without_data_ms", 5_000), ("grpc.http2.max_ping_strikes", 0)]
-
 
 class Refusal(NamedTuple):
     """Why a stream ends early: a status and one line."""
@@ -41,19 +39,14 @@ class Refusal(NamedTuple):
     message: str
 
 
-class EndOfClips(NamedTuple):
-    """The host has sent its last clip; the number of clips."""
-
-    clips: int
-
-
 class ClipStream:
     """The clips of one stream between their arrival and the sending of their results."""
 
     def __init__(self, limit: int) -> None:
         self.slots = threading.Semaphore(limit)
-        self.done: queue.SimpleQueue[pb.Result | Refusal | EndOfClips | None] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[pb.Result | Refusal | None] = queue.SimpleQueue()
         self.due: dict[str, float] = {}  # clip id -> deadline, monotonic seconds
+        self.clips: int | None = None  # how many there were, once the host has sent its last
         self.over = False
 
     def end(self) -> None:
@@ -87,7 +80,7 @@ class EncoderPool:
                 f"{folder} is not a binary to serve ({one_line(error)}): give a folder that build wrote"
             ) from error
         preflight = Path(__file__).parents[2] / "targets" / target / "preflight.py"
-        self._probe = preflight.read_text(encoding="utf-8") if preflight.is_file() else ""
+        self.probe = preflight.read_text(encoding="utf-8") if preflight.is_file() else ""
         self.result_bytes = sum(2 * int(np.prod(shape)) for shape in self.outputs.values())
         try:
             self._family = importlib.import_module(f"models.{self.model['family']}.decode")
@@ -96,18 +89,10 @@ class EncoderPool:
             raise SessionFailed(
                 f"the encoder in {folder} does not load ({one_line(error)}): look at the file and its runtime"
             ) from error
-        self._todo: queue.SimpleQueue[tuple[pb.Clip, ClipStream]] = queue.SimpleQueue()
+        self.todo: queue.SimpleQueue[tuple[pb.Clip, ClipStream]] = queue.SimpleQueue()
         for parts in pool:
             # Daemon threads: a hung runtime must not keep the process alive.
             threading.Thread(target=self._work, args=(parts,), daemon=True).start()
-
-    def facts(self, runtimes: list[str]) -> dict[str, Any]:
-        """Return the facts of this board, as a session by ssh does."""
-        return facts(sorted({"numpy", *runtimes}), self._probe)
-
-    def submit(self, clip: pb.Clip, stream: ClipStream) -> None:
-        """Queue a clip."""
-        self._todo.put((clip, stream))
 
     def problem(self, clip: pb.Clip) -> str:
         """Describe what is wrong with a clip, empty for nothing."""
@@ -123,7 +108,7 @@ class EncoderPool:
 
     def _work(self, parts: PartRunners) -> None:
         while True:
-            clip, stream = self._todo.get()
+            clip, stream = self.todo.get()
             if stream.over:
                 continue
             try:
@@ -161,7 +146,7 @@ class Service:
         self._check_token(context)
         return pb.Description(
             binary=self.encoders.binary,
-            facts=json.dumps(self.encoders.facts(list(question.runtimes)[:20])),
+            facts=json.dumps(facts(sorted({"numpy", *question.runtimes[:20]}), self.encoders.probe)),
             in_flight=self.in_flight,
             wave_bytes=self.encoders.wave_bytes,
         )
@@ -174,8 +159,8 @@ class Service:
         if not context.add_callback(stream.end):
             return
         threading.Thread(target=self._read, args=(clips, stream), daemon=True).start()
-        sent, total = 0, -1
-        while sent != total:
+        sent = 0
+        while sent != stream.clips:
             if late := stream.late():
                 context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED, f"clip {late} was not done by its deadline: the runtime hangs"
@@ -186,9 +171,6 @@ class Service:
                 continue
             if result is None:
                 return
-            if isinstance(result, EndOfClips):
-                total = result.clips
-                continue
             if isinstance(result, Refusal):
                 context.abort(result.code, result.message)
                 return  # abort raises, which mypy cannot know
@@ -210,8 +192,8 @@ class Service:
                     return
                 count += 1
                 stream.due[clip.id] = time.monotonic() + min(clip.deadline_s or self.deadline_s, self.deadline_s)
-                self.encoders.submit(clip, stream)
-            stream.done.put(EndOfClips(count))
+                self.encoders.todo.put((clip, stream))
+            stream.clips = count
 
     def _check_token(self, context: grpc.ServicerContext) -> None:
         token = dict(context.invocation_metadata()).get(TOKEN_KEY, "")
@@ -240,12 +222,14 @@ def start_server(
     """Start to serve; return the server and its port. Raises Broken where the address is in use."""
     service = Service(encoders, endpoint.token, in_flight, deadline_s, lock)
     options = [
+        *KEEPALIVE,
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
         ("grpc.max_receive_message_length", encoders.wave_bytes + SLACK_BYTES),
         ("grpc.max_send_message_length", encoders.result_bytes + SLACK_BYTES),
         ("grpc.so_reuseport", 0),  # or a second server would get half of the hosts
     ]
-    pool = ThreadPoolExecutor(max_workers=8)
-    server = grpc.server(pool, options=[*KEEPALIVE, *PERMITTED, *options], maximum_concurrent_rpcs=8)
+    server = grpc.server(ThreadPoolExecutor(max_workers=8), options=options, maximum_concurrent_rpcs=8)
     methods = {
         "Describe": grpc.unary_unary_rpc_method_handler(
             service.describe, pb.Question.FromString, pb.Description.SerializeToString
@@ -256,13 +240,10 @@ def start_server(
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     try:
-        if endpoint.tls is None:
+        if endpoint.credentials is None:
             port = server.add_insecure_port(endpoint.address)
         else:
-            credentials = grpc.ssl_server_credentials(
-                [endpoint.tls], endpoint.client_ca, endpoint.client_ca is not None
-            )
-            port = server.add_secure_port(endpoint.address, credentials)
+            port = server.add_secure_port(endpoint.address, endpoint.credentials)
     except RuntimeError as error:
         raise Broken(
             f"cannot listen on {endpoint.address}: it is in use, or not an address of this machine; "

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import shutil
-import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,14 +42,7 @@ class BatchRunner:
 
     def __post_init__(self) -> None:
         self.folder = self.queue.journal.folder
-        self.previous: dict[str, list[str]] = {}  # clips by board when an earlier run was killed
-        with contextlib.suppress(OSError, ValueError):
-            for alias, names in read_json(self.folder / "taken.json").items():
-                self.previous[alias] = [name for name in names if name in self.sources]
-        self._taken: dict[str, Sequence[str]] = dict(self.previous)
         self._uploaded = set[str]()  # boards that have all files but the clips, while they are locked
-        self._decoded = set[str]()
-        self._lock = threading.Lock()
 
     def run(self, board: Board, names: Sequence[str], begun: set[str]) -> None:
         """Run clips on a locked board and record finished ones; `begun` grows by each clip that begins.
@@ -90,41 +82,38 @@ class BatchRunner:
 
     def uses(self, board: Board) -> bool:
         """Tell whether files of this job may lie on a board."""
-        return board.alias in self._taken
+        return self._job_file(board).exists()
+
+    def previous(self, board: Board) -> list[str]:
+        """Name the clips of a board's last batch, which an earlier run or connection may not have ended."""
+        try:
+            return [clip["id"] for clip in read_json(self._job_file(board))["clips"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def clean_up(self, board: Board) -> None:
         """Delete the job's files on a locked board."""
         board.remove_job(board.job_folder(self.folder, self.identity))
-        self._note_taken(board.alias, None)
+        if board.spool_bytes:
+            self._job_file(board).unlink(missing_ok=True)
 
-    def _note_taken(self, alias: str, names: Sequence[str] | None) -> None:
-        with self._lock:
-            if names is None:
-                self._taken.pop(alias, None)
-            else:
-                self._taken[alias] = names
-            write_atomic(self.folder / "taken.json", json.dumps(self._taken))
+    def _job_file(self, board: Board) -> Path:
+        return self.folder / (f"job.{board.alias}.json" if board.spool_bytes else "job.json")
 
     def _prepare(self, board: Board, names: Sequence[str]) -> dict[str, Path]:
         """Write a batch's files on the host; return them by name in the job's folder."""
         job = {**self.job, "clips": [self.clips[name] for name in names], "spool_bytes": board.spool_bytes}
-        job_file = self.folder / (f"job.{board.alias}.json" if board.spool_bytes else "job.json")
-        with storage_errors():
-            self._note_taken(board.alias, names)
-            write_atomic(job_file, json.dumps(job))
-            (self.folder / "clips").mkdir(parents=True, exist_ok=True)
-            new = [name for name in names if name not in self._decoded]  # those of an earlier run may be altered
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(self._decode, new))
-            self._decoded.update(new)
-        return {"job.json": job_file, **{f"clips/{name}.npy": self.folder / "clips" / f"{name}.npy" for name in names}}
+        with storage_errors(), ThreadPoolExecutor() as pool:
+            write_atomic(self._job_file(board), json.dumps(job))
+            (self.folder / "clips").mkdir(exist_ok=True)
+            list(pool.map(self._decode, names))  # always: those of an earlier run may be altered
+        clips = {f"clips/{name}.npy": self.folder / "clips" / f"{name}.npy" for name in names}
+        return {"job.json": self._job_file(board), **clips}
 
     def _decode(self, name: str) -> None:
-        source, target = self.sources[name], self.folder / "clips" / f"{name}.npy"
-        part = target.with_name(f"{name}.part")
-        with part.open("wb") as file:
-            np.save(file, load_audio(source) if isinstance(source, Path) else source)
-        part.rename(target)
+        source = self.sources[name]
+        wave = load_audio(source) if isinstance(source, Path) else source
+        np.save(self.folder / "clips" / f"{name}.npy", wave)
 
     def _fetch(self, board: Board, there: Path, name: str, result: dict[str, Any]) -> None:
         """Fetch and verify a clip's tensors, record the clip, and delete its files on the board."""
@@ -151,7 +140,7 @@ class BatchRunner:
         part = local.with_name(f"{local.name}.part")
         found = next((folder / local.name for folder in self.earlier if (folder / local.name).is_file()), None)
         if found is not None and not local.exists() and not part.exists():
-            part.parent.mkdir(parents=True, exist_ok=True)
+            part.parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # gc deleted it; this run does not depend on it
                 shutil.copyfile(found, part)
 

@@ -8,21 +8,21 @@ import shlex
 import shutil
 import signal
 import time
-import wave
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import soundfile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import nightjar.device.program_runner  # travels to the board, so its code is part of every key that runs a program
 from nightjar.boards.board import Board
 from nightjar.boards.config import RESERVED, boards_file, find_board
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed, printable
-from nightjar.files import digest, storage_errors, write_atomic
+from nightjar.files import digest, digest_file, storage_errors, write_atomic
 from nightjar.progress import tick
-from nightjar.speech.audio import load_audio
+from nightjar.speech.audio import SAMPLE_RATE, load_audio
 
 log = logging.getLogger(__name__)
 
@@ -80,25 +80,16 @@ class ProgramResult(BaseModel):
         return TERMINAL.sub("", self.stdout).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse_command(text: str) -> tuple[str, ...]:
-    """Split a command line into its words, as a shell would and without one; raises BadOptions."""
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as error:
-        raise BadOptions(f"--program {text!r} is not a command line ({error}): quote it as for a shell") from error
-    return check_command(words)
-
-
-def check_command(words: tuple[str, ...]) -> tuple[str, ...]:
+def check_command(words: Sequence[str]) -> tuple[str, ...]:
     """Return a command with {clip} and known placeholders; raises BadOptions for any other."""
     used = {found for word in words for found in re.findall(r"\{([a-z_]+)\}", word)}
-    if not words or "clip" not in used or used - set(PLACEHOLDERS) or any("\0" in word for word in words):
+    if "clip" not in used or used - set(PLACEHOLDERS) or any("\0" in word for word in words):
         allowed = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
         raise BadOptions(
             f"the program's command is {shlex.join(words)!r}: it needs {{clip}}, and may have {allowed}; "
             "see docs/boards.md"
         )
-    return words
+    return tuple(words)
 
 
 def resolve_program(text: str, board: str | None, cwd: str, timeout_s: float, dumps: str = "") -> BoardProgram:
@@ -106,27 +97,26 @@ def resolve_program(text: str, board: str | None, cwd: str, timeout_s: float, du
     if text != DECLARED:
         if cwd and not cwd.startswith(("/", "~/")):
             raise BadOptions(f"--program-cwd {cwd!r} is a folder on the board: give an absolute path or ~/…")
-        return BoardProgram(command=parse_command(text), cwd=cwd, timeout_s=timeout_s, dumps=dumps)
+        try:
+            words = shlex.split(text)  # as a shell would, and without one
+        except ValueError as error:
+            raise BadOptions(f"--program {text!r} is not a command line ({error}): quote it as for a shell") from error
+        return BoardProgram(command=check_command(words), cwd=cwd, timeout_s=timeout_s, dumps=dumps)
     entry = find_board(board).entry.program if board is not None and board not in RESERVED else None
     if entry is None:
         raise BadOptions(
             f"--program {DECLARED} needs a program of the --board in {boards_file()}, and there is none: add "
             f"[{board or 'ALIAS'}.program], see docs/boards.md, or give the command line"
         )
-    return BoardProgram(
-        command=check_command(tuple(entry.command)),
-        cwd=entry.cwd,
-        dumps=dumps and (entry.dumps or dumps),
-        timeout_s=entry.timeout_s or timeout_s,
-    )
+    dumps, timeout_s = dumps and (entry.dumps or dumps), entry.timeout_s or timeout_s
+    return BoardProgram(command=check_command(entry.command), cwd=entry.cwd, timeout_s=timeout_s, dumps=dumps)
 
 
 def identify_program(board: Board, program: BoardProgram, alias: str) -> BoardProgram:
     """Add the sha256 of the program's files on the board; raises BoardMissing where the program is absent."""
-    words = [word for word in program.command if "{" not in word] or list(program.command[:1])
     if "{" in program.command[0]:  # it is one of the files that are sent
         return program
-    source = RUNNER_SOURCE.read_text(encoding="utf-8")
+    source, words = RUNNER_SOURCE.read_text(encoding="utf-8"), [word for word in program.command if "{" not in word]
     done = board.run([board.python, "-c", source, "describe", json.dumps(words), program.cwd], 300)
     try:
         found = program.model_validate({**program.model_dump(), "files": json.loads(done.stdout)})
@@ -161,9 +151,15 @@ def run_program(
     clips, always anew; its result is called ALL. Raises SessionFailed when the board is lost, or every clip fails.
     """
     together = ALL_CLIPS in program.command
-    described = {"program": program.model_dump(mode="json"), "language": language, "clips": list(clips)}
-    source = RUNNER_SOURCE.read_text(encoding="utf-8")
-    there = board.job_folder(folder, digest([described, sorted(binary), source, time.time_ns() if together else 0]))
+    with storage_errors():
+        for name, clip in clips.items():
+            _write_wav(folder / "clips" / f"{name}.wav", clip)
+    uploads = {"clipwise.py": RUNNER_SOURCE}
+    uploads |= {f"clips/{name}.wav": folder / "clips" / f"{name}.wav" for name in clips}
+    uploads |= {f"binary/{name}": path for name, path in binary.items()}
+    content = {name: digest_file(path) for name, path in uploads.items()}
+    identity = [program.model_dump(mode="json"), language, content, time.time_ns() if together else 0]
+    there = board.job_folder(folder, digest(identity))
     paths = {name: str(there / "clips" / f"{name}.wav") for name in clips}
     values = {"language": language, "binary": str(there / "binary")}
     if together:
@@ -175,28 +171,21 @@ def run_program(
         **program.model_dump(include={"cwd", "dumps", "timeout_s"}),
     }
     with storage_errors():
-        for name, clip in clips.items():
-            _write_wav(folder / "clips" / f"{name}.wav", clip)
         write_atomic(folder / "job.json", json.dumps(job))
-        uploads = {"clipwise.py": RUNNER_SOURCE, "job.json": folder / "job.json"}
-        uploads |= {f"clips/{name}.wav": folder / "clips" / f"{name}.wav" for name in clips}
-        uploads |= {f"binary/{name}": path for name, path in binary.items()}
+        uploads["job.json"] = folder / "job.json"
         board.put_all([(path, there / name) for name, path in uploads.items()])
     results: dict[str, ProgramResult] = {}
-
-    def failure(result: ProgramResult) -> str:
-        return result.failure(program.timeout_s, silent=bool(dump_bytes))
-
+    failures: dict[str, str] = {}
     command = [board.python, str(there / "clipwise.py"), str(there)]
     silence_s = program.timeout_s + 60
     with contextlib.closing(board.stream(command, silence_s, lambda text: log.debug("program: %s", text))) as output:
         for text in output:
             result = _parse(text, commands)
             results[result.id] = result
+            failures[result.id] = result.failure(program.timeout_s, silent=bool(dump_bytes))
             tick(len(results), len(commands))
-            if len(results) == GIVE_UP and all(map(failure, results.values())):
+            if len(results) == GIVE_UP and all(failures.values()):
                 break
-    failures = {name: failure(result) for name, result in results.items()}
     if failures and all(failures.values()) and not together:
         name = next(iter(failures))
         raise SessionFailed(
@@ -224,13 +213,9 @@ def _fill(words: tuple[str, ...], values: Mapping[str, str], clips: list[str]) -
 
 
 def _write_wav(path: Path, source: Path | np.ndarray) -> None:
-    samples = load_audio(source) if isinstance(source, Path) else source
     path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16000)
-        file.writeframes(samples.astype("<i2").tobytes())
+    samples = load_audio(source) if isinstance(source, Path) else source
+    soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
 
 
 def _parse(text: str, clips: Mapping[str, Any]) -> ProgramResult:

@@ -1,20 +1,20 @@
 """Run many clips through one binary's encoder, by a board's service or by sessions, into a dataset."""
 
 import hashlib
-import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
-from nightjar.boards.board import Board
-from nightjar.boards.config import BoardAddress, find_board
+from nightjar.boards.board import Board, BoardFacts
+from nightjar.boards.config import find_board
 from nightjar.dataset.dumps import write_dumps
 from nightjar.dataset.reader import HarvestedClip, Index, open_dataset
 from nightjar.dataset.writer import DatasetWriter
-from nightjar.errors import BadOptions, BoardMissing
+from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from nightjar.files import read_json
 from nightjar.plugins.board_choice import board_of, check_preflight
 from nightjar.plugins.registry import Plugin, plugin
@@ -24,8 +24,6 @@ from nightjar.service.protocol import binary_digest, grpc_module
 from nightjar.sessions.run import run_session
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip, ids_in_line_order, load_speech, shuffled, speech_digest, split_by_window
-
-log = logging.getLogger(__name__)
 
 
 class HarvestResult(NamedTuple):
@@ -37,24 +35,15 @@ class HarvestResult(NamedTuple):
 
 
 class _Input(NamedTuple):
-    """The binary and the clips of a harvest."""
+    """The target and the clips of a harvest, and the index of its dataset without what depends on the board."""
 
     request: HarvestRequest
-    binary_sha256: str
-    model: dict[str, Any]
     target: Plugin
     clips: list[Clip]
-    skipped: list[Clip]
+    dataset: Index
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each harvested tensor of a clip, without the batch axis."""
-        outputs = {entry["name"]: entry["shape"] for entry in self.model["parts"]["encoder"]["outputs"]}
-        return {name: tuple(outputs[name][1:]) for name in self.model["harvest"]}
 
-    def shard_clips(self) -> int:
-        """Return how many clips fit into a shard."""
-        clip_bytes = sum(2 * math.prod(shape) for shape in self.shapes().values())
-        return max(1, self.request.shard_mib * 2**20 // clip_bytes)
+Encode = Callable[[Sequence[Clip]], Iterator[HarvestedClip]]
 
 
 def harvest_speech(request: HarvestRequest) -> HarvestResult:
@@ -63,33 +52,20 @@ def harvest_speech(request: HarvestRequest) -> HarvestResult:
     Raises BadOptions for a folder that is not a binary or has another dataset, BoardMissing for a board that does not
     answer or serves another binary, SessionFailed and StoreBroken when it ends early: the same request continues.
     """
-    harvested = _harvest(_read_input(request))
+    given = _read_input(request)
+    with _open_board(given) as (tier, facts, encode):
+        made_from = {**given.dataset.made_from, "tier": tier, "board": facts.model_dump()}
+        index = given.dataset.model_copy(update={"made_from": made_from})
+        with DatasetWriter(request.out, index, [clip.id for clip in given.clips]) as writer:
+            before = len(writer.done)
+            for clip in encode([clip for clip in given.clips if clip.id not in writer.done]):
+                writer.add(clip)
+                tick(len(writer.done), len(given.clips))
+            harvested = HarvestResult(writer.finish(), len(writer.done) - before)
     if request.dumps is None:
         return harvested
     dataset = open_dataset(request.out, verify=False)
     return harvested._replace(dumps=write_dumps(dataset, ids_in_line_order(request.speech), request.dumps))
-
-
-def _harvest(given: _Input) -> HarvestResult:
-    target = given.target.load()
-    if (address := _service_address(given)) is not None:
-        grpc_module()
-        from nightjar.service.client import ServiceBoard  # grpc, only where a service is used
-
-        with ServiceBoard(address, given.shapes(), target.RUNTIMES) as board:
-            served = board.describe()
-            if served.binary != given.binary_sha256:
-                raise BoardMissing(
-                    f"board {address.alias} serves another binary ({served.binary[:12]}) than {given.request.binary} "
-                    f"({given.binary_sha256[:12]}): start its service with this one"
-                )
-            check_preflight(given.target, address.alias, served.facts)
-            with _writer(given, target.TIERS["local"], served.facts.model_dump()) as writer:
-                waves = ((clip.id, load_audio(clip.audio)) for clip in _missing(writer, given))
-                return _write(writer, given, board.encode(waves))
-    ref = board_of(given.target, given.request.board)
-    with _writer(given, ref.tier, ref.facts.model_dump()) as writer:
-        return _write(writer, given, _by_sessions(ref.connect(), given, _missing(writer, given)))
 
 
 def _read_input(request: HarvestRequest) -> _Input:
@@ -97,7 +73,9 @@ def _read_input(request: HarvestRequest) -> _Input:
         model = read_json(request.binary / "model.json")
         target = plugin("targets", read_json(request.binary / "binary.json")["target"])
         window_s, sha256 = model["recipe"]["window_s"], binary_digest(request.binary)
-        if not model["harvest"]:
+        outputs = {entry["name"]: tuple(entry["shape"][1:]) for entry in model["parts"]["encoder"]["outputs"]}
+        shapes = {name: outputs[name] for name in model["harvest"]}
+        if not shapes:
             raise ValueError("it has no tensor to harvest")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadOptions(
@@ -113,57 +91,57 @@ def _read_input(request: HarvestRequest) -> _Input:
     if not fitting:
         raise BadOptions(f"{request.speech} has no clip of at most {window_s:g} s, this binary's window: give others")
     clips = sorted(shuffled(fitting, 0)[: request.limit], key=lambda clip: clip.id)
-    return _Input(request, sha256, model, target, clips, skipped)
-
-
-def _service_address(given: _Input) -> BoardAddress | None:
-    """Return the address of a board that is reached by its service."""
-    alias = given.request.board
-    if alias is None or alias in given.target.load().TIERS:
-        return None
-    address = find_board(alias)
-    return address if address.entry.service else None
-
-
-def _writer(given: _Input, tier: str, facts: dict[str, Any]) -> DatasetWriter:
-    return DatasetWriter(
-        given.request.out,
-        Index(
-            made_from={
-                "binary": given.binary_sha256,
-                "target": given.target.load().NAME,
-                "tier": tier,
-                "board": facts,
-                "model": {name: given.model[name] for name in ("family", "dims", "recipe")},
-                "speech": speech_digest(given.clips),
-            },
-            tensors=given.shapes(),
-            clips=len(given.clips),
-            shard_clips=min(4096, given.shard_clips()),
-            skipped=tuple(clip.id for clip in given.skipped),
+    index = Index(
+        made_from={
+            "binary": sha256,
+            "target": target.load().NAME,
+            "model": {name: model[name] for name in ("family", "dims", "recipe")},
+            "speech": speech_digest(clips),
+        },
+        tensors=shapes,
+        clips=len(clips),
+        shard_clips=min(
+            4096, max(1, request.shard_mib * 2**20 // sum(2 * math.prod(each) for each in shapes.values()))
         ),
-        [clip.id for clip in given.clips],
+        skipped=tuple(clip.id for clip in skipped),
     )
+    return _Input(request, target, clips, index)
 
 
-def _missing(writer: DatasetWriter, given: _Input) -> list[Clip]:
-    return [clip for clip in given.clips if clip.id not in writer.done]
+@contextmanager
+def _open_board(given: _Input) -> Iterator[tuple[str, BoardFacts, Encode]]:
+    """Give a board's tier, its facts, and what harvests clips there: its service if it has one, else sessions."""
+    target, alias, binary = given.target.load(), given.request.board, given.dataset.made_from["binary"]
+    address = None if alias is None or alias in target.TIERS else find_board(alias)
+    if address is None or not address.entry.service:
+        ref = board_of(given.target, alias)
+        yield ref.tier, ref.facts, lambda clips: _by_sessions(ref.connect(), given, clips)
+        return
+    grpc_module()
+    from nightjar.service.client import ServiceBoard  # grpc, only where a service is used
 
-
-def _write(writer: DatasetWriter, given: _Input, results: Iterator[HarvestedClip]) -> HarvestResult:
-    before = len(writer.done)
-    for clip in results:
-        writer.add(clip)
-        tick(len(writer.done), len(given.clips))
-    return HarvestResult(writer.finish(), len(writer.done) - before)
+    with ServiceBoard(address, given.dataset.tensors, target.RUNTIMES) as board:
+        served = board.describe()
+        if served.binary != binary:
+            raise BoardMissing(
+                f"board {address.alias} serves another binary ({served.binary[:12]}) than {given.request.binary} "
+                f"({binary[:12]}): start its service with this one"
+            )
+        check_preflight(given.target, address.alias, served.facts)
+        tier = target.TIERS["local"]
+        yield tier, served.facts, lambda clips: board.encode((clip.id, load_audio(clip.audio)) for clip in clips)
 
 
 def _by_sessions(board: Board, given: _Input, clips: Sequence[Clip]) -> Iterator[HarvestedClip]:
     """Harvest in sessions of at most a shard's bytes, so that few tensors lie on the disk twice."""
-    names, folder = list(given.shapes()), given.request.out / ".session"
-    for start in range(0, len(clips), given.shard_clips()):
-        batch = clips[start : start + given.shard_clips()]
+    names, folder, count = list(given.dataset.tensors), given.request.out / ".session", given.dataset.shard_clips
+    for start in range(0, len(clips), count):
+        batch = clips[start : start + count]
         for result in run_session(board, given.request.binary, batch, folder, decode=False, harvest=names):
+            if "error" in result:
+                raise SessionFailed(
+                    f"clip {result['id']} cannot be harvested ({result['error']}): leave it out of --speech"
+                )
             wave = np.load(folder / "clips" / f"{result['id']}.npy").astype("<i2", copy=False)
             tensors = {name: np.load(folder / "harvest" / f"{result['id']}.{name}.npy") for name in names}
             yield HarvestedClip(result["id"], result["audio_s"], hashlib.sha256(wave.tobytes()).hexdigest(), tensors)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import math
 import shutil
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 import nightjar.device.session  # travels in the zipapp, so its code is part of every key that runs one
 from nightjar.boards.board import Board
 from nightjar.errors import SessionFailed
-from nightjar.files import digest_file, read_json, storage_errors, write_atomic
+from nightjar.files import digest, digest_file, read_json, storage_errors, write_atomic
 from nightjar.paths import ROOT
 from nightjar.sessions.batch import BatchRunner
 from nightjar.sessions.clip_queue import ClipQueue
@@ -100,7 +99,8 @@ def run_session(
     }
     app = pack_session(session_modules(model, parts, first.runners))
     with storage_errors():
-        identity = open_job_folder(folder, _identity([job, entries], app, files, sources))
+        identity = _identity([job, entries], app, files, sources)
+        open_job_folder(folder, identity)
         (folder / "session.pyz").write_bytes(app)
     journal = Journal(folder)
     queue = ClipQueue(sources, journal, len(shared))
@@ -111,11 +111,11 @@ def run_session(
         clips=entries,
         files={**files, "session.pyz": folder / "session.pyz"},
         sources=sources,
-        limit_bytes=_harvest_bytes(model, harvest),
+        limit_bytes=_harvest_bytes(model),
         silence_s=SILENCE_S,
         earlier=earlier,
     )
-    run_on_boards(shared, queue, runner, lock_board)
+    run_on_boards(shared, runner, lock_board)
     if missing := [name for name in sources if name not in journal.results and name not in queue.excluded]:
         raise SessionFailed(f"the session gave no result for {missing[0]}; run the same command again")
     return [journal.results.get(name) or {"id": name, "error": queue.excluded[name]} for name in sources]
@@ -127,36 +127,26 @@ def split_excluded(results: Sequence[dict[str, Any]]) -> tuple[list[dict[str, An
     return finished, {result["id"]: result["error"] for result in results if "error" in result}
 
 
-def _harvest_bytes(model: dict[str, Any], harvest: Sequence[str]) -> int:
-    """Return the largest size of a harvested file: the encoder's outputs as float16, other types in at most 8 bytes.
-
-    A streaming model gives one per chunk.
-    """
-    sizes = {
-        output["name"]: (2 if output["dtype"] == "float32" else 8) * math.prod(output["shape"])
-        for output in model["parts"]["encoder"]["outputs"]
-    }
+def _harvest_bytes(model: dict[str, Any]) -> int:
+    """Bound the size of a harvested file; a streaming model gives an output per chunk."""
     chunks = round(100 * model["recipe"]["window_s"] / model["chunk"]["shift"]) + 2 if "chunk" in model else 1
-    return max((chunks * sizes[name] for name in harvest), default=0) + 4096  # + the .npy header
+    elements: int = max(math.prod(output["shape"]) for output in model["parts"]["encoder"]["outputs"])
+    return 8 * chunks * elements + 4096  # the .npy header
 
 
 def _identity(job: Any, app: bytes, files: Mapping[str, Path], sources: Mapping[str, np.ndarray | Path]) -> str:
     """Hash all inputs of a session, so that no result is taken for that of another clip of the same name."""
-    content = {name: digest_file(path) for name, path in files.items()} | {
-        f"clip {name}": digest_file(source)
-        if isinstance(source, Path)
-        else hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()
-        for name, source in sources.items()
-    }
-    described = json.dumps([job, content], sort_keys=True).encode()
-    return hashlib.sha256(described + app + sys.version.encode()).hexdigest()
+    content = {name: digest_file(path) for name, path in files.items()}
+    for name, source in sources.items():
+        wave = source.read_bytes() if isinstance(source, Path) else np.ascontiguousarray(source).tobytes()
+        content[f"clip {name}"] = hashlib.sha256(wave).hexdigest()
+    return digest([job, content, hashlib.sha256(app).hexdigest(), sys.version])
 
 
-def open_job_folder(folder: Path, identity: str) -> str:
+def open_job_folder(folder: Path, identity: str) -> None:
     """Make a scratch folder, or reuse one of this very job and code; one of another job is deleted."""
     stamp = folder / "identity"
     if folder.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != identity):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(stamp, identity)
-    return identity

@@ -1,11 +1,9 @@
 """Read audio of any container and rate as 16 kHz mono int16; truncated files are refused."""
 
-import os
-import shutil
 import struct
-import threading
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +27,7 @@ def load_audio(path: Path) -> NDArray[np.int16]:
     """
     path = Path(path)
     with _open(path) as file:
-        parts = [block.mean(axis=1, dtype=np.float32) for block in _blocks(path, file)]
+        parts = [block.mean(axis=1, dtype=np.float32) for block in _blocks(file)]
         expected, rate, exact = file.frames, file.samplerate, file.format != "MP3"
     wave = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not wave.size:
@@ -51,13 +49,10 @@ def duration_s(path: Path) -> float:
     with _open(path) as file:
         frames = file.frames
         if file.format == "FLAC":
-            try:
-                file.seek(frames - 1)
-                file.read(1)
-            except sf.SoundFileError as exc:
-                raise _truncated(path) from exc
+            file.seek(frames - 1)
+            file.read(1)
         elif frames > ENDLESS:
-            frames = sum(len(block) for block in _blocks(path, file))
+            frames = sum(map(len, _blocks(file)))
         if not frames:
             raise _no_sound(path)
         return float(frames / file.samplerate)
@@ -76,54 +71,34 @@ def _open(path: Path) -> Iterator[sf.SoundFile]:
         raise BadAudio(
             f"{path}: not audio, or truncated in its header; wav, flac, mp3 and ogg are read: copy or convert it again"
         ) from exc
-    with file:
-        if file.format not in FORMATS:
-            raise BadAudio(f"{path}: {file.format} audio; convert it to wav, flac, mp3 or ogg")
-        if _is_truncated(path, file.format):
-            raise _truncated(path)
-        if file.samplerate <= 0 or file.frames <= 0:
-            raise _no_sound(path)
-        if file.frames > ENDLESS:  # a FLAC that was streamed into a pipe
-            raise BadAudio(f"{path}: its header does not say how long it is; convert it again")
-        if file.format != "MP3" or _mp3_tag(path)[1] is not None:
-            yield file
-            return
-    with _open_untagged_mp3(path) as file:
-        yield file
-
-
-@contextmanager
-def _open_untagged_mp3(path: Path) -> Iterator[sf.SoundFile]:
-    """Open an mp3 without a length tag through a pipe, which has no length either: to its real end.
-
-    From the file itself libsndfile reads only as much as the first frame's bit rate lets it guess.
-    """
-    source, sink = os.pipe()
-
-    def copy() -> None:
-        with suppress(BrokenPipeError), path.open("rb") as raw, os.fdopen(sink, "wb") as pipe:
-            raw.seek(_mp3_tag(path)[0])
-            shutil.copyfileobj(raw, pipe)
-
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
     try:
-        with sf.SoundFile(source, closefd=False) as file:
-            yield file
+        with file:
+            if file.format not in FORMATS:
+                raise BadAudio(f"{path}: {file.format} audio; convert it to wav, flac, mp3 or ogg")
+            if _is_truncated(path, file.format):
+                raise _truncated(path)
+            if file.samplerate <= 0 or file.frames <= 0:
+                raise _no_sound(path)
+            if file.frames > ENDLESS:  # a FLAC that was streamed into a pipe
+                raise BadAudio(f"{path}: its header does not say how long it is; convert it again")
+            if file.format != "MP3" or _mp3_tag(path)[1] is not None:
+                yield file
+                return
+        # From an mp3 without a length tag libsndfile reads only as much as the first frame's bit rate lets it guess;
+        # through a pipe, which has no length either, it reads to the end.
+        command = ["tail", "-c", f"+{_mp3_tag(path)[0] + 1}", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
+            assert tail.stdout is not None
+            with sf.SoundFile(tail.stdout.fileno(), closefd=False) as file:
+                yield file
     except sf.SoundFileError as exc:
         raise _truncated(path) from exc
-    finally:
-        os.close(source)
-        thread.join()
 
 
-def _blocks(path: Path, file: Any) -> Iterator[NDArray[np.float32]]:
+def _blocks(file: Any) -> Iterator[NDArray[np.float32]]:
     """Read `(n, channels) float32` blocks to the end: a wrong header cannot claim memory."""
-    try:
-        while len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
-            yield block
-    except sf.SoundFileError as exc:
-        raise _truncated(path) from exc
+    while len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
+        yield block
 
 
 def _is_truncated(path: Path, kind: str) -> bool:

@@ -127,7 +127,12 @@ def ids_in_line_order(path: Path) -> list[str]:
 
 def shuffled(clips: Sequence[Clip], seed: int) -> list[Clip]:
     """Return the clips in an order that depends only on the seed and their ids."""
-    return sorted(clips, key=lambda clip: (hashlib.sha256(f"{seed}:{clip.id}".encode()).hexdigest(), clip.id))
+    return sorted(clips, key=lambda clip: rank(seed, clip.id))
+
+
+def rank(seed: int, name: str) -> str:
+    """Return the place of a name, such as a clip's id, in an order that the seed decides."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
 def split_by_window(clips: Sequence[Clip], window_s: float) -> tuple[list[Clip], list[Clip]]:

@@ -18,7 +18,8 @@ PACKAGES = ("nightjar", "models", "targets", "tasks", "flows")
 
 # They decide when and where a stage runs and how bytes travel (checked at both ends), but never what is made.
 EXCLUDED = frozenset(
-    {"tasks.stage", "tasks.concurrency", "tasks.dask", "prefect", "nightjar.boards.ssh", "nightjar.boards.config"}
+    {"tasks.stage", "tasks.concurrency", "tasks.dask", "prefect"}
+    | {f"nightjar.boards.{name}" for name in ("agent_link", "config", "ssh")}
 )
 DISTRIBUTIONS = {"whisper": "openai-whisper", "yaml": "PyYAML"}  # of modules with another name
 

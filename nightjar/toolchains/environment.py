@@ -6,7 +6,6 @@ wheels and programs come from a folder that the user names (vendor_sdk.py), and 
 
 import contextlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -19,12 +18,10 @@ from typing import Any, NamedTuple
 from packaging.utils import canonicalize_name
 
 from nightjar.errors import ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
+from nightjar.files import read_json
 from nightjar.paths import ROOT
 from nightjar.process import MemoryLimitExceeded, Progress, last_line, run_logged
-from nightjar.toolchains.vendor_sdk import FILE as SDK_FILE
 from nightjar.toolchains.vendor_sdk import Program, SdkSpec, read_sdk_spec
-
-log = logging.getLogger(__name__)
 
 MARKER = "installed.json"
 PROBE_TIMEOUT_S = 600.0
@@ -48,34 +45,30 @@ class Toolchain(NamedTuple):
 
     def versions(self) -> dict[str, str]:
         """Return the versions of packages and of the vendor's programs as installed; starts no process."""
-        programs = {name: Program.model_validate(entry).version for name, entry in self._programs().items()}
-        return installed_versions(self.folder) | programs
+        return installed_versions(self.folder) | {name: found.version for name, found in self._programs().items()}
 
     def program(self, name: str) -> Program:
         """Return a program of the vendor's; raises ToolchainMissing where it is no longer in its place."""
-        entry = self._programs().get(name)
-        program = Program.model_validate(entry) if entry is not None else None
+        program = self._programs().get(name)
         if program is None or not program.path.is_file():
             where = f"is no longer at {program.path}" if program else "was not there when it was installed"
             raise ToolchainMissing(f"{name} of the toolchain of {self.target} {where}: {install_command(self.target)}")
         return program
 
-    def _programs(self) -> dict[str, Any]:
+    def _programs(self) -> dict[str, Program]:
         try:
-            found: dict[str, Any] = json.loads((self.folder / MARKER).read_text(encoding="utf-8")).get("programs", {})
+            entries = read_json(self.folder / MARKER).get("programs", {})
         except (OSError, ValueError):
             return {}
-        return found
+        return {name: Program.model_validate(entry) for name, entry in entries.items()}
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of its processes: this repository importable, a thread per core."""
-        names = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
-        inherited = {name: os.environ[name] for name in names if name in os.environ}
+        inherited = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
         cores = str(len(os.sched_getaffinity(0)))
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), cores)
         return {
-            **inherited,
-            **threads,
+            **{name: os.environ[name] for name in inherited if name in os.environ},
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), cores),
             "PYTHONPATH": str(ROOT),
             "PYTHONHASHSEED": "0",  # toolkits write their files in the order of sets
             "PYTHONUNBUFFERED": "1",
@@ -119,10 +112,9 @@ class Toolchain(NamedTuple):
             ) from exc
         result: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):  # absent or incomplete: the status and the log have the reason
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            result = read_json(folder / "result.json")
         if status == 0 and "result" in result:
-            found: dict[str, Any] = result["result"]
-            return found
+            return dict(result["result"])
         saved_log = self.save_log(module, log_file)
         if result.get("error") == "ImportError":
             raise ToolchainBroken(
@@ -162,7 +154,7 @@ def _describe_exit(
     return f"failed: {reason}", f"fix the cause or report it, then {again}"
 
 
-_overrides: dict[str, Path] = {}  # of the whole process: boards use threads
+_overrides: dict[str, Path | None] = {}  # of the whole process: boards use threads
 
 
 @contextlib.contextmanager
@@ -183,9 +175,7 @@ def override_toolchain(target: str, folder: Path) -> Iterator[Toolchain]:
     try:
         yield Toolchain(target, place.resolve())
     finally:
-        _overrides.pop(target)
-        if before is not None:
-            _overrides[target] = before
+        _overrides[target] = before
 
 
 def toolchain_folder(target: str) -> Path:
@@ -212,7 +202,7 @@ def toolchain_targets() -> list[str]:
 def toolchain(target: str) -> Toolchain:
     """Return a target's installed SDK; raises ToolchainMissing where it is absent or differs from its lock."""
     found, lock = Toolchain(target, toolchain_folder(target)), pinned_versions(requirements_file(target))
-    if target in _overrides:
+    if _overrides.get(target):
         return found
     if not _is_installed(found.folder):
         raise ToolchainMissing(f"the toolchain of {target} is not installed: {install_command(target)}")
@@ -228,7 +218,7 @@ def toolchain(target: str) -> Toolchain:
 
 def sdk_spec(target: str) -> SdkSpec | None:
     """Return the part of an SDK that only its vendor distributes, None where a package index has all of it."""
-    path = requirements_file(target).with_name(SDK_FILE)
+    path = requirements_file(target).with_name("sdk.toml")
     return read_sdk_spec(path) if path.is_file() else None
 
 
@@ -240,8 +230,9 @@ def install_command(target: str) -> str:
     own = f"get {vendor.name} ({vendor.source}), then run `nightjar toolchain install {target} --sdk FOLDER`"
     if not (ROOT / "targets" / target / "stand_in" / "__init__.py").is_file():
         return own
-    other = f"`nightjar toolchain install {target}.stand_in`" if f"{target}.stand_in" in toolchain_targets() else ""
-    return f"{own}; or pass --board stand-in, which measures no NPU" + (f", after {other}" if other else "")
+    stand_in = f"{target}.stand_in"
+    after = f", after `nightjar toolchain install {stand_in}`" if stand_in in toolchain_targets() else ""
+    return f"{own}; or pass --board stand-in, which measures no NPU{after}"
 
 
 def probe(found: Toolchain) -> dict[str, Any]:
@@ -258,7 +249,10 @@ def pinned_versions(requirements: Path) -> dict[str, str]:
 
 def installed_versions(folder: Path) -> dict[str, str]:
     """Return the versions of an environment's distributions and of `python`, from the names of its metadata folders."""
-    found = {"python": _python_version(folder)}
+    found = {"python": "absent"}
+    with contextlib.suppress(OSError):
+        line = re.search(r"^version\s*=\s*(\S+)", (folder / "pyvenv.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+        found["python"] = line[1] if line else "unknown"
     for path in sorted(folder.glob("lib/python*/site-packages/*.dist-info")):
         name, _, version = path.name.removesuffix(".dist-info").partition("-")
         found[canonicalize_name(name)] = version.partition("+")[0]  # torch 2.13.0+cpu is a build of 2.13.0
@@ -268,11 +262,3 @@ def installed_versions(folder: Path) -> dict[str, str]:
 
 def _is_installed(folder: Path) -> bool:
     return (folder / MARKER).is_file() and (folder / "bin" / "python").exists()
-
-
-def _python_version(folder: Path) -> str:
-    """Read the interpreter's version from pyvenv.cfg."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"^version\s*=\s*(\S+)", (folder / "pyvenv.cfg").read_text(encoding="utf-8"), re.MULTILINE)
-        return found[1] if found else "unknown"
-    return "absent"

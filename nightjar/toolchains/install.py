@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nightjar.errors import BadOptions, ToolchainBroken, ToolchainFailed, ToolchainMissing
-from nightjar.files import digest_file
+from nightjar.files import digest_file, read_json
 from nightjar.locks import locked
 from nightjar.process import last_line, run_logged
 from nightjar.toolchains.environment import (
@@ -56,37 +56,33 @@ def install(target: str, say: Callable[[str], None] = log.info, sdk: Path | None
                 say(f"{exc}; installing it again")
         if vendor is not None and found is None:
             raise ToolchainMissing(f"the toolchain of {target} is not installed: {install_command(target)}")
-        for stale in folder.parent.glob(f".{target}.*"):
-            shutil.rmtree(stale, ignore_errors=True)
         place = Path(tempfile.mkdtemp(prefix=f".{target}.", dir=folder.parent))
         try:
             place.chmod(0o755)
             _build_environment(Toolchain(target, place), requirements, say, found)
             if folder.exists():
-                folder.rename(place.with_name(f".{target}.old"))
+                folder.rename(f"{place}.old")
             place.rename(folder)
         finally:
-            for stale in folder.parent.glob(f".{target}.*"):
+            for stale in folder.parent.glob(f".{target}.*"):  # those of killed installs too
                 shutil.rmtree(stale, ignore_errors=True)
     return Toolchain(target, folder)
 
 
 def _build_environment(found: Toolchain, requirements: Path, say: Callable[[str], None], sdk: Sdk | None) -> None:
     """Install into the environment's temporary place, probe it, and write the marker last."""
-    wheels = [path.name for path in sdk.wheels] if sdk else []
-    listed = [*(f"{n} {v}" for n, v in pinned_versions(requirements).items()), *wheels]
+    wheels, programs = (sdk.wheels, sdk.programs) if sdk else ((), {})
+    listed = [*(f"{n} {v}" for n, v in pinned_versions(requirements).items()), *(path.name for path in wheels)]
     say(f"installing the toolchain of {found.target}: {', '.join(listed)}")
     log_file = found.folder / "install.txt"
-    environment = dict(os.environ)  # with pip's own configuration of indexes
     python = sdk.python if sdk else sys.executable
     pip = [*(sys.executable, "-m", "pip", "--python", str(found.python), "install", "--no-deps", "--no-input")]
     pip += ["--progress-bar", "off", "--disable-pip-version-check"]
     commands = [[python, "-m", "venv", "--without-pip", str(found.folder)], [*pip, "-r", str(requirements)]]
-    if sdk and sdk.wheels:  # no index: a public package of the same name is not the vendor's
-        commands.append([*pip, "--no-index", *map(str, sdk.wheels)])
-    for command in commands:
-        status = run_logged(command, environment, found.folder, log_file, INSTALL_TIMEOUT_S)
-        if status != 0:
+    if wheels:  # no index: a public package of the same name is not the vendor's
+        commands.append([*pip, "--no-index", *map(str, wheels)])
+    for command in commands:  # in this environment, with pip's own configuration of indexes
+        if run_logged(command, os.environ, found.folder, log_file, INSTALL_TIMEOUT_S) != 0:
             reason = last_line(log_file.read_text(encoding="utf-8", errors="replace"))
             saved_log = found.save_log("install", log_file)
             raise ToolchainBroken(
@@ -94,8 +90,8 @@ def _build_environment(found: Toolchain, requirements: Path, say: Callable[[str]
                 f"go online or configure pip, then run `nightjar toolchain install {found.target}` again"
             )
     say(f"probing {found.target}: an import and a build of two ops")
-    programs = {name: program.model_dump(mode="json") for name, program in (sdk.programs if sdk else {}).items()}
-    marker = {"requirements": digest_file(requirements), "programs": programs}
+    described = {name: program.model_dump(mode="json") for name, program in programs.items()}
+    marker = {"requirements": digest_file(requirements), "programs": described}
     (found.folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")  # for a probe that runs the programs
     marker |= {"versions": found.versions(), "probe": probe(found)}
     (found.folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
@@ -104,11 +100,7 @@ def _build_environment(found: Toolchain, requirements: Path, say: Callable[[str]
 def _is_current(folder: Path, requirements: Path) -> bool:
     """Return whether an environment was installed from this lock and still has its versions."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        same_lock = read_json(folder / MARKER).get("requirements") == digest_file(requirements)
     except (OSError, ValueError):
         return False
-    have = installed_versions(folder)
-    return (
-        marker.get("requirements") == digest_file(requirements)
-        and pinned_versions(requirements).items() <= have.items()
-    )
+    return same_lock and pinned_versions(requirements).items() <= installed_versions(folder).items()

@@ -1,22 +1,6 @@
 """Find the wheels and programs of an SDK that only its vendor distributes, in a folder that a person names.
 
-`targets/<t>/toolchain/sdk.toml` says what must be there; no code here knows a vendor:
-
-    name = "NeuroPilot SDK 8"
-    source = "the vendor's portal, after registration: …"
-    python = ["3.10", "3.11"]
-
-    [[wheels]]
-    name = "mtk_converter"
-    at_least = "8.13"
-    below = "9"
-    optional = false
-
-    [[programs]]
-    name = "ncc-tflite"
-    path = "neuron_sdk/host/bin/ncc-tflite"    # anywhere below the folder
-    libraries = "neuron_sdk/host/lib"
-    version = ["--version"]                    # arguments that make it print its version
+`targets/<t>/toolchain/sdk.toml` (SdkSpec) lists what must be there; no code here knows a vendor.
 """
 
 import os
@@ -26,7 +10,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,20 +18,16 @@ from packaging.specifiers import SpecifierSet
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, canonicalize_version, parse_wheel_filename
 from packaging.version import Version
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from nightjar.errors import ToolchainMissing
 
-FILE = "sdk.toml"
 NUMBER = re.compile(r"\d+(?:\.\d+)+[\w.+-]*")
 ANSWER_S = 30.0
-SEARCH_DEPTH = 6  # folders below the named one: vendors' archives are nested
 
 
-class WheelSpec(BaseModel):
+class WheelSpec(BaseModel, frozen=True, extra="forbid"):
     """A wheel that only the vendor distributes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     at_least: str = ""
@@ -57,29 +36,21 @@ class WheelSpec(BaseModel):
 
     @property
     def versions(self) -> str:
-        """The allowed versions, such as `>=8.13,<9`."""
+        """The allowed versions, such as `>=8.13,<9`: 8.14.0rc1 is allowed, 8.13.0rc1 is not."""
         return ",".join(op + limit for op, limit in ((">=", self.at_least), ("<", self.below)) if limit)
 
-    def allows(self, version: Version) -> bool:
-        """Return whether a version is allowed: 8.14.0rc1 is at least 8.13, 8.13.0rc1 is not."""
-        return SpecifierSet(self.versions).contains(version, prereleases=True)
 
-
-class ProgramSpec(BaseModel):
+class ProgramSpec(BaseModel, frozen=True, extra="forbid"):
     """A program of the vendor's that stays in its folder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
-    path: str
+    path: str = Field(description="place of the program, anywhere below the folder")
     libraries: str = Field("", description="folder of its libraries, for LD_LIBRARY_PATH")
-    version: tuple[str, ...] = ("--version",)
+    version: tuple[str, ...] = Field(("--version",), description="arguments that make it print its version")
 
 
-class SdkSpec(BaseModel):
+class SdkSpec(BaseModel, frozen=True, extra="forbid"):
     """The content of sdk.toml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     source: str
@@ -112,10 +83,9 @@ class Sdk(NamedTuple):
 
 class _Wheel(NamedTuple):
     path: Path
-    name: str  # canonical
     version: Version
     pythons: tuple[str, ...]  # of the versions in sdk.toml, those that install it on this machine
-    damage: str  # empty for a good file
+    problem: str  # empty for a wheel that some of them install
 
 
 def read_sdk_spec(path: Path) -> SdkSpec:
@@ -133,69 +103,64 @@ def find_sdk(target: str, spec: SdkSpec, folder: Path) -> Sdk:
         raise ToolchainMissing(
             f"no folder {folder}: give the one with {spec.name} in it, {install} FOLDER`; {spec.source}"
         )
-    wheels = list(_find_wheels(folder, spec.python))
-    missing = [problem for wheel in spec.wheels if (problem := _wheel_problem(wheel, wheels, spec.python))]
-    programs = {}
-    for program in spec.programs:
-        found = _find_program(program, folder)
-        if isinstance(found, str):
-            missing.append(found)
-        else:
-            programs[program.name] = found
+    missing, pythons = [], " or ".join(spec.python)
+    wheels = _find_wheels(spec, folder)
+    for wheel, named in wheels.items():
+        if not named and not wheel.optional:
+            missing.append(f"no wheel of {wheel.name} {wheel.versions}".strip() + f" for Python {pythons}")
+        elif all(each.problem for each in named):
+            missing += [each.problem for each in named]
+    found = {program.name: _find_program(program, folder) for program in spec.programs}
+    missing += [problem for problem in found.values() if isinstance(problem, str)]
     if missing:
         raise ToolchainMissing(
             f"{folder} is not the whole of {spec.name}: {'; '.join(missing)} ({spec.source}): "
             f"put it there, then run {install} {folder}` again"
         )
+    programs = {name: program for name, program in found.items() if isinstance(program, Program)}
     for version in spec.python:
-        if (chosen := _choose_wheels(spec, wheels, version)) is not None:
+        fitting = {wheel: [each for each in named if version in each.pythons] for wheel, named in wheels.items()}
+        if all(fitting[wheel] or wheel.optional for wheel in wheels):
             if (python := _find_python(version)) is None:
                 raise ToolchainMissing(
                     f"the vendor's wheels need python{version} (with venv), and none on PATH answers: install it, "
                     f"then run {install} {folder}` again"
                 )
-            return Sdk(python, chosen, programs)
+            newest = (max(named, key=lambda each: each.version) for named in fitting.values() if named)
+            return Sdk(python, tuple(wheel.path for wheel in newest), programs)
     names = ", ".join(wheel.name for wheel in spec.wheels if not wheel.optional)
     raise ToolchainMissing(
-        f"the wheels in {folder} are for different Pythons: {names} must be for one of {' or '.join(spec.python)}; "
+        f"the wheels in {folder} are for different Pythons: {names} must be for one of {pythons}; "
         f"put them there together, then run {install} {folder}` again"
     )
 
 
-def _wheel_problem(spec: WheelSpec, wheels: Iterable[_Wheel], pythons: Sequence[str]) -> str:
-    """Return why no wheel of a name fits, empty where one does."""
-    named = [wheel for wheel in wheels if wheel.name == canonicalize_name(spec.name)]
-    wanted = f"{spec.name} {spec.versions}".strip()
-    if not named:
-        return "" if spec.optional else f"no wheel of {wanted} for Python {' or '.join(pythons)}"
-    problems = []
-    for wheel in named:
-        if wheel.damage:
-            problems.append(f"{wheel.path.name} is damaged ({wheel.damage})")
-        elif not spec.allows(wheel.version):
-            problems.append(f"{wheel.path.name} is {wheel.version}, wanted is {wanted}")
-        elif not wheel.pythons:
-            tags = "-".join(wheel.path.stem.split("-")[-3:])
-            problems.append(f"{wheel.path.name} is for {tags}, wanted is Python {' or '.join(pythons)} on this machine")
-        else:
-            return ""
-    return ", ".join(problems)
-
-
-def _choose_wheels(spec: SdkSpec, wheels: Iterable[_Wheel], python: str) -> tuple[Path, ...] | None:
-    """Choose the newest wheel of each name for one Python version, None where a required one is missing."""
-    chosen = []
-    for each in spec.wheels:
-        fitting = [
-            wheel
-            for wheel in wheels
-            if wheel.name == canonicalize_name(each.name) and python in wheel.pythons and each.allows(wheel.version)
-        ]
-        if fitting:
-            chosen.append(max(fitting, key=lambda wheel: wheel.version).path)
-        elif not each.optional:
-            return None
-    return tuple(chosen)
+def _find_wheels(spec: SdkSpec, folder: Path) -> dict[WheelSpec, list[_Wheel]]:
+    """Find the wheels of each name, those that do not fit with the reason."""
+    specs = {canonicalize_name(wheel.name): wheel for wheel in spec.wheels}
+    accepted: dict[str, set[Tag]] = {}  # on this machine (PEP 425)
+    for python in spec.python:
+        numbers = tuple(map(int, python.split(".")))
+        accepted[python] = {*cpython_tags(numbers), *compatible_tags(numbers, f"cp{python.replace('.', '')}")}
+    found: dict[WheelSpec, list[_Wheel]] = {wheel: [] for wheel in spec.wheels}
+    for path in sorted(folder.rglob("*.whl")):
+        try:
+            name, version, _, tags = parse_wheel_filename(path.name)
+        except InvalidWheelFilename:
+            continue
+        if name in specs:
+            wheel = specs[name]
+            pythons = [python for python in spec.python if tags & accepted[python]]
+            problem = ""
+            if damage := _damage(path, name, version):
+                problem = f"{path.name} is damaged ({damage})"
+            elif not SpecifierSet(wheel.versions).contains(version, prereleases=True):
+                problem = f"{path.name} is {version}, wanted is {wheel.name} {wheel.versions}"
+            elif not pythons:
+                own = "-".join(path.stem.split("-")[-3:])
+                problem = f"{path.name} is for {own}, wanted is Python {' or '.join(spec.python)} on this machine"
+            found[wheel].append(_Wheel(path, version, () if problem else tuple(pythons), problem))
+    return found
 
 
 def _find_python(version: str) -> str | None:
@@ -208,26 +173,6 @@ def _find_python(version: str) -> str | None:
         if path and _output([path, "-c", code]) == version:
             return path
     return None
-
-
-def _find_wheels(folder: Path, pythons: Sequence[str]) -> Iterable[_Wheel]:
-    supported = {python: _machine_tags(python) for python in pythons}
-    for path in sorted(folder.rglob("*.whl")):
-        if len(path.relative_to(folder).parts) > SEARCH_DEPTH:
-            continue
-        try:
-            name, version, _, tags = parse_wheel_filename(path.name)
-        except InvalidWheelFilename:
-            continue
-        damage = _damage(path, name, version)
-        fitting = () if damage else tuple(python for python in pythons if tags & supported[python])
-        yield _Wheel(path, name, version, fitting, damage)
-
-
-def _machine_tags(python: str) -> frozenset[Tag]:
-    """Return the wheel tags that a Python version accepts on this machine (PEP 425)."""
-    major, minor = map(int, python.split("."))
-    return frozenset([*cpython_tags((major, minor)), *compatible_tags((major, minor), f"cp{major}{minor}")])
 
 
 def _damage(path: Path, name: str, version: Version) -> str:
@@ -253,7 +198,8 @@ def _find_program(spec: ProgramSpec, folder: Path) -> Program | str:
     path = found[0].resolve()
     if not os.access(path, os.X_OK):
         return f"{path} is not executable (`chmod +x`)"
-    libraries = Path(*found[0].parts[: -len(tail.parts)], spec.libraries).resolve() if spec.libraries else None
+    base = found[0].parents[len(tail.parts) - 1]
+    libraries = (base / spec.libraries).resolve() if spec.libraries else None
     if libraries is not None and not libraries.is_dir():
         return f"no {spec.libraries} beside {spec.path}"
     program = Program(path=path, libraries=libraries, version="")

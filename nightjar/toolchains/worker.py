@@ -7,7 +7,6 @@ traceback goes to stderr, for the log.
 """
 
 import importlib
-import importlib.util
 import json
 import os
 import resource
@@ -35,16 +34,14 @@ def main(module: str, job_file: str, result_file: str, address_space_bytes: str 
     except Exception as exc:  # any class of an SDK
         traceback.print_exc()
         lines = str(exc).strip().splitlines()
-        result = {"error": _kind(exc), "message": lines[-1][:500] if lines else type(exc).__name__}
+        kind = next((k for k in (MemoryError, ImportError) if isinstance(exc, k)), type(exc))  # the caller's kinds
+        result = {"error": kind.__name__, "message": lines[-1][:500] if lines else type(exc).__name__}
     Path(result_file).write_text(json.dumps(result), encoding="utf-8")
     return 1 if "error" in result else 0
 
 
 def stub_target_packages(module: str) -> None:
-    """Register the parent packages of a target's module without running their __init__.py.
-
-    A target's package needs pydantic, which a vendor's environment lacks.
-    """
+    """Register the parents of a target's module without their __init__.py: those need pydantic, absent from an SDK."""
     names = module.split(".")[:-1]
     for end in range(2, len(names) + 1):
         name = ".".join(names[:end])
@@ -52,14 +49,6 @@ def stub_target_packages(module: str) -> None:
             package = types.ModuleType(name)
             package.__path__ = [str(Path(__file__).resolve().parents[2].joinpath(*names[:end]))]
             sys.modules[name] = package
-
-
-def _kind(exc: Exception) -> str:
-    """Return the class name of an exception, the base class for those that the caller distinguishes."""
-    for kind in (MemoryError, ImportError):
-        if isinstance(exc, kind):
-            return kind.__name__
-    return type(exc).__name__
 
 
 def _exit_with_parent() -> None:

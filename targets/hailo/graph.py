@@ -10,7 +10,7 @@ import numpy as np
 from nightjar.errors import BadOptions
 from nightjar.graphs.fusion import fuse
 from nightjar.graphs.nhwc import LayoutStep
-from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph, add_constants, copy_model, infer_shapes, set_nodes
+from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph, add_constants, infer_shapes, set_nodes
 
 # The parser of DFC 3.x refuses these on activations: Unsupported…LayerError.
 UNSUPPORTED = frozenset(
@@ -75,7 +75,7 @@ def prepare_graph(model: Any, value_by_one: bool) -> Any:
     """Return a part's graph with inferred shapes, named nodes and, with value_by_one, values multiplied by 1."""
     from onnx import helper
 
-    out = copy_model(Graph(model).model)
+    out = Graph(model).model
     if not value_by_one:
         return out
     products = {group.nodes[-1] for group in fuse(out) if group.kind == "attention"}

@@ -33,7 +33,7 @@ def cpu_part(graphs: Path, name: str, part: Mapping[str, Any], cached: bool, out
     """Write a part that runs on the board's CPU, in float, as target onnx does; return its entry."""
     from targets.onnx.build import fuse_part, open_lanes
 
-    entry = {"runner": "onnx", "file": part["file"], **fuse_part(graphs / part["file"], out / part["file"])}
+    entry = {"runner": "onnx", **fuse_part(graphs / part["file"], out / part["file"])}
     if cached and name == "decoder":
         entry |= open_lanes(out / part["file"], part)
     return entry

@@ -19,7 +19,7 @@ from hailo_platform import (  # type: ignore[import-not-found]  # on boards only
 )
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, class_and_line, require_file, stdout_to_stderr, tensors_of
+from nightjar.device.part_io import PartRunner, Parts, class_and_line, require_file, stdout_to_stderr
 from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 
 TIMEOUT_MS = 10_000  # of one run; a whole encoder takes a tenth of a second
@@ -29,7 +29,7 @@ class HailoRunner(PartRunner):
     """Hold the chip, and per part a configured model with its bindings and output buffers."""
 
     def __init__(self, parts: Parts, timeout_ms: int) -> None:
-        super().__init__({}, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+        super().__init__({}, parts)
         self.timeout_ms = timeout_ms
         self.input_shapes: dict[str, list[tuple[int, ...]]] = {}  # of the streams
         self._open = contextlib.ExitStack()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, Tensor, require_file, tensors_of
+from nightjar.device.part_io import PartRunner, Parts, Tensor, require_file
 
 LIBRARIES = ("libneuron_runtime.so", "libneuronusdk_runtime.mtk.so", "libneuronusdk_runtime.mtk.so.8")
 SBIN = "/usr/sbin:/usr/local/sbin"  # sshd does not put them on every PATH
@@ -126,7 +126,7 @@ class TimedRunner(PartRunner):
     runtime = "the Neuron runtime"
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__({}, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+        super().__init__({}, parts)
         self.load_s: dict[str, float] = {}
         self.inference_ms: dict[str, list[float]] = {name: [] for name in parts}
 

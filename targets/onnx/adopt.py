@@ -1,21 +1,20 @@
 """Take ONNX files made elsewhere as this target's binary: nothing is compiled, at most tensors are renamed."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from nightjar.device.part_io import first_line
 from nightjar.errors import BadInput, Broken
-from nightjar.graphs.onnx_graph import rename_tensors
+from nightjar.files import read_json
+from nightjar.graphs.onnx_graph import rename_tensors, tensor_specs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.prebuilt import FileInterface, PrebuiltPart, check_interface
 from nightjar.graphs.tensor_spec import TensorSpec
-from nightjar.plugins.target_build import write_binary
+from nightjar.plugins.target_build import Entry, write_binary
 from targets.onnx.audit import audit
 from targets.onnx.batched_decoder import fix_single_lane, lane_metadata
 from targets.onnx.options import NAME
@@ -49,17 +48,23 @@ def adopt(parts: Mapping[str, PrebuiltPart], graphs: Path, out: Path) -> None:
 
     Raises BadInput for a file whose tensors are not those of the export, or that onnxruntime cannot load.
     """
-    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    model = read_json(graphs / "model.json")
     for name, prebuilt in parts.items():
         check_interface(prebuilt, name, model["parts"][name])
-    entries = {}
+    entries: dict[str, Entry] = {}
     for name, part in model["parts"].items():
         prebuilt, file = parts[name], out / part["file"]
         if prebuilt.rename:
             onnx.save(rename_tensors(onnx.load(prebuilt.file, format="protobuf"), prebuilt.rename), file)
         else:
             shutil.copyfile(prebuilt.file, file)
-        entries[name] = {"runner": NAME, "file": part["file"], **_checked_audit(prebuilt.file, file)}
+        try:
+            open_session(file, integer_kernels=True)
+            entries[name] = {"file": part["file"], **audit(file)}
+        except Broken as exc:  # the message for exported graphs
+            raise BadInput(f"{prebuilt.file}: {exc}") from exc
+        except Exception as exc:  # onnxruntime raises classes of its own, without a base
+            raise BadInput(f"onnxruntime cannot load {prebuilt.file}: {first_line(exc)}; export it again") from exc
         if lanes := lane_metadata(onnx.load(file, load_external_data=False)).get("lanes"):
             entries[name]["lanes"] = int(lanes)
     write_binary(graphs, model, entries, out, target=NAME, precision="as given")
@@ -73,16 +78,4 @@ def _tensor(file: Path, value: onnx.ValueInfoProto) -> TensorSpec:
             f"{file}: {value.name} ({', '.join(map(str, dims))}) has no fixed shape, which NPUs need: "
             "export without dynamic axes"
         )
-    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return TensorSpec(name=value.name, shape=tuple(int(dim) for dim in dims), dtype=dtype)
-
-
-def _checked_audit(given: Path, file: Path) -> dict[str, Any]:
-    """Audit a file; BadInput, with the name of the given file, where onnxruntime or the audit cannot read it."""
-    try:
-        open_session(file, integer_kernels=True)
-        return {**audit(file)}
-    except Broken as exc:  # the message for exported graphs
-        raise BadInput(f"{given}: {exc}") from exc
-    except Exception as exc:  # onnxruntime raises classes of its own, without a base
-        raise BadInput(f"onnxruntime cannot load {given}: {first_line(exc)}; export it again") from exc
+    return tensor_specs([value])[0]

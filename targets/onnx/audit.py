@@ -15,7 +15,7 @@ INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearCon
 
 
 def audit(path: Path) -> dict[str, int | float]:
-    """Return size_bytes, nodes_total, nodes_int8, nodes_run_int8 and int8_mac_share (of all multiply-accumulates).
+    """Return nodes_total, nodes_int8, nodes_run_int8 and int8_mac_share (of all multiply-accumulates).
 
     A node is int8 when both its factors come from a DequantizeLinear. `nodes_run_int8` counts integer kernels after
     onnxruntime's optimiser on this machine: where it is lower, those nodes have int8 values and run in float.
@@ -23,18 +23,14 @@ def audit(path: Path) -> dict[str, int | float]:
     model = infer_shapes(fix_single_lane(onnx.load(path)))
     shapes = tensor_shapes(model)
     dequantized = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    macs = [
-        (count_macs(node, shapes), dequantized.issuperset(node.input[:2]))
-        for node in model.graph.node
-        if node.op_type in MULTIPLYING
-    ]
-    total, int8 = sum(count for count, _ in macs), [count for count, is_int8 in macs if is_int8]
+    products = [n for n in model.graph.node if n.op_type in MULTIPLYING]
+    int8 = [n for n in products if dequantized.issuperset(n.input[:2])]
+    total, in_int8 = (sum(count_macs(node, shapes) for node in nodes) for nodes in (products, int8))
     return {
-        "size_bytes": path.stat().st_size,
         "nodes_total": sum(n.op_type not in PLUMBING for n in model.graph.node),
         "nodes_int8": len(int8),
         "nodes_run_int8": count_integer_kernels(path) if int8 else 0,
-        "int8_mac_share": round(sum(int8) / total, 4) if total else 0.0,
+        "int8_mac_share": round(in_int8 / total, 4) if total else 0.0,
     }
 
 

@@ -1,7 +1,8 @@
 """Make the parts of a binary: float graphs with fused attention, or graphs quantized with their calibration samples."""
 
+import itertools
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,40 @@ from nightjar.device.part_io import first_line
 from nightjar.errors import Broken
 from nightjar.graphs.onnx_graph import load_graph
 from nightjar.graphs.onnx_session import open_session
-from nightjar.plugins.target_build import float_node_globs, match_float_nodes
+from nightjar.plugins.target_build import (
+    Entry,
+    check_request,
+    float_node_globs,
+    match_float_nodes,
+    read_model,
+    write_binary,
+)
 from nightjar.progress import tick
-from nightjar.quantization.calibration_set import CalibrationSet, RunningHistogram, Tensors
+from nightjar.quantization.calibration_set import CalibrationSet, RunningHistogram
 from targets.onnx.attention_fusion import fuse_attention
 from targets.onnx.audit import audit, count_integer_kernels
 from targets.onnx.batched_decoder import count_lanes, free_lanes
-from targets.onnx.options import Options
+from targets.onnx.options import NAME, Options
 from targets.onnx.quantize import collect_ranges, float_by_rule, linear_nodes, quantize
 
-Audit = dict[str, Any]
+
+def build(graphs: Path, calibration: Path | None, options: Options, out: Path) -> None:
+    """Do what `targets.onnx.compile` documents."""
+    model = read_model(graphs, NAME, "pass --target torchscript, or ")
+    check_request(options.precision, calibration, None)
+    files = {name: part["file"] for name, part in model["parts"].items()}
+    out.mkdir(parents=True, exist_ok=True)
+    if calibration is None or options.precision == "fp":
+        entries = {name: fuse_part(graphs / file, out / file) for name, file in files.items()}
+    else:
+        entries = quantize_parts(graphs, files, calibration, options, out)
+    if model["recipe"]["decoder"] == "cached":
+        entries["decoder"] |= open_lanes(out / files["decoder"], model["parts"]["decoder"])
+    write_binary(graphs, model, entries, out, target=NAME, precision=options.precision)
 
 
-def fuse_part(graph: Path, file: Path) -> Audit:
-    """Write a float graph with its attention fused and return its audit; Broken where onnxruntime cannot load it."""
+def fuse_part(graph: Path, file: Path) -> Entry:
+    """Write a float graph with its attention fused; return its entry. Broken where onnxruntime cannot load it."""
     try:
         open_session(graph)
     except Exception as exc:  # onnxruntime raises classes of its own, without a base
@@ -35,11 +56,11 @@ def fuse_part(graph: Path, file: Path) -> Audit:
         onnx.save(model, file)
     else:
         shutil.copyfile(graph, file)
-    return audit(file)
+    return {"file": file.name, **audit(file)}
 
 
-def open_lanes(file: Path, decoder: Mapping[str, Any]) -> Audit:
-    """Let a `cached` decoder take several clips in one run; return what that changes in its audit."""
+def open_lanes(file: Path, decoder: Mapping[str, Any]) -> Entry:
+    """Let a `cached` decoder take several clips in one run; return what that adds to its entry."""
     lanes = count_lanes(decoder)
     if lanes == 1:
         return {}
@@ -48,48 +69,41 @@ def open_lanes(file: Path, decoder: Mapping[str, Any]) -> Audit:
     if count_integer_kernels(file) < kernels:  # this optimiser needs fixed shapes: int8 before speed
         file.write_bytes(single)
         return {}
-    return {"lanes": lanes, "size_bytes": file.stat().st_size}
+    return {"lanes": lanes}
 
 
 def quantize_parts(
     graphs: Path, files: Mapping[str, str], calibration: Path, options: Options, out: Path
-) -> dict[str, Audit]:
-    """Quantize every part with its own calibration samples, one sample in memory at a time; return the audits."""
-    samples = CalibrationSet.open(calibration)
+) -> dict[str, Entry]:
+    """Quantize every part with its own calibration samples, one sample in memory at a time; return the entries."""
+    found = CalibrationSet.open(calibration)
     globs = float_node_globs(options.float_nodes, files)
-    total = sum(samples.count(part) for part in files)
-    done = 0
-    audits = {}
+    steps, total = itertools.count(1), sum(found.count(part) for part in files)
+
+    def counted(samples: Iterable[Any]) -> Iterator[Any]:
+        for sample in samples:
+            yield sample
+            tick(next(steps), total)
+
+    entries = {}
     for part, file in files.items():
         model = load_graph(graphs / file)
         nodes = {node.name: node for node in linear_nodes(model)}
-        float_nodes = set(float_by_rule(model)) if options.float_rules else set()
-        float_nodes.update(match_float_nodes(part, globs[part], {name: name for name in nodes}, nodes))
-        wanted = [name for name in nodes if name not in float_nodes]
-        if not wanted:
-            raise _no_int8(part)
-        inputs = (nodes[name].input[0] for name in wanted)
-        histograms = collect_ranges(model, inputs, _report_progress(samples.samples(part), done, total))
-        done += samples.count(part)
+        in_float = set(float_by_rule(model)) if options.float_rules else set()
+        in_float.update(match_float_nodes(part, globs[part], {name: name for name in nodes}, nodes))
+        inputs = {name: node.input[0] for name, node in nodes.items() if name not in in_float}
+        histograms = collect_ranges(model, inputs.values(), counted(found.samples(part)))
         ranges = {name: _range(histogram, options) for name, histogram in histograms.items()}
-        (out / file).write_bytes(quantize(model, wanted, ranges, options.per_channel).SerializeToString())
-        audits[part] = audit(out / file)
-        if not audits[part]["nodes_int8"]:
-            raise _no_int8(part)
-    return audits
-
-
-def _no_int8(part: str) -> Broken:
-    return Broken(f"part '{part}' came out without one int8 layer; keep fewer nodes float or build with --precision fp")
+        (out / file).write_bytes(quantize(model, inputs, ranges, options.per_channel).SerializeToString())
+        entries[part] = {"file": file, **audit(out / file)}
+        if not entries[part]["nodes_int8"]:
+            raise Broken(
+                f"part '{part}' came out without one int8 layer; keep fewer nodes float or build with --precision fp"
+            )
+    return entries
 
 
 def _range(histogram: RunningHistogram, options: Options) -> tuple[float, float]:
     if options.method == "percentile":
         return histogram.percentile(100 - options.percentile), histogram.percentile(options.percentile)
     return histogram.low, histogram.high
-
-
-def _report_progress(samples: Iterator[Tensors], done: int, total: int) -> Iterator[Tensors]:
-    for number, sample in enumerate(samples, 1):
-        yield sample
-        tick(done + number, total)

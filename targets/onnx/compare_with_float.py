@@ -8,12 +8,12 @@ so a part's figure is its own loss without that of the parts before it.
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
+from nightjar.files import read_json
 from nightjar.quantization.calibration_set import CalibrationSet, Tensors
 from nightjar.quantization.part_chain import snr_decibels
 from targets.onnx.runner import OnnxRunner, open_runner
@@ -27,35 +27,31 @@ def measure(
     Argmax is over the last axis of the first output, and has a meaning where that is logits.
     """
     found = CalibrationSet.open(samples)
-    exact, quantized = (
-        open_runner(folder, json.loads((folder / name).read_text(encoding="utf-8"))["parts"], {"threads": threads})
-        for folder, name in ((graphs, "model.json"), (binary, "binary.json"))
-    )
+    files = ((graphs, "model.json"), (binary, "binary.json"))
+    runners = [open_runner(folder, read_json(folder / name)["parts"], {"threads": threads}) for folder, name in files]
     figures = {}
     for part in found.parts:
-        noise_db, equal = [], []
-        seconds: tuple[list[float], list[float]] = ([], [])
+        noise_db, equal, seconds = [], [], []
         for sample in itertools.islice(found.samples(part), limit):
-            wanted, got = (_timed(r, part, sample, s) for r, s in zip((exact, quantized), seconds, strict=True))
+            (wanted, float_s), (got, binary_s) = (_timed(runner, part, sample) for runner in runners)
             noise_db.append(snr_decibels([(wanted, got)]))
             first = next(iter(wanted))
             equal.append(float((wanted[first].argmax(-1) == got[first].argmax(-1)).mean()))
+            seconds.append((float_s, binary_s))
         figures[part] = {
             "samples": len(equal),
             "snr_db": round(float(np.mean(noise_db)), 2),
             "snr_db_min": round(min(noise_db), 2),
             "same_argmax": round(float(np.mean(equal)), 4),
-            "float_ms": round(1000 * min(seconds[0]), 2),
-            "binary_ms": round(1000 * min(seconds[1]), 2),
+            "float_ms": round(1000 * min(float_s for float_s, _ in seconds), 2),
+            "binary_ms": round(1000 * min(binary_s for _, binary_s in seconds), 2),
         }
     return figures
 
 
-def _timed(runner: OnnxRunner, part: str, sample: Tensors, seconds: list[float]) -> Tensors:
+def _timed(runner: OnnxRunner, part: str, sample: Tensors) -> tuple[Tensors, float]:
     start = time.perf_counter()
-    outputs = runner.run(part, sample)
-    seconds.append(time.perf_counter() - start)
-    return outputs
+    return runner.run(part, sample), time.perf_counter() - start
 
 
 def main() -> None:

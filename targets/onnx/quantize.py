@@ -37,22 +37,15 @@ def float_by_rule(model: onnx.ModelProto) -> list[str]:
     Their input is a GELU's output: mostly near 0, with the largest outliers of the network (566 against a 99.9th
     percentile of 10 in the last encoder block of tiny.en); an int8 step sized by those rounds the rest away.
     """
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    names = []
-    for node in linear_nodes(model):
-        rows, columns = shapes[node.input[1]]
-        if node.op_type == "MatMul" and rows >= 2 * columns:
-            names.append(node.name)
-    return names
+    dims = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    matrices = ((node.name, *dims[node.input[1]]) for node in linear_nodes(model) if node.op_type == "MatMul")
+    return [name for name, rows, columns in matrices if rows >= 2 * columns]
 
 
 def collect_ranges(
     model: onnx.ModelProto, tensors: Iterable[str], samples: Iterable[Tensors]
 ) -> dict[str, RunningHistogram]:
-    """Run every sample through the float graph and return the histogram of each tensor named.
-
-    Raises Broken for a tensor whose type shape inference does not find.
-    """
+    """Run every sample in float; return a histogram per named tensor, Broken for one without an inferred type."""
     known = {v.name: v for v in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
     histograms = {name: RunningHistogram() for name in sorted(set(tensors))}
     inputs = {v.name for v in model.graph.input}
@@ -70,10 +63,7 @@ def collect_ranges(
 
 
 def quantize(
-    model: onnx.ModelProto,
-    nodes: Iterable[str],
-    ranges: Mapping[str, tuple[float, float]],
-    per_channel: bool = True,
+    model: onnx.ModelProto, nodes: Iterable[str], ranges: Mapping[str, tuple[float, float]], per_channel: bool
 ) -> onnx.ModelProto:
     """Put the named linear nodes in int8, in place, and return the graph.
 
@@ -99,7 +89,7 @@ def quantize(
                 rounded[weight] = result[-1].output[0]
             node.input[0], node.input[1] = rounded[source], rounded[weight]
             for bias in biases.get(node.output[0], ()):
-                _make_3d(weights[bias])
+                weights[bias].dims[:] = [1, 1, weights[bias].dims[-1]]
         result.append(node)
     set_nodes(graph, result)
     drop_unread_initializers(graph)
@@ -111,7 +101,11 @@ def _round_activation(graph: onnx.GraphProto, name: str, low: float, high: float
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / 255 or 1.0
     zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
-    parameters = _add_parameters(graph, name, np.array(scale, np.float32), np.array(zero))
+    parameters: dict[str, np.ndarray] = {
+        f"{name}.int8_scale": np.array(scale, np.float32),
+        f"{name}.int8_zero": np.array(zero),
+    }
+    add_constants(graph, parameters)
     quantized, rounded = f"{name}.int8", f"{name}.rounded"
     return [
         helper.make_node("QuantizeLinear", [name, *parameters], [quantized], name=f"{name}.quantize"),
@@ -124,19 +118,19 @@ def _round_weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, per_channel:
     name, values = tensor.name, numpy_helper.to_array(tensor).astype(np.float32)
     peak = np.abs(values).max(axis=0) if per_channel else np.abs(values).max()
     scale = np.where(peak > 0, peak / 127, 1).astype(np.float32)
-    add_constants(graph, {f"{name}.int8": np.rint(values / scale).astype(np.int8)})
-    inputs = [f"{name}.int8", *_add_parameters(graph, name, scale, np.zeros(scale.shape, np.int8))]
-    return helper.make_node("DequantizeLinear", inputs, [f"{name}.rounded"], name=f"{name}.dequantize", axis=1)
-
-
-def _add_parameters(graph: onnx.GraphProto, name: str, scale: np.ndarray, zero: np.ndarray) -> list[str]:
-    parameters = {f"{name}.int8_scale": scale, f"{name}.int8_zero": zero}
-    add_constants(graph, parameters)
-    return list(parameters)
+    inputs = {f"{name}.int8": np.rint(values / scale).astype(np.int8)}
+    inputs |= {f"{name}.int8_scale": scale, f"{name}.int8_zero": np.zeros(scale.shape, np.int8)}
+    add_constants(graph, inputs)
+    return helper.make_node("DequantizeLinear", [*inputs], [f"{name}.rounded"], name=f"{name}.dequantize", axis=1)
 
 
 def _biases(graph: onnx.GraphProto) -> dict[str, list[str]]:
-    """List, per tensor of three dimensions, the constant vectors that are added to it."""
+    """List, per tensor of three dimensions, the constant vectors that are added to it.
+
+    onnxruntime 1.31 fuses MatMul and a 1-D bias to Gemm before it looks for int8 (MatMulAddFusion), finds no integer
+    Gemm for 3-D input, and runs the layer in float on rounded values: int8's loss without its speed. So the bias of an
+    int8 MatMul gets the shape (1, 1, n).
+    """
     vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
     deep = {value.name for value in graph.value_info if len(value.type.tensor_type.shape.dim) == 3}
     added: dict[str, list[str]] = {}
@@ -145,12 +139,3 @@ def _biases(graph: onnx.GraphProto) -> dict[str, list[str]]:
             for name in set(node.input) & vectors:
                 added.setdefault(next(other for other in node.input if other != name), []).append(name)
     return added
-
-
-def _make_3d(bias: onnx.TensorProto) -> None:
-    """Give the bias of an int8 MatMul the shape (1, 1, n).
-
-    onnxruntime 1.31 fuses MatMul and a 1-D bias to Gemm before it looks for int8 (MatMulAddFusion), finds no integer
-    Gemm for 3-D input, and runs the layer in float on rounded values: int8's loss without its speed.
-    """
-    bias.dims[:] = [1, 1, bias.dims[-1]]

@@ -32,7 +32,12 @@ class OnnxRunner:
         session, given = self.sessions[part].result(), {**inputs, **constant}
         try:
             if into:
-                _run_into(session, given, into)
+                binding = session.io_binding()
+                for name, array in given.items():
+                    binding.bind_cpu_input(name, np.ascontiguousarray(array))
+                for name, array in into.items():
+                    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                session.run_with_iobinding(binding)
                 return dict(into)
             names = [output.name for output in session.get_outputs()]
             return dict(zip(names, session.run(names, given), strict=True))
@@ -75,15 +80,6 @@ def open_runner(
     for session in list(sessions.values())[: 1 if own_process else None]:
         session.result()
     return OnnxRunner(sessions)
-
-
-def _run_into(session: Any, inputs: Tensors, outputs: Mapping[str, NDArray[Any]]) -> None:
-    binding = session.io_binding()
-    for name, array in inputs.items():
-        binding.bind_cpu_input(name, np.ascontiguousarray(array))
-    for name, array in outputs.items():
-        binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-    session.run_with_iobinding(binding)
 
 
 @functools.cache

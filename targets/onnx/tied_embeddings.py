@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from nightjar.graphs.onnx_graph import add_constants, attribute, constant_values, copy_model, set_nodes
+from nightjar.graphs.onnx_graph import add_constants, attribute, constant_values, set_nodes
 
 
 def untie(model: onnx.ModelProto, names: Collection[str]) -> None:
@@ -49,7 +49,7 @@ def _matmul(
         return [helper.make_node("MatMul", [gemm.input[0], name], [gemm.output[0]], name=gemm.name)]
     product = f"{gemm.output[0]}.product"
     for value in [v for v in (*graph.value_info, *graph.output) if v.name == gemm.output[0]][:1]:
-        graph.value_info.append(copy_model(value))
+        graph.value_info.append(value)
         graph.value_info[-1].name = product
     return [
         helper.make_node("MatMul", [gemm.input[0], name], [product], name=gemm.name),

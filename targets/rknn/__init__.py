@@ -24,19 +24,11 @@ TRAITS = NpuTraits(
 def recipe(model: str) -> Recipe:
     """Return the recipe of this target's export.
 
-    `cached` computes one token per step instead of a whole prefix. The token table stays on the host: the NPU runs
-    look-ups on the CPU and stores the table again. The toolkit splits kernels of more than 16 taps into layers whose
-    outputs are not tensors of the graph and have no range, so the export splits them.
+    The token table stays on the host: the NPU runs look-ups on the CPU and stores the table again. The toolkit splits
+    kernels of more than 16 taps into layers whose outputs are not tensors of the graph and have no range, so the export
+    splits them.
     """
-    return Recipe(
-        window_s=30,
-        graph_format="onnx",
-        decoder="cached",
-        decoder_length=448,
-        positional="first",
-        host_embedding=True,
-        kernel_most=16,
-    )
+    return Recipe(host_embedding=True, kernel_most=16)
 
 
 def compile(
@@ -60,10 +52,7 @@ def compile(
 
 
 def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
-    """Collect the quantization parameters that `compile` takes as `quantized`: the slow step, once for all plans.
-
-    They depend on the graphs, the calibration set and the options for ranges, and not on the float16 layers.
-    """
+    """Collect the quantization parameters that `compile` takes as `quantized`: the slow step, once for all plans."""
     from targets.rknn.build import quantization as collect
 
     collect(graphs, calibration, options, out)

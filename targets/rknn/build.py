@@ -18,7 +18,7 @@ import onnx
 
 from nightjar.device.health import memory_free_bytes
 from nightjar.errors import BadOptions
-from nightjar.graphs.onnx_graph import rename_tensors
+from nightjar.graphs.onnx_graph import Graph, rename_tensors
 from nightjar.plugins.target_build import (
     Entry,
     check_request,
@@ -36,7 +36,7 @@ from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.toolchains.environment import Toolchain, toolchain
 from targets.rknn.audit import audit, read_table
-from targets.rknn.layer_mapping import layers_from, read_names, tensor_names, write_float16_layers, write_names
+from targets.rknn.layer_mapping import Layer, layer_names, read_names, write_float16_layers
 from targets.rknn.options import NAME, Options
 from targets.rknn.ranges import write_ranges
 from targets.rknn.toolchain import compile as inside
@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 BUILD_S = 3600.0
 QUANTIZE_S = 6 * 3600.0
 OWN_RANGES = "clips"  # the value of quantized_algorithm for which Nightjar collects the ranges
-BUILD_FILES = ("rknn", "sim.onnx", "sim.json")
-SAMPLES_COMPARED = 32  # lines of a dataset.txt
 CUSTOM_CHARACTERS = 1024
 DESCRIPTIVE = ("comment", "version", "model_author", "url", "onnx.infer")  # metadata that no program reads
 ZOO_NAMES = {"mel": "x", "hidden": "out"}  # rknn_model_zoo's, for users of its `window`; runners go by order
@@ -70,12 +68,11 @@ def build(
     with tempfile.TemporaryDirectory(prefix="nightjar-rknn-") as scratch:
         if options.precision == "fp":
             quantized = None
-        else:
-            if quantized is None and calibration is not None:
-                quantized = Path(scratch) / "quantized"
-                quantization(graphs, calibration, options, quantized)
-            assert quantized is not None  # check_request
+        elif quantized is not None:
             _check_quantization_options(quantized, options)
+        elif calibration is not None:
+            quantized = Path(scratch) / "quantized"
+            quantization(graphs, calibration, options, quantized)
         finished = count(1)
 
         def build_part(part: str) -> Entry:
@@ -92,14 +89,10 @@ def build(
                 if chosen is None:  # a plan may keep all of a small part float
                     require_products(part, "int8", entry["int8_mac_share"])
             tick(next(finished), len(files))
-            return entry
+            return {**entry, "soc": options.soc}
 
         built = run_parallel([partial(build_part, part) for part in files], _parallel_parts(graphs, files))
-        entries = dict(zip(files, built, strict=True))
-    for part, entry in entries.items():
-        described = {kind: model["parts"][part][kind] for kind in ("inputs", "outputs")}  # the runtime has no names
-        entry |= {"soc": options.soc, **described}
-    write_binary(graphs, model, entries, out, target=NAME, precision=options.precision)
+    write_binary(graphs, model, dict(zip(files, built, strict=True)), out, target=NAME, precision=options.precision)
 
 
 def _parallel_parts(graphs: Path, files: Mapping[str, str]) -> int:
@@ -116,8 +109,7 @@ def build_float(found: Toolchain, graph: Path, part: str, options: Options, out:
     """Compile one part in float16 into `out`; return its entry of binary.json."""
     with _call_folder(part, graph) as folder:
         job = {"kind": "float", "name": part, "config": _config(options) | custom_string(graph.parent, part)}
-        result = found.call(inside.__name__, job, folder, BUILD_S)
-        return _collect_build(graph, part, folder, result, out)
+        return _run_build(found, job, folder, graph, out)
 
 
 def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
@@ -133,25 +125,26 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
     for number, (part, file) in enumerate(files.items()):
         report = part_progress(number, len(files), "Quantizating")  # the toolkit's own spelling
         with _call_folder(part, graphs / file) as folder:
-            model = onnx.shape_inference.infer_shapes(onnx.load(graphs / file), data_prop=True)
+            graph = Graph(onnx.load(graphs / file))
             dataset = samples.write_dataset(part, folder / "dataset")
-            if options.quantized_algorithm == OWN_RANGES:
+            own_ranges = options.quantized_algorithm == OWN_RANGES
+            if own_ranges:
                 lines = most_informative(dataset)
             else:
-                lines = evenly_spaced(dataset, samples_in_memory(model, options))
+                lines = evenly_spaced(dataset, samples_in_memory(graph.model, options))
             (folder / "dataset.txt").write_text(lines, encoding="utf-8")
             job = {"kind": "quantize", "name": part, "config": _config(options) | custom_string(graphs, part)}
             result = found.call(inside.__name__, job, folder, QUANTIZE_S, on_progress=report)
-            layers = layers_from(result["layers"])
-            if options.quantized_algorithm == OWN_RANGES:
-                inputs = [spec.name for spec in samples.inputs(part)]
+            layers = [Layer(**entry) for entry in result["layers"]]
+            names = layer_names(graph, layers)
+            if own_ranges:
+                inputs = (spec.name for spec in samples.inputs(part))
                 first = dict(zip(inputs, map(np.load, lines.split()), strict=True))
                 rest = samples.samples(part, options.samples)
-                cfg = folder / f"{part}.quantization.cfg"
-                write_ranges(cfg, onnx.load(graphs / file), first, rest, tensor_names(model, layers))
+                write_ranges(folder / f"{part}.quantization.cfg", graph.model, first, rest, names["tensors"])
             for suffix in inside.QUANTIZATION_FILES:
                 shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
-        write_names(model, layers, out, part)
+        (out / f"{part}.names.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
     (out / "quantization.json").write_text(json.dumps(_quantization_options(options)) + "\n", encoding="utf-8")
 
 
@@ -164,27 +157,26 @@ def build_hybrid(found: Toolchain, quantized: Path, graph: Path, part: str, floa
         for suffix in ("model", "data"):
             (folder / f"{part}.{suffix}").symlink_to((quantized / f"{part}.{suffix}").resolve())
         write_float16_layers(quantized / f"{part}.quantization.cfg", float16, folder / f"{part}.quantization.cfg")
-        result = found.call(inside.__name__, {"kind": "hybrid", "name": part}, folder, BUILD_S)
-        return _collect_build(graph, part, folder, result, out)
+        return _run_build(found, {"kind": "hybrid", "name": part}, folder, graph, out)
 
 
 def samples_in_memory(model: onnx.ModelProto, options: Options) -> int:
     """Return how many samples fit `memory_gib`: the toolkit holds every activation of all of them at once."""
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     held = 4 * sum(math.prod(d.dim_value for d in value.type.tensor_type.shape.dim) for value in values)
-    fitting = max(1, min(options.samples, int(options.memory_gib * 2**30 // max(held, 1))))
+    fitting = max(1, min(options.samples, int(options.memory_gib * 2**30 // held)))
     if fitting < options.samples:
         log.info("%d samples of %.0f MiB instead of %d: memory_gib", fitting, held / 2**20, options.samples)
     return fitting
 
 
 def most_informative(dataset: Path) -> str:
-    """Return the line of a dataset.txt with the fewest all-zero inputs, of the first SAMPLES_COMPARED.
+    """Return the line of a dataset.txt with the fewest all-zero inputs, of the first 32.
 
     ranges.py identifies tensors by their extremes in one sample. The first step of a stream or of a prefix has all-zero
     states, which identify nothing.
     """
-    lines = dataset.read_text(encoding="utf-8").splitlines(keepends=True)[:SAMPLES_COMPARED]
+    lines = dataset.read_text(encoding="utf-8").splitlines(keepends=True)[:32]
     return min(lines, key=lambda line: sum(not np.load(path).any() for path in line.split()))
 
 
@@ -195,21 +187,22 @@ def evenly_spaced(dataset: Path, samples: int) -> str:
     return "".join(lines[int(number * step)] for number in range(min(samples, len(lines))))
 
 
-def _collect_build(graph: Path, part: str, folder: Path, result: Mapping[str, Any], out: Path) -> Entry:
-    """Move the files of a build to `out` and return the part's entry of binary.json, with its audit."""
-    for suffix in BUILD_FILES:
+def _run_build(found: Toolchain, job: Mapping[str, Any], folder: Path, graph: Path, out: Path) -> Entry:
+    """Do a job of a build, move its files to `out` and return the part's entry of binary.json, with its audit."""
+    part = job["name"]
+    result = found.call(inside.__name__, job, folder, BUILD_S)
+    for suffix in ("rknn", "sim.onnx", "sim.json"):
         shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
     rows = read_table((folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
-    model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
-    figures, layers = audit(model, layers_from(result["layers"]), rows)
+    figures, layers = audit(Graph(onnx.load(graph)), [Layer(**entry) for entry in result["layers"]], rows)
+    described = read_model(graph.parent, NAME)["parts"][part]
     return {
-        "runner": NAME,
         "file": f"{part}.rknn",
-        "size_bytes": (out / f"{part}.rknn").stat().st_size,
         **figures,
         "layers": write_layers(out, part, layers),
         "simulator": {"graph": f"{part}.sim.onnx", "tables": f"{part}.sim.json"},
         "toolkit": result["toolkit"],
+        **{kind: described[kind] for kind in ("inputs", "outputs")},  # the runtime has no names
     }
 
 

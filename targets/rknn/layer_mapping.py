@@ -7,14 +7,16 @@ The toolkit fuses and renames: a MatMul with its bias becomes a Conv called `…
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnx
 
 from nightjar.errors import BadInput
+from nightjar.files import read_json
 from nightjar.graphs.fusion import fuse
+from nightjar.graphs.onnx_graph import Graph
 
 # What the toolkit appends to a node's name.
 SUFFIX = re.compile(r"(?:#\d+|_2[a-z]+|[-_](?:rs|tp|sw|mm|sdpa|ConvAdd|ConvRelu|bias|exSecondary)|_i\d+)*")
@@ -22,8 +24,6 @@ MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "
 SELECTING = MOVING | {"Slice", "Split"}
 LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
 SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
-INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
-NAMES = "names.json"
 INT8_ENTRY = re.compile(r"^    (\S.*):\n        qtype: .*\n        qmethod: .*\n        dtype: int8\n", re.MULTILINE)
 
 
@@ -32,20 +32,8 @@ class Layer(NamedTuple):
 
     name: str
     op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-class Move(NamedTuple):
-    """Source and readers of moved data: outputs of computing layers; empty for the graph's inputs and outputs."""
-
-    source: str
-    readers: list[str]
-
-
-def layers_from(entries: Iterable[Mapping[str, Any]]) -> list[Layer]:
-    """Read what toolchain/compile.py returns."""
-    return [Layer(e["name"], e["op"], tuple(e["inputs"]), tuple(e["outputs"])) for e in entries]
+    inputs: list[str]
+    outputs: list[str]
 
 
 def node_name(layer: str, nodes: Iterable[str]) -> str | None:
@@ -54,12 +42,12 @@ def node_name(layer: str, nodes: Iterable[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def named_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
+def named_layers(graph: Graph, layers: Sequence[Layer]) -> dict[str, Layer]:
     """Map float nodes to the layers that have their name or that of their output.
 
     A layer without such a name (a GLU, a product's scale) is found by its tensor's, with or without moves behind it.
     """
-    nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
+    nodes = {node.name: node for node in graph.nodes if node.op_type != "Constant"}
     makers = {out: node for node in nodes.values() for out in node.output}
     found: dict[str, Layer] = {}
     unnamed = []
@@ -70,10 +58,9 @@ def named_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, L
         elif name is None and layer.op not in SELECTING:
             unnamed.append(layer)
     putting_out = {out: layer for layer in layers for out in layer.outputs if layer.op not in MOVING}
-    for node in nodes.values():  # the last tensor of a fused layer keeps its name
-        ends = [putting_out[out] for out in node.output if out in putting_out]
-        if ends and node.name not in found and node.op_type not in MOVING:
-            found[node.name] = ends[0]
+    for out, node in makers.items():  # the last tensor of a fused layer keeps its name
+        if out in putting_out and node.op_type not in MOVING:
+            found.setdefault(node.name, putting_out[out])
     for layer in unnamed:
         tensor = node_name(layer.outputs[0], makers)
         while tensor is not None and makers[tensor].op_type in MOVING and makers[tensor].input[0] in makers:
@@ -83,29 +70,24 @@ def named_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, L
     return found
 
 
-def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, Layer]:
+def node_layers(graph: Graph, layers: Sequence[Layer]) -> dict[str, Layer]:
     """Map each float node to the layer that computes it; nodes that became constants are left out.
 
     A node without a layer was fused into the one before it (a bias, a scale, a move) or behind it (parts of a GELU, an
     attention's product, mask and softmax).
     """
-    nodes = {node.name: node for node in model.graph.node if node.op_type != "Constant"}
-    found = named_layers(model, layers)
-    makers = {out: node.name for node in nodes.values() for out in node.output}
-    readers: dict[str, list[str]] = {}
-    for node in nodes.values():
-        for source in node.input:
-            readers.setdefault(source, []).append(node.name)
+    nodes = {node.name: node for node in graph.nodes if node.op_type != "Constant"}
+    found = named_layers(graph, layers)
 
     for layer in layers:  # a product without bias names the residual sum behind it: `<product>#2_add`
         name = node_name(layer.name.removesuffix("_add"), nodes) if layer.op == "Add" else None
         if name is not None and nodes[name].op_type in LINEAR:
-            sums = [r for out in nodes[name].output for r in readers.get(out, ()) if nodes[r].op_type == "Add"]
-            found.update(dict.fromkeys(sums, layer))
+            sums = (node for node in graph.readers.get(nodes[name].output[0], ()) if node.op_type == "Add")
+            found.update({node.name: layer for node in sums})
 
     linear = {name for name, node in nodes.items() if node.op_type in LINEAR}
     for name, node in nodes.items():  # a graph's nodes stand in an order in which inputs come first
-        before = [makers[source] for source in node.input if source in makers]
+        before = [graph.producers[source].name for source in graph.activations(node) if source in graph.producers]
         if name in found or not before:
             continue
         scales = node.op_type in SCALING and len(before) == 1 and before[0] in linear
@@ -114,34 +96,17 @@ def node_layers(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, La
             if scales:
                 linear.add(name)
     for name, node in reversed(nodes.items()):
-        behind = [found[reader] for out in node.output for reader in readers.get(out, ()) if reader in found]
-        if name not in found and behind:
-            found[name] = behind[0]
+        readers = (reader.name for out in node.output for reader in graph.readers.get(out, ()))
+        if behind := next((reader for reader in readers if reader in found), None):
+            found.setdefault(name, found[behind])
     return found
 
 
-def tensor_names(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, str]:
-    """Map each tensor of the float graph that some layer computes to that layer's own output tensor.
+def data_moves(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
+    """Map each output of a layer that moves data or part of it to its `source` and `readers`.
 
-    A group's tensor is its layer's output, whichever node the layer is named after: `exSwish` after its sigmoid.
+    Both are outputs of computing layers, empty for the graph's inputs and outputs.
     """
-    found, own = node_layers(model, layers), named_layers(model, layers)
-    names = {
-        tensor: found[node.name].outputs[0]
-        for node in model.graph.node
-        if node.name in found
-        for tensor in node.output
-        if tensor
-    }
-    for group in fuse(model):
-        ends = [own[node].outputs[0] for node in group.nodes if node in own]
-        if ends and group.nodes[-1] not in own:
-            names[group.tensor] = ends[-1]
-    return names
-
-
-def data_moves(layers: Sequence[Layer]) -> dict[str, Move]:
-    """Map each output of a layer that moves data or part of it to its source and readers."""
     producers = {out: layer for layer in layers for out in layer.outputs}
     read_by: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -161,65 +126,70 @@ def data_moves(layers: Sequence[Layer]) -> dict[str, Move]:
         return found if name in read_by else {""}
 
     return {
-        out: Move(source(layer.inputs[0]), sorted(readers(out)))
+        out: {"source": source(layer.inputs[0]), "readers": sorted(readers(out))}
         for layer in layers
         if layer.op in SELECTING and layer.inputs
         for out in layer.outputs
     }
 
 
-def boundary_tensors(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
+def boundary_tensors(graph: Graph, layers: Sequence[Layer]) -> list[str]:
     """Name the tensors next to a graph's inputs and outputs: in float16 they make those float16 too.
 
     The toolkit adds a conversion behind each input and before each output. The precision of an input follows the layers
     that read the converted tensor; a setting for the conversion itself has no effect.
     """
-    inputs, outputs = ({value.name for value in values} for values in (model.graph.input, model.graph.output))
     converted = [layer for layer in layers if layer.op == "exDataConvert"]
-    first = {layer.outputs[0] for layer in converted if layer.inputs[0] in inputs}
+    first = {layer.outputs[0] for layer in converted if layer.inputs[0] in graph.inputs}
     behind = {out for layer in layers if first & {*layer.inputs} for out in layer.outputs}
-    return sorted(behind | {layer.inputs[0] for layer in converted if layer.outputs[0] in outputs})
+    return sorted(behind | {layer.inputs[0] for layer in converted if layer.outputs[0] in graph.outputs})
 
 
-def integer_outputs(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
+def integer_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
     """Name outputs computed from integer inputs alone: int8 would saturate a counter at its calibration range."""
-    inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     made = {out for layer in layers for out in layer.outputs}
-    found = {name for name, kind in inputs.items() if kind in INTEGERS}
-    named = list[str]()
+    integers = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+    found = {name for name in graph.inputs if graph.values[name].type.tensor_type.elem_type in integers}
     for layer in layers:  # inputs come first
-        fed = [name for name in layer.inputs if name in made or name in inputs]
+        fed = [name for name in layer.inputs if name in made or name in graph.inputs]
         if fed and found.issuperset(fed):
             found.update(layer.outputs)
-            named += layer.outputs
-    return named
+    return [out for layer in layers for out in layer.outputs if out in found]
 
 
-def write_names(model: onnx.ModelProto, layers: Sequence[Layer], folder: Path, part: str) -> None:
-    """Write PART.names.json beside a part's quantization parameters: its layers by tensor and node."""
+def layer_names(graph: Graph, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return the content of PART.names.json: the layers' own output tensors by tensor and node of the float graph.
+
+    A group's tensor is its layer's output, whichever node the layer is named after: `exSwish` after its sigmoid.
+    """
+    own = {node: layer.outputs[0] for node, layer in named_layers(graph, layers).items()}
+    nodes = {node: layer.outputs[0] for node, layer in node_layers(graph, layers).items()}
+    tensors = {tensor: nodes[node.name] for tensor, node in graph.producers.items() if tensor and node.name in nodes}
+    for group in fuse(graph.model):
+        ends = [own[node] for node in group.nodes if node in own]
+        if ends and group.nodes[-1] not in own:
+            tensors[group.tensor] = ends[-1]
     attention = [layer for layer in layers if layer.op == "exSDPAttention"]
-    content = {
-        "tensors": tensor_names(model, layers),
-        "nodes": {node: layer.outputs[0] for node, layer in node_layers(model, layers).items()},
+    return {
+        "tensors": tensors,
+        "nodes": nodes,
         "outputs": [layer.outputs[0] for layer in layers if layer.op not in MOVING],
         "masked_attention": [each.outputs[0] for each in attention if len(each.inputs) > 3],  # query, key, value, mask
-        "boundary": boundary_tensors(model, layers),
-        "counting": integer_outputs(model, layers),
-        "moves": {out: move._asdict() for out, move in data_moves(layers).items()},
+        "boundary": boundary_tensors(graph, layers),
+        "counting": integer_outputs(graph, layers),
+        "moves": data_moves(layers),
     }
-    (folder / f"{part}.{NAMES}").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_names(quantization_cfg: Path) -> dict[str, Any]:
-    """Read what `write_names` wrote for a part's .quantization.cfg; raises BadInput where it cannot be read."""
-    path = quantization_cfg.with_name(quantization_cfg.name.removesuffix("quantization.cfg") + NAMES)
+    """Read PART.names.json beside PART.quantization.cfg; raises BadInput where it cannot be read."""
+    path = quantization_cfg.with_name(quantization_cfg.name.replace("quantization.cfg", "names.json"))
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return dict(read_json(path))
     except (OSError, ValueError) as exc:
         raise BadInput(
             f"{path} cannot be read: quantization parameters come with it; run the same command with --refresh build"
         ) from exc
-    return found
 
 
 def write_float16_layers(quantization_cfg: Path, float16: Sequence[str], out: Path) -> None:

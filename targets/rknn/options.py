@@ -22,22 +22,14 @@ class Options(BaseModel, frozen=True):
         "clips",
         description="int8: source of ranges: clips: Nightjar, from many samples; the others: the toolkit, from few",
     )
-    quantized_method: Literal["channel", "layer"] = Field(
-        "channel", description="int8: one weight scale per channel or per layer"
-    )
+    quantized_method: Literal["channel", "layer"] = Field("channel", description="weight scale per channel or layer")
     optimization_level: int = Field(3, ge=0, le=3, description="level of the toolkit's optimiser")
-    samples: int = Field(
-        100, ge=1, description="int8: calibration samples per part, spread evenly; the toolkit takes 15 s for each"
-    )
+    samples: int = Field(100, ge=1, description="int8: samples per part, spread evenly; the toolkit takes 15 s each")
     memory_gib: float = Field(
-        8,
-        gt=0,
-        description="int8 by the toolkit: memory for the activations of all samples; more samples are dropped",
+        8, gt=0, description="int8 by the toolkit: memory for the activations of all samples; more samples are dropped"
     )
     float_rules: bool = Field(
-        True,
-        description="int8: keep attention with a mask in float16, and a stream's inputs, outputs and states "
-        "(targets/rknn/README.md)",
+        True, description="int8: keep attention with a mask in float16, and a stream's inputs, outputs and states"
     )
     float_nodes: FloatNodes = Field(
         (),

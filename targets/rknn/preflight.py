@@ -1,12 +1,10 @@
-"""Check before a run whether a board's runtime and driver can load a model: standard library only.
-
-binary.json has the version of the toolkit; the board has those of librknnrt.so and of the kernel driver.
-"""
+"""Check before a run whether a board's runtime and driver can load a toolkit's model: standard library only."""
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons
 
+import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -29,10 +27,7 @@ class Finding(NamedTuple):
 
 
 def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield why a file of this toolchain (its versions) may not run on a board of these versions.
-
-    A runtime as new as the toolkit and a driver of the 0.9 series yield nothing.
-    """
+    """Yield why a file of this toolchain (its versions) may not run on a board of these versions."""
     known = {name: version for name, version in board.items() if version != "absent"}
     toolkit, runtime, driver = made_by.get("rknn-toolkit2", ""), known.get("librknnrt"), known.get("rknpu")
     needed, have = parsed(toolkit), parsed(runtime)
@@ -54,28 +49,20 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
 
 def versions() -> dict[str, str]:
     """Return the versions of this board's librknnrt.so and NPU driver, `absent` where there is none."""
-    return {"librknnrt": _runtime_version(), "rknpu": _driver_version()}
+    libraries = [f"{folder}/librknnrt.so" for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib")]
+    drivers = ("/sys/kernel/debug/rknpu/version", "/proc/rknpu/version", "/sys/module/rknpu/version")
+    return {
+        "librknnrt": _find_version(rb"librknnrt version: (\d[\w. ()@:-]{0,80})", libraries),
+        "rknpu": _find_version(rb"v?(\d+\.\d+[.\d]*)", drivers),
+    }
 
 
-def _runtime_version() -> str:
-    for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib"):
-        try:
-            library = (Path(folder) / "librknnrt.so").read_bytes()
-        except OSError:
-            continue
-        if found := re.search(rb"librknnrt version: (\d[\w. ()@:-]{0,80})", library):
-            return found.group(1).decode("ascii").strip()
-    return "absent"
-
-
-def _driver_version() -> str:
-    for path in ("/sys/kernel/debug/rknpu/version", "/proc/rknpu/version", "/sys/module/rknpu/version"):
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if found := re.search(r"v?(\d+\.\d+[.\d]*)", text):
-            return found.group(1)
+def _find_version(pattern: bytes, paths: Iterable[str]) -> str:
+    """Return the version in the first file that has one."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if found := re.search(pattern, Path(path).read_bytes()):
+                return found[1].decode("ascii").strip()
     return "absent"
 
 

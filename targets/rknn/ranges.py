@@ -5,21 +5,20 @@ The toolkit uses `min` and `max` of a .quantization.cfg as they are, and compute
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from nightjar.graphs.fusion import Group, quantizable_groups
+from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.quantization.calibration_set import Tensors
 from nightjar.quantization.ranges import Range, choose_ranges, collect_extremes, quantized_tensors
 
 log = logging.getLogger(__name__)
 
-SELECTING = frozenset({"Slice", "Split", "Gather"})
 TOLERANCE = 2e-3  # of a range: both compute one sample to within this; ranges of two tensors hardly ever are that close
 ENTRY = re.compile(r"^    (\S.*):\n((?:     .*\n)+)", re.MULTILINE)
 ENDS = re.compile(r"        min:\n        -   (\S+)\n        max:\n        -   (\S+)\n")
@@ -42,7 +41,9 @@ def write_ranges(
     narrower range in one sample than its source, which would clip the other samples. Return how many were replaced.
     """
     graph, groups = Graph(model), quantizable_groups(model)
-    extremes = collect_extremes(graph, _compared_tensors(graph, groups), chain([first], samples))
+    slices = (name for node in graph.nodes if node.op_type in ("Slice", "Split", "Gather") for name in node.output)
+    compared = {*quantized_tensors(graph, groups), *filter(graph.is_float, (*graph.inputs, *slices))}
+    extremes = collect_extremes(graph, sorted(compared), chain([first], samples))
     settled = choose_ranges(graph, groups, {name: ends[1:] for name, ends in extremes.items()})
     in_first = {name: ends[0] for name, ends in extremes.items()}
     count = 0
@@ -65,12 +66,6 @@ def write_ranges(
     quantization_cfg.write_text(text, encoding="utf-8")
     log.info("%s: %d ranges over %d samples", quantization_cfg.name, count, len(extremes[next(iter(extremes))]) - 1)
     return count
-
-
-def _compared_tensors(graph: Graph, groups: Sequence[Group]) -> list[str]:
-    """Name the tensors that the toolkit's may match: rounded tensors, inputs and slices."""
-    slices = (name for node in graph.nodes if node.op_type in SELECTING for name in node.output)
-    return sorted({*quantized_tensors(graph, groups), *filter(graph.is_float, (*graph.inputs, *slices))})
 
 
 def _tensors_of_range(ends: re.Match[str], ranges: Mapping[str, Range]) -> list[str]:

@@ -1,15 +1,13 @@
 """The other float reference: TorchScript graphs run by torch on this machine."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from nightjar.errors import BadOptions
 from nightjar.plugins.recipe import Recipe
-from nightjar.plugins.target_build import write_binary
+from nightjar.plugins.target_build import read_model, write_binary
 
 NAME = "torchscript"
 TIERS = {"local": "host"}
@@ -30,16 +28,9 @@ def recipe(model: str) -> Recipe:
 
 def compile(graphs: Path, calibration: Path | None, options: Options, out: Path) -> None:
     """Copy the graphs and describe them; raises BadOptions when they are not TorchScript."""
-    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
-    if model["recipe"]["graph_format"] != "torchscript":
-        raise BadOptions(
-            "target torchscript runs TorchScript graphs, these are ONNX: pass --target onnx, "
-            "or export with graph_format torchscript"
-        )
+    model = read_model(graphs, NAME, "pass --target onnx, or ", "torchscript")
     out.mkdir(parents=True, exist_ok=True)
-    parts = {}
-    for name, part in model["parts"].items():
+    for part in model["parts"].values():
         shutil.copyfile(graphs / part["file"], out / part["file"])
-        size_bytes = (out / part["file"]).stat().st_size
-        parts[name] = {"runner": NAME, "file": part["file"], "size_bytes": size_bytes, "int8_mac_share": 0.0}
-    write_binary(graphs, model, parts, out, target=NAME, precision=options.precision)
+    entries = {name: {"int8_mac_share": 0.0, **part} for name, part in model["parts"].items()}
+    write_binary(graphs, model, entries, out, target=NAME, precision=options.precision)

@@ -20,6 +20,7 @@ from tests.conformance.test_targets import printed_by
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "example" / "halves"
 
+NO_TABLE = '(out / "token_embedding.npy").unlink()'
 LINT = """
 from nightjar.plugins.lint import Finding
 
@@ -132,15 +133,18 @@ BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a lint without a remedy": (lambda f: edit(f, "lint.py", ('remedy="host embedding"', 'remedy=""')), "remedy=''"),
     "a part left out": (
-        lambda f: edit(f, "__init__.py", ("    description = {", '    parts.pop("cross")\n    description = {')),
+        lambda f: edit(f, "__init__.py", ("    write_binary(", '    parts.pop("cross")\n    write_binary(')),
         "",
     ),
     "a size that is wrong": (
-        lambda f: edit(f, "__init__.py", ('"size_bytes": size_bytes', '"size_bytes": size_bytes + 1')),
+        lambda f: edit(f, "__init__.py", ('"int8_mac_share": 0.0', '"int8_mac_share": 0.0, "size_bytes": 1')),
         "",
     ),
-    "another target's binary": (lambda f: edit(f, "__init__.py", ('"target": NAME', '"target": "onnx"')), ""),
-    "tables left out": (lambda f: edit(f, "__init__.py", (', *sorted(graphs.glob("*embedding*"))', "")), ""),
+    "another target's binary": (lambda f: edit(f, "__init__.py", ("target=NAME", 'target="onnx"')), ""),
+    "tables left out": (
+        lambda f: edit(f, "__init__.py", ("options.precision)\n", f"options.precision)\n    {NO_TABLE}\n")),
+        "",
+    ),
     "a path in the binary": (
         lambda f: edit(f, "__init__.py", ('"int8_mac_share": 0.0', '"int8_mac_share": 0.0, "at": str(out)')),
         "a path of this machine would be content",
@@ -154,13 +158,11 @@ BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
         "",
     ),
     "the time in a file": (
-        lambda f: edit(f, "__init__.py", ('"precision": options.precision', '"made": __import__("time").time_ns()')),
+        lambda f: edit(f, "__init__.py", ("target=NAME", 'target=NAME, made=__import__("time").time_ns()')),
         "",
     ),
     "a vendor's file from no vendor": (
-        lambda f: edit(
-            f, "__init__.py", ("    description = {", '    (out / "encoder.dla").touch()\n    description = {')
-        ),
+        lambda f: edit(f, "__init__.py", ("    write_binary(", '    (out / "encoder.dla").touch()\n    write_binary(')),
         "",
     ),
     "a runner that swaps outputs": (

@@ -1,13 +1,12 @@
 """Example target: onnxruntime on this machine acts as an NPU with float16 weights."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from nightjar.plugins.recipe import Recipe
-from nightjar.plugins.target_build import write_binary
+from nightjar.plugins.target_build import read_model, write_binary
 
 NAME = "halves"
 TIERS = {"local": "host"}
@@ -32,7 +31,7 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
     import onnx
     from onnx import numpy_helper
 
-    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    model = read_model(graphs, NAME)
     out.mkdir(parents=True, exist_ok=True)
     parts = {}
     for name, part in model["parts"].items():
@@ -43,6 +42,5 @@ def compile(graphs: Path, calibration: Path | None, options: Options, out: Path)
                 halved = values.astype(np.float16).astype(np.float32)
                 tensor.CopyFrom(numpy_helper.from_array(halved, tensor.name))
         onnx.save(graph, out / part["file"])
-        size_bytes = (out / part["file"]).stat().st_size
-        parts[name] = {"runner": NAME, "file": part["file"], "size_bytes": size_bytes, "int8_mac_share": 0.0}
+        parts[name] = {"file": part["file"], "int8_mac_share": 0.0}
     write_binary(graphs, model, parts, out, target=NAME, precision=options.precision)

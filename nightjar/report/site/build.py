@@ -6,7 +6,8 @@ had its artifacts stays when gc has removed them.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from nightjar.report.site.urls import INDEX, NIGHTS, TABLES, cell_url, diff_url,
 from nightjar.store.artifact import Store
 from nightjar.store.fingerprint import closure
 
-STAMP = re.compile(rb"<!-- made of ([0-9a-f]{64}) by ([0-9a-f]{64}), (whole|in part) -->\s*\Z")
+STAMP = re.compile(r"<!-- made of ([0-9a-f]{64}) by ([0-9a-f]{64}), (whole|in part) -->\s*\Z")
 STAMP_BYTES = 200  # the stamp is within the last bytes of a page
 
 
@@ -52,8 +53,17 @@ def write_site(history: History, store: Store, out: Path) -> SiteSummary:
         if not past.nights:
             pages.write(INDEX, render_empty(str(history.folder)))
             return SiteSummary(out / INDEX, 0, pages.count, pages.made)
-        site = SiteData(past, StoredResults(store), _diffs(past), _copy_reports(pages, past))
-        _write_stamped_pages(pages, site)
+        linked = dict.fromkeys(row.report for rows in past.by_cell.values() for row in rows[-SHOWN:] if row.report)
+        reports = frozenset(key for key in linked if pages.copy_report(key))
+        site = SiteData(past, StoredResults(store), _diffs(past), reports)
+        for (cell, of_night, other), page in site.diffs.items():
+            rows = past.rows[cell, of_night], past.rows[cell, other]
+            made_of = digest([row.model_dump() for row in rows])
+            pages.write_lasting(page, made_of, rows, site.stored, partial(render_diff, site.stored, *rows))
+        for number, night in enumerate(past.nights):
+            page, made_of = night_url(night.night), _content_of_night(site, number)
+            cells = past.by_night.get(night.night, ())
+            pages.write_lasting(page, made_of, cells, site.stored, partial(render_night, site, number))
         for cell in past.by_cell:
             pages.write(cell_url(cell), render_cell(site, cell))
         for name in TABLES:
@@ -63,35 +73,15 @@ def write_site(history: History, store: Store, out: Path) -> SiteSummary:
     return SiteSummary(out / INDEX, len(past.nights), pages.count, pages.made)
 
 
-def _write_stamped_pages(pages: "_Pages", site: SiteData) -> None:
-    rows = {(row.cell, row.night): row for cells in site.history.by_cell.values() for row in cells}
-    for (cell, of_night, other), page in site.diffs.items():
-        after, before = rows[cell, of_night], rows[cell, other]
-        made_of = digest([after.model_dump(), before.model_dump()])
-        if not pages.is_current(page, made_of, site.stored, [after, before]):
-            pages.write_stamped(page, made_of, *render_diff(site.stored, after, before))
-    for number, night in enumerate(site.history.nights):
-        page, made_of = night_url(night.night), _content_of_night(site, number)
-        if not pages.is_current(page, made_of, site.stored, site.history.by_night.get(night.night, ())):
-            pages.write_stamped(page, made_of, *render_night(site, number))
-
-
-def _copy_reports(pages: "_Pages", past: NightHistory) -> frozenset[str]:
-    """Copy the reports of the nights shown; return the keys of those that the site has."""
-    keys = {row.report: None for rows in past.by_cell.values() for row in rows[-SHOWN:] if row.report}
-    return frozenset(key for key in keys if pages.copy_report(key))
-
-
 def _diffs(past: NightHistory) -> dict[tuple[str, str, str], str]:
     """Choose the nights that have a page with another: the one before, the best for the last night, and findings'."""
     chosen: list[tuple[Cell, Cell | None]] = []
-    by_night = {(row.cell, row.night): row for rows in past.by_cell.values() for row in rows}
     for rows in past.by_cell.values():
         chosen += [(after, before) for before, after in pairwise(rows)]
         chosen.append((rows[-1], past.best(rows[-1])))
     for finding in (each for findings in past.findings.values() for each in findings):
-        if (after := by_night.get((finding.cell, finding.night))) is not None:
-            chosen.append((after, by_night.get((finding.cell, finding.other))))
+        if (after := past.rows.get((finding.cell, finding.night))) is not None:
+            chosen.append((after, past.rows.get((finding.cell, finding.other))))
     return {
         (after.cell, after.night, before.night): diff_url(after.cell, after.night, before.night)
         for after, before in chosen
@@ -123,23 +113,25 @@ class _Pages:
         self.made += 1
         _replace(self.out / page, text.encode())
 
-    def is_current(self, page: str, made_of: str, stored: StoredResults, cells: Iterable[Cell]) -> bool:
-        """Tell whether a page is there as it would be made now, from the verdicts of `cells`."""
-        stamp = self._stamp(page)
-        current = stamp is not None and stamp[:2] == (made_of, self.code)
-        if stamp is not None and stamp[2] != "whole":  # the store may have more now
-            current = current and not any(stored.has_verdict(cell) for cell in cells)
-        self.count += current
-        return current
-
-    def write_stamped(self, page: str, made_of: str, text: str, whole: bool) -> None:
-        """Write a page; one of the same content that was made when the store had more is left as it is."""
-        old = self._stamp(page)
-        if not whole and old is not None and (old[0], old[2]) == (made_of, "whole"):
-            self.count += 1
-            return
-        stamp = f"<!-- made of {made_of} by {self.code}, {'whole' if whole else 'in part'} -->\n"
-        self.write(page, f"{text}\n{stamp}")
+    def write_lasting(
+        self,
+        page: str,
+        made_of: str,
+        cells: Sequence[Cell],
+        stored: StoredResults,
+        make: Callable[[], tuple[str, bool]],
+    ) -> None:
+        """Write a page unless it is there as it would be made now, or was made when the store had more of `cells`."""
+        old_made_of, old_code, extent = self._stamp(page)
+        same = old_made_of == made_of
+        store_may_have_more = extent == "in part" and any(map(stored.has_verdict, cells))
+        if not same or old_code != self.code or store_may_have_more:
+            text, whole = make()
+            if whole or not same or extent == "in part":
+                extent = "whole" if whole else "in part"
+                self.write(page, f"{text}\n<!-- made of {made_of} by {self.code}, {extent} -->\n")
+                return
+        self.count += 1
 
     def copy_report(self, key: str) -> bool:
         """Copy a report into the site, with a link back; False where neither the site nor the store has it."""
@@ -154,15 +146,15 @@ class _Pages:
             _replace(place, path.read_bytes().replace(b"<main>", back.encode(), 1))
         return True
 
-    def _stamp(self, page: str) -> tuple[str, str, str] | None:
+    def _stamp(self, page: str) -> Sequence[str]:
         """Read from a page's end what it was made of, by which code, and whether the store had everything."""
         try:
             with (self.out / page).open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - STAMP_BYTES))
-                found = STAMP.search(file.read())
+                found = STAMP.search(file.read().decode(errors="replace"))
         except FileNotFoundError:
-            return None
-        return (found[1].decode(), found[2].decode(), found[3].decode()) if found else None
+            return "", "", ""
+        return found.groups() if found else ("", "", "")
 
 
 def _require_own_folder(out: Path) -> None:

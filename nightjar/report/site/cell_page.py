@@ -27,49 +27,27 @@ def render_cell(site: SiteData, cell: str) -> str:
         for finding in night_findings(site, row.night)
         if finding["cell"] == cell
     ]
+    report = site.report(tonight)
+    lost = [f"report/{tonight.report}"] if tonight.report and not report else []
     return render(
         "cell.html",
         root="../",
         c=tonight,
         last=next((row for row in reversed(every) if row.wer is not None), None),
         gates=site.stored.gates(tonight.judge),
-        links=_links(site, tonight),
-        lost=_lost(site, tonight),
-        rows=[{**row, "night": night_url(row["c"].night)} for row in reversed(rows)],
-        charts=_charts(every[-SHOWN:], [row["new"] for row in rows]),
-        more=max(0, len(every) - SHOWN),
-        found=found[:FINDINGS],
-        found_more=max(0, len(found) - FINDINGS),
-        made=[
-            (name, text)
-            for name, text in (
-                ("checkpoint", tonight.checkpoint),
-                ("speech", tonight.speech),
-                ("code", tonight.code),
-                ("versions", tonight.versions),
-                ("board", tonight.board_facts),
-                ("command", tonight.command),
-            )
-            if text
+        links=[
+            (report, "the full report"),
+            (site.diff(tonight, site.history.best(tonight)), "tonight against the best"),
+            (site.diff(tonight, site.history.before(tonight)), "tonight against the night before"),
+            (night_url(tonight.night), "the whole night"),
         ],
+        lost=lost + [f"judge/{row.judge}" for row in site.stored.lost_verdicts([tonight])],
+        rows=rows[::-1],
+        charts=_charts(every[-SHOWN:], [row["new"] for row in rows]),
+        more=len(every) - len(rows),
+        found=found,
+        most=FINDINGS,
     )
-
-
-def _links(site: SiteData, tonight: Cell) -> list[tuple[str, str]]:
-    """List where to go from a cell: its full report, tonight against the best night, against the last."""
-    links = [
-        (site.report(tonight), "the full report"),
-        (site.diff(tonight, site.history.best(tonight)), "tonight against the best"),
-        (site.diff(tonight, site.history.before(tonight)), "tonight against the night before"),
-        (night_url(tonight.night), "the whole night"),
-    ]
-    return [(href, text) for href, text in links if href]
-
-
-def _lost(site: SiteData, tonight: Cell) -> list[str]:
-    """Name what the store no longer has of tonight."""
-    gone = [f"report/{tonight.report}"] if tonight.report and not site.report(tonight) else []
-    return gone + [f"judge/{cell.judge}" for cell in site.stored.lost_verdicts([tonight])]
 
 
 def _charts(rows: Sequence[Cell], changes: Sequence[str]) -> list[Markup]:

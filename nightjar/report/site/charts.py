@@ -1,7 +1,7 @@
 """Charts of a cell over its nights, as inline SVG."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -32,12 +32,14 @@ def sparkline(rows: Sequence[Cell]) -> Markup:
     rows = rows[-SPARK:]
     values = [row.wer for row in rows]
     scored = [value for value in values if value is not None]
-    low, high = _spark_range(scored)
+    low, high = (min(scored), max(scored)) if scored else (0.0, 0.0)
+    missing = max(0.0, 2.0 - (high - low))  # at least two points of WER, so that single clips stay small
+    low, high = low - missing / 2, high + missing / 2
     x, y = Axis(0, max(1, len(rows) - 1), 6.0, 234.0), Axis(low, high, 36.0, 6.0)
     xs = [x.at(number) for number in range(len(rows))] if len(rows) > 1 else [x.end]
     runs = [run for run in _runs(xs, values, y) if len(run) > 1]
     dots = [
-        (at, y.at(value), _look(row), 4 if row is rows[-1] else 2.6)
+        _dot(at, y, row, value, rows[-1])
         for at, value, row in zip(xs, values, rows, strict=True)
         if value is not None and (row.outcome == "FAIL" or row is rows[-1])
     ]
@@ -65,11 +67,6 @@ def chart(
     y, y_ticks = axis_with_ticks([*known, 0.0] if zero else known, BOTTOM, TOP)
     x = Axis(0, max(1, len(rows)), LEFT, RIGHT)
     xs = [x.at(number + 0.5) for number in range(len(rows))]
-    drawn = [
-        {"name": line.name, "look": line.look, "points": polyline(run)}
-        for line in lines
-        for run in _runs(xs, line.values, y)
-    ]
     bands, bars = [], []
     for line in lines:
         for under, over in zip(_runs(xs, line.low, y), _runs(xs, line.high, y), strict=True):
@@ -79,13 +76,7 @@ def chart(
                 bars.append((under[0][0], under[0][1], over[0][1]))
     crowded = len(rows) > 60  # then only what did not pass has a dot
     dots = [
-        {
-            "x": at,
-            "y": y.at(value),
-            "r": 4 if row is rows[-1] else 2.6,
-            "outcome": _look(row),
-            "title": _title(row, value),
-        }
+        _dot(at, y, row, value, rows[-1])
         for at, value, row in zip(xs, lines[0].values, rows, strict=True)
         if value is not None and (not crowded or row.outcome != "PASS" or row is rows[-1])
     ]
@@ -98,18 +89,11 @@ def chart(
         changes=[(at, text) for at, text in zip(xs, changes, strict=True) if text],
         bands=bands,
         bars=bars,
-        lines=drawn,
+        lines=[(line, polyline(run)) for line in lines for run in _runs(xs, line.values, y)],
         dots=dots,
-        lost=[(at, _title(row, None)) for at, row in zip(xs, rows, strict=True) if row.wer is None],
+        lost=[(at, _title(row)) for at, row in zip(xs, rows, strict=True) if row.wer is None],
         days=_days(xs, rows),
     )
-
-
-def _spark_range(values: Sequence[float]) -> tuple[float, float]:
-    """Return the range of a sparkline: at least two points of WER, so that single clips stay small."""
-    low, high = (min(values), max(values)) if values else (0.0, 0.0)
-    missing = max(0.0, 2.0 - (high - low))
-    return low - missing / 2, high + missing / 2
 
 
 def _runs(xs: Sequence[float], values: Sequence[float | None], y: Axis) -> list[list[Point]]:
@@ -123,14 +107,15 @@ def _runs(xs: Sequence[float], values: Sequence[float | None], y: Axis) -> list[
     return [run for run in runs if run]
 
 
-def _look(row: Cell) -> str:
-    """Name the colour of a night's dot; a stand-in's is never that of a score."""
-    return "standin" if row.tier == "stand-in" else row.outcome
+def _dot(x: float, y: Axis, row: Cell, value: float, last: Cell) -> dict[str, Any]:
+    """Describe a night's dot; the colour of a stand-in is never that of a score."""
+    outcome = "standin" if row.tier == "stand-in" else row.outcome
+    title = f"{_title(row)}, {value:.3g}"
+    return {"x": x, "y": y.at(value), "r": 4 if row is last else 2.6, "outcome": outcome, "title": title}
 
 
-def _title(row: Cell, value: float | None) -> str:
-    tier = f", tier {row.tier}" if row.tier else ""
-    return f"{day(row.night)}: {row.outcome}{tier}" + ("" if value is None else f", {value:.3g}")
+def _title(row: Cell) -> str:
+    return f"{day(row.night)}: {row.outcome}" + (f", tier {row.tier}" if row.tier else "")
 
 
 def _days(xs: Sequence[float], rows: Sequence[Cell]) -> list[tuple[float, str, str]]:
@@ -140,7 +125,5 @@ def _days(xs: Sequence[float], rows: Sequence[Cell]) -> list[tuple[float, str, s
     few = xs[0] > LEFT + 20  # then there is room below the point
     ends = ((xs[0], "middle"), (xs[-1], "middle")) if few else ((LEFT, "start"), (RIGHT, "end"))
     labels = [(x, day(row.night), anchor) for (x, anchor), row in zip(ends, (rows[0], rows[-1]), strict=True)]
-    if len(rows) > 4:
-        middle = len(rows) // 2
-        labels.append((xs[middle], day(rows[middle].night), "middle"))
-    return labels
+    middle = len(rows) // 2
+    return labels + ([(xs[middle], day(rows[middle].night), "middle")] if len(rows) > 4 else [])

@@ -5,7 +5,6 @@ from typing import Any
 from nightjar.nightly.history import Cell
 from nightjar.report.site.history_view import StoredResults, cell_differences
 from nightjar.report.site.layout import render
-from nightjar.report.site.urls import cell_url, night_url
 from nightjar.report.text_diff import clips_that_fit, differing_clips
 from nightjar.scoring.paired import compare_paired, shared_clips
 from nightjar.scoring.score import Score
@@ -41,9 +40,6 @@ def render_diff(stored: StoredResults, after: Cell, before: Cell) -> tuple[str, 
         root="../../",
         a=after,
         b=before,
-        cell=cell_url(after.cell),
-        a_href=night_url(after.night),
-        b_href=night_url(before.night),
         lost=[f"the verdict of {cell.night} (judge/{cell.judge})" for cell in lost],
         figures=_figures(after, before),
         differs=cell_differences(before, after),
@@ -56,7 +52,7 @@ def _clips(stored: StoredResults, after: str, before: str) -> dict[str, Any]:
     """Compare the clips of two verdicts by their keys; nothing where one is missing."""
     verdicts = [stored.verdict(key) if key else {} for key in (after, before)]
     if not all(verdicts):
-        return {"change": None, "shared": 0, "alone": 0, "clips": (), "left_out": 0}
+        return {"change": None, "shared": 0}
     new, old = (Score.model_validate(verdict["scores"]["binary"]) for verdict in verdicts)
     pairs = shared_clips(new, old)
     change = compare_paired(new, old)

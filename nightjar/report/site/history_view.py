@@ -21,6 +21,7 @@ class NightHistory(NamedTuple):
     by_night: dict[str, tuple[Cell, ...]]
     by_cell: dict[str, tuple[Cell, ...]]
     findings: dict[str, tuple[Finding, ...]]
+    rows: dict[tuple[str, str], Cell]  # by cell and night
 
     def before(self, cell: Cell) -> Cell | None:
         """Return a cell's row of its previous night, if it has one."""
@@ -41,6 +42,7 @@ def read_history(history: History) -> NightHistory:
         by_night=_grouped(cells, lambda row: row.night),
         by_cell=_grouped(cells, lambda row: row.cell),
         findings=_grouped(history.rows(Finding), lambda row: row.night),
+        rows={(row.cell, row.night): row for row in cells},
     )
 
 
@@ -60,15 +62,12 @@ class StoredResults:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.verdict = functools.lru_cache(maxsize=32)(self._verdict)
+        # reads a verdict by its key; empty where it is gone
+        self.verdict = functools.lru_cache(maxsize=32)(lambda key: read_json(store, "judge", key, "verdict.json"))
 
     def has_verdict(self, cell: Cell) -> bool:
         """Tell whether the verdict of a cell's night is in the store."""
         return artifact_file(self.store, "judge", cell.judge, "verdict.json") is not None
-
-    def _verdict(self, key: str) -> dict[str, Any]:
-        """Read a verdict by its key; empty where it is gone."""
-        return read_json(self.store, "judge", key, "verdict.json")
 
     def gates(self, key: str) -> list[dict[str, Any]]:
         """List the gates that a verdict did not pass; none where the verdict is gone."""

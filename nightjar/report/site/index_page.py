@@ -8,12 +8,13 @@ from markupsafe import Markup
 from nightjar.nightly.changes import parse_versions
 from nightjar.nightly.history import Cell, Finding, Night
 from nightjar.report.site.charts import sparkline
-from nightjar.report.site.formatting import count, join_words, main_versions, megabytes, short_dates, split_failures
+from nightjar.report.site.formatting import count, join_words, main_versions, split_failures
 from nightjar.report.site.history_view import NightHistory, SiteData
 from nightjar.report.site.layout import render
 from nightjar.report.site.pareto import pareto_sections
-from nightjar.report.site.urls import NIGHTS, TABLES, cell_url, night_url
+from nightjar.report.site.urls import NIGHTS, TABLES, cell_url
 
+OUTCOMES = {"PASS": "passed", "FAIL": "failed", "UNDECIDED": "undecided", "BROKEN": "broke", "MISSING": "could not run"}
 STRIP = 60  # nights in the strip
 RECENT = 14  # nights in the table below it
 CHANGES = 8  # findings on the first page
@@ -25,7 +26,6 @@ def render_index(site: SiteData) -> str:
     history = site.history
     night = history.nights[-1]
     cells = history.by_night.get(night.night, ())
-    changes = night_findings(site, night.night)
     columns = sorted({cell.target for cell in cells})
     board = []
     for model in sorted({cell.model for cell in cells}):
@@ -38,15 +38,14 @@ def render_index(site: SiteData) -> str:
         root="",
         n=night,
         lead=night_lead(night, cells),
-        failed=[short_dates(text) for text in split_failures(night.failed, [cell.cell for cell in cells])],
+        failed=split_failures(night.failed, [cell.cell for cell in cells]),
         strip=_summaries(history, history.nights[-STRIP:]),
-        changes=changes[:CHANGES],
-        more=max(0, len(changes) - CHANGES),
-        here=night_url(night.night),
+        changes=night_findings(site, night.night),
+        most=CHANGES,
         nights=len(history.nights),
         columns=columns,
         board=board,
-        gone=[(rows[-1], cell_url(name)) for name, rows in history.by_cell.items() if name not in tonight],
+        gone=[rows[-1] for name, rows in history.by_cell.items() if name not in tonight],
         pareto=pareto_sections(cells),
         recent=_summaries(history, history.nights[: -RECENT - 1 : -1]),
         all=NIGHTS,
@@ -57,7 +56,7 @@ def render_index(site: SiteData) -> str:
 def render_nights(history: NightHistory) -> str:
     """Return the page of all nights, newest first."""
     rows = _summaries(history, history.nights[: -MOST_NIGHTS - 1 : -1])
-    return render("nights.html", root="", rows=rows, more=max(0, len(history.nights) - MOST_NIGHTS))
+    return render("nights.html", root="", rows=rows, more=len(history.nights) - len(rows))
 
 
 def render_empty(folder: str) -> str:
@@ -68,17 +67,8 @@ def render_empty(folder: str) -> str:
 def night_lead(night: Night, cells: Sequence[Cell]) -> str:
     """Write in one sentence how many cells of a night passed, failed and so on."""
     counted = [cell for cell in cells if cell.counts]
-    parts = [
-        f"{number} {word}"
-        for outcome, word in (
-            ("PASS", "passed"),
-            ("FAIL", "failed"),
-            ("UNDECIDED", "undecided"),
-            ("BROKEN", "broke"),
-            ("MISSING", "could not run"),
-        )
-        if (number := sum(cell.outcome == outcome for cell in counted))
-    ]
+    numbers = {word: sum(cell.outcome == outcome for cell in counted) for outcome, word in OUTCOMES.items()}
+    parts = [f"{number} {word}" for word, number in numbers.items() if number]
     standins = sum(cell.tier == "stand-in" for cell in cells)
     others = len(cells) - len(counted) - standins
     rest = [count(number, noun) for number, noun in ((standins, "stand-in"), (others, "other")) if number]
@@ -97,7 +87,7 @@ def night_findings(site: SiteData, night: str) -> list[dict[str, Any]]:
     found = [
         {
             **finding.model_dump(),
-            "text": short_dates(_text(finding)),
+            "text": _text(finding),
             "better": _better(finding),
             "href": cell_url(finding.cell) if finding.cell in known else "",
             "diff": site.diffs.get((finding.cell, night, finding.other), ""),
@@ -109,11 +99,7 @@ def night_findings(site: SiteData, night: str) -> list[dict[str, Any]]:
 
 def _text(finding: Finding) -> str:
     """Return a finding's sentence without the cell and the causes, which stand beside it."""
-    text, _, _ = (
-        finding.sentence.removeprefix(f"{finding.cell} ")
-        .removeprefix(f"{finding.cell}: ")
-        .partition("; likely cause: ")
-    )
+    text = finding.sentence.removeprefix(finding.cell).lstrip(": ").partition("; likely cause: ")[0]
     return text.rstrip(".") + "."
 
 
@@ -129,27 +115,16 @@ def _better(finding: Finding) -> bool:
 def _tile(history: NightHistory, cell: Cell) -> Markup:
     rows = history.by_cell[cell.cell]
     streak = next((n for n, row in enumerate(reversed(rows)) if row.outcome != cell.outcome), len(rows))
-    details = [
-        megabytes(cell.size_bytes) if cell.size_bytes else "",
-        f"RTF {cell.rtf:.3f}" if cell.rtf is not None else "",
-        count(cell.clips, "clip") if cell.clips is not None else "",
-        f"{cell.outcome} for {count(streak, 'night')}" if 1 < streak < len(rows) else "",
-    ]
     return render(
         "tile.html",
         c=cell,
-        href=cell_url(cell.cell),
         spark=sparkline(rows),
         last=next((row for row in reversed(rows) if row.wer is not None), None),
-        details=[text for text in details if text],
+        streak=streak if streak < len(rows) else 0,
         versions=main_versions(parse_versions(cell.versions), cell.target),
     )
 
 
-def _summaries(history: NightHistory, nights: Sequence[Night]) -> list[dict[str, Any]]:
-    found = []
-    for night in nights:
-        worse = sum(finding.regression for finding in history.findings.get(night.night, ()))
-        title = f"{night.night}: {night.outcome}" + (f", {count(worse, 'regression')}" if worse else "")
-        found.append({"night": night, "href": night_url(night.night), "worse": worse, "title": title})
-    return found
+def _summaries(history: NightHistory, nights: Sequence[Night]) -> list[tuple[Night, int]]:
+    """Pair nights with their number of regressions."""
+    return [(night, sum(each.regression for each in history.findings.get(night.night, ()))) for night in nights]

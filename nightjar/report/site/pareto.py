@@ -1,7 +1,7 @@
 """WER against size and against speed: the cells that no other beats in both. Only the same speech is compared."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -9,11 +9,11 @@ from nightjar.nightly.history import Cell
 from nightjar.report.axes import Plot, axis_with_ticks, polyline
 from nightjar.report.site.formatting import count, join_words, short
 from nightjar.report.site.layout import render
-from nightjar.report.site.urls import cell_url
 
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 352.0, 10.0, 196.0  # of the plot inside its 360 × 230
 LETTER, LINE = 5.4, 11.0  # px of a label's letter and line, at its font size
 ALIKE = 0.95  # share of the most words: with fewer, the test is not the same
+DOWN = (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70, -84, 84)  # px between a mark and its label
 LABELLED = 14  # with more points there is no room for all names
 SHAPES = {
     "device": "M0 -5.5a5.5 5.5 0 1 0 .01 0z",
@@ -41,17 +41,16 @@ class Box(NamedTuple):
 
     def overlaps(self, other: "Box") -> bool:
         """Tell whether two boxes overlap."""
-        return (
-            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
-        )
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
 
 
 def pareto_sections(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
     """Draw the plots, a section per test speech: (its heading, its plots)."""
-    scored = [cell for cell in cells if cell.wer is not None and cell.size_bytes]
     groups: dict[str, list[Cell]] = {}
-    for cell in scored:
-        groups.setdefault(cell.speech, []).append(cell)
+    for cell in cells:
+        if cell.wer is not None and cell.size_bytes:
+            groups.setdefault(cell.speech, []).append(cell)
     sections = []
     for group in sorted(groups.values(), key=len, reverse=True):
         most = max(cell.words or 0 for cell in group)
@@ -59,15 +58,17 @@ def pareto_sections(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
         group = [cell for cell in group if cell not in other]
         if len(group) < 2:
             continue
-        plots = [_plot("WER against size", "size of all parts, MB", _points(group, "size"))]
-        if len(timed := _points(group, "rtf")) > 1:
-            plots.append(_plot("WER against real-time factor", "RTF end to end, p50", timed))
+        sizes = [Point((cell.size_bytes or 0) / 1e6, cell.wer or 0.0, cell) for cell in group]
+        speeds = [Point(cell.rtf, cell.wer or 0.0, cell) for cell in group if cell.rtf]
+        plots = [_plot("WER against size", "size of all parts, MB", sizes)]
+        if len(speeds) > 1:
+            plots.append(_plot("WER against real-time factor", "RTF end to end, p50", speeds))
         named = join_words([f"{cell.cell} ({count(cell.clips or 0, 'clip')})" for cell in other])
         body = render(
             "pareto.html",
             plots=plots,
             tiers=[(tier, shape) for tier, shape in SHAPES.items() if any(cell.tier == tier for cell in group)],
-            note=f"Not drawn, because they have fewer clips: {named}." if other else "",
+            left_out=named,
         )
         models = join_words(sorted({cell.model for cell in group}))
         sections.append((f"{models}, on {count(max(cell.clips or 0 for cell in group), 'clip')}", body))
@@ -84,45 +85,31 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return best
 
 
-def _points(cells: Iterable[Cell], axis: Literal["size", "rtf"]) -> list[Point]:
-    found = []
-    for cell in cells:
-        x = cell.rtf if axis == "rtf" else (cell.size_bytes or 0) / 1e6
-        if x and cell.wer is not None:
-            found.append(Point(x, cell.wer, cell))
-    return found
-
-
-def _plot(title: str, across: str, points: Sequence[Point]) -> Markup:
+def _plot(title: str, unit: str, points: Sequence[Point]) -> Markup:
     x, x_ticks = axis_with_ticks([0.0, *(point.x for point in points)], LEFT, RIGHT)
     # a cell that fails by far would flatten all others: it is drawn at the top, with its figure
     passed = [point.y for point in points if point.cell.outcome != "FAIL"]
     ceiling = 3 * max(passed) if passed and max(passed) > 0 else max(point.y for point in points)
     y, y_ticks = axis_with_ticks([0.0, *(min(point.y, ceiling) for point in points)], BOTTOM, TOP)
-    marks = [(x.at(point.x), y.at(min(point.y, y.high))) for point in points]
-    names = [_name(point.cell) + (f" ↑ {point.y:.3g} %" if point.y > y.high else "") for point in points]
+
+    def mark(point: Point) -> tuple[float, float]:
+        return x.at(point.x), y.at(min(point.y, y.high))
+
     steps: list[tuple[float, float]] = []
-    for point in pareto_front(points):
-        at = (x.at(point.x), y.at(min(point.y, y.high)))
-        steps += [(at[0], steps[-1][1]), at] if steps else [at]
-    drawn = [
-        {
-            "x": mark[0],
-            "y": mark[1],
-            "shape": SHAPES.get(point.cell.tier, SHAPES["device"]),
-            "outcome": "standin" if point.cell.tier == "stand-in" else point.cell.outcome,
-            "href": cell_url(point.cell.cell),
-            "title": f"{point.cell.cell}, tier {point.cell.tier}: WER {point.y:.2f} %, "
-            f"{across.split(',')[0]} {point.x:.3g}",
-            **label,
-        }
-        for point, mark, label in zip(points, marks, _labels(marks, names), strict=True)
-    ]
+    for across, down in map(mark, pareto_front(points)):
+        steps += [(across, steps[-1][1]), (across, down)] if steps else [(across, down)]
+    taken = [Box(across - 7, down - 7, across + 7, down + 7) for across, down in map(mark, points)]
+    drawn = []
+    for point in points:
+        name = _name(point.cell) + (f" ↑ {point.y:.3g} %" if point.y > y.high else "")
+        label = _label(*mark(point), name, taken, DOWN if len(points) <= LABELLED else DOWN[:1])
+        drawn.append((point, mark(point), label))
     return render(
         "pareto.svg",
         title=title,
-        across=across,
+        unit=unit,
         points=drawn,
+        shapes=SHAPES,
         front=polyline(steps) if len(steps) > 1 else "",
         plot=Plot(x, y, x_ticks, y_ticks),
     )
@@ -133,30 +120,23 @@ def _name(cell: Cell) -> str:
     return short(f"{cell.model} {cell.target} {cell.precision}{board}", 34)
 
 
-def _labels(marks: Sequence[tuple[float, float]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Place each name beside its mark where it covers no mark and no other name; without room it is left out."""
-    taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in marks]
-    placed: list[dict[str, Any]] = []
-    for (x, y), name in zip(marks, names, strict=True):
-        found: dict[str, Any] = {"label": "", "anchor": "start", "label_x": 0.0, "label_y": 0.0, "lead": ""}
-        width = LETTER * len(name)
-        for down in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70, -84, 84):
-            beside, above = (x + 10, x - 10 - width), min(max(LEFT + 2, x - width / 2), RIGHT - width)
-            for left in (*beside, above) if not down else (above, *beside):
-                box = Box(left, y + down - LINE / 2, left + width, y + down + LINE / 2)
-                inside = box.left >= LEFT + 1 and box.right <= 359 and box.top >= 4 and box.bottom <= 195
-                if inside and not any(box.overlaps(other) for other in taken):
-                    # anchored at the mark: letters are smaller where the page is wide
-                    anchor = "start" if left == x + 10 else "end" if left == x - 10 - width else "middle"
-                    at = {"start": box.left, "end": box.right, "middle": left + width / 2}[anchor]
-                    found |= {"label": name, "anchor": anchor, "label_x": round(at, 1)}
-                    found |= {"label_y": round(y + down + 3.5, 1)}
-                    if abs(down) > 14 or box.right < x - 12 or box.left > x + 12:
-                        near = box.left if box.left > x else box.right if box.right < x else x
-                        found["lead"] = f"M{x} {y}L{round(near, 1)} {round(y + down, 1)}"
-                    taken.append(box)
-                    break
-            if found["label"] or len(marks) > LABELLED:
-                break
-        placed.append(found)
-    return placed
+def _label(x: float, y: float, name: str, taken: list[Box], downs: Sequence[int]) -> dict[str, Any] | None:
+    """Place a name beside its mark where it covers nothing that is taken, which it joins; None without room."""
+    width = LETTER * len(name)
+    right, left, above = x + 10, x - 10 - width, min(max(LEFT + 2, x - width / 2), RIGHT - width)
+    for down in downs:
+        for start in (above, right, left) if down else (right, left, above):
+            box = Box(start, y + down - LINE / 2, start + width, y + down + LINE / 2)
+            inside = box.left >= LEFT + 1 and box.right <= 359 and box.top >= 4 and box.bottom <= 195
+            if not inside or any(box.overlaps(other) for other in taken):
+                continue
+            taken.append(box)
+            # anchored at the mark: letters are smaller where the page is wide
+            anchor, at = ("start", start) if start == right else ("end", box.right)
+            if start == above:
+                anchor, at = "middle", start + width / 2
+            lead = ""
+            if abs(down) > 14 or box.right < x - 12 or box.left > x + 12:
+                lead = f"M{x} {y}L{round(min(max(x, box.left), box.right), 1)} {round(y + down, 1)}"
+            return {"text": name, "anchor": anchor, "x": round(at, 1), "y": round(y + down + 3.5, 1), "lead": lead}
+    return None

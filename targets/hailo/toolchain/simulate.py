@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, class_and_line, require_file, stdout_to_stderr, tensors_of
+from nightjar.device.part_io import PartRunner, Parts, class_and_line, require_file, stdout_to_stderr
 from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 from targets.hailo.toolchain.sdk import open_runner as open_client
 
@@ -18,7 +18,7 @@ class EmulatorRunner(PartRunner):
     """Hold a client of the DFC with an open inference context per part."""
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__({}, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+        super().__init__({}, parts)
         self._contexts = contextlib.ExitStack()
 
     def open(self, part: str, har: Path, context: str) -> None:

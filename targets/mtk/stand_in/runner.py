@@ -8,7 +8,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]  # in the stand-in's environment
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, first_line, require_file, tensors_of
+from nightjar.device.part_io import PartRunner, Parts, first_line, require_file
 
 
 class LiteRtRunner(PartRunner):
@@ -41,7 +41,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
             interpreters[name].allocate_tensors()
         except (RuntimeError, ValueError) as exc:
             raise RuntimeError(f"LiteRT cannot load {file}: {first_line(exc)}") from exc
-    return LiteRtRunner(interpreters, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+    return LiteRtRunner(interpreters, parts)
 
 
 def _dequantize(values: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]:

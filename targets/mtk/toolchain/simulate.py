@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, first_line, require_file, tensors_of
+from nightjar.device.part_io import PartRunner, Parts, first_line, require_file
 
 
 class ExecutorRunner(PartRunner):
@@ -37,4 +37,4 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
             executors[name] = mtk_converter.TFLiteExecutor(str(file))
         except Exception as exc:  # any class of the SDK
             raise RuntimeError(f"TFLiteExecutor cannot load {file}: {first_line(exc)}") from exc
-    return ExecutorRunner(executors, tensors_of(parts, "inputs"), tensors_of(parts, "outputs"))
+    return ExecutorRunner(executors, parts)

@@ -5,7 +5,7 @@ run, and onnxruntime packs them again each time: 100 of the 140 ms of a decoder 
 Weights that are initializers are packed once. The order of additions changes, which is one float16 step at most.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,22 +25,20 @@ def constant_weights(weights: Collection[str]) -> Iterator[None]:
         """An InferenceSession that takes each weight once."""
 
         def __init__(self, model: Any, *arguments: Any, **settings: Any) -> None:
-            self._model, self._arguments, self._settings = model, arguments, settings
-            self._session = original(model, *arguments, **settings)
+            self._open: Callable[[Any], Any] = lambda graph: original(graph, *arguments, **settings)
+            self._session = self._open(model)
+            self._first_model = model if isinstance(model, bytes) else None
             self._constants: set[str] = set()
-            self._is_first_run = isinstance(model, bytes)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._session, name)
 
         def run(self, outputs: Any, feed: Mapping[str, Any], *arguments: Any) -> Any:
-            if self._is_first_run:
-                self._is_first_run = False
+            if self._first_model is not None:
                 large = {n: a for n, a in feed.items() if n in weights and np.asarray(a).nbytes >= MINIMUM_BYTES}
                 if large:
-                    model = with_initializers(self._model, large)
-                    self._session = original(model, *self._arguments, **self._settings)
-                    self._constants = set(large)
+                    self._session = self._open(with_initializers(self._first_model, large))
+                self._first_model, self._constants = None, set(large)
             varying = {name: array for name, array in feed.items() if name not in self._constants}
             return self._session.run(outputs, varying, *arguments)
 
@@ -61,5 +59,4 @@ def with_initializers(model: bytes, arrays: Mapping[str, Any]) -> bytes:
     del graph.graph.input[:]
     graph.graph.input.extend(inputs)
     graph.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items())
-    content: bytes = graph.SerializeToString()
-    return content
+    return bytes(graph.SerializeToString())

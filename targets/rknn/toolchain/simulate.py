@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, Tensor, first_line, require_file
+from nightjar.device.part_io import PartRunner, Parts, first_line, require_file
 from targets.rknn.toolchain.constant_weights import constant_weights
 from targets.rknn.toolchain.sdk import SdkError, call_toolkit, capture_output, open_toolkit
 
@@ -29,12 +29,9 @@ class SimulatorRunner(PartRunner):
         layouts = ["nchw"] * len(arrays)  # the toolkit takes every 4-D input for NHWC otherwise
         try:
             with capture_output(), constant_weights(weights):
-                results: list[Any] = call_toolkit(
-                    "inference", toolkit.inference, inputs=list(arrays), data_format=layouts
-                )
+                return list(call_toolkit("inference", toolkit.inference, inputs=list(arrays), data_format=layouts))
         except SdkError as exc:
             raise RuntimeError(f"the simulator cannot run {part}: {exc}") from exc
-        return results
 
     def release(self, handle: Any) -> None:
         with capture_output():
@@ -42,10 +39,7 @@ class SimulatorRunner(PartRunner):
 
 
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> SimulatorRunner:
-    """Open `parts` (name to {"simulator": {"graph", "tables"}, ...}, as in binary.json) that lie in `folder`.
-
-    Raises RuntimeError with one line.
-    """
+    """Open `parts` (as in binary.json) that lie in `folder`; raises RuntimeError with one line."""
     toolkits = {}
     for name, part in parts.items():
         graph, tables = (require_file(folder, part["simulator"][kind], name) for kind in ("graph", "tables"))
@@ -54,10 +48,7 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
                 toolkits[name] = _restore_toolkit(graph, tables)
         except Exception as exc:  # of onnx, of the toolkit or of json
             raise RuntimeError(f"the simulator cannot load {graph}: {first_line(exc)}") from exc
-    attributes = {name: toolkit.rknn_base.inputs_meta["attrs"] for name, toolkit in toolkits.items()}
-    inputs = {name: _tensors(found, parts[name].get("inputs"), is_output=False) for name, found in attributes.items()}
-    outputs = {name: _tensors(found, parts[name].get("outputs"), is_output=True) for name, found in attributes.items()}
-    return SimulatorRunner(toolkits, inputs, outputs)
+    return SimulatorRunner(toolkits, parts)
 
 
 def _restore_toolkit(graph: Path, tables: Path) -> Any:
@@ -79,12 +70,3 @@ def _restore_toolkit(graph: Path, tables: Path) -> Any:
     base.simulator = Simulator(base)
     base.use_simulator = "onnx"
     return toolkit
-
-
-def _tensors(
-    attributes: Mapping[str, Mapping[str, Any]], described: list[Mapping[str, Any]] | None, is_output: bool
-) -> list[Tensor]:
-    """List inputs or outputs as {"name", "shape"} in order, by the names of binary.json where it has them."""
-    found = sorted((a["idx"], name, a["shape"]) for name, a in attributes.items() if a["is_output"] == is_output)
-    names = [entry["name"] for entry in described or []] or [name for _, name, _ in found]
-    return [{"name": name, "shape": list(shape)} for name, (_, _, shape) in zip(names, found, strict=True)]

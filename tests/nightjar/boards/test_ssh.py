@@ -195,7 +195,7 @@ def test_a_host_that_falls_silent_is_taken_for_dead(
     board: SshBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty = pack_agent().replace(b"LOST_S = 60", b"LOST_S = 2")  # our next sign of life is due in ten seconds
-    monkeypatch.setattr("nightjar.boards.ssh.pack_agent", lambda: hasty)
+    monkeypatch.setattr("nightjar.boards.agent_link.pack_agent", lambda: hasty)
     with pytest.raises(SessionFailed, match="connection to board loop was lost"):
         list(board.stream(["sh", "-c", "sleep 300 & echo $$ $! > $0; wait", str(tmp_path / "pids")], 30, print))
     assert all(gone(int(pid)) for pid in written(tmp_path / "pids").split())
@@ -204,7 +204,7 @@ def test_a_host_that_falls_silent_is_taken_for_dead(
 @pytest.mark.parametrize("code", ["yes", "head -c 1000000000 /dev/zero", "yes >&2"])
 def test_endless_output_is_cut_off(board: SshBoard, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     for name, limit in (("OUTPUT", 1_000_000), ("STDERR", 1_000_000), ("LINE", 700_000)):
-        monkeypatch.setattr(f"nightjar.boards.ssh.{name}_BYTES", limit)
+        monkeypatch.setattr(f"nightjar.boards.board.{name}_BYTES", limit)
     with pytest.raises(SessionFailed, match="printed more than any session does"):
         for _ in board.stream(["sh", "-c", code], 20, lambda text: None):
             pass

@@ -12,7 +12,6 @@ import pytest
 from nightjar.boards.config import find_board
 from nightjar.errors import BadOptions, BoardMissing, NightjarError, SessionFailed
 from nightjar.service.client import ServiceBoard
-from nightjar.service.generate import generate_code
 from nightjar.sessions.bulk_harvest import harvest_speech
 from nightjar.store.fingerprint import closure
 from tests.loopback import Loopback
@@ -22,11 +21,13 @@ from tests.served import ROOT, Server, boards, ran, with_runner
 # -- what is on the board
 
 
-def test_regenerating_gives_the_code_in_the_tree() -> None:
-    generated = generate_code()
+def test_regenerating_gives_the_code_in_the_tree(tmp_path: Path) -> None:
+    command = ["make", "-o", "setup", "proto", f"BIN={Path(sys.executable).parent}", f"PROTO_OUT={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    generated = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     assert {path.name for path in generated} == {"service_pb2.py", "service_pb2.pyi"}
     for path, source in generated.items():
-        assert path.read_text() == source, f"`make proto` changes {path}"
+        assert (ROOT / path).read_text() == source, f"`make proto` changes {path}"
 
 
 def test_the_board_needs_numpy_grpc_and_protobuf_only() -> None:

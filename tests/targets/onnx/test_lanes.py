@@ -50,7 +50,7 @@ def jobs(
 
 
 def test_clips_are_heard_in_lanes_as_they_are_alone(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols, "ROWS", 4)  # so that the caches grow
+    monkeypatch.setattr(protocols, "FIRST_ROWS", 4)  # so that the caches grow
     model, parts = read(built / "graphs", "model.json"), read(built / "binary", "binary.json")["parts"]
     tables = {path.stem: np.load(path) for path in (built / "binary").glob("*_embedding.npy")}
     static, free = open_runner(built / "graphs", model["parts"], ONE), open_runner(built / "binary", parts, ONE)
