@@ -44,8 +44,7 @@ from tasks.build import build  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
 from tasks.judge import clips_from_lines  # noqa: E402
 from tasks.measure import divergence  # noqa: E402
-from tasks.rank import rank  # noqa: E402
-from tasks.rewrite import rewrite  # noqa: E402
+from tasks.rank import rank, rewrite  # noqa: E402
 from tasks.stage import Run, current_or_new_run, current_run, running  # noqa: E402
 
 

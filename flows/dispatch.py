@@ -27,7 +27,7 @@ from nightjar.errors import BadOptions, NightjarError, ServerMissing
 from nightjar.nightly.config import CellRequest
 from nightjar.nightly.outcomes import CellResult, failure_from_exception, failure_from_message
 from nightjar.request import PortRequest
-from tasks.announce import RESULTS
+from tasks.publish import RESULTS
 from tasks.stage import current_run
 
 log = logging.getLogger("nightjar.nightly")

@@ -19,8 +19,7 @@ from nightjar.plugins.target import target_of
 from nightjar.request import EvaluateRequest
 from tasks.adopt import adopt, adopt_plugin, input_files, recognise
 from tasks.hypotheses import EvaluateOptions
-from tasks.read_printed import PrintedFiles, read_printed, reader
-from tasks.run_program import named_files, run_program
+from tasks.run_program import read_printed, reader, run_program
 from tasks.stage import current_or_new_run
 
 
@@ -51,7 +50,7 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
         if program is not None:
             binary = run_program(
                 program=program,
-                files=named_files(request.files),
+                files=files.by_name(),
                 speech=speech,
                 graphs=graphs,
                 reader=printed,
@@ -60,7 +59,7 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
                 options=EvaluateOptions(language=request.language, limit=request.limit, long=request.long),
             )
         elif printed is not None:
-            outputs = PrintedFiles(paths=files.paths, sha256=files.sha256)
+            outputs = files.by_name()
             binary = read_printed(outputs=outputs, speech=speech, graphs=graphs, reader=printed, target=request.target)
         else:
             binary = adopt(files=files, graphs=graphs, target=adopter, contract=contract)

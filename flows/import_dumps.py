@@ -7,13 +7,14 @@ from prefect import flow
 from flows.port import calibrate_on
 from flows.prepare import find_program, prepare_graphs, recipe_for
 from nightjar.errors import BadOptions
+from nightjar.files import read_json
 from nightjar.plugins.registry import plugin
 from nightjar.plugins.resolve import model_family, speech_source
 from nightjar.plugins.target import target_of
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.request import ImportRequest
-from tasks.import_dumps import dumps_source, import_dumps, ordered_source
-from tasks.run_program import dump_program, read_excluded_dumps
+from tasks.import_dumps import COLLECTED, dumps_source, import_dumps, ordered_source
+from tasks.run_program import dump_program
 from tasks.stage import current_or_new_run
 
 
@@ -55,7 +56,7 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
             "model": request.model,
             "target": request.target,
             "dumps": (request.bin_dir or run.store.path(dumps)).as_posix(),
-            "aside": {} if program is None else read_excluded_dumps(run.store.path(dumps)),
+            "aside": {} if program is None else read_json(run.store.path(dumps) / COLLECTED)["aside"],
             "skipped": int(hidden.meta["skipped"]),
             "calibration": folder.as_posix(),
             "samples": {part: calibration.count(part) for part in calibration.parts},

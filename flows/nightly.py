@@ -29,8 +29,7 @@ from nightjar.progress import StageOutcome
 from nightjar.report.site.build import write_site
 from nightjar.store.artifact import Store
 from nightjar.store.remote import open_store
-from tasks.announce import announce_night
-from tasks.publish import publish_night
+from tasks.publish import announce_night, publish_night
 from tasks.stage import Run, current_or_new_run, running, separate_run
 
 log = logging.getLogger("nightjar.nightly")

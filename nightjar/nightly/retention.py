@@ -11,7 +11,8 @@ from nightjar.paths import reports_folder
 from nightjar.store.artifact import Store
 from nightjar.store.bucket import Bucket
 from nightjar.store.gc import DAY_S, ArtifactInfo, Entry, Ref, age, inspect_artifact
-from nightjar.store.remote_gc import read_record, records
+from nightjar.store.remote import read_record
+from nightjar.store.remote_gc import records
 from nightjar.store.usage import in_use
 
 KEEP_NIGHTS = 7
@@ -133,7 +134,7 @@ def remote_retention_entries(
     """
     known: dict[Ref, ArtifactInfo] = {}
     for seen, ref in records(bucket):
-        record = read_record(bucket, seen.name, ref)
-        size = sum(count for count, _ in record.files.values()) if record is not None else 0
+        record = read_record(bucket, ref)
+        size = record.bytes if record is not None else 0
         known[ref] = ArtifactInfo(record, size, seen.written_s, seen.written_s)
     return _entries(known, (), history, keep_nights, older_than_s, reports_folder())
