@@ -1,7 +1,6 @@
 """Publish results to reports/, and in a Prefect run to the UI and as events for automations. Never cached."""
 
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from nightjar.paths import reports_folder, shown
 from nightjar.plugins.registry import plugin
 from nightjar.progress import StageOutcome
 from nightjar.report.page import add_run
-from nightjar.request import EvaluateRequest, PortRequest
+from nightjar.request import EvaluateRequest, PortRequest, command_line
 from nightjar.scoring.verdict import deciding_gates, headline
 from nightjar.store.artifact import Artifact
 from tasks.markdown import night_markdown, verdict_markdown
@@ -57,21 +56,6 @@ def publish_night(night: "Night", cells: Sequence["Cell"], findings: Sequence["F
     described = f"{night.outcome}: the night of {night.night}"
     text = night_markdown(night, cells, findings)
     create_artifacts([ArtifactCreate(type="markdown", key="night", description=described, data=text)])
-
-
-def command_line(request: PortRequest | EvaluateRequest) -> str:
-    """Return the command that repeats this request, without --refresh and --board-wait."""
-    words = ["nightjar", "port" if isinstance(request, PortRequest) else "evaluate"]
-    options = request.model_dump(mode="json", exclude_defaults=True, exclude={"refresh", "board_wait"})
-    for name, value in options.items():
-        values = [str(each) for each in (value if isinstance(value, list) else [value])]
-        if name == "files":
-            words += values
-        elif isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
-        else:
-            words += [f"--{name.replace('_', '-')}", *values]
-    return shlex.join(words)
 
 
 def board_suffix(target: str, board: str | None) -> str:
