@@ -25,7 +25,6 @@ from flows.prepare import Prepared, prepare  # noqa: E402
 from nightjar.cli.console import Screen  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
 from nightjar.plugins.registry import plugin  # noqa: E402
-from nightjar.plugins.resolve import speech_sources  # noqa: E402
 from nightjar.plugins.target import make_options, session_of  # noqa: E402
 from nightjar.request import PortRequest  # noqa: E402
 from nightjar.scoring.score import errors_and_words, score  # noqa: E402
@@ -42,7 +41,7 @@ from tasks.stage import Run, current_or_new_run, current_run, running  # noqa: E
 
 def compare(request: PortRequest) -> list[dict[str, Any]]:
     """Calibrate from each source, build and evaluate; a row has the loss against the float graphs."""
-    prepared = prepare(request, speech_sources)
+    prepared = prepare(request)
     usual = make_calibration(request, prepared)
     feeding, _ = build_binary(request, prepared, usual)
     sources = {

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nightjar.errors import NightjarError
-from nightjar.nightly.history import History
+from nightjar.nightly.history import Cell, History, Night
 from nightjar.nightly.retention import retention_entries
 from nightjar.store.artifact import Store
 from nightjar.store.gc import collect
@@ -166,9 +166,9 @@ def grown(sizes: Sequence[int], changed: set[int]) -> list[str]:
 def kept(count: int) -> list[str]:
     """Check that the history has every night and every cell."""
     history = History()
-    cells = history.cells()
+    nights, cells = history.rows(Night), history.table(Cell)
     per_night = cells.groupby("night")["cell"].nunique()
-    wrong = [] if len(history.nights()) == count == len(per_night) else [f"{len(history.nights())} nights of {count}"]
+    wrong = [] if len(nights) == count == len(per_night) else [f"{len(nights)} nights of {count}"]
     return wrong + ([] if per_night.nunique() == 1 and len(cells) == per_night.sum() else ["a night lacks a cell"])
 
 

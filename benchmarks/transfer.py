@@ -33,7 +33,6 @@ from nightjar.cli.console import Screen  # noqa: E402
 from nightjar.errors import NightjarError  # noqa: E402
 from nightjar.files import digest_file  # noqa: E402
 from nightjar.graphs.fusion import Group, quantizable_groups  # noqa: E402
-from nightjar.plugins.resolve import speech_sources  # noqa: E402
 from nightjar.plugins.target import make_options  # noqa: E402
 from nightjar.quantization.sensitivity import RankingSettings  # noqa: E402
 from nightjar.request import PortRequest  # noqa: E402
@@ -45,14 +44,13 @@ from tasks.build import build  # noqa: E402
 from tasks.hypotheses import EvaluateOptions, read_hypotheses  # noqa: E402
 from tasks.judge import clips_from_lines  # noqa: E402
 from tasks.measure import divergence  # noqa: E402
-from tasks.rank import rank  # noqa: E402
-from tasks.rewrite import rewrite  # noqa: E402
+from tasks.rank import rank, rewrite  # noqa: E402
 from tasks.stage import Run, current_or_new_run, current_run, running  # noqa: E402
 
 
 def compare(request: PortRequest, rungs: list[int], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
     """Build and evaluate every plan; a row has what it keeps out of int8 and its loss against the float graphs."""
-    prepared = prepare(request, speech_sources)
+    prepared = prepare(request)
     calibration = make_calibration(request, prepared)
     ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=RankingSettings())
     graphs = rewrite(graphs=prepared.graphs, ranking=ranking)

@@ -8,11 +8,10 @@ from prefect import flow
 
 from flows.evaluation import evaluate_binary
 from flows.port import build_binary, make_calibration
-from flows.prepare import Prepared, prepare, with_options
+from flows.prepare import Prepared, prepare
 from nightjar.files import storage_errors, write_atomic
 from nightjar.paths import reports_folder, shown
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.resolve import speech_sources
 from nightjar.request import AttributeRequest, as_port
 from nightjar.scoring.attribution import PartPair, attribute_loss
 from nightjar.scoring.score import score
@@ -32,39 +31,31 @@ def attribute(request: AttributeRequest) -> dict[str, Any]:
     """
     with current_or_new_run(request.refresh, request.board_wait):
         port = as_port(request)
-        prepared = prepare(port, speech_sources)
+        prepared = prepare(port)
         calibration = make_calibration(port, prepared)
         binaries = {"float": prepared.reference, "fp": prepared.floating}
         precisions = tuple(dict.fromkeys(("float", *request.precisions)))
         for precision in precisions:
             if precision not in binaries:
-                port = as_port(request, precision=precision)
-                binaries[precision], _ = build_binary(port, with_options(prepared, port), calibration)
+                binaries[precision], _ = build_binary(as_port(request, precision=precision), prepared, calibration)
         options = EvaluateOptions(language=request.language, limit=request.limit, watch=True)
         session = (plugin("targets", prepared.host.name, "runner"),)  # runs the float part of a pair
-        expected = evaluate_binary(
-            prepared,
-            binaries["float"],
-            speech=prepared.test_speech,
-            options=options,
-            label="float + float",
-            on_host=True,
-            session=session,
-        )
-        cells = {("float", "float"): _cell(request, expected, expected)}
-        for encoder, decoder in itertools.product(precisions, precisions):
-            if (encoder, decoder) not in cells:
-                obtained = evaluate_binary(
-                    prepared,
-                    binaries[decoder],
-                    speech=prepared.test_speech,
-                    options=options,
-                    label=f"{encoder} + {decoder}",
-                    reference=expected,
-                    session=session,
-                    **({"encoder": binaries[encoder]} if encoder != decoder else {}),
-                )
-                cells[encoder, decoder] = _cell(request, expected, obtained)
+        cells: dict[tuple[str, str], PartPair] = {}
+        expected = None
+        for encoder, decoder in itertools.product(precisions, precisions):  # float with float is the first pair
+            obtained = evaluate_binary(
+                prepared,
+                binaries[decoder],
+                speech=prepared.test_speech,
+                options=options,
+                label=f"{encoder} + {decoder}",
+                reference=expected,
+                on_host=expected is None,
+                session=session,
+                **({"encoder": binaries[encoder]} if encoder != decoder else {}),
+            )
+            expected = expected or obtained
+            cells[encoder, decoder] = _cell(request, expected, obtained)
         return _write(request, prepared, precisions, cells)
 
 
@@ -74,13 +65,12 @@ def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact) -> 
     wanted, got = read_hypotheses(store.path(expected)), read_hypotheses(store.path(obtained))
     scored = score("binary", "host", clips_from_lines(got), got, request.language)
     kl = 0.0 if same else divergence(wanted, got)[0]
-    bad = sum(clip.empty or clip.looping or clip.capped for clip in scored.clips)
     return PartPair(
         wer=round(scored.wer, 3),
         interval=(round(scored.interval[0], 3), round(scored.interval[1], 3)),
         snr_db=200.0 if same else round(logit_snr_db(wanted, got), 2),
         kl=float(f"{kl:.4g}"),
-        bad=bad,
+        bad=sum(clip.empty or clip.looping or clip.capped for clip in scored.clips),
         clips=len(scored.clips),
     )
 
@@ -88,21 +78,17 @@ def _cell(request: AttributeRequest, expected: Artifact, obtained: Artifact) -> 
 def _write(
     request: AttributeRequest, prepared: Prepared, precisions: tuple[str, ...], cells: dict[tuple[str, str], PartPair]
 ) -> dict[str, Any]:
-    verdicts = {p: attribute_loss(p, cells, request.max_delta_wer) for p in precisions if p != "float"}
-    results: dict[str, Any] = {
+    name = f"attribute-{request.model}-{request.target}{board_suffix(request.target, request.board)}.json".lower()
+    path = reports_folder() / name
+    results = {
         "model": request.model,
         "target": request.target,
         "tier": prepared.board.tier,
         "precisions": list(precisions),
         "cells": [{"encoder": e, "decoder": d, **cell.model_dump()} for (e, d), cell in cells.items()],
-        "owners": verdicts,
+        "owners": {p: attribute_loss(p, cells, request.max_delta_wer) for p in precisions if p != "float"},
+        "out": shown(path),
     }
-    path = (
-        reports_folder()
-        / f"attribute-{request.model}-{request.target}{board_suffix(request.target, request.board)}.json".lower()
-    )
-    results["out"] = shown(path)
     with storage_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(results, indent=1) + "\n")
     return results

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 from prefect import flow
 
-from flows.dispatch import call_port, cell_result
+from flows.dispatch import call_port
 from nightjar.errors import BadOptions
 from nightjar.nightly.changes import cell_changes
 from nightjar.nightly.config import BisectRequest, CellRequest, cell_name
 from nightjar.nightly.evidence import Evidence, read_evidence
-from nightjar.nightly.outcomes import cell_row
-from nightjar.progress import StageOutcome
+from nightjar.nightly.outcomes import CellResult, cell_row
 from nightjar.request import PortRequest, as_port
 from nightjar.scoring.paired import changed_clips, compare_paired
 from nightjar.toolchains.environment import installed_versions, override_toolchain
@@ -43,7 +42,10 @@ def bisect(request: BisectRequest) -> dict[str, Any]:
         "unit": old.unit,
         "clips": changed_clips(new, old),
         "sizes": [before.size_bytes, after.size_bytes],
-        "stages": _compare_stages(stages_before, stages_after),
+        "stages": [
+            {"name": name, "same": stages_before.get(name) == key, "before": stages_before.get(name, ""), "after": key}
+            for name, key in stages_after.items()
+        ],
     }
 
 
@@ -68,21 +70,13 @@ def _sides(request: BisectRequest) -> tuple[Side, Side]:
     return a, b
 
 
-def _run(side: Side) -> tuple[Evidence, list[StageOutcome]]:
+def _run(side: Side) -> tuple[Evidence, dict[str, str]]:
+    """Port the cell on one side; return what it made, and the key of each stage."""
     request = side.request
     environment = override_toolchain(request.target, side.toolchain) if side.toolchain else contextlib.nullcontext()
     with environment, separate_run(request.refresh, request.board_wait) as run:
         first = len(run.outcomes)
         results = call_port(request)
         cell_request = CellRequest(cell=cell_name(request), request=request, tier=results["tier"])
-        return read_evidence(run.store, cell_row("", cell_result(cell_request, 0, results))), run.outcomes[first:]
-
-
-def _compare_stages(before: list[StageOutcome], after: list[StageOutcome]) -> list[dict[str, Any]]:
-    """Tell for every stage whether both sides share its artifact."""
-    old = {outcome.name: outcome.key for outcome in before}
-    new = {outcome.name: outcome.key for outcome in after}
-    return [
-        {"name": name, "same": old.get(name) == key, "before": old.get(name, ""), "after": key}
-        for name, key in new.items()
-    ]
+        keys = {outcome.name: outcome.key for outcome in run.outcomes[first:]}
+        return read_evidence(run.store, cell_row("", CellResult(cell_request=cell_request, results=results))), keys

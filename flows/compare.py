@@ -5,18 +5,13 @@ from typing import Any
 
 from prefect import flow
 
-from flows.prepare import recipe_for
+from flows.evaluation import evaluate_reference
+from flows.prepare import prepare_graphs, recipe_for
+from flows.transcribe import audio_source
 from nightjar.files import storage_errors, write_atomic
-from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.resolve import checkpoint_source, model_family
-from nightjar.plugins.target import make_options, session_of
+from nightjar.plugins.resolve import model_family
 from nightjar.request import CompareRequest, RecipeOptions
-from nightjar.speech.manifest import load_speech, speech_digest
-from nightjar.store.artifact import Artifact, Source
-from tasks.build import build
-from tasks.evaluate import evaluate
-from tasks.export import export
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
 from tasks.stage import current_or_new_run
 from tasks.stock import stock
@@ -27,55 +22,32 @@ def compare(request: CompareRequest) -> dict[str, Any]:
     """Transcribe the clips three times; write a JSON per clip (text, token ids, seconds) and `summary.json`."""
     with current_or_new_run(()) as run:
         family = model_family(request)
-        checkpoint = checkpoint_source(request, family)
-        modules = {name: plugin("models", family, name) for name in ("export", "decode", "tokens", "stock")}
+        speeches = [audio_source(path) for path in request.files]
+        prepared = {}
+        for name in ("torchscript", "onnx"):
+            target = plugin("targets", name)
+            recipe = recipe_for(RecipeOptions(window=request.window), target.load().recipe(family))
+            prepared[name] = prepare_graphs(request, family, target, None, recipe, label=name)
+        checkpoint, stock_module = prepared["onnx"].checkpoint, plugin("models", family, "stock")
         options = EvaluateOptions(language=request.language, transcribed=False)
         by_clip: dict[str, dict[str, Any]] = {}
-        for path in request.files:
-            speech = Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
-            hypotheses: dict[str, Artifact] = {
-                "openai-whisper": stock(checkpoint=checkpoint, speech=speech, model=modules["stock"], options=options)
+        for speech in speeches:
+            hypotheses = {
+                "openai-whisper": stock(checkpoint=checkpoint, speech=speech, model=stock_module, options=options)
             }
-            for name in ("torchscript", "onnx"):
-                target = plugin("targets", name)
-                board = board_of(target, "local")
-                recipe = recipe_for(RecipeOptions(window=request.window), target.load().recipe(family))
-                graphs = export(
-                    checkpoint=checkpoint,
-                    model=modules["export"],
-                    recipe=recipe,
-                    clamp=request.window is None,
-                    label=name,
-                )
-                options_fp = make_options(target, "fp")
-                binary = build(graphs=graphs, calibration=None, target=target, options=options_fp, label=name)
-                hypotheses[name] = evaluate(
-                    binary=binary,
-                    speech=speech,
-                    session=session_of(modules["decode"], target, board),
-                    words=modules["tokens"],
-                    board=board,
-                    reference=None,
-                    options=options,
-                    label=name,
-                )
+            for name, graphs in prepared.items():
+                hypotheses[name] = evaluate_reference(graphs, speech=speech, options=options, label=name)
             for name, artifact in hypotheses.items():
                 for line in read_hypotheses(run.store.path(artifact)):
                     if not line["probe"]:
-                        by_clip.setdefault(line["id"], {})[name] = line
+                        result = {"text": line["text"], "tokens": line["tokens"], "seconds": line["seconds"]["total"]}
+                        by_clip.setdefault(line["id"], {})[name] = result
     return _write(request, by_clip)
 
 
 def _write(request: CompareRequest, by_clip: dict[str, dict[str, Any]]) -> dict[str, Any]:
     results: list[dict[str, Any]] = [
-        {
-            "id": clip,
-            "equal": len({tuple(line["tokens"]) for line in by.values()}) == 1,
-            "by": {
-                name: {"text": line["text"], "tokens": line["tokens"], "seconds": line["seconds"]["total"]}
-                for name, line in by.items()
-            },
-        }
+        {"id": clip, "equal": len({tuple(line["tokens"]) for line in by.values()}) == 1, "by": by}
         for clip, by in sorted(by_clip.items())
     ]
     summary: dict[str, Any] = {

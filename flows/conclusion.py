@@ -33,11 +33,10 @@ def conclude(
     binary, calibration, frontier, hypotheses: artifacts, or what a plan has in their place. The results are empty when
     planning. hypotheses: what a board's own program gave, which ran on `tier`; else the binary is evaluated.
     """
-    speech, family = prepared.test_speech, prepared.family
+    speech, family = prepared.test_speech, plugin("models", prepared.family).load()
     options = EvaluateOptions(language=request.language, limit=request.limit, long=request.long)
-    stock_hypotheses = stock(
-        checkpoint=prepared.checkpoint, speech=speech, model=plugin("models", family, "stock"), options=options
-    )
+    stock_module = plugin("models", prepared.family, "stock")
+    stock_hypotheses = stock(checkpoint=prepared.checkpoint, speech=speech, model=stock_module, options=options)
     expected = evaluate_reference(prepared, speech=speech, options=options, label="float")
     drift_result = None
     if hypotheses is None:
@@ -45,8 +44,21 @@ def conclude(
         hypotheses = evaluate_binary(
             prepared, binary, speech=speech, options=options, label="binary", reference=expected
         )
-        if plugin("models", family).load().STREAMS and request.drift != 0:
-            drift_result = _drift(request, prepared, binary)
+        if family.STREAMS and request.drift != 0:
+            seconds = {"seconds": request.drift} if request.drift else {}
+            drift_result = drift(
+                binary=binary,
+                reference=prepared.reference,
+                speech=speech,
+                family=plugin("models", prepared.family, "stream"),
+                session=(
+                    *session_of(prepared.decode, prepared.host, prepared.host_board),
+                    *session_of(prepared.decode, prepared.target, prepared.board),
+                ),
+                board=prepared.board,
+                host=prepared.host_board,
+                options=DriftOptions(**seconds, language=request.language),
+            )
     verdict = judge(
         stock=stock_hypotheses,
         expected=expected,
@@ -64,25 +76,8 @@ def conclude(
         drift=drift_result,
         calibration=calibration,
         frontier=frontier,
-        stock=plugin("models", family).load().STOCK,
+        stock=family.STOCK,
         model=request.model,
         precision=precision,
     )
     return {} if isinstance(page, Pending) else publish(request, page, current_run().outcomes)
-
-
-def _drift(request: PortRequest | EvaluateRequest, prepared: Prepared, binary: Any) -> Any:
-    """Run one long stream through the binary and the float graphs."""
-    return drift(
-        binary=binary,
-        reference=prepared.reference,
-        speech=prepared.test_speech,
-        family=plugin("models", prepared.family, "stream"),
-        session=(
-            *session_of(prepared.decode, prepared.host, prepared.host_board),
-            *session_of(prepared.decode, prepared.target, prepared.board),
-        ),
-        board=prepared.board,
-        host=prepared.host_board,
-        options=DriftOptions(**({"seconds": request.drift} if request.drift else {}), language=request.language),
-    )

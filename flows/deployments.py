@@ -10,7 +10,7 @@ from prefect import Flow
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from nightjar.errors import BadOptions
 from nightjar.files import digest
@@ -45,31 +45,25 @@ class Pool(Section):
     description: str = ""
 
 
-class Limits(Section):
-    """How many runs may use one toolchain or one board at once, over all workers and flows."""
-
-    toolchain: int = Field(1, ge=0)
-    board: int = Field(1, ge=0)
-
-
 class ServerSettings(Section):
     """What Prefect's own file format lacks."""
 
     pool: Pool = Pool()
     queues: dict[str, Queue] = {}
-    limits: Limits = Limits()
+    # How many runs may use one toolchain or one board at once, over all workers and flows.
+    limits: dict[Literal["toolchain", "board"], NonNegativeInt] = {}
 
 
-class Schedule(Section):
-    """When a deployment runs."""
+class Schedule(CronSchedule):
+    """When a deployment runs; Prefect's class checks the cron line and the time zone."""
 
     slug: str
-    cron: str
-    timezone: str = "UTC"
+    timezone: str | None = "UTC"
+    day_or: Literal[True] = Field(True, exclude=True)
     active: bool = True
 
     def parsed(self) -> CronSchedule:
-        """Return Prefect's schedule; raises ValidationError for an invalid cron line or time zone."""
+        """Return the schedule alone."""
         return CronSchedule(cron=self.cron, timezone=self.timezone)
 
 
@@ -83,7 +77,7 @@ class Limit(Section):
 class Work(Section):
     """Which queue a deployment's runs wait in, and how a worker starts them."""
 
-    name: str
+    name: str  # of the pool that Prefect itself would use; ours is that of ServerSettings
     work_queue_name: str
     job_variables: dict[str, Any] = {}
 
@@ -130,11 +124,8 @@ class DeploymentFile(Section):
 
     def queues(self) -> dict[str, Queue]:
         """Return the queues; those of targets that the file does not name come after all others."""
-        last = max((queue.priority for queue in self.nightjar.queues.values()), default=0)
-        found = dict(self.nightjar.queues)
-        for each in self.deployments:
-            found.setdefault(each.work_pool.work_queue_name, Queue(priority=last + 1))
-        return found
+        last = Queue(priority=1 + max((queue.priority for queue in self.nightjar.queues.values()), default=0))
+        return {each.work_pool.work_queue_name: last for each in self.deployments} | self.nightjar.queues
 
 
 def read_deployments(file: Path = FILE, pool: str | None = None, work_dir: Path = ROOT) -> DeploymentFile:
@@ -156,18 +147,13 @@ def read_deployments(file: Path = FILE, pool: str | None = None, work_dir: Path 
     if pool is not None:
         settings["pool"] = {**settings.get("pool", {}), "name": pool}
     try:
-        found = DeploymentFile.model_validate({"nightjar": settings, "deployments": entries})
-        for each in found.deployments:
-            _check_schedules(each)
+        return DeploymentFile.model_validate({"nightjar": settings, "deployments": entries})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadOptions(f"{file}, {where}: {first['msg']}; see docs/deployments.md") from error
-    in_pool = {"name": found.nightjar.pool.name}
-    moved = [
-        each.model_copy(update={"work_pool": each.work_pool.model_copy(update=in_pool)}) for each in found.deployments
-    ]
-    return found.model_copy(update={"deployments": moved})
+        where, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if first["loc"][-1] in ("cron", "timezone"):
+            reason += "; a cron line has five fields, such as 0 2 * * *, and a time zone is one such as Europe/Berlin"
+        raise BadOptions(f"{file}, {where}: {reason}; see docs/deployments.md") from error
 
 
 def target_entry(target: str, definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,15 +197,3 @@ def flat_schema(schema: dict[str, Any]) -> dict[str, Any]:
 def fingerprint(content: Any) -> str:
     """Return eight digits that change with the content."""
     return digest({"of": json.dumps(content, sort_keys=True, default=str)})[:8]
-
-
-def _check_schedules(deployment: Deployment) -> None:
-    for number, schedule in enumerate(deployment.schedules, 1):
-        try:
-            schedule.parsed()
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise BadOptions(
-                f"deployment {deployment.name}, schedule {number}: {reason}; a cron line has five fields, such as "
-                "0 2 * * *, and a time zone is one such as Europe/Berlin"
-            ) from error

@@ -5,48 +5,38 @@ that the run is alive.
 """
 
 import gc
+import io
 import logging
 import os
 import runpy
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 from uuid import UUID
 
 from nightjar.store.run_lock import hold_run
 
 
-class PipeSafeStream:
-    """A stream that survives the end of its reader.
+class PipeSafeOutput(io.FileIO):
+    """An output that becomes /dev/null once nobody reads it.
 
     A worker that is killed closes its end of our output, and the console of Prefect's log would then end the run (rich,
     on_broken_pipe).
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        """Write, or discard the text if nobody reads."""
+    def write(self, data: Any, /) -> int:
+        """Write, or discard the data if nobody reads."""
         try:
-            return self.stream.write(text)
+            return super().write(data)
         except BrokenPipeError:
-            self._discard()
-            return len(text)
+            with Path(os.devnull).open("wb") as null:
+                os.dup2(null.fileno(), self.fileno())
+            return len(data)
 
-    def flush(self) -> None:
-        """Flush, or discard if nobody reads."""
-        try:
-            self.stream.flush()
-        except BrokenPipeError:
-            self._discard()
 
-    def _discard(self) -> None:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self.stream.fileno())
-        os.close(null)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+def _pipe_safe(stream: TextIO) -> TextIO:
+    output = io.BufferedWriter(PipeSafeOutput(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(output, "utf-8", "backslashreplace", line_buffering=True)
 
 
 def main() -> None:
@@ -54,7 +44,7 @@ def main() -> None:
     run = os.environ["PREFECT__FLOW_RUN_ID"]
     for name in filter(None, os.environ.get("PREFECT_LOGGING_EXTRA_LOGGERS", "").split(",")):
         logging.getLogger(name).setLevel(logging.INFO)  # Prefect sets their handler but not their level
-    sys.stdout, sys.stderr = PipeSafeStream(sys.stdout), PipeSafeStream(sys.stderr)
+    sys.stdout, sys.stderr = _pipe_safe(sys.stdout), _pipe_safe(sys.stderr)
     logging.getLogger("prefect.task_runs").addFilter(_drop_empty_trace)
     logging.getLogger("prefect.flow_runs").addFilter(_is_unexpected)
     with hold_run(run, lambda: _attempt_number(run)):

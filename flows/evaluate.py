@@ -10,22 +10,17 @@ from typing import Any
 from prefect import flow
 
 from flows.conclusion import conclude
-from flows.prepare import Prepared, build_reference
-from flows.program import program_of
+from flows.prepare import find_program, prepare_graphs
 from nightjar.errors import BadOptions
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source
+from nightjar.plugins.resolve import model_family, speech_source
 from nightjar.plugins.target import target_of
 from nightjar.request import EvaluateRequest
 from tasks.adopt import adopt, adopt_plugin, input_files, recognise
-from tasks.export import export
 from tasks.hypotheses import EvaluateOptions
-from tasks.read_printed import PrintedFiles, read_printed, reader
-from tasks.run_program import named_files, run_program
+from tasks.run_program import read_printed, reader, run_program
 from tasks.stage import current_or_new_run
-
-PRECISION = "as given"  # a file does not say how it was made
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{request.model}-{request.target}")
@@ -35,60 +30,44 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
         family = model_family(request)
         target = target_of(request.target, request.board)
         contract = plugin("models", family, "contract")
-        program = program_of(request, target)
+        program, board = find_program(request, target)
         if program is None and not request.files:
             raise BadOptions("nothing to evaluate: give the files of the parts, or the board's own --program")
         files = input_files(request.files)
         recipe = target.load().recipe(family)
-        board, adopter, printed = None, None, reader(request.target, files)
+        adopter, printed = None, reader(request.target, files)
         if program is not None:
-            board, printed = program.board, plugin("targets", request.target, "printed")
+            printed = plugin("targets", request.target, "printed")
         elif printed is None:
             adopter = adopt_plugin(request.target)
             recipe = recipe.model_copy(update=recognise(files, adopter, contract).recipe)
             board = board_of(target, request.board)
         if request.positional is not None:
             recipe = recipe.model_copy(update={"positional": request.positional})
-        checkpoint = checkpoint_source(request, family)
         speech = speech_source(request.model, request.test_set, "test")
-        host = plugin("targets", recipe.graph_format)
-        host_board = board_of(host, "local")
-
-        exporter = plugin("models", family, "export")
-        graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=True, label="adopted")
+        prepared = prepare_graphs(request, family, target, board, recipe, test_speech=speech, label="adopted")
+        graphs = prepared.graphs
         if program is not None:
             binary = run_program(
-                program=program.program,
-                files=named_files(request.files),
+                program=program,
+                files=files.by_name(),
                 speech=speech,
                 graphs=graphs,
                 reader=printed,
-                board=program.board,
+                board=board,
                 target=request.target,
                 options=EvaluateOptions(language=request.language, limit=request.limit, long=request.long),
             )
         elif printed is not None:
-            outputs = PrintedFiles(paths=files.paths, sha256=files.sha256)
+            outputs = files.by_name()
             binary = read_printed(outputs=outputs, speech=speech, graphs=graphs, reader=printed, target=request.target)
         else:
             binary = adopt(files=files, graphs=graphs, target=adopter, contract=contract)
-        prepared = Prepared(
-            family=family,
-            target=target,
-            board=board or host_board,  # output that was printed elsewhere needs no board
-            host=host,
-            host_board=host_board,
-            checkpoint=checkpoint,
-            calibration_speech=None,
-            test_speech=speech,
-            graphs=graphs,
-            reference=build_reference(graphs, host),
-        )
         return conclude(
             request,
             prepared,
             binary=binary,
-            precision=PRECISION,
+            precision="as given",  # a file does not say how it was made
             hypotheses=binary if printed is not None else None,
             tier=board.tier if board is not None else "device",
         )

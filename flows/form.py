@@ -24,15 +24,13 @@ def make_form(
     *,
     first: tuple[str, ...] = (),
     kinds: Mapping[str, Any] = {},
-    extra: Mapping[str, str] = {},
 ) -> Flow[..., Any]:
     """Make a flow whose parameters are a request's fields; `run` takes their values.
 
     module: the module of the flow, by which Prefect finds it; first: fields that come before all others; kinds: types
-    in place of the request's; extra: further text fields, by name, with their descriptions.
+    in place of the request's.
     """
-    fields = request.model_fields
-    descriptions = {field: fields[field].description for field in [*first, *fields]} | dict(extra)
+    fields = {name: request.model_fields[name] for name in [*first, *request.model_fields]}
 
     def start(**given: Any) -> Any:
         try:
@@ -43,19 +41,19 @@ def make_form(
             return Failed(message=f"StoreBroken: {error}; fix it and press Retry")
 
     parameters = []
-    for field in descriptions:
-        kind: Any = kinds.get(field, fields[field].annotation if field in fields else str | None)
-        for limit in fields[field].metadata if field in fields else ():
+    for field, info in fields.items():
+        kind: Any = kinds.get(field, info.annotation)
+        for limit in info.metadata:
             kind = Annotated[kind, limit]
-        default = fields[field].default if field in fields else None
-        parameters.append(inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+        parameters.append(
+            inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=kind)
+        )
     start.__name__ = start.__qualname__ = name
     start.__module__ = module
     # Prefect derives the form from the signature, and the descriptions from the docstring.
     vars(start)["__signature__"] = inspect.Signature(parameters)
-    start.__doc__ = f"{request.__doc__}\n\nArgs:\n" + "".join(
-        f"    {field}: {descriptions[field]}\n" for field in descriptions
-    )
+    described = "".join(f"    {field}: {info.description}\n" for field, info in fields.items())
+    start.__doc__ = f"{request.__doc__}\n\nArgs:\n{described}"
     return flow(name=name, description=request.__doc__, flow_run_name=flow_run_name)(start)
 
 

@@ -1,23 +1,20 @@
 """Make a calibration set from encoder outputs that another tool dumped, as if they were harvested."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
 from flows.port import calibrate_on
-from flows.prepare import Prepared, build_reference, recipe_for
-from flows.program import program_of
+from flows.prepare import find_program, prepare_graphs, recipe_for
 from nightjar.errors import BadOptions
-from nightjar.plugins.board_choice import board_of
+from nightjar.files import read_json
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source
+from nightjar.plugins.resolve import model_family, speech_source
 from nightjar.plugins.target import target_of
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.request import ImportRequest
-from tasks.export import export
-from tasks.import_dumps import dumps_source, import_dumps, ordered_source
-from tasks.run_program import dump_program, read_excluded_dumps
+from tasks.import_dumps import COLLECTED, dumps_source, import_dumps, ordered_source
+from tasks.run_program import dump_program
 from tasks.stage import current_or_new_run
 
 
@@ -34,62 +31,35 @@ def import_dumps_flow(request: ImportRequest) -> dict[str, Any]:
             raise BadOptions("give the folder of the dumps with --bin-dir, or the --program that dumps: one of the two")
         dumps: Any = None if request.bin_dir is None else dumps_source(request.bin_dir)
         speech = speech_source(request.model, request.calibration_set, "calibration")
-        program = program_of(request, target, request.dumps)
-        checkpoint = checkpoint_source(request, family)
-        host = plugin("targets", recipe.graph_format)
-        graphs = export(
-            checkpoint=checkpoint,
-            model=plugin("models", family, "export"),
-            recipe=recipe,
-            clamp=request.window is None,
-        )
+        program, board = find_program(request, target, request.dumps)
+        prepared = prepare_graphs(request, family, target, None, recipe, calibration_speech=speech)
         if program is not None:
             dumps = dump_program(
-                program=program.program,
+                program=program,
                 speech=speech,
-                graphs=graphs,
-                board=program.board,
+                graphs=prepared.graphs,
+                board=board,
                 language=request.language,
                 samples=request.calibration_samples,
                 seed=0,
             )
         hidden = import_dumps(
             dumps=dumps,
-            graphs=graphs,
+            graphs=prepared.graphs,
             speech=ordered_source(speech),
             samples=request.calibration_samples,
             seed=0,
         )
-        host_board = board_of(host, "local")
-        prepared = Prepared(
-            family=family,
-            target=target,
-            board=host_board,  # no session runs on the target's board
-            host=host,
-            host_board=host_board,
-            checkpoint=checkpoint,
-            calibration_speech=speech,
-            test_speech=None,
-            graphs=graphs,
-            reference=build_reference(graphs, host),
-        )
-        calibration = calibrate_on(request, prepared, hidden)
+        folder = run.store.path(calibrate_on(request, prepared, hidden))
+        calibration = CalibrationSet.open(folder)
         return {
             "model": request.model,
             "target": request.target,
             "dumps": (request.bin_dir or run.store.path(dumps)).as_posix(),
-            "aside": {} if program is None else read_excluded_dumps(run.store.path(dumps)),
+            "aside": {} if program is None else read_json(run.store.path(dumps) / COLLECTED)["aside"],
             "skipped": int(hidden.meta["skipped"]),
-            **describe(run.store.path(calibration)),
+            "calibration": folder.as_posix(),
+            "samples": {part: calibration.count(part) for part in calibration.parts},
+            "warnings": calibration.index.warnings,
+            "datasets": [path.as_posix() for path in sorted(folder.glob("dataset/*/dataset.txt"))],
         }
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """Return the path of a calibration set, its samples per part, its warnings and its dataset.txt lists."""
-    calibration = CalibrationSet.open(folder)
-    return {
-        "calibration": folder.as_posix(),
-        "samples": {part: calibration.count(part) for part in calibration.parts},
-        "warnings": calibration.index.warnings,
-        "datasets": [path.as_posix() for path in sorted(folder.glob("dataset/*/dataset.txt"))],
-    }

@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.dispatch import call_port, cell_result, dispatch_cells
+from flows.dispatch import call_port, dispatch_cells
 from flows.port import port
 from flows.server import retry_on_outage
 from nightjar.errors import NightjarError
 from nightjar.nightly.config import CellRequest, NightRequest, read_config
-from nightjar.nightly.evidence import Evidence, read_evidence
+from nightjar.nightly.evidence import read_evidence
 from nightjar.nightly.history import Cell, Finding, History, Night
 from nightjar.nightly.outcomes import CellResult, Failure, cell_row, failure_from_exception, night_row, night_summary
 from nightjar.nightly.regression import best_night, cell_findings
@@ -29,8 +29,7 @@ from nightjar.progress import StageOutcome
 from nightjar.report.site.build import write_site
 from nightjar.store.artifact import Store
 from nightjar.store.remote import open_store
-from tasks.announce import announce_night
-from tasks.publish import publish_night
+from tasks.publish import announce_night, publish_night
 from tasks.stage import Run, current_or_new_run, running, separate_run
 
 log = logging.getLogger("nightjar.nightly")
@@ -40,20 +39,13 @@ STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 def night_name() -> str:
     """Return the night's name: the time in UTC when the flow run was due, which a retry keeps; now without a run."""
-    run = _flow_run()
-    planned = run.expected_start_time if run is not None else None
-    return (planned or datetime.now(UTC)).astimezone(UTC).strftime(STAMP)
-
-
-def _flow_run() -> FlowRun | None:
-    context = FlowRunContext.get()
-    return context.flow_run if context is not None else None
+    due: datetime = flow_run.scheduled_start_time
+    return due.astimezone(UTC).strftime(STAMP)
 
 
 def night_run_name() -> str:
     """Return the name of a night's flow run, started with a request or by the form."""
-    context = FlowRunContext.get()
-    parameters = (context.parameters or {}) if context is not None else {}
+    parameters = flow_run.parameters
     night = getattr(parameters.get("request"), "night", None) or parameters.get("night")
     return f"night-{night or night_name()}"
 
@@ -68,7 +60,7 @@ def nightly(request: NightRequest) -> Any:
             finished = dispatch_cells(cell_requests, night, request.patience_h * 3600)
         else:
             finished = [_run_here(each, run) for each in cell_requests]
-        row, cells, found = record_night(night, started, finished, run.store, History())
+        row, cells, found = record_night(night, started, finished, run.store)
         if request.site:
             _write_site(run.store)
     summary = night_summary(row, cells, found)
@@ -82,29 +74,25 @@ def nightly(request: NightRequest) -> Any:
         return results
     retry_on_outage(lambda: publish_night(row, cells, found))
     announce_night(row, summary, found)
-    state: State[Any] = (Failed if row.outcome == "FAIL" else Completed)(message=summary, data=results)
-    return state
+    return (Failed if row.outcome == "FAIL" else Completed)(message=summary, data=results)
 
 
 def record_night(
-    night: str, started: str, finished: Sequence[CellResult], store: Store, history: History
+    night: str, started: str, finished: Sequence[CellResult], store: Store
 ) -> tuple[Night, list[Cell], list[Finding]]:
     """Compare the cells with earlier nights and write all into the history, in place of a night of the same name.
 
     Raises StoreBroken if the history cannot be read or written.
     """
+    history = History()
     before = history.rows_before(night)
     cells = [cell_row(night, each) for each in finished]
     failures = {each.cell_request.cell: each.failure for each in finished if each.failure is not None}
-    found = [
-        finding
-        for cell in cells
-        for finding in _compare_with_earlier(store, cell, before.get(cell.cell, []), failures.get(cell.cell))
-    ]
+    found = list[Finding]()
+    for cell in cells:
+        found += _compare_with_earlier(store, cell, before.get(cell.cell, []), failures.get(cell.cell))
     known = frozenset(name for name, rows in before.items() if any(row.tier for row in rows))
-    run = _flow_run()
-    run_id = str(run.id) if run is not None else ""
-    row = night_row(night, started, datetime.now(UTC).strftime(STAMP), cells, failures, known, run_id)
+    row = night_row(night, started, datetime.now(UTC).strftime(STAMP), cells, failures, known, flow_run.id or "")
     history.append(row, cells, found)
     return row, cells, found
 
@@ -112,15 +100,14 @@ def record_night(
 def plan_night(request: NightRequest) -> list[tuple[str, list[StageOutcome] | Failure]]:
     """Return for every cell which stages would run and why, or why it cannot run; runs nothing."""
     plans: list[tuple[str, list[StageOutcome] | Failure]] = []
-    for cell_request in read_config(request.file()):
-        run = Run(open_store(), frozenset(cell_request.request.refresh), plan=True)
+    for each in read_config(request.file()):
+        run = Run(open_store(), frozenset(each.request.refresh), plan=True)
         try:
             with running(run):
-                port.fn(cell_request.request)
+                port.fn(each.request)
+            plans.append((each.cell, run.outcomes))
         except NightjarError as error:
-            plans.append((cell_request.cell, failure_from_exception(error)))
-        else:
-            plans.append((cell_request.cell, run.outcomes))
+            plans.append((each.cell, failure_from_exception(error)))
     return plans
 
 
@@ -136,22 +123,20 @@ def _write_site(store: Store) -> None:
 def _compare_with_earlier(store: Store, cell: Cell, before: list[Cell], failure: Failure | None) -> list[Finding]:
     """Find what changed in one cell since the last night with a verdict and since the best night."""
     last = next((row for row in reversed(before) if row.wer is not None), None)
-    best = best_night(before, cell.speech) if cell.wer is not None else None
-    against: list[Evidence | None] = [
-        read_evidence(store, row) if row is not None and cell.wer is not None else None for row in (last, best)
-    ]
-    return cell_findings(
-        read_evidence(store, cell), against[0], against[1], before, failure.origin if failure is not None else ""
+    with_last, with_best = (
+        read_evidence(store, row) if row is not None and cell.wer is not None else None
+        for row in (last, best_night(before, cell.speech))
     )
+    origin = failure.origin if failure is not None else ""
+    return cell_findings(read_evidence(store, cell), with_last, with_best, before, origin)
 
 
 def _run_here(cell_request: CellRequest, run: Run) -> CellResult:
     """Run a cell in this process; any failure becomes its result, and the next cell runs."""
-    request = cell_request.request
 
     def run_port() -> dict[str, Any]:
-        with separate_run(request.refresh, request.board_wait):
-            return call_port(request)
+        with separate_run(cell_request.request.refresh, cell_request.request.board_wait):
+            return call_port(cell_request.request)
 
     began = time.monotonic()
     results, failure = None, None
@@ -165,4 +150,4 @@ def _run_here(cell_request: CellRequest, run: Run) -> CellResult:
     seconds = time.monotonic() - began
     run.on_outcome(StageOutcome(name=cell_request.cell, seconds=max(seconds, 0.01), cached=False, why=why))
     log.info("%s: %s after %.0f s", cell_request.cell, why, seconds)
-    return cell_result(cell_request, seconds, results, failure)
+    return CellResult(cell_request=cell_request, seconds=seconds, results=results, failure=failure)

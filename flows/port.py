@@ -14,8 +14,7 @@ from flows.conclusion import conclude
 from flows.precision_search import SearchResult, quantization_parameters, search_precision
 from flows.prepare import Prepared, prepare
 from nightjar.plugins.registry import plugin
-from nightjar.plugins.resolve import speech_sources
-from nightjar.plugins.target import computes_float, session_of
+from nightjar.plugins.target import computes_float, make_options, session_of
 from nightjar.request import ImportRequest, PortRequest
 from tasks.build import build
 from tasks.calibrate import calibrate
@@ -32,10 +31,10 @@ def port(request: PortRequest) -> dict[str, Any]:
 def run_port(request: PortRequest) -> tuple[Prepared, dict[str, Any]]:
     """Run a port; return what it resolved the request to, and its results."""
     with current_or_new_run(request.refresh, request.board_wait):
-        prepared = prepare(request, speech_sources)
+        prepared = prepare(request)
         calibration = make_calibration(request, prepared) if request.precision != "fp" else None
         binary, frontier = build_binary(request, prepared, calibration)
-        results = conclude(
+        return prepared, conclude(
             request,
             prepared,
             binary=binary,
@@ -43,7 +42,6 @@ def run_port(request: PortRequest) -> tuple[Prepared, dict[str, Any]]:
             calibration=calibration,
             frontier=frontier,
         )
-        return prepared, results
 
 
 def build_binary(request: PortRequest, prepared: Prepared, calibration: Any) -> tuple[Any, Any]:
@@ -57,7 +55,7 @@ def build_binary(request: PortRequest, prepared: Prepared, calibration: Any) -> 
         graphs=found.graphs,
         calibration=calibration if request.precision != "fp" else None,
         target=prepared.target,
-        options=prepared.options,
+        options=make_options(prepared.target, request.precision, request.float_nodes, request.target_options),
         **found.settings,
         label="binary",
     )
@@ -84,27 +82,25 @@ def make_calibration(request: PortRequest, prepared: Prepared) -> Any:
 
 
 def calibrate_on(request: PortRequest | ImportRequest, prepared: Prepared, hidden: Any, **label: str) -> Any:
-    """Calibrate on the host's float graphs from the outputs of some encoder."""
-    return calibrate(
-        reference=prepared.reference,
-        hidden=hidden,
-        speech=prepared.calibration_speech,
-        model=plugin("models", prepared.family, "calibrate"),
-        runner=plugin("targets", prepared.host.name, "runner"),
-        options=_calibration_options(request, prepared.family),
-        **label,
-    )
+    """Calibrate on the host's float graphs from the outputs of some encoder.
 
-
-def _calibration_options(request: PortRequest | ImportRequest, family: str) -> BaseModel:
-    """Make the options of a family's calibration; a field that the request leaves open has the family's default."""
+    A field that the request leaves open has the family's default.
+    """
+    module = plugin("models", prepared.family, "calibrate")
+    options: type[BaseModel] = module.load().CalibrationOptions
     given = {
         "samples": request.calibration_samples,
         "states": request.calibration_states,
         "features": request.calibration_features,
         "language": request.language,
     }
-    options: type[BaseModel] = plugin("models", family, "calibrate").load().CalibrationOptions
-    return options(
-        **{name: value for name, value in given.items() if name in options.model_fields and value is not None}
+    known = {name: value for name, value in given.items() if name in options.model_fields and value is not None}
+    return calibrate(
+        reference=prepared.reference,
+        hidden=hidden,
+        speech=prepared.calibration_speech,
+        model=module,
+        runner=plugin("targets", prepared.host.name, "runner"),
+        options=options(**known),
+        **label,
     )

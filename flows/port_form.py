@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from pydantic import WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from flows.form import make_form, make_request
 from flows.port import port as graph
@@ -22,6 +22,14 @@ from nightjar.request import PortRequest
 
 # These fields come first; the rest follows in the request's order.
 FIRST = ("model", "target", "precision", "board", "decoder", "window", "long", "language", "test_set", "limit")
+
+
+class PortForm(PortRequest):
+    """Port one model to one target, and measure whether it still recognises speech."""
+
+    label: str | None = Field(
+        None, description="name of your checkpoint in reports; default: the name of its file or folder"
+    )
 
 
 def known_models() -> list[str]:
@@ -35,8 +43,7 @@ def port_request(given: Mapping[str, Any]) -> PortRequest:
     label = given.get("label")
     if label and not given.get("checkpoint"):
         raise BadOptions(f"label {label} names a checkpoint of your own: give its path as checkpoint, or no label")
-    values = {name: value for name, value in given.items() if name != "label"}
-    request: PortRequest = make_request(PortRequest, {**values, "model": model_label(given)})
+    request: PortRequest = make_request(PortRequest, {**given, "model": model_label(given), "label": None})
     return request
 
 
@@ -47,8 +54,7 @@ def model_label(given: Mapping[str, Any]) -> str:
 
 
 def _run_name() -> str:
-    context = FlowRunContext.get()
-    given = (context.parameters or {}) if context is not None else {}
+    given = flow_run.parameters
     return "-".join(filter(None, ("port", model_label(given), given["target"], given["precision"], given["board"])))
 
 
@@ -75,7 +81,7 @@ def run_state(results: Mapping[str, Any]) -> State[Any]:
 
 port = make_form(
     "port",
-    PortRequest,
+    PortForm,
     lambda given: run_state(graph.fn(port_request(given))),
     __name__,
     _run_name,
@@ -86,5 +92,4 @@ port = make_form(
         # A switch has no third position for "as the recipe says".
         "host_embedding": Annotated[bool | None, WithJsonSchema({"type": "string", "enum": ["yes", "no"]})],
     },
-    extra={"label": "name of your checkpoint in reports; default: the name of its file or folder"},
 )

@@ -18,13 +18,10 @@ from nightjar.quantization.sensitivity import RankingSettings, read_ranking
 from nightjar.request import PortRequest
 from nightjar.speech.manifest import load_speech
 from nightjar.store.artifact import Artifact, Source
-from tasks.build import build
+from tasks.build import build, quantize
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
-from tasks.measure import measure, read_measurement
-from tasks.plan import SearchRecord, frontier, plan
-from tasks.quantize import quantize
-from tasks.rank import rank
-from tasks.rewrite import rewrite
+from tasks.measure import SearchRecord, frontier, measure, plan, read_measurement
+from tasks.rank import rank, rewrite
 from tasks.stage import Pending, current_run
 
 SPEECH_S = 150.0  # of calibration speech that a rung is measured on

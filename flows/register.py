@@ -7,7 +7,6 @@ eight digits of everything, eight of its schedules.
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import (
@@ -16,7 +15,6 @@ from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitUpdate,
     WorkPoolCreate,
 )
-from prefect.client.schemas.objects import ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
@@ -26,6 +24,9 @@ from flows.server import prefect_client
 from nightjar.boards.config import read_boards
 from nightjar.errors import BadOptions
 from nightjar.toolchains.environment import toolchain_targets
+
+# Fields of a deployment that have the same name and form on the server.
+SAME_ON_SERVER = {"description", "tags", "entrypoint", "parameters", "enforce_parameter_schema"}
 
 
 class Row(NamedTuple):
@@ -88,8 +89,8 @@ def _queues(client: SyncPrefectClient, file: DeploymentFile, reset: bool) -> Ite
 
 def _limits(client: SyncPrefectClient, file: DeploymentFile, reset: bool) -> Iterator[Row]:
     limits = file.nightjar.limits
-    wanted = {f"toolchain:{target}": limits.toolchain for target in toolchain_targets()}
-    wanted |= {f"board:{alias}": limits.board for alias in sorted(read_boards())}
+    wanted = {f"toolchain:{target}": limits.get("toolchain", 1) for target in toolchain_targets()}
+    wanted |= {f"board:{alias}": limits.get("board", 1) for alias in sorted(read_boards())}
     for name, limit in wanted.items():
         try:
             found = client.read_global_concurrency_limit_by_name(name)
@@ -104,7 +105,16 @@ def _limits(client: SyncPrefectClient, file: DeploymentFile, reset: bool) -> Ite
 def _deployments(client: SyncPrefectClient, file: DeploymentFile, reset: bool) -> Iterator[Row]:
     for wanted in file.deployments:
         flow = wanted.flow()
-        name, fields = f"{flow.name}/{wanted.name}", _fields(wanted, wanted.form_schema(flow))
+        name, limit = f"{flow.name}/{wanted.name}", wanted.concurrency_limit
+        fields = wanted.model_dump(include=SAME_ON_SERVER) | {
+            "parameter_openapi_schema": wanted.form_schema(flow),
+            "work_pool_name": file.nightjar.pool.name,
+            "work_queue_name": wanted.work_pool.work_queue_name,
+            "job_variables": wanted.work_pool.job_variables,
+            "concurrency_limit": limit.limit if limit else None,
+            "concurrency_options": {"collision_strategy": limit.collision_strategy} if limit else None,
+            "pull_steps": [],
+        }
         schedules = [schedule.model_dump() for schedule in wanted.schedules]
         fields["version"] = f"{fingerprint(fields)}.{fingerprint(schedules)}"
         outcome = "unchanged"
@@ -112,7 +122,10 @@ def _deployments(client: SyncPrefectClient, file: DeploymentFile, reset: bool) -
             found = client.read_deployment_by_name(name)
         except ObjectNotFound:
             outcome = "created"
-            _create(client, client.create_flow_from_name(flow.name), wanted, fields)
+            new = [_new_schedule(schedule).model_dump(mode="json") for schedule in wanted.schedules]
+            made_of = {**fields, "name": wanted.name, "schedules": new}
+            flow_id = str(client.create_flow_from_name(flow.name))
+            client.request("POST", "/deployments/", json=made_of | {"flow_id": flow_id})
         else:
             if reset or found.version != fields["version"]:
                 outcome = "reset" if reset else "updated"
@@ -120,35 +133,8 @@ def _deployments(client: SyncPrefectClient, file: DeploymentFile, reset: bool) -
         yield Row("deployment", name, outcome, _detail(client.read_deployment_by_name(name)))
 
 
-def _fields(wanted: Deployment, form: dict[str, Any]) -> dict[str, Any]:
-    """Return a deployment's fields on the server, without its schedules."""
-    limit = wanted.concurrency_limit
-    return {
-        "description": wanted.description,
-        "tags": wanted.tags,
-        "entrypoint": wanted.entrypoint,
-        "parameters": wanted.parameters,
-        "parameter_openapi_schema": form,
-        "enforce_parameter_schema": wanted.enforce_parameter_schema,
-        "work_pool_name": wanted.work_pool.name,
-        "work_queue_name": wanted.work_pool.work_queue_name,
-        "job_variables": wanted.work_pool.job_variables,
-        "concurrency_limit": limit.limit if limit else None,
-        "concurrency_options": {"collision_strategy": limit.collision_strategy} if limit else None,
-        "pull_steps": [],
-    }
-
-
 def _new_schedule(schedule: Schedule) -> DeploymentScheduleCreate:
     return DeploymentScheduleCreate(schedule=schedule.parsed(), active=schedule.active, slug=schedule.slug)
-
-
-def _create(client: SyncPrefectClient, flow_id: UUID, wanted: Deployment, fields: dict[str, Any]) -> None:
-    options = fields["concurrency_options"]
-    typed = {**fields, "concurrency_options": ConcurrencyOptions(**options) if options else None}
-    client.create_deployment(
-        flow_id, wanted.name, schedules=[_new_schedule(each) for each in wanted.schedules], **typed
-    )
 
 
 def _update(

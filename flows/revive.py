@@ -7,7 +7,6 @@ received none. A live run is never touched.
 """
 
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -18,17 +17,16 @@ from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter, Task
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.filters import EventFilter
-from prefect.states import AwaitingRetry, Cancelled, Crashed
+from prefect.states import Cancelled, Crashed
 from prefect.types._datetime import now
 
-from flows.server import prefect_client
-from nightjar.store.run_lock import remove_lock, run_status
+from flows.server import prefect_client, restart_run
+from nightjar.store.run_lock import run_status
 
 HEARTBEAT_S = 30.0  # deployments/prefect.yaml: PREFECT_FLOWS_HEARTBEAT_FREQUENCY; Prefect allows no less
 GRACE_S = 5.0  # for a live worker to report itself that a run's process has died
 STARTING_S = 120.0  # for a started process to take the run's lock
 MAX_ATTEMPTS = 5  # of a run that crashes again and again
-TAG = "nightjar"
 ACTIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
@@ -49,47 +47,45 @@ class Liveness(NamedTuple):
     last: datetime | None = None
 
 
-def revive(
-    older_than_s: float = 5 * HEARTBEAT_S, crashed: bool = False, wait: Callable[[float], None] = time.sleep
-) -> list[Revived]:
+def revive(older_than_s: float, crashed: bool) -> list[Revived]:
     """Check every active deployed run, and set those without a process to AwaitingRetry.
 
     older_than_s: for how long a run whose lock cannot be seen must have been silent. crashed: also continue runs that
     Prefect itself saw crash in the last day, up to five attempts each. Raises ServerMissing.
     """
     with prefect_client() as client:
-        checked = {run.id: (run, _liveness(client, run, older_than_s)) for run in _runs(client, ACTIVE)}
-        found = [Revived(run.id, run.name, "alive", first.why) for run, first in checked.values() if first.alive]
-        suspects = {run.id: first for run, first in checked.values() if not first.alive}
+        found, suspects = list[Revived](), dict[UUID, Liveness]()
+        for run in _runs(client, ACTIVE):
+            first = _liveness(client, run, older_than_s)
+            if first.alive:
+                found.append(Revived(run.id, run.name, "alive", first.why))
+            else:
+                suspects[run.id] = first
         if suspects:
-            wait(GRACE_S + (HEARTBEAT_S if any(first.last for first in suspects.values()) else 0))
+            time.sleep(GRACE_S + (HEARTBEAT_S if any(first.last for first in suspects.values()) else 0))
         for run in _runs(client, ACTIVE, list(suspects)) if suspects else ():
             first, second = suspects[run.id], _liveness(client, run, older_than_s)
             if second.alive or second.last != first.last:
                 found.append(Revived(run.id, run.name, "alive", second.why))
             else:
                 found.append(_end_attempt(client, run, first.why))
-        if crashed:
-            found += _retry_crashed(client)
+        since = now("UTC") - timedelta(days=1)
+        for run in _runs(client, [StateType.CRASHED]) if crashed else ():
+            if run.end_time is not None and run.end_time > since and run.run_count < MAX_ATTEMPTS:
+                found.append(_retry(client, run, (run.state and run.state.message) or "it crashed"))
         return found
 
 
 def _runs(client: SyncPrefectClient, states: list[StateType], ids: list[UUID] | None = None) -> list[FlowRun]:
     """Read our deployed runs in these states; a flow that another calls in its own process is not deployed."""
-    wanted = FlowRunFilter.model_validate(
-        {"state": _in_states(states), "id": {"any_": ids} if ids is not None else None}
-    )
-    ours, page = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}}), 200
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": states}}, "id": {"any_": ids} if ids else None})
+    ours, page = DeploymentFilter.model_validate({"tags": {"all_": ["nightjar"]}}), 200
     runs = list[FlowRun]()
     while True:
         more = client.read_flow_runs(flow_run_filter=wanted, deployment_filter=ours, limit=page, offset=len(runs))
         runs += more
         if len(more) < page:
             return runs
-
-
-def _in_states(states: list[StateType]) -> dict[str, Any]:
-    return {"type": {"any_": states}}
 
 
 def _liveness(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> Liveness:
@@ -100,25 +96,21 @@ def _liveness(client: SyncPrefectClient, run: FlowRun, older_than_s: float) -> L
         return Liveness(True, f"process {holder.pid} on {holder.host} holds its lock" if holder else "its lock is held")
     if status == "gone" and holder is not None:
         return Liveness(False, f"its process {holder.pid} on {holder.host} is gone")
-    since = run.state.timestamp if run.state is not None else now("UTC")
-    last = since if pending else _last_heartbeat(client, run.id, since)
+    last: datetime = run.state.timestamp if run.state is not None else now("UTC")
+    if not pending:
+        heartbeats = EventFilter.model_validate(
+            {
+                "occurred": {"since": last - timedelta(seconds=1)},
+                "event": {"name": ["prefect.flow-run.heartbeat"]},
+                "resource": {"id": [f"prefect.flow-run.{run.id}"]},
+            }
+        )
+        last = next((event.occurred for event in client.read_events(heartbeats, limit=1).events), last)
     silent_s = (now("UTC") - last).total_seconds()
     if pending:
         why = f"a worker took it {silent_s:.0f} s ago and no process began"
         return Liveness(silent_s <= max(STARTING_S, older_than_s), why, last)
     return Liveness(silent_s <= older_than_s, f"it sent no heartbeat for {silent_s:.0f} s", last)
-
-
-def _last_heartbeat(client: SyncPrefectClient, run: UUID, since: datetime) -> datetime:
-    beats = EventFilter.model_validate(
-        {
-            "occurred": {"since": since - timedelta(seconds=1)},
-            "event": {"name": ["prefect.flow-run.heartbeat"]},
-            "resource": {"id": [f"prefect.flow-run.{run}"]},
-        }
-    )
-    page = client.read_events(beats, limit=1)
-    return page.events[0].occurred if page.events else since
 
 
 def _end_attempt(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
@@ -135,14 +127,14 @@ def _end_attempt(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
 
 
 def _retry(client: SyncPrefectClient, run: FlowRun, why: str) -> Revived:
-    remove_lock(str(run.id))
-    client.set_flow_run_state(run.id, AwaitingRetry(message=f"revived by `nightjar flows revive`: {why}"))
+    restart_run(client, run, f"revived by `nightjar flows revive`: {why}")
     return Revived(run.id, run.name, "revived", why)
 
 
 def _crash_children(client: SyncPrefectClient, run: UUID, why: str) -> None:
     """Mark what a dead process had begun as crashed: its stages, and the flows it called in its own process."""
-    active_children = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run]}, "state": _in_states(ACTIVE)})
+    active = {"type": {"any_": ACTIVE}}
+    active_children = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run]}, "state": active})
     deployed = set[UUID | None]()
     for child in client.read_flow_runs(flow_run_filter=active_children, limit=200):
         if child.deployment_id is not None:  # has a process of its own, which may be alive
@@ -150,15 +142,8 @@ def _crash_children(client: SyncPrefectClient, run: UUID, why: str) -> None:
             continue
         client.set_flow_run_state(child.id, Crashed(message=why), force=True)
         _crash_children(client, child.id, why)
-    active_tasks = TaskRunFilter.model_validate({"state": _in_states(ACTIVE)})
+    active_tasks = TaskRunFilter.model_validate({"state": active})
     this_run = FlowRunFilter.model_validate({"id": {"any_": [run]}})
     for task in client.read_task_runs(flow_run_filter=this_run, task_run_filter=active_tasks, limit=200):
         if task.id not in deployed:
             client.set_task_run_state(task.id, Crashed(message=why), force=True)
-
-
-def _retry_crashed(client: SyncPrefectClient) -> Iterator[Revived]:
-    since = now("UTC") - timedelta(days=1)
-    for run in _runs(client, [StateType.CRASHED]):
-        if run.end_time is not None and run.end_time > since and run.run_count < MAX_ATTEMPTS:
-            yield _retry(client, run, (run.state.message if run.state is not None else None) or "it crashed")

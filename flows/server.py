@@ -8,9 +8,12 @@ from typing import TypeVar
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
+from prefect.states import AwaitingRetry
 
 from nightjar.errors import Broken, ServerMissing
+from nightjar.store.run_lock import remove_lock
 
 log = logging.getLogger("nightjar.nightly")
 
@@ -26,13 +29,13 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
 
     Raises ServerMissing if none is configured or it does not answer, Broken if it refuses a request.
     """
-    url = PREFECT_API_URL.value()
+    url, reason = configured_server()
     if not url:
         raise ServerMissing(
             "no Prefect server is configured: start one with `prefect server start`, and set PREFECT_API_URL, such as "
             "http://127.0.0.1:4200/api"
         )
-    if reason := server_problem(url):
+    if reason:
         raise unreachable(url, reason)
     try:
         with get_client(sync_client=True) as client:
@@ -53,6 +56,12 @@ def unreachable(url: str, reason: str) -> ServerMissing:
         f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL (where a Prefect profile "
         "sets it: `prefect config unset PREFECT_API_URL`)"
     )
+
+
+def restart_run(client: SyncPrefectClient, run: FlowRun, why: str) -> None:
+    """Let a worker continue the same run: its finished stages are in the store."""
+    remove_lock(str(run.id))
+    client.set_flow_run_state(run.id, AwaitingRetry(message=why))
 
 
 def retry_on_outage(call: Callable[[], Answer]) -> Answer:

@@ -6,12 +6,9 @@ from typing import Any, cast
 from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.context import SettingsContext, get_settings_context
-from prefect.settings import PREFECT_API_URL
 
-from flows.server import server_problem
-from nightjar.errors import ServerMissing
+from flows.server import configured_server, unreachable
 from nightjar.progress import Screen
-from nightjar.store.artifact import Store
 from nightjar.store.remote import open_store
 from tasks.stage import Run, running
 
@@ -23,18 +20,16 @@ def run_flow(flow: Flow[..., Any], request: Any, screen: Screen, plan: bool = Fa
     silent seconds for a run that nobody can inspect afterwards. With it, raises ServerMissing when the server does not
     answer.
     """
-    url = PREFECT_API_URL.value()
-    served = bool(url) and not plan
-    if served and (reason := server_problem(url)):
-        raise ServerMissing(f"Prefect server {url} does not answer ({reason}): start it, or unset PREFECT_API_URL")
-    store: Store = open_store()
-    refresh, wait_s = (getattr(request, name, None) for name in ("refresh", "board_wait"))
-    run = Run(store, frozenset(refresh or ()), plan, wait_s, on_progress=screen.progress, on_outcome=screen.outcome)
+    url, reason = ("", "") if plan else configured_server()
+    if reason:
+        raise unreachable(url, reason)
+    refresh, wait_s = frozenset(getattr(request, "refresh", ())), getattr(request, "board_wait", None)
+    run = Run(open_store(), refresh, plan, wait_s, on_progress=screen.progress, on_outcome=screen.outcome)
     gc.freeze()  # imported objects stay for good: no collection has to visit them
     gc.set_threshold(100_000, 20, 20)
     gc.enable()
     with running(run), screen:
-        if not served:
+        if not url:
             return cast("dict[str, Any]", flow.fn(request)), run
         with _without_heartbeat():
             ended: State[Any] = flow(request, return_state=True)  # type: ignore[assignment]
@@ -46,10 +41,7 @@ def run_flow(flow: Flow[..., Any], request: Any, screen: Screen, plan: bool = Fa
 
 
 def _without_heartbeat() -> SettingsContext:
-    """Make Prefect's settings without its heartbeat, whose thread takes up to a second to end.
-
-    The heartbeat tells an automation that a flow run is alive; a person at the command line sees it stop.
-    """
+    """Make Prefect's settings without its heartbeat, whose thread takes up to a second to end; a person sees a run."""
     own = get_settings_context()
     flows = own.settings.flows.model_copy(update={"heartbeat_frequency": None})
     return SettingsContext(profile=own.profile, settings=own.settings.model_copy(update={"flows": flows}))

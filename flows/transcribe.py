@@ -9,8 +9,7 @@ from flows.evaluation import evaluate_binary
 from flows.port import build_binary, make_calibration
 from flows.prepare import prepare
 from nightjar.errors import BadAudio
-from nightjar.plugins.resolve import speech_source
-from nightjar.request import PortRequest, TranscribeRequest, as_port
+from nightjar.request import TranscribeRequest, as_port
 from nightjar.speech.manifest import load_speech, speech_digest
 from nightjar.store.artifact import Source
 from tasks.hypotheses import EvaluateOptions, read_hypotheses
@@ -21,9 +20,9 @@ from tasks.stage import current_or_new_run
 def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     """Export, calibrate where the precision needs it, build, and transcribe every file; each step is cached."""
     with current_or_new_run(request.refresh, request.board_wait) as run:
-        audio = {path: _audio_source(path) for path in request.files}
+        audio = {path: audio_source(path) for path in request.files}
         port = as_port(request)
-        prepared = prepare(port, _calibration_speech)
+        prepared = prepare(port, scored=False)
         calibration = make_calibration(port, prepared) if request.precision != "fp" else None
         binary, _ = build_binary(port, prepared, calibration)
         options = EvaluateOptions(language=request.language, long=request.long, transcribed=False)
@@ -31,7 +30,11 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
         for path, speech in audio.items():
             hypotheses = evaluate_binary(prepared, binary, speech=speech, options=options, label=path.name)
             lines = [line for line in read_hypotheses(run.store.path(hypotheses)) if not line["probe"]]
-            transcripts += [_transcript(path, line) for line in lines]
+            listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")  # its clips are named by both
+            for line in lines:
+                name = f"{path.as_posix()}#{line['id']}" if listed else path.as_posix()
+                figures = {key: line[key] for key in ("text", "tokens", "seconds", "audio_s")}
+                transcripts.append({"file": name, **figures})
         return {
             "model": request.model,
             "target": request.target,
@@ -47,20 +50,8 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
         }
 
 
-def _calibration_speech(request: PortRequest) -> tuple[Source | None, None]:
-    if request.precision == "fp":
-        return None, None
-    return speech_source(request.model, request.calibration_set, "calibration"), None
-
-
-def _audio_source(path: Path) -> Source:
+def audio_source(path: Path) -> Source:
+    """Return audio files, a manifest or a folder by content; raises BadAudio if there is none."""
     if not path.exists():
         raise BadAudio(f"no file {path}: give audio files, manifests or folders")
     return Source(path=path.resolve(), sha256=speech_digest(load_speech(path, transcribed=False)))
-
-
-def _transcript(path: Path, line: dict[str, Any]) -> dict[str, Any]:
-    """Describe one transcript; a clip of a folder or manifest is named by both."""
-    listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")
-    name = f"{path.as_posix()}#{line['id']}" if listed else path.as_posix()
-    return {"file": name, **{key: line[key] for key in ("text", "tokens", "seconds", "audio_s")}}

@@ -5,6 +5,7 @@ the last base first.
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -258,3 +259,18 @@ def as_port(request: Request, **changes: Any) -> PortRequest:
     """Return the port that another request needs: the fields that both have, `changes`, and the defaults of a port."""
     shared = type(request).model_fields.keys() & PortRequest.model_fields.keys()
     return PortRequest(**{name: getattr(request, name) for name in shared} | changes)
+
+
+def command_line(request: PortRequest | EvaluateRequest) -> str:
+    """Return the command that repeats this request, without --refresh and --board-wait."""
+    words = ["nightjar", "port" if isinstance(request, PortRequest) else "evaluate"]
+    options = request.model_dump(mode="json", exclude_defaults=True, exclude={"refresh", "board_wait"})
+    for name, value in options.items():
+        values = [str(each) for each in (value if isinstance(value, list) else [value])]
+        if name == "files":
+            words += values
+        elif isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+        else:
+            words += [f"--{name.replace('_', '-')}", *values]
+    return shlex.join(words)

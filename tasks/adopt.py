@@ -13,14 +13,24 @@ from tasks.stage import stage
 
 
 class InputFiles(BaseModel, frozen=True):
-    """Files from outside the store; only their content enters a key, not names or order."""
+    """Files from outside the store; their content enters a key, their names if they matter, folder and order never."""
 
     paths: tuple[Path, ...]
     sha256: tuple[str, ...]
+    named: bool = False
 
     def identity(self) -> dict[str, str]:
         """Return what enters the key."""
+        if self.named:
+            return {path.name: sha256 for path, sha256 in zip(self.paths, self.sha256, strict=True)}
         return {"sha256": " ".join(sorted(self.sha256))}
+
+    def by_name(self) -> "InputFiles":
+        """Return the files for a stage that finds them by name; raises BadInput for two of one name."""
+        names = [path.name for path in self.paths]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise BadInput(f"two files are called {twice[0]}: give each file once")
+        return self.model_copy(update={"named": True})
 
 
 def input_files(paths: tuple[Path, ...]) -> InputFiles:

@@ -1,4 +1,4 @@
-"""Compile graphs for an NPU."""
+"""Compile graphs for an NPU, and collect the quantization parameters that its builds share."""
 
 import inspect
 from pathlib import Path
@@ -35,3 +35,10 @@ def build(
     with hold_toolchain(target):
         compile(graphs, calibration, options, out, **optional)
     return {"target": target.name}
+
+
+@stage
+def quantize(*, graphs: Path, calibration: Path, target: Plugin, options: BaseModel, out: Path) -> None:
+    """Write the quantization parameters that the target collects from the graphs and their calibration set."""
+    with hold_toolchain(target):
+        target.load().quantization(graphs, calibration, options, out)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.speech.manifest import load_speech, split_by_window
@@ -45,9 +46,8 @@ def calibrate(
 ) -> dict[str, str]:
     """Write the calibration set of each part; decode steps come from the float graphs on the host (`reference`)."""
     module = model.load()
-    description = json.loads((reference / "model.json").read_text(encoding="utf-8"))
-    parts = json.loads((reference / "binary.json").read_text(encoding="utf-8"))["parts"]
-    clips, _ = split_by_window(load_speech(speech), description["recipe"]["window_s"])
+    parts = read_json(reference / "binary.json")["parts"]
+    clips, _ = split_by_window(load_speech(speech), read_json(reference / "model.json")["recipe"]["window_s"])
     if module.REQUIRES_HARVEST:  # a clip may have been excluded
         listed = (hidden / "clips.jsonl").read_text(encoding="utf-8").split("\n")
         harvested = {json.loads(line) for line in listed if line}

@@ -17,7 +17,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.concurrency.sync import concurrency
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists
 
 from nightjar.boards.board import Board
 from nightjar.boards.config import RESERVED, find_board
@@ -30,7 +30,6 @@ log = logging.getLogger("nightjar.slot")
 
 LEASE_S = 60.0  # until the limit is free again after its holder was killed
 TRY_S = 3.0  # between checks whether waiting still makes sense
-ANOTHER_RUN = "another Prefect run"
 
 
 @contextlib.contextmanager
@@ -40,15 +39,13 @@ def hold_board(board: Board, over: Callable[[], bool]) -> Iterator[None]:
     A simulator has its toolchain's limit. `over` tells whether there is nothing left to do. Waits as long as
     --board-wait allows in total; raises BoardBusy.
     """
-    limit_s, began = current_run().board_wait_s, time.monotonic()
-    end = math.inf if limit_s is None else began + limit_s
+    limit_s = current_run().board_wait_s
+    end = math.inf if limit_s is None else time.monotonic() + limit_s
     with contextlib.ExitStack() as held:
         if board.alias in RESERVED:
             for target in board.runners:
                 _acquire(held, f"toolchain:{target}")
-        elif not _acquire(
-            held, f"board:{board.alias}", lambda: _board_holder(board.alias), lambda: over() or time.monotonic() > end
-        ):
+        elif not _acquire(held, f"board:{board.alias}", lambda: over() or time.monotonic() > end):
             raise board_busy(board.alias, _board_holder(board.alias), limit_s)
         held.enter_context(board.locked(None if limit_s is None else max(0.0, end - time.monotonic()), over))
         yield
@@ -63,17 +60,14 @@ def hold_toolchain(target: Plugin) -> Iterator[None]:
         yield
 
 
-def _acquire(
-    held: contextlib.ExitStack,
-    name: str,
-    holder: Callable[[], str] = lambda: "another run",
-    give_up: Callable[[], bool] = lambda: False,
-) -> bool:
+def _acquire(held: contextlib.ExitStack, name: str, give_up: Callable[[], bool] = lambda: False) -> bool:
     """Acquire a concurrency limit if this is a run on a Prefect server; return False if `give_up` ended the wait."""
     context = FlowRunContext.get()
     if context is None:
         return True
-    _create_limit(name)
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+        # A limit that exists stays: a person may have set it.
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
     waiting = False
     while True:
         limit = concurrency(
@@ -90,25 +84,18 @@ def _acquire(
         except TimeoutError:
             if not waiting:
                 waiting = True
-                log.warning("%s is held by %s; waiting for its limit %s", name.replace(":", " "), holder(), name)
+                kind, _, alias = name.partition(":")
+                holder = _board_holder(alias) if kind == "board" else "another run"
+                log.warning("%s %s is held by %s; waiting for its limit %s", kind, alias, holder, name)
             if give_up():
                 return False
-
-
-def _create_limit(name: str) -> None:
-    """Create a limit of 1 if it does not exist; a limit that a person has set stays."""
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(name)
-        except ObjectNotFound:
-            with contextlib.suppress(ObjectAlreadyExists):
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
 
 
 def _board_holder(alias: str) -> str:
     """Ask the board which process holds it: that says more than the id of a run."""
     from nightjar.boards.ssh import SshBoard  # fabric, only when a board is used
 
+    holder = ""
     with contextlib.suppress(NightjarError):
-        return printable(SshBoard(find_board(alias)).status(()).holder) or ANOTHER_RUN
-    return ANOTHER_RUN
+        holder = printable(SshBoard(find_board(alias)).status(()).holder)
+    return holder or "another Prefect run"

@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,10 @@ class Shard(NamedTuple):
     code: str  # sha256 of the session's zipapp
     settings: dict[str, Any]
 
+    @property
+    def size(self) -> int:
+        return len(self.clips)
+
 
 class ShardResult(NamedTuple):
     """A shard's result lines, and its harvested files by name."""
@@ -66,15 +70,7 @@ Submit = Callable[[Iterable[Shard]], Iterator[ShardResult]]  # yields results in
 
 
 def run_clips(
-    board: BoardRef,
-    binary: Path,
-    clips: Sequence[Clip],
-    work: Path,
-    *,
-    waves: Mapping[str, np.ndarray] | None = None,
-    encoder: Path | None = None,
-    earlier: Sequence[Path] = (),
-    **settings: Any,
+    board: BoardRef, binary: Path, clips: Sequence[Clip], work: Path, **settings: Any
 ) -> list[dict[str, Any]]:
     """Do what `run_session` does, on the cluster if there is one; boards behind ssh never use it.
 
@@ -82,9 +78,10 @@ def run_clips(
     """
     address = os.environ.get(SETTING, "")
     if not address or board.remote:
-        options: dict[str, Any] = {"waves": waves, "encoder": encoder, "earlier": earlier, "lock_board": hold_board}
-        return run_session(board.boards(), binary, clips, work, **options, **settings)
-    sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
+        return run_session(board.boards(), binary, clips, work, lock_board=hold_board, **settings)
+    encoder: Path | None = settings.pop("encoder", None)
+    settings.pop("earlier", None)  # tensors in this machine's store: a worker has its own
+    sources: dict[str, Any] = {clip.id: clip.audio for clip in clips} | (settings.pop("waves", None) or {})
     code = _session_sha256(board, binary, encoder)
     with storage_errors():
         open_job_folder(work, digest([code, board.identity(), sorted(sources)]))
@@ -100,7 +97,9 @@ def run_clips(
             for setting in BY_CLIP
             if settings.get(setting) is not None
         }
-        return Shard([(name, _wave(sources[name])) for name in names], artifacts, board, code, settings | own)
+        waves = {name: sources[name] for name in names}
+        loaded = [(name, load_audio(wave) if isinstance(wave, Path) else wave) for name, wave in waves.items()]
+        return Shard(loaded, artifacts, board, code, settings | own)
 
     excluded: dict[str, dict[str, Any]] = {}
     with _cluster(address) as (submit, workers):
@@ -118,10 +117,8 @@ def run_shard(shard: Shard) -> ShardResult:
 
     Raises BoardMissing if this machine differs from the one that submitted it, StoreBroken without the binary.
     """
-    store = open_store()
-    usage = Usage(store)
-    try:
-        folders = {}
+    store, folders = open_store(), dict[str, Path]()
+    with closing(Usage(store)) as usage:
         for name, (stage, key) in shard.artifacts.items():
             usage.note(stage, key)
             record, why = store.find(stage, key)
@@ -131,27 +128,22 @@ def run_shard(shard: Shard) -> ShardResult:
                 )
             folders[name] = store.path(record.artifact)
         _check_worker(shard, folders)
-        waves = [[name, hashlib.sha256(np.ascontiguousarray(wave).tobytes()).hexdigest()] for name, wave in shard.clips]
-        key = digest([shard.code, shard.board.identity(), waves, shard.settings])[:24]
+        sums = [[name, hashlib.sha256(np.ascontiguousarray(wave).tobytes()).hexdigest()] for name, wave in shard.clips]
+        key = digest([shard.code, shard.board.identity(), sums, shard.settings])[:24]
         with Store(store.root).lock("shard", key, on_wait=lambda: None):  # on this machine only: no lease
             work = store.work("shard", key)
-            boards, encoder = shard.board.boards(), folders.get("encoder")
-            lines = run_session(
-                boards, folders["binary"], (), work, waves=dict(shard.clips), encoder=encoder, **shard.settings
-            )
+            settings = {**shard.settings, "waves": dict(shard.clips), "encoder": folders.get("encoder")}
+            lines = run_session(shard.board.boards(), folders["binary"], (), work, **settings)
             names = [f"{line['id']}.{tensor}.npy" for line in lines for tensor in shard.settings.get("harvest", ())]
             found = {name: work / "harvest" / name for name in names}
             result = ShardResult(lines, {name: path.read_bytes() for name, path in found.items() if path.is_file()})
             shutil.rmtree(work, ignore_errors=True)
             return result
-    finally:
-        usage.close()
 
 
-@task(name="shard", task_run_name="shard of {clips} clips", cache_policy=NO_CACHE, persist_result=False)
-def shard_task(shard: Shard, clips: int) -> ShardResult:
-    """Run some clips of an evaluation or harvest."""
-    return run_shard(shard)
+shard_task = task(
+    name="shard", task_run_name="shard of {shard.size} clips", cache_policy=NO_CACHE, persist_result=False
+)(run_shard)
 
 
 @contextmanager
@@ -184,8 +176,7 @@ def _cluster(address: str) -> Iterator[tuple[Submit, int]]:
 
         def submit_tasks(shards: Iterable[Shard]) -> Iterator[ShardResult]:
             with DaskTaskRunner(address=address) as runner:
-                parameters = ({"shard": shard, "clips": len(shard.clips)} for shard in shards)
-                futures = [runner.submit(shard_task, parameters=each) for each in parameters]
+                futures = [runner.submit(shard_task, parameters={"shard": shard}) for shard in shards]
                 for future in as_completed(futures):
                     yield future.result()
 
@@ -214,9 +205,8 @@ def _save(result: ShardResult, work: Path, journal: Journal, excluded: dict[str,
 def _check_worker(shard: Shard, folders: Mapping[str, Path]) -> None:
     """Raise BoardMissing if this worker could give other results than the machine that submitted the shard."""
     wanted, here = _versions(shard.board.facts), _versions(_local_facts(shard.board))
-    differing = [
-        f"{name} is {here[name]}, not {wanted[name]}" for name in wanted if name in here and here[name] != wanted[name]
-    ]
+    both = sorted(wanted.keys() & here.keys())
+    differing = [f"{name} is {here[name]}, not {wanted[name]}" for name in both if here[name] != wanted[name]]
     if _session_sha256(shard.board, folders["binary"], folders.get("encoder")) != shard.code:
         differing.append("its Nightjar code differs")
     if differing:
@@ -244,10 +234,6 @@ def _session_sha256(board: BoardRef, binary: Path, encoder: Path | None) -> str:
     if encoder is not None:
         parts["encoder"] = json.loads((encoder / "binary.json").read_text(encoding="utf-8"))["parts"]["encoder"]
     return hashlib.sha256(pack_session(session_modules(model, parts, board.connect().runners))).hexdigest()
-
-
-def _wave(source: np.ndarray | Path) -> np.ndarray:
-    return load_audio(source) if isinstance(source, Path) else source
 
 
 def _worker() -> str:

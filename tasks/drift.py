@@ -1,22 +1,23 @@
 """Run one long stream through a binary and the float graphs, and measure whether they drift apart."""
 
-import json
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from nightjar.boards.ref import BoardRef
-from nightjar.errors import BadManifest, SessionFailed
+from nightjar.errors import SessionFailed
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.scoring.drift import Drift, agreement, compare_streams
 from nightjar.sessions.run import split_excluded
-from nightjar.speech.audio import load_audio
+from nightjar.speech.audio import SAMPLE_RATE, load_audio
 from nightjar.speech.manifest import load_speech, shuffled
 from tasks.dask import run_clips
 from tasks.stage import stage
 
-SAMPLE_RATE_HZ = 16000
 STREAM = "stream"
 
 
@@ -47,23 +48,13 @@ def drift(
 
     session: the modules of both sessions, which enter the key; family: the model's `stream` module.
     """
-    model = json.loads((reference / "model.json").read_text(encoding="utf-8"))
+    model = read_json(reference / "model.json")
     names = [entry["name"] for entry in model["parts"]["encoder"]["outputs"]]
     wave = stream_of(speech, options.seconds)
+    settings: dict[str, Any] = {"harvest": names, "waves": {STREAM: wave}, "language": options.language}
     lines = {}
     for subject, folder, where in (("float", reference, host), ("binary", binary, board)):
-        results, excluded = split_excluded(
-            run_clips(
-                where,
-                folder,
-                (),
-                work / subject,
-                decode=True,
-                harvest=names,
-                waves={STREAM: wave},
-                language=options.language,
-            )
-        )
+        results, excluded = split_excluded(run_clips(where, folder, (), work / subject, decode=True, **settings))
         if excluded:
             raise SessionFailed(
                 f"{subject}: the stream of {options.seconds:g} s failed: {excluded[STREAM]}; "
@@ -75,7 +66,7 @@ def drift(
     chunks = family.load().watched_chunks(count)
     paths = {subject: work / subject / "harvest" / STREAM for subject in lines}
     result = Drift(
-        seconds=round(len(wave) / SAMPLE_RATE_HZ, 2),
+        seconds=round(len(wave) / SAMPLE_RATE, 2),
         tier=board.tier,
         count=count,
         chunks=tuple(chunks),
@@ -89,16 +80,9 @@ def drift(
 
 def stream_of(speech: Path, seconds: float) -> np.ndarray:
     """Return one int16 wave of `seconds`: clips one after the other, in an order that their ids decide."""
-    clips = shuffled(load_speech(speech), seed=0)
-    wanted = round(seconds * SAMPLE_RATE_HZ)
-    waves: list[np.ndarray] = []
-    while (have := sum(map(len, waves))) < wanted:
-        before = have
-        for clip in clips:
-            waves.append(load_audio(clip.audio)[: wanted - have])
-            have += len(waves[-1])
-            if have >= wanted:
-                break
-        if have == before:
-            raise BadManifest(f"{speech} has no sound: give other speech with --test-set, or pass --drift 0")
+    clips = itertools.cycle(shuffled(load_speech(speech), seed=0))
+    waves, missing = list[np.ndarray](), round(seconds * SAMPLE_RATE)
+    while missing:
+        waves.append(load_audio(next(clips).audio)[:missing])
+        missing -= len(waves[-1])
     return np.concatenate(waves)

@@ -1,8 +1,6 @@
 """Transcribe the evaluation speech with a binary on a board."""
 
-import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,16 @@ import numpy as np
 from nightjar.boards.ref import BoardRef
 from nightjar.device.pause_splitter import cut
 from nightjar.errors import SessionFailed
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.scoring.normalize import normalise
 from nightjar.scoring.streaming import word_chunks
 from nightjar.sessions.run import split_excluded
-from nightjar.speech.audio import load_audio
+from nightjar.speech.audio import SAMPLE_RATE, load_audio
 from nightjar.speech.manifest import Clip, load_speech, split_by_window
 from tasks.dask import run_clips
 from tasks.hypotheses import EvaluateOptions, read_hypotheses, result_meta, select_clips, write_hypotheses
 from tasks.stage import stage
-
-SAMPLE_RATE_HZ = 16000
 
 Pieces = Mapping[str, Mapping[str, np.ndarray]]  # by clip id and piece id: int16 waves
 
@@ -44,7 +41,7 @@ def evaluate(
 
     encoder: another binary that lends its encoder.
     """
-    model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
+    model = read_json(binary / "model.json")
     window_s = model["recipe"]["window_s"]
     clips, skipped = select_clips(load_speech(speech, transcribed=options.transcribed), window_s, options)
     fitting, long = split_by_window(clips, window_s)
@@ -57,33 +54,25 @@ def evaluate(
         watch = {line["id"]: line["watched"]["ids"] for line in earlier if "watched" in line}
     elif options.watch:
         watch = {clip.id: [] for clip in fitting}
+    waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
+    by_clip: dict[str, Any] = {"waves": waves, "forced": forced, "watch": watch}
     results = run_clips(
-        board,
-        binary,
-        fitting,
-        work,
-        decode=True,
-        language=options.language,
-        forced=forced,
-        waves={name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s),
-        watch=watch,
-        encoder=encoder,
+        board, binary, fitting, work, decode=True, language=options.language, encoder=encoder, **by_clip
     )
     lines, failed = split_excluded(results)
     text = words.load().text
+
+    def scored_words(tokens: list[int]) -> list[str]:
+        return normalise(text(tokens, model), options.language).split()
+
     for line in lines:
         line["text"] = text(line["tokens"], model)
         if "chunk" in model:
-            scored_words = partial(_scored_words, text, model, options.language)
             line["word_chunks"] = word_chunks(line["path"], model["chunk"]["rows"], scored_words)
     excluded = excluded_clips(failed, pieces)
     clips = [clip for clip in clips if clip.id not in excluded]
     write_hypotheses(out, join_pieces(lines, clips, pieces), clips, skipped, excluded)
     return result_meta(len(clips), skipped, board.tier, excluded)
-
-
-def _scored_words(text: Any, model: Any, language: str, tokens: list[int]) -> list[str]:
-    return normalise(text(tokens, model), language).split()
 
 
 def excluded_clips(failed: Mapping[str, str], pieces: Pieces) -> dict[str, str]:
@@ -140,9 +129,9 @@ def _joined_line(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
 def silent_probes(window_s: float) -> dict[str, np.ndarray]:
     """Make int16 waves without speech: any text for them is hallucinated."""
     rng = np.random.default_rng(0)
-    samples = int(min(5.0, window_s) * SAMPLE_RATE_HZ)
+    samples = int(min(5.0, window_s) * SAMPLE_RATE)
     noise = rng.standard_normal(samples)
-    hum = np.sin(2 * np.pi * 50 * np.arange(samples) / SAMPLE_RATE_HZ)
+    hum = np.sin(2 * np.pi * 50 * np.arange(samples) / SAMPLE_RATE)
     return {
         "probe-silence": np.zeros(samples, np.int16),
         "probe-noise": np.round(30 * noise).astype(np.int16),

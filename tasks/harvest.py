@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 from nightjar.boards.ref import BoardRef
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.sessions.run import split_excluded
 from nightjar.speech.manifest import load_speech, shuffled, split_by_window
 from tasks.dask import run_clips
 from tasks.hypotheses import result_meta, write_excluded
-from tasks.stage import earlier_results, stage
+from tasks.stage import current_run, stage
 
 
 @stage
@@ -25,8 +26,8 @@ def harvest(
     work: Path,
 ) -> dict[str, str]:
     """Harvest float16 encoder outputs of `samples` clips, drawn by seed, with the float binary on the board."""
-    model = json.loads((binary / "model.json").read_text(encoding="utf-8"))
-    tensors, earlier = model["harvest"], earlier_results("harvest")
+    model, store = read_json(binary / "model.json"), current_run().store
+    tensors, earlier = model["harvest"], [store.path(record.artifact) for record in store.records("harvest")]
     fitting, skipped = split_by_window(load_speech(speech), model["recipe"]["window_s"])
     clips = shuffled(fitting, seed)[:samples]
     lines, excluded = split_excluded(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from nightjar.errors import BadManifest, BadOptions
+from nightjar.files import read_json
 from nightjar.speech.manifest import Clip, shuffled, split_by_window
 
 
@@ -77,8 +78,7 @@ def write_excluded(out: Path, excluded: Mapping[str, str]) -> None:
 def read_excluded(folder: Path) -> dict[str, str]:
     """Read the excluded clips: the reason by clip id."""
     path = folder / "aside.json"
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def read_hypotheses(folder: Path) -> list[dict[str, Any]]:

@@ -49,16 +49,14 @@ def import_dumps(*, dumps: Path, graphs: Path, speech: Path, samples: int, seed:
     tensor, shape, window_s = harvested_tensor(graphs)
     clips = load_speech(speech)
     fitting, skipped = split_by_window(clips, window_s)
-    files = dump_files(dumps)
+    files, order = dump_files(dumps), ids_in_line_order(speech)
     if (dumps / COLLECTED).exists():  # a board's own program dumped them, clip by clip
         collected = read_json(dumps / COLLECTED)["dumped"]
         fitting = [clip for clip in fitting if clip.id in collected]
         clip_of = {f"enc_{clip.id}.bin": clip.id for clip in fitting}
     else:
-        clip_of = match_clips([path.name for path in files], [clip.id for clip in clips], ids_in_line_order(speech))
-    _refuse_missing(
-        {clip.id for clip in fitting} - set(clip_of.values()), clip_of, ids_in_line_order(speech), len(fitting)
-    )
+        clip_of = match_clips([path.name for path in files], [clip.id for clip in clips], order)
+    _refuse_missing({clip.id for clip in fitting} - set(clip_of.values()), clip_of, order, len(fitting))
     check_sizes(files, shape, window_s)
     drawn = [clip.id for clip in shuffled(fitting, seed)[:samples]]
     for number, path in enumerate(files, 1):

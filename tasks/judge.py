@@ -1,10 +1,12 @@
 """Score hypotheses and judge the binary by its budgets."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from nightjar.errors import BadManifest
+from nightjar.files import read_json
 from nightjar.scoring.drift import read_drift
 from nightjar.scoring.score import Score, Tier, score, score_silence
 from nightjar.scoring.verdict import Budgets
@@ -46,24 +48,24 @@ def judge(
     excluded = read_excluded(obtained) if (obtained / "aside.json").exists() else None
     stream_drift = read_drift(drift) if drift is not None else None
     verdict = judge_scores(scores["stock"], scores["float"], scores["binary"], budgets, silence, excluded, stream_drift)
-    skipped = set.union(*ids, *({*_skipped(folder)} for folder in (stock, expected, obtained))) - {c.id for c in clips}
+    skipped = set.union(*ids, *({*read_json(folder / "skipped.json")} for folder in (stock, expected, obtained)))
     aside = {name: why for folder in (expected, obtained) for name, why in read_excluded(folder).items()}
-    content: dict[str, Any] = {
-        "verdict": verdict.model_dump(mode="json"),
-        "budgets": budgets.model_dump(mode="json"),
-        "scores": {subject: each.model_dump(mode="json") for subject, each in scores.items()},
-        "silence": silence.model_dump(mode="json") if silence is not None else None,
-        "skipped": sorted(skipped - aside.keys()),
+    content = {
+        "verdict": verdict,
+        "budgets": budgets,
+        "scores": scores,
+        "silence": silence,
+        "skipped": sorted(skipped - {clip.id for clip in clips} - aside.keys()),
         "aside": aside,
     }
-    (out / "verdict.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "verdict.json").write_bytes(to_json(content, indent=1) + b"\n")
     return {"verdict": verdict.outcome}
 
 
 def read_scores(folder: Path) -> dict[str, Score]:
     """Read the scores that `judge` wrote, by subject."""
-    content = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-    return {subject: Score.model_validate(each) for subject, each in content["scores"].items()}
+    scores = read_json(folder / "verdict.json")["scores"]
+    return {subject: Score.model_validate(each) for subject, each in scores.items()}
 
 
 def clips_from_lines(lines: list[dict[str, Any]]) -> list[Clip]:
@@ -73,8 +75,3 @@ def clips_from_lines(lines: list[dict[str, Any]]) -> list[Clip]:
         for line in lines
         if not line["probe"]
     ]
-
-
-def _skipped(folder: Path) -> list[str]:
-    skipped: list[str] = json.loads((folder / "skipped.json").read_text(encoding="utf-8"))
-    return skipped

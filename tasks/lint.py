@@ -1,7 +1,8 @@
 """Check graphs before they are compiled."""
 
-import json
 from pathlib import Path
+
+from pydantic_core import to_json
 
 from nightjar.plugins.registry import Plugin
 from tasks.concurrency import hold_toolchain
@@ -14,6 +15,5 @@ def lint(*, graphs: Path, linter: tuple[Plugin, ...], out: Path) -> dict[str, st
     first, *tools = linter
     with hold_toolchain(tools[0] if tools else first):
         findings = first.load().lint(graphs)
-    text = json.dumps([finding.model_dump() for finding in findings], indent=1)
-    (out / "findings.json").write_text(text + "\n", encoding="utf-8")
+    (out / "findings.json").write_bytes(to_json(findings, indent=1) + b"\n")
     return {"findings": str(len(findings))}

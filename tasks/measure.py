@@ -1,4 +1,4 @@
-"""Measure a precision plan on calibration speech: the binary against the float graphs, where the target runs."""
+"""Precision plans of a search: written, and measured on calibration speech, the binary against the float graphs."""
 
 import json
 import math
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
-from nightjar.quantization.mixed_precision import Measurement
+from nightjar.quantization.mixed_precision import Measurement, ladder, pareto, write_plan
+from nightjar.quantization.sensitivity import read_ranking
 from nightjar.scoring.score import errors_and_words, score
 from nightjar.scoring.wer import paired_bootstrap
 from tasks.hypotheses import read_hypotheses
@@ -49,21 +51,16 @@ def divergence(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, A
 
     All tokens that are not watched count as one: a lower bound, tight where the watched ones have the probability.
     """
-    total, steps = 0.0, 0
-    for mine, theirs in _watched_steps(wanted, got):
-        left, right = (_distribution(step) for step in (mine, theirs))
-        total += float((left * (np.log(left) - np.log(right))).sum())
-        steps += 1
-    return (total / steps if steps else math.nan), steps
+    pairs = [(_distribution(mine), _distribution(theirs)) for mine, theirs in _watched_steps(wanted, got)]
+    losses = [float((left * (np.log(left) - np.log(right))).sum()) for left, right in pairs]
+    return (sum(losses) / len(losses) if losses else math.nan), len(losses)
 
 
 def logit_snr_db(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]]) -> float:
     """Return the SNR in dB of the watched logits, at most 200."""
-    signal = noise = 0.0
-    for mine, theirs in _watched_steps(wanted, got):
-        left, right = np.array(mine[0]), np.array(theirs[0])
-        signal += float((left**2).sum())
-        noise += float(((left - right) ** 2).sum())
+    pairs = [(np.array(mine[0]), np.array(theirs[0])) for mine, theirs in _watched_steps(wanted, got)]
+    signal = sum(float((left**2).sum()) for left, _ in pairs)
+    noise = sum(float(((left - right) ** 2).sum()) for left, right in pairs)
     return min(200.0, 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30)))
 
 
@@ -88,4 +85,30 @@ def _distribution(step: Step) -> np.ndarray:
 
 def read_measurement(folder: Path) -> Measurement:
     """Read measured.json."""
-    return Measurement.model_validate(json.loads((folder / "measured.json").read_text(encoding="utf-8")))
+    return Measurement.model_validate_json((folder / "measured.json").read_bytes())
+
+
+class SearchRecord(BaseModel, frozen=True):
+    """The measurements of a search by rung."""
+
+    calls: dict[str, float]
+    measured: dict[int, Measurement]
+
+
+@stage
+def plan(*, ranking: Path, calls: dict[str, float], rung: int, out: Path) -> dict[str, str]:
+    """Write `plan.json` of one rung; calls: how often a part runs per clip."""
+    plans = ladder(read_ranking(ranking / "ranking.json"), calls)
+    write_plan(plans[rung], out / "plan.json")
+    return {"rung": f"{rung} of {len(plans)}"}
+
+
+@stage
+def frontier(*, ranking: Path, tried: SearchRecord, found: int, out: Path) -> dict[str, str]:
+    """Write `pareto.json`: every measured rung, and the one that was taken."""
+    plans = ladder(read_ranking(ranking / "ranking.json"), tried.calls)
+    points = pareto([(plans[number], measured) for number, measured in sorted(tried.measured.items())])
+    taken = plans[found].expected.int8_mac_share
+    content = {"calls": tried.calls, "points": points, "taken": taken}
+    (out / "pareto.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return {"rungs": str(len(points))}

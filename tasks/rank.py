@@ -1,14 +1,15 @@
-"""Rank what int8 costs, on the host; targets with the same traits share a ranking."""
+"""Rank what int8 costs, on the host, and rewrite graphs so that it costs less; targets with equal traits share both."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nightjar.files import read_json
 from nightjar.plugins.registry import Plugin
 from nightjar.quantization.calibration_set import CalibrationSet
+from nightjar.quantization.graph_rewrites import rewrite_graphs
 from nightjar.quantization.part_chain import Chain
-from nightjar.quantization.sensitivity import RankingSettings
+from nightjar.quantization.sensitivity import RankingSettings, read_ranking
 from tasks.stage import stage
 
 
@@ -24,10 +25,18 @@ def rank(
 
     from nightjar.quantization.sensitivity import rank as rank_groups
 
-    model = json.loads((graphs / "model.json").read_text(encoding="utf-8"))
+    model = read_json(graphs / "model.json")
     models = {name: onnx.load(graphs / part["file"]) for name, part in model["parts"].items()}
     make_chain: Any = Chain if chain is None else partial(chain.load().StreamChain, model)
     ranking = rank_groups(models, CalibrationSet.open(calibration), settings, make_chain)
     (out / "ranking.json").write_text(ranking.model_dump_json(indent=1) + "\n", encoding="utf-8")
     rewrites = sum(map(len, ranking.rewrites.values()))
     return {part: f"{len(entries)} groups" for part, entries in ranking.parts.items()} | {"rewrites": str(rewrites)}
+
+
+@stage
+def rewrite(*, graphs: Path, ranking: Path, out: Path) -> dict[str, str]:
+    """Write the graphs with the ranking's rewrites, which are exact in float, applied."""
+    rewrites = read_ranking(ranking / "ranking.json").rewrites
+    rewrite_graphs(graphs, rewrites, out)
+    return {part: f"{len(moves)} rewrites" for part, moves in rewrites.items()}

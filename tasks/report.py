@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nightjar.files import digest
+from pydantic_core import to_jsonable_python
+
+from nightjar.files import digest, read_json
 from nightjar.report.page import render_report
 from nightjar.scoring.drift import read_drift
 from nightjar.scoring.score import Score
@@ -31,10 +33,8 @@ def report(
     out: Path,
 ) -> dict[str, str]:
     """Write `results.json` and `report.html` from everything a verdict is made from; stock: the name of stock."""
-    built = _json(binary / "binary.json")
-    judged = _json(verdict / "verdict.json")
-    outcome = Verdict.model_validate(judged["verdict"])
-    scores = read_scores(verdict)
+    built, judged = read_json(binary / "binary.json"), read_json(verdict / "verdict.json")
+    outcome, scores = Verdict.model_validate(judged["verdict"]), read_scores(verdict)
     made_from = {
         "graphs": graphs,
         "binary": binary,
@@ -45,44 +45,33 @@ def report(
         "drift": drift,
     }
     parts = built["parts"].items()
-    rtf = scores["binary"].rtf
     results: dict[str, Any] = {
         "model": model,
         "stock": stock,
         "target": built["target"],
-        "tier": outcome.tier,
         "precision": precision,
+        **outcome.model_dump(mode="json", include={"tier", "unit", "clips", "words", "hypotheses", "gates"}),
         **{name: round(getattr(outcome, name), 3) for name in ("wer", "wer_float", "wer_stock", "delta_wer")},
         "interval": _rounded(outcome.interval),
         "verdict": outcome.outcome,
-        "unit": outcome.unit,
-        "clips": outcome.clips,
-        "words": outcome.words,
         "skipped": len(judged["skipped"]),
         "aside": judged["aside"],
         "size_bytes": {name: part["size_bytes"] for name, part in parts},
-        "rtf": {name: each.model_dump() for name, each in rtf.items()} if rtf else None,
-        "throttled": scores["binary"].throttled,
+        **scores["binary"].model_dump(include={"rtf", "throttled"}),
         "int8_mac_share": {name: part["int8_mac_share"] for name, part in parts},
         "notes": {name: part["notes"] for name, part in parts if part.get("notes")},
-        "hypotheses": outcome.hypotheses,
-        "gates": [gate.model_dump(mode="json") for gate in outcome.gates],
         "scores": [_score(score) for score in scores.values()],
-        "recipe": _json(graphs / "model.json")["recipe"],
+        "recipe": read_json(graphs / "model.json")["recipe"],
         "made_from": {name: _record(folder) for name, folder in made_from.items() if folder is not None},
     }
     if scores["binary"].by_chunk or drift is not None:
-        results["stream"] = _stream(scores, drift)
+        results["stream"] = to_jsonable_python(_stream(scores, drift))
     if frontier is not None:
-        results["search"] = _json(frontier / "pareto.json")
+        results["search"] = read_json(frontier / "pareto.json")
     (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    coverage = _json(calibration / "calibration.json")["coverage"] if calibration is not None else None
+    coverage = read_json(calibration / "calibration.json")["coverage"] if calibration is not None else None
     (out / "report.html").write_text(render_report(results, outcome, scores, coverage), encoding="utf-8")
     return {"verdict": outcome.outcome}
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _rounded(interval: tuple[float, float]) -> list[float]:
@@ -99,22 +88,18 @@ def _score(score: Score) -> dict[str, Any]:
 
 
 def _stream(scores: Mapping[str, Score], drift: Path | None) -> dict[str, Any]:
-    """Collect the figures of a stream: errors by chunk, time per chunk, drift."""
     found = read_drift(drift) if drift is not None else None
+    timed = {name: score.chunk_times for name, score in scores.items() if score.chunk_times is not None}
     return {
-        "by_chunk": {name: [each.model_dump(mode="json") for each in score.by_chunk] for name, score in scores.items()},
-        "chunk_times": {
-            name: {**score.chunk_times.model_dump(mode="json"), "real_time": score.chunk_times.real_time}
-            for name, score in scores.items()
-            if score.chunk_times is not None
-        },
-        "drift": None if found is None else {**found.model_dump(mode="json"), "grown_db": round(found.grown_db, 2)},
+        "by_chunk": {name: score.by_chunk for name, score in scores.items()},
+        "chunk_times": {name: {**dict(times), "real_time": times.real_time} for name, times in timed.items()},
+        "drift": None if found is None else {**dict(found), "grown_db": round(found.grown_db, 2)},
     }
 
 
 def _record(folder: Path) -> dict[str, Any]:
     """Read from an artifact's record what made it: inputs, code and board, by hash or version."""
-    record = _json(folder / RECORD)
+    record = read_json(folder / RECORD)
     parts: dict[str, str] = record["parts"]
 
     def of(kind: str) -> dict[str, str]:

@@ -1,48 +1,34 @@
-"""Run a board's own program on speech, clip by clip: hypotheses from its output, or dumps for a calibration."""
+"""A board's own program: hypotheses or dumps of a run on speech, or hypotheses from output that it gave before."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadInput, SessionFailed, printable
-from nightjar.files import digest_file, read_json
+from nightjar.files import read_json
 from nightjar.plugins.program_output import ProgramOutput
-from nightjar.plugins.registry import Plugin
+from nightjar.plugins.registry import Plugin, plugin
 from nightjar.sessions.board_program import BoardProgram, ProgramResult
 from nightjar.sessions.board_program import run_program as run_on_board
 from nightjar.speech.manifest import load_speech, shuffled, split_by_window
+from nightjar.store.fingerprint import module_file
 from tasks.adopt import InputFiles
 from tasks.evaluate import silent_probes
 from tasks.hypotheses import EvaluateOptions, select_clips, write_hypotheses
 from tasks.import_dumps import COLLECTED, check_sizes, harvested_tensor
-from tasks.read_printed import describe_program, hypothesis_line
 from tasks.stage import stage
 
 TEXT_CHARACTERS = 10_000  # twenty times the text of a window of speech
-
-
-class NamedFiles(InputFiles, frozen=True):
-    """Files that a program finds by their names."""
-
-    def identity(self) -> dict[str, str]:
-        """Return what enters the key."""
-        return {path.name: sha256 for path, sha256 in zip(self.paths, self.sha256, strict=True)}
-
-
-def named_files(paths: tuple[Path, ...]) -> NamedFiles:
-    """Describe files by name and content; raises BadInput for a missing file, or two of one name."""
-    for path in paths:
-        if not path.is_file() or [other.name for other in paths].count(path.name) > 1:
-            raise BadInput(f"no file {path}, or two of this name: give each file of {{binary}} once")
-    return NamedFiles(paths=tuple(path.resolve() for path in paths), sha256=tuple(map(digest_file, paths)))
+SUFFIXES = (".txt", ".log")  # of output that a program gave before
 
 
 @stage
 def run_program(
     *,
     program: BoardProgram,
-    files: NamedFiles,
+    files: InputFiles,
     speech: Path,
     graphs: Path,
     reader: Plugin,
@@ -58,16 +44,10 @@ def run_program(
     probes = silent_probes(window_s)
     connected = board.connect()
     with connected.locked():
-        results = run_on_board(
-            connected,
-            program,
-            {**{clip.id: clip.audio for clip in clips}, **probes},
-            work,
-            language=options.language,
-            binary={path.name: path for path in files.paths},
-        )
-    lines: dict[str, dict[str, Any]] = {}
-    excluded: dict[str, str] = {}
+        sources: dict[str, Any] = {clip.id: clip.audio for clip in clips} | probes
+        binary = {path.name: path for path in files.paths}
+        results = run_on_board(connected, program, sources, work, language=options.language, binary=binary)
+    lines, excluded = dict[str, dict[str, Any]](), dict[str, str]()
     durations = {clip.id: clip.duration_s for clip in clips}
     for name, result in results.items():
         output = _parse(result, program, reader)
@@ -77,11 +57,8 @@ def run_program(
             lines[name] = hypothesis_line(name, output, durations.get(name, 5.0))
     transcribed = [clip for clip in clips if clip.id in lines]
     if not transcribed:
-        raise _all_failed(
-            f"{program.command[0]} gave no text for any of {len(clips)} clips",
-            excluded,
-            "run it there by hand, then the same command again",
-        )
+        problem = f"{program.command[0]} gave no text for any of {len(clips)} clips"
+        raise _all_failed(problem, excluded, "run it there by hand, then the same command again")
     # Silence is judged on all probes or on none.
     kept = [lines[clip.id] for clip in transcribed] + [lines[name] for name in probes if probes.keys() <= lines.keys()]
     write_hypotheses(out, kept, transcribed, [*skipped, *(clip for clip in clips if clip.id in excluded)], excluded)
@@ -138,19 +115,10 @@ def dump_program(
         fetched[name].rename(out / f"enc_{name}.bin")
     if not dumped:
         check_sizes([path for path in fetched.values() if path.exists()], shape, window_s)  # it names the window
-        raise _all_failed(
-            f"{program.command[0]} left no dump of any of {len(drawn)} clips",
-            excluded,
-            "check what it writes there, and give it with --dumps",
-        )
+        problem = f"{program.command[0]} left no dump of any of {len(drawn)} clips"
+        raise _all_failed(problem, excluded, "check what it writes there, and give it with --dumps")
     (out / COLLECTED).write_text(json.dumps({"dumped": dumped, "aside": excluded}, indent=1) + "\n", encoding="utf-8")
     return {"clips": str(len(dumped)), "aside": str(len(excluded)), "tier": board.tier}
-
-
-def read_excluded_dumps(folder: Path) -> dict[str, str]:
-    """Read the reason by clip for the clips without a dump."""
-    found: dict[str, str] = read_json(folder / COLLECTED)["aside"]
-    return found
 
 
 def _no_dump(result: ProgramResult, program: BoardProgram, expected_bytes: int) -> str:
@@ -161,3 +129,48 @@ def _no_dump(result: ProgramResult, program: BoardProgram, expected_bytes: int) 
         return f"it wrote {len(result.dumps)} files {program.dumps}{f' ({names})' if names else ''}, one is wanted"
     (name, size) = result.dumps[0]
     return "" if size == expected_bytes else f"its {printable(name)} has {size} bytes, {expected_bytes} are expected"
+
+
+def reader(target: str, files: InputFiles) -> Plugin | None:
+    """Return the module that parses the output of a target's programs, where these files are such output."""
+    printed = all(path.suffix in SUFFIXES for path in files.paths)
+    return plugin("targets", target, "printed") if printed and module_file(f"targets.{target}.printed") else None
+
+
+@stage
+def read_printed(
+    *, outputs: InputFiles, speech: Path, graphs: Path, reader: Plugin, target: str, out: Path
+) -> dict[str, str]:
+    """Write the hypotheses of output files, each named by its clip, and a binary.json that names their origin."""
+    clips = {clip.id: clip for clip in load_speech(speech)}
+    lines: list[dict[str, Any]] = []
+    for path in outputs.paths:
+        if path.stem not in clips:
+            raise BadInput(
+                f"{path} belongs to no clip of the test set, which has {', '.join(list(clips)[:3])}, …: "
+                "name each output by its clip's id, then run `nightjar evaluate` again"
+            )
+        output = reader.load().parse(path.read_text(encoding="utf-8", errors="replace"))
+        if output is None:
+            raise BadInput(
+                f"{path} has no text: give {reader.load().WANTED}, one file per clip, to `nightjar evaluate`"
+            )
+        lines.append(hypothesis_line(path.stem, output, clips[path.stem].duration_s))
+    found = [clips[line["id"]] for line in lines]
+    write_hypotheses(out, lines, found, [clip for clip in clips.values() if clip not in found])
+    describe_program(graphs, target, out)
+    return {"clips": str(len(lines))}
+
+
+def hypothesis_line(name: str, output: ProgramOutput, duration_s: float) -> dict[str, Any]:
+    """Return the line of hypotheses.jsonl for a program's output."""
+    seconds = {} if output.seconds is None else {"total": output.seconds}
+    line = {"id": name, "text": output.text, "tokens": [], "steps": 0, "capped": False, "agree": None}
+    return {**line, "seconds": seconds, "audio_s": output.audio_s or duration_s}
+
+
+def describe_program(graphs: Path, target: str, out: Path) -> None:
+    """Write model.json, and the binary.json of a program whose parts are unknown."""
+    shutil.copyfile(graphs / "model.json", out / "model.json")
+    description = {"target": target, "precision": "as printed", "parts": {}}
+    (out / "binary.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

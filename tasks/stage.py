@@ -14,9 +14,11 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -47,23 +49,20 @@ class Pending(NamedTuple):
     stage: str
 
 
+@dataclass(eq=False)
 class Run:
     """One flow run's settings and the outcomes of its stages."""
 
-    def __init__(
-        self,
-        store: Store,
-        refresh: frozenset[str] = frozenset(),
-        plan: bool = False,
-        board_wait_s: float | None = None,
-        on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-        on_outcome: Callable[[StageOutcome], None] = lambda outcome: None,
-    ) -> None:
-        self.store, self.refresh, self.plan = store, refresh, plan
-        self.on_progress, self.on_outcome = on_progress, on_outcome
-        self.board_wait_s = board_wait_s  # for a board in use by others; None: without limit
-        self.outcomes: list[StageOutcome] = []
-        self.usage = Usage(store)
+    store: Store
+    refresh: frozenset[str] = frozenset()
+    plan: bool = False
+    board_wait_s: float | None = None  # for a board in use by others; None: without limit
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    on_outcome: Callable[[StageOutcome], None] = lambda outcome: None
+    outcomes: list[StageOutcome] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.usage = Usage(self.store)
 
     def finish(self, outcome: StageOutcome) -> StageOutcome:
         """Record and report the outcome of a stage."""
@@ -86,28 +85,20 @@ def running(run: Run) -> Iterator[Run]:
         run.usage.close()
 
 
-@contextlib.contextmanager
-def current_or_new_run(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+def current_or_new_run(refresh: tuple[str, ...], board_wait_s: float | None = None) -> AbstractContextManager[Run]:
     """Use the caller's run for the stages called inside, or a new one on the default store if there is none."""
-    if (run := _run.get(None)) is not None:
-        yield run
-        return
-    with running(Run(open_store(), frozenset(refresh), False, board_wait_s, _progress_logger())) as run:
-        yield run
+    run = _run.get(None)
+    return separate_run(refresh, board_wait_s) if run is None else contextlib.nullcontext(run)
 
 
-@contextlib.contextmanager
-def separate_run(refresh: tuple[str, ...], board_wait_s: float | None = None) -> Iterator[Run]:
+def separate_run(refresh: tuple[str, ...], board_wait_s: float | None = None) -> AbstractContextManager[Run]:
     """Use a run of their own for the stages called inside; it reports to the caller's run if there is one."""
     outer = _run.get(None)
     if outer is None:
-        with current_or_new_run(refresh, board_wait_s) as run:
-            yield run
-        return
-    own = Run(outer.store, frozenset(refresh), outer.plan, board_wait_s, outer.on_progress, outer.on_outcome)
+        return running(Run(open_store(), frozenset(refresh), False, board_wait_s, _progress_logger()))
+    own = replace(outer, refresh=frozenset(refresh), board_wait_s=board_wait_s)
     own.usage = Usage(outer.store, outer.usage)  # gc keeps a night's cells until the night is in the history
-    with running(own):
-        yield own
+    return running(own)
 
 
 def _progress_logger() -> Callable[[str, int, int], None]:
@@ -128,28 +119,9 @@ def current_run() -> Run:
     return _run.get()
 
 
-def earlier_results(stage: str) -> list[Path]:
-    """List the folders of a stage's earlier results in this store, newest first, without verifying their content."""
-    run = _run.get(None)
-    return [run.store.path(record.artifact) for record in run.store.records(stage)] if run is not None else []
-
-
 Body = Callable[..., dict[str, str] | None]
 
 
-class Call(NamedTuple):
-    """One call of a stage."""
-
-    name: str
-    label: str  # the name, and what tells several calls in one run apart
-    body: Body
-    arguments: dict[str, Any]
-
-
-@overload
-def stage(body: Body) -> Callable[..., Any]: ...
-@overload
-def stage(*, view: Callable[[Path], None]) -> Callable[[Body], Callable[..., Any]]: ...
 def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = None) -> Callable[..., Any]:
     """Make a cached stage of `body(*, inputs…, options…, out, work)`.
 
@@ -160,95 +132,88 @@ def stage(body: Body | None = None, *, view: Callable[[Path], None] | None = Non
     """
     if body is None:
         return functools.partial(stage, view=view)
-    name = body.__name__
-    signature = inspect.signature(body)
+    name, signature = body.__name__, inspect.signature(body)
 
-    def resolve(label: str, arguments: dict[str, Any]) -> tuple[StageOutcome, Artifact | Pending]:
-        outcome, artifact = _resolve(Call(name, label, body, arguments))
-        if view is not None and isinstance(artifact, Artifact) and not current_run().plan:
-            view(current_run().store.path(artifact))
-        return outcome, artifact
-
+    # One task without retries per stage; NO_CACHE because the store decides and verifies what it returns.
+    @task(name=name, description=inspect.getdoc(body), cache_policy=NO_CACHE, task_run_name="{label}")
     def run_stage(label: str, arguments: dict[str, Any]) -> State[Any]:
         try:
-            outcome, artifact = resolve(label, arguments)
+            outcome, artifact = _resolve(label, body, arguments)
         except (NightjarError, OSError) as error:  # raised, it would be a traceback in the run's log
             return Failed(message=f"{type(error).__name__}: {error}", data=error)
         if outcome.cached:
             return Completed(name="Cached", message=f"taken from the store: {outcome.key[:12]}", data=artifact)
         return Completed(message=f"executed: {outcome.why}", data=artifact)
 
-    # One task without retries per stage; NO_CACHE because the store decides and verifies what it returns.
-    prefect_task = task(name=name, description=inspect.getdoc(body), cache_policy=NO_CACHE, task_run_name="{label}")(
-        run_stage
-    )
-
     @functools.wraps(body)
-    def call(*, label: str = "", **arguments: Any) -> Artifact | Pending:
-        label = f"{name} {label}".strip()
+    def call(*, label: str = "", **arguments: Any) -> Any:
+        run, label = current_run(), f"{name} {label}".strip()
         signature.bind(**arguments, **{own: None for own in ("out", "work") if own in signature.parameters})
-        if FlowRunContext.get() is not None and not current_run().plan:
-            returned = prefect_task(label, arguments)
-            # A task that returns a state gives that state back to a direct caller.
-            artifact: Artifact = returned.result() if isinstance(returned, State) else returned
-            return artifact
-        return resolve(label, arguments)[1]
+        artifact: Any
+        if FlowRunContext.get() is None or run.plan:
+            _, artifact = _resolve(label, body, arguments)
+        else:
+            artifact = run_stage(label, arguments)
+            if isinstance(artifact, State):  # what a task returns to a direct caller when its body returns a state
+                artifact = artifact.result()
+        if view is not None and isinstance(artifact, Artifact) and not run.plan:
+            view(run.store.path(artifact))
+        return artifact
 
     return call
 
 
-def _resolve(call: Call) -> tuple[StageOutcome, Artifact | Pending]:
-    run, pending = current_run(), Pending(call.label)
-    waits_for = sorted({value.stage for value in call.arguments.values() if isinstance(value, Pending)})
+def _resolve(label: str, body: Body, arguments: dict[str, Any]) -> tuple[StageOutcome, Artifact | Pending]:
+    run, name, pending = current_run(), body.__name__, Pending(label)
+    waits_for = sorted({value.stage for value in arguments.values() if isinstance(value, Pending)})
     if waits_for:
-        return run.finish(StageOutcome(call.label, 0, False, f"depends on {', '.join(waits_for)}")), pending
-    parts = key_parts(call.name, call.body, call.arguments)
+        return run.finish(StageOutcome(label, 0, False, f"depends on {', '.join(waits_for)}")), pending
+    parts = key_parts(name, body, arguments)
     key = digest(parts)[:24]
-    run.on_progress(call.label, 0, 0)
+    run.on_progress(label, 0, 0)
     if not run.plan or run.store.root.exists():  # a plan creates no store
-        run.usage.note(call.name, key)
-    record, why = _look_up(run, call.name, key, parts)
-    if record is not None:
-        return run.finish(StageOutcome(call.label, 0, True, "", key)), record.artifact
-    if run.plan:
-        return run.finish(StageOutcome(call.label, 0, False, why, key)), pending
-    with run.store.lock(call.name, key, lambda: log.warning("%s: waiting for another run's result", call.name)):
-        record, _ = _look_up(run, call.name, key, parts, has_lock=True)  # the other run may have made it
-        if record is not None:
-            return run.finish(StageOutcome(call.label, 0, True, "", key)), record.artifact
-        log.info("%s: running (%s)", call.label, why)
-        record = _execute(run, call, key, parts)
-    return run.finish(StageOutcome(call.label, record.seconds, False, why, key)), record.artifact
+        run.usage.note(name, key)
+    record, why = _look_up(name, key, parts)
+    if record is None and not run.plan:
+        with run.store.lock(name, key, lambda: log.warning("%s: waiting for another run's result", name)):
+            record, _ = _look_up(name, key, parts, has_lock=True)  # the other run may have made it
+            if record is None:
+                log.info("%s: running (%s)", label, why)
+                record = _execute(label, body, arguments, key, parts)
+                return run.finish(StageOutcome(label, record.seconds, False, why, key)), record.artifact
+    if record is None:
+        return run.finish(StageOutcome(label, 0, False, why, key)), pending
+    return run.finish(StageOutcome(label, 0, True, "", key)), record.artifact
 
 
-def _look_up(run: Run, name: str, key: str, parts: dict[str, str], has_lock: bool = False) -> tuple[Record | None, str]:
+def _look_up(name: str, key: str, parts: dict[str, str], has_lock: bool = False) -> tuple[Record | None, str]:
+    run = current_run()
     if name in run.refresh and all(outcome.key != key for outcome in run.outcomes):
         return None, "refresh was requested"
     record, why = run.store.find(name, key, has_lock)
-    if why == NOT_STORED:
-        why = _explain_miss(run.store, name, parts)
-    return record, why
+    return record, _explain_miss(run.store, name, parts) if why == NOT_STORED else why
 
 
-def _execute(run: Run, call: Call, key: str, parts: dict[str, str]) -> Record:
-    work = run.store.work(call.name, key)
+def _execute(label: str, body: Body, arguments: dict[str, Any], key: str, parts: dict[str, str]) -> Record:
+    run, name = current_run(), body.__name__
+    work = run.store.work(name, key)
     own = {"out": work / "out"}
     with storage_errors():
         shutil.rmtree(own["out"], ignore_errors=True)  # left by a killed run
         own["out"].mkdir(parents=True)
-        if "work" in inspect.signature(call.body).parameters:
+        if "work" in inspect.signature(body).parameters:
             own["work"] = work / "kept"
             own["work"].mkdir(exist_ok=True)
-    paths = {name: _as_path(run.store, value) for name, value in call.arguments.items()}
+    paths = {argument: _as_path(run.store, value) for argument, value in arguments.items()}
     start = time.perf_counter()
     with (
-        progress_artifact(call.label, functools.partial(run.on_progress, call.label)) as listener,
+        progress_artifact(label, functools.partial(run.on_progress, label)) as listener,
         listening(listener),
         storage_errors(),
-        toolchain_log(call.label, own["out"]),
+        toolchain_log(label, own["out"]),
     ):
-        meta = call.body(**paths, **own)
-    record = run.store.publish(call.name, key, own["out"], parts, meta or {}, time.perf_counter() - start)
+        meta = body(**paths, **own)
+    record = run.store.publish(name, key, own["out"], parts, meta or {}, time.perf_counter() - start)
     shutil.rmtree(work, ignore_errors=True)
     return record
 
@@ -292,11 +257,9 @@ def _explain_miss(store: Store, name: str, parts: dict[str, str]) -> str:
     earlier = [record.parts for record in store.records(name) if plug_ins.items() <= record.parts.items()]
     if not earlier:
         return "first run"
-    old, differing = min(
-        ((old, sorted(p for p in parts.keys() | old.keys() if parts.get(p) != old.get(p))) for old in earlier),
-        key=lambda each: len(each[1]),
-    )
-    shown = [_difference(part, old.get(part), parts.get(part)) for part in differing[:SHOWN_DIFFERENCES]]
+    changes = [(old, {part for part, _ in old.items() ^ parts.items()}) for old in earlier]
+    old, differing = min(changes, key=lambda change: len(change[1]))
+    shown = [_difference(part, old.get(part), parts.get(part)) for part in sorted(differing)[:SHOWN_DIFFERENCES]]
     more = len(differing) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 

@@ -355,7 +355,7 @@ def flip_at_rest(bench: Bench, chance: random.Random) -> set[str]:
     """Flip a bit of a file that a killed harvest left on the board or here; return the clips this may concern."""
     time.sleep(0.3)
     files = [path for top in (bench.loop.scratch, bench.work) for path in top.rglob("*") if path.is_file()]
-    files = [path for path in files if path.stat().st_size > 100 and path.name not in ("job.loop.json", "taken.json")]
+    files = [path for path in files if path.stat().st_size > 100 and path.name != "job.loop.json"]
     path = chance.choice(files)
     with path.open("r+b") as file:
         at = chance.randrange(path.stat().st_size)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from threadpoolctl import threadpool_limits
 
 from models.zipformer import stream
-from models.zipformer.feature_variants import Features, States, features_of
+from models.zipformer.feature_variants import FEATURES, Features, States
 from models.zipformer.reservoir import Reservoir
 from models.zipformer.stream import BLANK, Array, Model, Runner
 from nightjar.errors import BadInput, BadOptions
@@ -129,7 +129,7 @@ def draw_steps(chunks: Mapping[str, int], options: CalibrationOptions) -> list[t
 
 def _chunks(clip: Clip, kind: Features, model: Model) -> list[Array]:
     wave = load_audio(clip.audio).astype(np.float32) / 32768.0
-    return [chunk.x for chunk in stream.chunks_of(wave, model, features_of(kind))]
+    return [chunk.x for chunk in stream.chunks_of(wave, model, FEATURES[kind])]
 
 
 def whole_streams(clips: Sequence[Clip], options: CalibrationOptions, model: Model) -> list[np.ndarray]:

@@ -120,7 +120,9 @@ def _check(checkpoint: Checkpoint) -> None:
     for name in ("T", "decode_chunk_len", "context_size", "vocab_size"):
         if not metadata.get(name, "").isdigit():
             raise ValueError(f"its metadata has no number {name}")
-    inputs = {value.name: _dims(value) for value in encoder.graph.input}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in encoder.graph.input}
+    # An open number of streams is 1.
+    inputs = {n: tuple(d.dim_value if d.HasField("dim_value") else 1 for d in shape) for n, shape in shapes.items()}
     first = next(iter(inputs))
     frames = int(metadata["T"])
     if first != "x" or inputs[first][1:] != (frames, 80):
@@ -168,8 +170,3 @@ def expected_states(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
             found |= {f"{kind}_{layer}": (left, 1, value * heads) for kind in ("cached_val1", "cached_val2")}
             found |= {f"{kind}_{layer}": (1, width, kernel // 2) for kind in ("cached_conv1", "cached_conv2")}
     return found if first else found | {"embed_states": (1, 128, 3, 19), "processed_lens": (1,)}
-
-
-def _dims(value: Any) -> tuple[int, ...]:
-    """Read a shape; an open number of streams is 1."""
-    return tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in value.type.tensor_type.shape.dim)

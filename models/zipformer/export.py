@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,14 @@ def edit_graphs(model: Checkpoint, recipe: Recipe) -> dict[str, Any]:
         if part == "encoder":
             counting = {v.name for v in original.graph.input if v.type.tensor_type.elem_type == TensorProto.INT64}
             counts = {before: after for before, after in states_of(original) if before in counting}  # of frames
-            surgery.bound_averages(editor, counts)
-            surgery.multiply_sums(editor)
-            surgery.shift_distances(editor)
+            editor.replace("Mul", partial(surgery.bound_average, counts=counts))
+            editor.replace("CumSum", surgery.multiply_sum)
+            editor.replace("GatherElements", surgery.shift_distances)
             if recipe.float_counts:
                 surgery.float_counts(editor, counts)
             if recipe.kernel_most:
                 surgery.split_kernels(editor, recipe.kernel_most)
-            surgery.slice_look_ups(editor)
+            editor.replace("Gather", surgery.slice_look_up)
         editor.drop_unread()
         graphs[part] = editor.model
     return graphs

@@ -3,7 +3,6 @@
 The recogniser gets none of them: they are here to be measured (docs/zipformer.md).
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -12,11 +11,6 @@ from nightjar.device.kaldi_fbank import FIRST, LENGTH, N_FFT, PREEMPHASIS, SHIFT
 
 Features = Literal["kaldi", "librosa", "waveform-dc"]
 States = Literal["sampled", "zero", "full"]
-
-
-def features_of(kind: Features) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from a wave, float32 mono 16 kHz in [-1, 1], to frames (n, 80)."""
-    return {"kaldi": fbank, "librosa": librosa_log_mel, "waveform-dc": emphasised_log_mel}[kind]
 
 
 def librosa_log_mel(wave: np.ndarray) -> np.ndarray:
@@ -36,3 +30,7 @@ def emphasised_log_mel(wave: np.ndarray) -> np.ndarray:
     centred = wave - wave.mean(dtype=np.float64).astype(np.float32)
     before = np.concatenate([centred[:1], centred[:-1]]) if len(wave) else centred
     return librosa_log_mel((centred - PREEMPHASIS * before).astype(np.float32))
+
+
+# From a wave, float32 mono 16 kHz in [-1, 1], to frames (n, 80).
+FEATURES = {"kaldi": fbank, "librosa": librosa_log_mel, "waveform-dc": emphasised_log_mel}

@@ -52,6 +52,4 @@ class Stock:
     transcribe_long = transcribe  # a stream is as long as it is
 
 
-def load_stock(checkpoint: Path) -> Stock:
-    """Open sherpa-onnx with a checkpoint's files."""
-    return Stock(checkpoint)
+load_stock = Stock

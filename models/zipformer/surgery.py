@@ -61,58 +61,47 @@ def _fold_constants(model: Any) -> Any:
     return folded
 
 
-def slice_look_ups(editor: Editor) -> int:
-    """Turn each Gather of one fixed index into a Slice: MDLA and Hailo have no Gather, RKNN hands it to the CPU."""
-
-    def rewrite(node: Any) -> list[Any]:
-        index, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0])
-        if index is None or index.size != 1 or index.ndim > 1 or not shape or editor.is_constant(node.input[0]):
-            return []
-        axis, out = attribute(node, "axis", 0) % len(shape), node.output[0]
-        at = int(index.reshape(-1)[0]) % shape[axis]
-        bounds = _store_ints(editor, out, {"at": [at], "to": [at + 1], "axis": [axis]})
-        if index.ndim == 1:
-            return [make_node("Slice", [node.input[0], *bounds.values()], [out], name=node.name)]
-        rest = _store_ints(editor, out, {"shape": [*shape[:axis], *shape[axis + 1 :]]})
-        return [
-            make_node("Slice", [node.input[0], *bounds.values()], [f"{out}.cut"], name=f"{node.name}.cut"),
-            make_node("Reshape", [f"{out}.cut", rest["shape"]], [out], name=node.name),
-        ]
-
-    return editor.replace("Gather", rewrite)
+def slice_look_up(editor: Editor, node: Any) -> list[Any]:
+    """Turn a Gather of one fixed index into a Slice: MDLA and Hailo have no Gather, RKNN hands it to the CPU."""
+    index, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0])
+    if index is None or index.size != 1 or index.ndim > 1 or not shape or editor.is_constant(node.input[0]):
+        return []
+    axis, out = attribute(node, "axis", 0) % len(shape), node.output[0]
+    at = int(index.reshape(-1)[0]) % shape[axis]
+    bounds = _store_ints(editor, out, {"at": [at], "to": [at + 1], "axis": [axis]})
+    if index.ndim == 1:
+        return [make_node("Slice", [node.input[0], *bounds.values()], [out], name=node.name)]
+    rest = _store_ints(editor, out, {"shape": [*shape[:axis], *shape[axis + 1 :]]})
+    return [
+        make_node("Slice", [node.input[0], *bounds.values()], [f"{out}.cut"], name=f"{node.name}.cut"),
+        make_node("Reshape", [f"{out}.cut", rest["shape"]], [out], name=node.name),
+    ]
 
 
-def shift_distances(editor: Editor) -> int:
+def shift_distances(editor: Editor, node: Any) -> list[Any]:
     """Take relative positions to absolute ones by moving rows instead of gathering each element.
 
     scores (…, c, n + c - 1) -> (…, c, n), row i beginning at c - 1 - i (Transformer-XL's shift): in one flat row a row
     begins every n + c - 2 elements, from c - 1 on. icefall puts batch, heads and queries in one axis: (b · h · c, …).
     """
-
-    def rewrite(node: Any) -> list[Any]:
-        index, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0], ())
-        axis = attribute(node, "axis", 0) % max(1, len(shape))
-        if index is None or axis != len(shape) - 1 or index.ndim != len(shape):
+    index, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0], ())
+    axis = attribute(node, "axis", 0) % max(1, len(shape))
+    if index is None or axis != len(shape) - 1 or index.ndim != len(shape):
+        return []
+    (*outer, rows, n), width = index.shape, shape[-1]
+    if outer and shape[-2] == rows:
+        c, leading = rows, tuple(shape[:-2])
+    else:
+        c = width - n + 1
+        leading = (rows // max(1, c),)
+        if index.ndim != 2 or rows % max(1, c):
             return []
-        (*outer, rows, n), width = index.shape, shape[-1]
-        if outer and shape[-2] == rows:
-            c, leading = rows, tuple(shape[:-2])
-        else:
-            c = width - n + 1
-            leading = (rows // max(1, c),)
-            if index.ndim != 2 or rows % max(1, c):
-                return []
-        if width != n + c - 1 or c < 2:
-            return []
-        wanted = (np.arange(c - 1, -1, -1)[:, None] + np.arange(n)).astype(index.dtype)
-        return _shift(editor, node, leading, c, n) if (index.reshape(-1, c, n) == wanted).all() else []
-
-    return editor.replace("GatherElements", rewrite)
-
-
-def _shift(editor: Editor, node: Any, outer: tuple[int, ...], c: int, n: int) -> list[Any]:
-    out, width, last = node.output[0], n + c - 1, len(outer)
-    shapes = {"flat": [*outer, c * width], "rows": [*outer, c, width - 1], "shape": list(editor.shapes[out])}
+    if width != n + c - 1 or c < 2:
+        return []
+    if (index.reshape(-1, c, n) != np.arange(c - 1, -1, -1)[:, None] + np.arange(n)).any():
+        return []
+    out, last = node.output[0], len(leading)
+    shapes = {"flat": [*leading, c * width], "rows": [*leading, c, width - 1], "shape": list(editor.shapes[out])}
     ends = {"from": [c - 1], "until": [c * width - 1], "zero": [0], "n": [n], "last": [last], "inner": [last + 1]}
     name = _store_ints(editor, out, shapes | ends)
     steps = [
@@ -125,33 +114,29 @@ def _shift(editor: Editor, node: Any, outer: tuple[int, ...], c: int, n: int) ->
     return [*nodes, make_node("Reshape", [f"{out}.4", name["shape"]], [out], name=node.name)]
 
 
-def multiply_sums(editor: Editor) -> int:
-    """Turn each CumSum into a product with a triangle of ones: no NPU here has CumSum."""
-
-    def rewrite(node: Any) -> list[Any]:
-        axis, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0], ())
-        if axis is None or len(shape) < 2 or attribute(node, "exclusive", 0) or attribute(node, "reverse", 0):
-            return []
-        at, out, source = int(axis.reshape(-1)[0]) % len(shape), node.output[0], node.input[0]
-        ones = editor.store(f"{out}.ones", np.tril(np.ones((shape[at], shape[at]), np.float32)))
-        if at == len(shape) - 2:
-            return [make_node("MatMul", [ones, source], [out], name=node.name)]
-        others = [i for i in range(len(shape)) if i != at]
-        order = [*others[:-1], at, others[-1]]
-        back = [order.index(i) for i in range(len(shape))]
-        return [
-            make_node("Transpose", [source], [f"{out}.in"], name=f"{node.name}.in", perm=order),
-            make_node("MatMul", [ones, f"{out}.in"], [f"{out}.sum"], name=f"{node.name}.sum"),
-            make_node("Transpose", [f"{out}.sum"], [out], name=node.name, perm=back),
-        ]
-
-    return editor.replace("CumSum", rewrite)
+def multiply_sum(editor: Editor, node: Any) -> list[Any]:
+    """Turn a CumSum into a product with a triangle of ones: no NPU here has CumSum."""
+    axis, shape = editor.find_constant(node.input[1]), editor.shapes.get(node.input[0], ())
+    if axis is None or len(shape) < 2 or attribute(node, "exclusive", 0) or attribute(node, "reverse", 0):
+        return []
+    at, out, source = int(axis.reshape(-1)[0]) % len(shape), node.output[0], node.input[0]
+    ones = editor.store(f"{out}.ones", np.tril(np.ones((shape[at], shape[at]), np.float32)))
+    if at == len(shape) - 2:
+        return [make_node("MatMul", [ones, source], [out], name=node.name)]
+    others = [i for i in range(len(shape)) if i != at]
+    order = [*others[:-1], at, others[-1]]
+    back = np.argsort(order).tolist()
+    return [
+        make_node("Transpose", [source], [f"{out}.in"], name=f"{node.name}.in", perm=order),
+        make_node("MatMul", [ones, f"{out}.in"], [f"{out}.sum"], name=f"{node.name}.sum"),
+        make_node("Transpose", [f"{out}.sum"], [out], name=node.name, perm=back),
+    ]
 
 
 def split_kernels(editor: Editor, most: int) -> int:
     """Turn a convolution over time with more than `most` taps into the sum of several, each of some of the taps."""
 
-    def rewrite(node: Any) -> list[Any]:
+    def rewrite(editor: Editor, node: Any) -> list[Any]:
         kernel = editor.find_constant(node.input[1])
         shape = editor.shapes.get(node.input[0], ())
         if kernel is None or kernel.ndim != 3 or len(shape) != 3 or kernel.shape[2] <= most:
@@ -187,7 +172,7 @@ def split_kernels(editor: Editor, most: int) -> int:
     return editor.replace("Conv", rewrite)
 
 
-def bound_averages(editor: Editor, counts: Collection[str]) -> int:
+def bound_average(editor: Editor, node: Any, counts: Collection[str]) -> list[Any]:
     """Update a running average without its sum: (s + a·l)/(l + n) becomes a + (s - n·a)/(l + n), n frames being new.
 
     The first generation's pooling multiplies the average so far by the number of frames. In float16 that product has 11
@@ -196,12 +181,9 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
     counts: the inputs that count frames.
     """
 
-    def counted(name: str) -> bool:
-        return editor.root(name, BETWEEN) in counts
-
     def factor(node: Any) -> str | None:
         """Return the other operand of a node with one operand that counts frames."""
-        others = [source for source in node.input if not counted(source)]
+        others = [source for source in node.input if editor.root(source, BETWEEN) not in counts]
         return others[0] if len(others) == len(node.input) - 1 else None
 
     def find_average(name: str) -> tuple[str, list[Any]] | None:
@@ -222,30 +204,27 @@ def bound_averages(editor: Editor, counts: Collection[str]) -> int:
         constant = None if added is None else editor.find_constant(added)
         return None if constant is None or constant.size != np.prod(shape) else constant.reshape(shape)
 
-    def rewrite(node: Any) -> list[Any]:
-        for total, rate in (tuple(node.input), tuple(reversed(node.input))):
-            added = editor.producers.get(total)
-            if added is None or added.op_type != "Add" or len(editor.readers[total]) != 1:
+    for total, rate in (tuple(node.input), tuple(reversed(node.input))):
+        added = editor.producers.get(total)
+        if added is None or added.op_type != "Add" or len(editor.readers[total]) != 1:
+            continue
+        for running, fresh in (tuple(added.input), tuple(reversed(added.input))):
+            if (found := find_average(running)) is None or (new := new_frames(rate)) is None:
                 continue
-            for running, fresh in (tuple(added.input), tuple(reversed(added.input))):
-                if (found := find_average(running)) is None or (new := new_frames(rate)) is None:
-                    continue
-                (average, moves), out, nodes = found, node.output[0], []
-                for number, move in enumerate(moves):
-                    name = f"{out}.average.{number}"
-                    nodes.append(make_node("Unsqueeze", [average, *move.input[1:]], [name], name=name))
-                    nodes[-1].attribute.extend(move.attribute)
-                    average = name
-                steps = [
-                    ("Mul", [average, editor.store(f"{out}.new", new.astype(np.float32))], f"{out}.due"),
-                    ("Sub", [fresh, f"{out}.due"], f"{out}.news"),
-                    ("Mul", [f"{out}.news", rate], f"{out}.step"),
-                    ("Add", [average, f"{out}.step"], out),
-                ]
-                return nodes + [make_node(op, inputs, [to], name=to) for op, inputs, to in steps]
-        return []
-
-    return editor.replace("Mul", rewrite)
+            (average, moves), out, nodes = found, node.output[0], []
+            for number, move in enumerate(moves):
+                name = f"{out}.average.{number}"
+                nodes.append(make_node("Unsqueeze", [average, *move.input[1:]], [name], name=name))
+                nodes[-1].attribute.extend(move.attribute)
+                average = name
+            steps = [
+                ("Mul", [average, editor.store(f"{out}.new", new.astype(np.float32))], f"{out}.due"),
+                ("Sub", [fresh, f"{out}.due"], f"{out}.news"),
+                ("Mul", [f"{out}.news", rate], f"{out}.step"),
+                ("Add", [average, f"{out}.step"], out),
+            ]
+            return nodes + [make_node(op, inputs, [to], name=to) for op, inputs, to in steps]
+    return []
 
 
 def float_counts(editor: Editor, counts: Mapping[str, str]) -> int:

@@ -57,15 +57,15 @@ def _store() -> Finding:
 
 
 def _server() -> Finding:
-    from flows.server import configured_server  # imports Prefect
+    from flows.server import configured_server, unreachable  # imports Prefect
 
     url, reason = configured_server()
     if not url:
         none = "none configured, flows run without one (set PREFECT_API_URL to use one)"
         return Finding("Prefect server", "absent", none)
     if reason:
-        url += f" does not answer ({reason}): start it, or unset PREFECT_API_URL"
-    return Finding("Prefect server", "missing" if reason else "ok", url)
+        return Finding("Prefect server", "missing", str(unreachable(url, reason)))
+    return Finding("Prefect server", "ok", url)
 
 
 def _models() -> list[Finding]:

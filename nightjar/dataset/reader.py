@@ -8,7 +8,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,14 +16,18 @@ import numpy as np
 from pydantic import BaseModel
 
 from nightjar.errors import StoreBroken
-from nightjar.files import digest, digest_file
+from nightjar.files import digest, digest_file, storage_errors
+from nightjar.progress import tick
 
 INDEX = "dataset.json"
 REMEDY = "run the same `nightjar harvest` again, it recomputes what is missing or altered"
 
 
 class HarvestedClip(NamedTuple):
-    """Encoder outputs of one clip: float16 tensors without the batch axis; wave: sha256 of its int16 samples."""
+    """Encoder outputs of one clip: float16 tensors without the batch axis; wave: sha256 of its int16 samples.
+
+    The tensors of a clip that is read from a dataset are read-only memory maps.
+    """
 
     id: str
     audio_s: float
@@ -73,7 +77,7 @@ class ShardFile:
     """One tensor of a shard: an .npy file `(clips, *shape)` of float16, read and written clip by clip."""
 
     def __init__(self, folder: Path, number: int, tensor: str, clips: int, shape: tuple[int, ...]) -> None:
-        self.path = tensor_file(folder, number, tensor)
+        self.path = shard_file(folder, number, f"{tensor}.npy")
         header = io.BytesIO()
         layout = {"descr": "<f2", "fortran_order": False, "shape": (clips, *shape)}
         np.lib.format.write_array_header_1_0(header, layout)
@@ -110,44 +114,25 @@ class ShardFile:
     def _offset(self, slot: int) -> int:
         return len(self._header) + slot * self._clip_bytes
 
-    def sync(self) -> None:
-        os.fsync(self._fd)
-
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
-def tensor_file(folder: Path, number: int, tensor: str) -> Path:
-    """Return the path of a tensor of a shard."""
-    return folder / f"shard-{number:05d}.{tensor}.npy"
+def shard_file(folder: Path, number: int, kind: str) -> Path:
+    """Return the path of a shard's record (`json`), or of one of its tensors (`hidden.npy`)."""
+    return folder / f"shard-{number:05d}.{kind}"
 
 
-def record_file(folder: Path, number: int) -> Path:
-    """Return the path of a shard's record."""
-    return folder / f"shard-{number:05d}.json"
-
-
-class Sample(NamedTuple):
-    """One clip of a dataset; its tensors are read-only memory maps, float16."""
-
-    id: str
-    audio_s: float
-    tensors: dict[str, np.ndarray]
-
-
-class Dataset(Sequence[Sample]):
+class Dataset(Sequence[HarvestedClip]):
     """Read a finished dataset; tensors are loaded when they are used."""
 
     def __init__(self, folder: Path, index: Index, records: Sequence[ShardRecord]) -> None:
         self.folder, self.metadata = folder, index
-        self._entries = [(entry.id, entry.audio_s) for record in records for entry in record.clips]
+        self._entries = [entry for record in records for entry in record.clips]
+        self.ids = [entry.id for entry in self._entries]
         self._mapped: tuple[int, dict[str, np.ndarray]] = (-1, {})
-
-    @property
-    def ids(self) -> list[str]:
-        return [name for name, _ in self._entries]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -155,20 +140,16 @@ class Dataset(Sequence[Sample]):
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
             return [self[each] for each in range(*at.indices(len(self)))]
-        name, audio_s = self._entries[at]
+        entry = self._entries[at]
         number, slot = divmod(at % len(self), self.metadata.shard_clips)
         if self._mapped[0] != number:  # one shard at a time, or all that was read would count as this process's memory
-            paths = {tensor: tensor_file(self.folder, number, tensor) for tensor in self.metadata.tensors}
+            paths = {name: shard_file(self.folder, number, f"{name}.npy") for name in self.metadata.tensors}
             self._mapped = (number, {name: np.load(path, mmap_mode="r") for name, path in paths.items()})
-        return Sample(name, audio_s, {tensor: values[slot] for tensor, values in self._mapped[1].items()})
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[at] for at in range(len(self)))
+        tensors = {tensor: values[slot] for tensor, values in self._mapped[1].items()}
+        return HarvestedClip(entry.id, entry.audio_s, entry.wave, tensors)
 
 
-def open_dataset(
-    folder: Path, verify: bool = True, tick: Callable[[int, int], None] = lambda done, of: None
-) -> Dataset:
+def open_dataset(folder: Path, verify: bool = True) -> Dataset:
     """Open a finished dataset; raises StoreBroken with the clip or file that is missing or altered.
 
     verify: hash every tensor, at the speed of the disk; without, only the index, records and file sizes are checked.
@@ -179,19 +160,18 @@ def open_dataset(
         if index.with_shards(index.shards) != index:
             raise ValueError("wrong checksum")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it was altered"
+        reason = getattr(error, "strerror", "it was altered")
         raise StoreBroken(f"{folder / INDEX} cannot be read ({reason}): {REMEDY}") from error
     if len(index.shards) != len(index.sizes()):
         raise StoreBroken(f"{folder} is not finished: {REMEDY}")
     records = []
     for number, (expected, size) in enumerate(zip(index.shards, index.sizes(), strict=True)):
-        path = record_file(folder, number)
+        path = shard_file(folder, number, "json")
         if not path.exists() or digest_file(path) != expected:
             raise StoreBroken(f"{path} is missing or was altered: {REMEDY}")
         records.append(record := ShardRecord.model_validate_json(path.read_bytes()))
         for tensor, shape in index.tensors.items():
             _check_file(ShardFile(folder, number, tensor, size, shape), tensor, record, verify)
-        tick(number + 1, len(index.shards))
     return Dataset(folder, index, records)
 
 
@@ -206,3 +186,25 @@ def _check_file(file: ShardFile, tensor: str, record: ShardRecord, verify: bool)
         raise StoreBroken(f"{file.path} cannot be read ({error.strerror}): {REMEDY}") from error
     finally:
         file.close()
+
+
+def write_dumps(dataset: Dataset, order: Sequence[str], folder: Path) -> int:
+    """Write each clip's encoder output as enc_000000.bin and on, as other tools read it; return the number of files.
+
+    order: clip ids in the order of the manifest's lines, which number the files; a clip without a number has a file of
+    its id. A file is (n_audio_ctx, d) little-endian float32 without a header, as `calibrate import-dumps` reads it.
+    Equal files are not written again. Raises StoreBroken when the disk is full.
+    """
+    tensor = next(iter(dataset.metadata.tensors))
+    numbers = {name: f"{number:06d}" for number, name in enumerate(order)}
+    with storage_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        for done, sample in enumerate(dataset, 1):
+            path = folder / f"enc_{numbers.get(sample.id, sample.id)}.bin"
+            data = sample.tensors[tensor].astype("<f4").tobytes()
+            if not path.exists() or path.read_bytes() != data:
+                part = path.with_suffix(".part")
+                part.write_bytes(data)
+                part.rename(path)
+            tick(done, len(dataset))
+    return len(dataset)

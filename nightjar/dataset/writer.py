@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nightjar.dataset.reader import INDEX, HarvestedClip, Index, ShardEntry, ShardFile, ShardRecord, record_file
+from nightjar.dataset.reader import INDEX, HarvestedClip, Index, ShardEntry, ShardFile, ShardRecord, shard_file
 from nightjar.errors import BadOptions
-from nightjar.files import digest_file, read_whole_lines, storage_errors, write_atomic
+from nightjar.files import digest_file, read_whole_lines, storage_errors, sync, write_atomic
 from nightjar.locks import locked
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class DatasetWriter:
         missing = [name for name in self.ids if name not in self.done]
         assert not missing, missing[:3]
         with storage_errors():
-            shards = [digest_file(record_file(self.folder, number)) for number in range(len(self._sizes))]
+            shards = [digest_file(shard_file(self.folder, number, "json")) for number in range(len(self._sizes))]
             index = self._index.with_shards(shards)
             write_atomic(self.folder / INDEX, index.model_dump_json(indent=1))
         return index
@@ -91,9 +91,9 @@ class DatasetWriter:
             log.warning("%s is damaged and is written again", path)
             return None
         ours, theirs = (each.model_dump(exclude={"shards", "sha256"}) for each in (self._index, before))
-        if ours != theirs:
-            flat = [{**each, **each["made_from"]} for each in (ours, theirs)]
-            other = [name for name in flat[0] if name != "made_from" and flat[0][name] != flat[1].get(name)]
+        for described in (ours, theirs):
+            described |= described.pop("made_from")
+        if other := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
             raise BadOptions(
                 f"{self.folder} has a dataset of another {', '.join(other)}: give another --out, or delete it"
             )
@@ -105,7 +105,7 @@ class _OpenShard:
 
     def __init__(self, folder: Path, number: int, names: Sequence[str], index: Index) -> None:
         self.slots, self.entries = {name: slot for slot, name in enumerate(names)}, dict[str, ShardEntry]()
-        self._record = record_file(folder, number)
+        self._record = shard_file(folder, number, "json")
         self._journal_path = self._record.with_suffix(".jsonl")
         self._journal: Any = None
         self._dataset = index.sha256
@@ -119,7 +119,8 @@ class _OpenShard:
         for file in self._files.values():
             complete &= file.open(os.O_RDWR | os.O_CREAT)
         for entry in entries:
-            if self._is_valid(entry):
+            slot, files = self.slots.get(entry.id), self._files.items()
+            if slot is not None and entry.tensors == {tensor: file.sha256(slot) for tensor, file in files}:
                 self.entries[entry.id] = entry
             else:
                 log.warning("%s: clip %s was altered and is recomputed", self._record.with_suffix(""), entry.id)
@@ -144,12 +145,6 @@ class _OpenShard:
             log.warning("%s is damaged and is written again", self._record.with_suffix(""))
             return [], False
 
-    def _is_valid(self, entry: ShardEntry) -> bool:
-        slot = self.slots.get(entry.id)
-        return slot is not None and all(
-            file.sha256(slot) == entry.tensors.get(tensor) for tensor, file in self._files.items()
-        )
-
     def add(self, clip: HarvestedClip) -> None:
         """Write a clip's tensors, then its line in the journal."""
         if self._journal is None:
@@ -171,7 +166,7 @@ class _OpenShard:
     def finish(self) -> None:
         """Write the record, which completes the shard."""
         for file in self._files.values():
-            file.sync()
+            sync(file.path)
         record = ShardRecord(dataset=self._dataset, clips=[self.entries[name] for name in self.slots])
         write_atomic(self._record, record.model_dump_json())
         self.close()

@@ -7,7 +7,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,19 @@ def class_and_line(exc: Exception) -> str:
     """Return the class of an exception and the first line of its message."""
     name, line = type(exc).__name__, first_line(exc)
     return name if line == name else f"{name}: {line}"
+
+
+@contextlib.contextmanager
+def errors_as(
+    what: str, describe: Callable[[Exception], str] = first_line, passing: type[Exception] = ImportError
+) -> Iterator[None]:
+    """Turn an exception of a runtime, of any class, into a RuntimeError `what: why`; those of `passing` stay."""
+    try:
+        yield
+    except passing:
+        raise
+    except Exception as exc:  # runtimes have classes of their own, without a base
+        raise RuntimeError(f"{what}: {describe(exc)}") from exc
 
 
 @contextlib.contextmanager

@@ -94,9 +94,9 @@ class Editor(Graph):
         add_constants(self.model.graph, {name: np.atleast_1d(values)})
         return name
 
-    def replace(self, op_type: str, rewrite: Callable[[Any], list[Any]]) -> int:
-        """Replace each node of a type by what `rewrite` returns for it, if anything; return how many were replaced."""
-        rewritten = [(node, rewrite(node) if node.op_type == op_type else []) for node in self.model.graph.node]
+    def replace(self, op_type: str, rewrite: Callable[["Editor", Any], list[Any]]) -> int:
+        """Replace each node of a type by what `rewrite` returns for it, if any; return how many were replaced."""
+        rewritten = [(node, rewrite(self, node) if node.op_type == op_type else []) for node in self.model.graph.node]
         set_nodes(self.model.graph, [n for node, new in rewritten for n in new or [node]])
         del self.model.graph.value_info[:]
         self.refresh()

@@ -9,33 +9,23 @@ from nightjar.nightly.history import Cell
 
 STAGES = ("graphs", "calibration", "frontier", "binary", "hypotheses", "verdict")  # in the order they run
 LIKELIEST = ("checkpoint", "toolchain", "options", "code", "board", "speech", "calibration speech", "library")
-CONTENT = ("checkpoint", "test-set", "calibration-set")  # flags that name files: their content is compared instead
+CONTENT = ("--checkpoint", "--test-set", "--calibration-set")  # name files: their content is compared instead
 
 
-def cell_changes(tonight: Evidence, other: Evidence) -> list[str]:
-    """List all differences in what two nights of a cell were made from, likeliest cause first."""
-    found = list(_options(tonight.cell, other.cell))
-    for name in STAGES:
-        if name in tonight.made_from and name in other.made_from:
-            found += _differing(name, tonight.made_from[name], other.made_from[name])
-    if not (tonight.made_from and other.made_from):
-        found += _columns(tonight.cell, other.cell)
-    return _ordered(found)
+def cell_changes(tonight: Evidence, other: Evidence, causes_only: bool = False) -> list[str]:
+    """List the differences in what two nights of a cell were made from, likeliest cause first.
 
-
-def likely_causes(tonight: Evidence, other: Evidence) -> list[str]:
-    """List the differences of the stages whose bytes differ; differences of their input artifacts are left out.
-
-    An export whose code was edited and that gives the same bytes as before is no cause.
+    causes_only: only those of stages whose bytes differ; an export whose code was edited and that gives the same bytes
+    is no cause.
     """
-    if not (tonight.made_from and other.made_from):
-        return cell_changes(tonight, other)
-    found = list(_options(tonight.cell, other.cell))
+    found = list(_differences("options", _flags(other.cell.command), _flags(tonight.cell.command)))
     for name in STAGES:
         new, old = tonight.made_from.get(name), other.made_from.get(name)
-        if new is not None and old is not None and new["sha256"] != old["sha256"]:
-            found += _differing(name, new, old)
-    return _ordered(found)
+        if new is not None and old is not None and not (causes_only and new["sha256"] == old["sha256"]):
+            found += _stage_differences(name, new, old)
+    if not (tonight.made_from and other.made_from):
+        found += _column_differences(tonight.cell, other.cell)
+    return sorted(dict.fromkeys(found), key=_rank)
 
 
 def parse_versions(text: str) -> dict[str, str]:
@@ -44,14 +34,12 @@ def parse_versions(text: str) -> dict[str, str]:
     return {name or version: version for name, _, version in parts}
 
 
-def _differing(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[str]:
+def _stage_differences(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[str]:
     """Yield the differences of one stage, without the inputs that other stages made."""
-    for source, called in (("checkpoint", "checkpoint"), ("speech", "speech")):
-        before, after = old["inputs"].get(source), new["inputs"].get(source)
-        if before != after:
-            called = "calibration speech" if source == "speech" and name == "calibration" else called
-            yield f"{called} {_short(before)} → {_short(after)}"
-    yield from _versions("toolchain", old["sdk"], new["sdk"])
+    speech = "calibration speech" if name == "calibration" else "speech"
+    for source, kind in (("checkpoint", "checkpoint"), ("speech", speech)):
+        yield from _content_difference(kind, old["inputs"].get(source), new["inputs"].get(source))
+    yield from _differences("toolchain", old["sdk"], new["sdk"])
     simulated = "vendor-simulator" in (old["board"].get("tier"), new["board"].get("tier"))
     for fact in sorted(old["board"].keys() | new["board"].keys()):
         before, after = old["board"].get(fact, "none"), new["board"].get(fact, "none")
@@ -59,38 +47,30 @@ def _differing(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> Ite
             package = fact.startswith("runtimes.") or fact == "python"
             kind = "toolchain" if simulated and package else "board"
             yield f"{kind} {fact.removeprefix('runtimes.')} {before} → {after}"
-    yield from _versions("library", old["libraries"], new["libraries"])
+    yield from _differences("library", old["libraries"], new["libraries"])
     if old["code_sha256"] != new["code_sha256"]:
         yield f"code of {new['stage']}"
 
 
-def _versions(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+def _column_differences(tonight: Cell, other: Cell) -> Iterator[str]:
+    """Yield the differences of the rows alone, where the reports are gone."""
+    yield from _content_difference("checkpoint", other.checkpoint, tonight.checkpoint)
+    yield from _content_difference("speech", other.speech, tonight.speech)
+    yield from _differences("library", parse_versions(other.versions), parse_versions(tonight.versions))
+    yield from _differences("board", parse_versions(other.board_facts), parse_versions(tonight.board_facts))
+    if tonight.code != other.code:
+        yield "code"
+
+
+def _differences(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"{kind} {name} {old.get(name, 'none')} → {new.get(name, 'none')}"
 
 
-def _columns(tonight: Cell, other: Cell) -> Iterator[str]:
-    """Yield the differences of the rows alone, where the reports are gone."""
-    for kind in ("checkpoint", "speech"):
-        before, after = getattr(other, kind), getattr(tonight, kind)
-        if before != after:
-            yield f"{kind} {_short(before)} → {_short(after)}"
-    for kind, before, after in (
-        ("library", other.versions, tonight.versions),
-        ("board", other.board_facts, tonight.board_facts),
-    ):
-        yield from _versions(kind, parse_versions(before), parse_versions(after))
-    if tonight.code != other.code:
-        yield "code"
-
-
-def _options(tonight: Cell, other: Cell) -> Iterator[str]:
-    """Yield the options that differ."""
-    new, old = _flags(tonight.command), _flags(other.command)
-    for flag in sorted(new.keys() | old.keys()):
-        if flag not in CONTENT and new.get(flag) != old.get(flag):
-            yield f"options --{flag} {old.get(flag, 'none')} → {new.get(flag, 'none')}"
+def _content_difference(kind: str, old: str | None, new: str | None) -> Iterator[str]:
+    if old != new:
+        yield f"{kind} {(old or 'none')[:8]} → {(new or 'none')[:8]}"
 
 
 def _flags(command: str) -> dict[str, str]:
@@ -98,21 +78,13 @@ def _flags(command: str) -> dict[str, str]:
     flag = ""
     for word in shlex.split(command):
         if word.startswith("--"):
-            flag = word.removeprefix("--")
+            flag = word
             found[flag] = ""
         elif flag:
             found[flag] = f"{found[flag]} {word}".strip()
-    return found
+    return {flag: values for flag, values in found.items() if flag not in CONTENT}
 
 
-def _short(sha256: str | None) -> str:
-    return (sha256 or "none")[:8]
-
-
-def _ordered(found: list[str]) -> list[str]:
-    ranks = {kind: rank for rank, kind in enumerate(LIKELIEST)}
-
-    def rank(text: str) -> int:
-        return min((r for kind, r in ranks.items() if text == kind or text.startswith(f"{kind} ")), default=len(ranks))
-
-    return sorted(dict.fromkeys(found), key=rank)
+def _rank(difference: str) -> int:
+    ranks = (rank for rank, kind in enumerate(LIKELIEST) if f"{difference} ".startswith(f"{kind} "))
+    return min(ranks, default=len(LIKELIEST))

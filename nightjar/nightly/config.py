@@ -1,16 +1,4 @@
-"""The config of a night: models × targets × precisions, which make named cells.
-
-    [checkpoints]                             # labels of files; relative paths are from this file's folder
-    "tiny.en-refit" = "../models/tiny.en-refit.pt"
-
-    [defaults]                                # options of `nightjar port`, for all cells
-    test_set = "../speech/test.jsonl"
-
-    [[cells]]                                 # the cross product of the three lists, with its own options
-    models = ["whisper-nano", "tiny.en-refit"]
-    targets = ["rknn"]
-    precisions = ["int8", "auto"]
-    board = "rk1"
+"""The config of a night: models × targets × precisions, which make named cells (docs/nightly.md).
 
 A cell's name is model/target/precision, with /board where one is given; it is the same every night.
 """
@@ -24,18 +12,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nightjar.boards.config import find_board
-from nightjar.errors import BadInput, BadOptions, BoardMissing, NightjarError
+from nightjar.errors import BadInput, BadOptions, NightjarError
 from nightjar.paths import ROOT
+from nightjar.plugins.board_choice import address_of
 from nightjar.plugins.resolve import model_family, shipped_models
-from nightjar.plugins.target import make_options, target_of
+from nightjar.plugins.target import make_options, target_of, tier_of
 from nightjar.request import ModelName, PortOptions, PortRequest
 
-EXAMPLES = {"models": '"whisper-nano"', "targets": '"rknn"', "precisions": '"int8", "auto"'}
-AXES = {"models": "model", "targets": "target", "precisions": "precision"}
-OPTIONS = tuple(name for name in PortRequest.model_fields if name not in {*AXES.values(), "checkpoint"})
+TABLES = ("checkpoints", "defaults", "cells")
+AXES = {"models": '"whisper-nano"', "targets": '"rknn"', "precisions": '"int8", "auto"'}  # with examples
+OPTIONS = [name for name in PortRequest.model_fields if name not in ("model", "target", "precision", "checkpoint")]
 PATHS = ("calibration_set", "test_set")
-COUNTED_TIERS = ("vendor-simulator", "device", "host")
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
 
 
@@ -81,11 +68,6 @@ class CellRequest(BaseModel, frozen=True):
     request: PortRequest
     tier: str
 
-    @property
-    def counts(self) -> bool:
-        """Tell whether its gates are gates of the night; those of a stand-in are not."""
-        return self.tier in COUNTED_TIERS
-
 
 def read_config(path: Path) -> list[CellRequest]:
     """Return the cells of a config, in its order; raises BadInput, in one line, for an invalid config."""
@@ -97,11 +79,14 @@ def read_config(path: Path) -> list[CellRequest]:
         ) from error
     except ValueError as error:  # not UTF-8, not TOML
         raise _refused(path, "the file", f"is not TOML: {' '.join(str(error).split())[:200]}") from error
-    if unknown := next((key for key in tables if key not in ("checkpoints", "defaults", "cells")), None):
-        raise _refused(path, f"[{unknown}]", "unknown key; have checkpoints, defaults, cells")
-    checkpoints = {label: _checkpoint(path, label, at) for label, at in _table(path, tables, "checkpoints").items()}
-    defaults = _options(path, "[defaults]", _table(path, tables, "defaults"))
-    cells = tables.get("cells", [])
+    if unknown := next((key for key in tables if key not in TABLES), None):
+        raise _refused(path, f"[{unknown}]", f"unknown key; have {', '.join(TABLES)}")
+    labels, options, cells = (tables.get(name, {}) for name in TABLES)
+    for name, table in (("checkpoints", labels), ("defaults", options)):
+        if not isinstance(table, dict):
+            raise _refused(path, f"[{name}]", "is not a table")
+    checkpoints = {label: _checkpoint(path, label, at) for label, at in labels.items()}
+    defaults = _options(path, "[defaults]", options)
     if not isinstance(cells, list) or not cells or not all(isinstance(each, dict) for each in cells):
         raise _refused(path, "[[cells]]", "has no cell: give models, targets and precisions")
     found: dict[str, CellRequest] = {}
@@ -124,8 +109,11 @@ def _expanded(
     path: Path, entry: str, table: Mapping[str, Any], checkpoints: Mapping[str, Path], defaults: Mapping[str, Any]
 ) -> Iterator[CellRequest]:
     options = {**defaults, **_options(path, entry, {k: v for k, v in table.items() if k not in AXES})}
-    axes = {axis: _names(path, entry, table, axis) for axis in AXES}
-    for model, target, precision in itertools.product(*axes.values()):
+    axes: list[Any] = [table.get(axis) for axis in AXES]
+    for axis, names in zip(AXES, axes, strict=True):
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise _refused(path, entry, f"{axis} must be a list of names, such as {axis} = [{AXES[axis]}]")
+    for model, target, precision in itertools.product(*axes):
         at = f"{entry}, {model}/{target}/{precision}"
         axis_values = {"model": model, "checkpoint": checkpoints.get(model), "target": target, "precision": precision}
         try:
@@ -150,24 +138,11 @@ def _checked(request: PortRequest) -> str:
         )
     target = target_of(request.target, request.board)
     make_options(target, request.precision, request.float_nodes, request.target_options)
-    tiers: Mapping[str, str] = target.load().TIERS
-    alias = request.board or target.load().DEFAULT_BOARD
-    if alias in tiers:
-        return tiers[alias]
-    for each in alias.split(","):
-        if each == "env":  # BOARD_IP decides where the cell runs
-            continue
-        entry = find_board(each).entry
-        if "local" not in tiers or entry.target not in (None, request.target):
-            raise BoardMissing(f"target {request.target} has no board {each!r}; have {', '.join(tiers)}: pass --board")
-    return tiers["local"]
-
-
-def _table(path: Path, tables: Mapping[str, Any], name: str) -> dict[str, Any]:
-    table = tables.get(name, {})
-    if not isinstance(table, dict):
-        raise _refused(path, f"[{name}]", "is not a table")
-    return table
+    if request.board is not None and request.board not in target.load().TIERS:
+        for alias in request.board.split(","):
+            if alias != "env":  # BOARD_IP decides where the cell runs
+                address_of(target, alias)
+    return tier_of(request.target, request.board)
 
 
 def _checkpoint(path: Path, label: str, at: Any) -> Path:
@@ -178,18 +153,10 @@ def _checkpoint(path: Path, label: str, at: Any) -> Path:
     return (path.resolve().parent / Path(at).expanduser()).resolve()
 
 
-def _names(path: Path, entry: str, table: Mapping[str, Any], axis: str) -> list[str]:
-    names = table.get(axis)
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise _refused(path, entry, f"{axis} must be a list of names, such as {axis} = [{EXAMPLES[axis]}]")
-    return names
-
-
 def _options(path: Path, entry: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    for key in table:
-        if key not in OPTIONS:
-            axes = "" if entry == "[defaults]" else f"{', '.join(AXES)}, "
-            raise _refused(path, entry, f"unknown key {key[:100]!r}; have {axes}{', '.join(OPTIONS)}")
+    if unknown := next((key for key in table if key not in OPTIONS), None):
+        known = OPTIONS if entry == "[defaults]" else (*AXES, *OPTIONS)
+        raise _refused(path, entry, f"unknown key {unknown[:100]!r}; have {', '.join(known)}")
     folder = path.resolve().parent
     return {
         key: folder / Path(value).expanduser() if key in PATHS and isinstance(value, str) else value

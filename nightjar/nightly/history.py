@@ -18,14 +18,21 @@ from nightjar.files import storage_errors, write_atomic
 from nightjar.locks import locked
 from nightjar.paths import ROOT
 
-Row = TypeVar("Row", bound=BaseModel)
 CellOutcome = Literal["PASS", "FAIL", "UNDECIDED", "BROKEN", "MISSING"]
 
 
-class Night(BaseModel, frozen=True):
-    """One night, named by the time it was due, UTC."""
+class Row(BaseModel, frozen=True):
+    """What the rows of all tables have."""
 
-    night: str = Field(description="2026-11-20T02:00:00Z")
+    night: str = Field(description="the time when the night was due, UTC: 2026-11-20T02:00:00Z")
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+class Night(Row, frozen=True):
+    """One night."""
+
     started: str
     finished: str
     outcome: Literal["PASS", "FAIL"] = Field(description="FAIL if a gate of a cell that counts failed or a cell broke")
@@ -34,10 +41,9 @@ class Night(BaseModel, frozen=True):
     flow_run: str = Field("", description="id of the Prefect flow run, if there was one")
 
 
-class Cell(BaseModel, frozen=True):
+class Cell(Row, frozen=True):
     """One cell of a night: the result of `port` for one model on one target in one precision."""
 
-    night: str
     cell: str = Field(description="model/target/precision, with /board where one was given; the same every night")
     model: str
     target: str
@@ -73,10 +79,9 @@ class Cell(BaseModel, frozen=True):
     command: str = Field("", description="runs this cell again")
 
 
-class Finding(BaseModel, frozen=True):
+class Finding(Row, frozen=True):
     """A difference of a cell's night from another night, and its likely cause."""
 
-    night: str
     cell: str
     kind: Literal["wer", "outcome", "size", "rtf", "versions"]
     regression: bool = Field(description="False: an improvement, or a mere difference")
@@ -91,88 +96,56 @@ class Finding(BaseModel, frozen=True):
 
 
 class History:
-    """Read and append nights."""
+    """Read and append nights; raises StoreBroken for an unreadable table, an invalid row, or a full disk."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or Path(os.environ.get("NIGHTJAR_HISTORY") or ROOT / "history")
 
-    def nights(self) -> pd.DataFrame:
-        """Return the table of nights, oldest first."""
-        return self._read("nights", Night).sort_values("night", kind="stable", ignore_index=True)
+    def rows(self, kind: type[AnyRow]) -> list[AnyRow]:
+        """Return the nights, cells or findings of finished nights, oldest first."""
+        finished = {night.night for night in self._read(Night)}
+        rows = [row for row in self._read(kind) if row.night in finished]
+        return sorted(rows, key=lambda row: (row.night, getattr(row, "cell", "")))
 
-    def cells(self) -> pd.DataFrame:
-        """Return the table of cells of finished nights, oldest first."""
-        return self._of_nights(self._read("cells", Cell))
-
-    def findings(self) -> pd.DataFrame:
-        """Return the table of findings of finished nights, oldest first."""
-        return self._of_nights(self._read("findings", Finding))
-
-    def night_rows(self) -> list[Night]:
-        """Return all nights, oldest first; raises StoreBroken for an invalid row, as the two below."""
-        return self._checked(self.nights(), Night, "nights")
-
-    def cell_rows(self) -> list[Cell]:
-        """Return the cells of finished nights, oldest first."""
-        return self._checked(self.cells(), Cell, "cells")
-
-    def finding_rows(self) -> list[Finding]:
-        """Return the findings of finished nights, oldest first."""
-        return self._checked(self.findings(), Finding, "findings")
+    def table(self, kind: type[Row]) -> pd.DataFrame:
+        """Return the same rows as a table."""
+        return _table(kind, self.rows(kind))
 
     def rows_before(self, night: str) -> dict[str, list[Cell]]:
         """Return the rows of every cell in nights before this one, oldest first, by the cell's name."""
         found: dict[str, list[Cell]] = {}
-        for row in self.cell_rows():
+        for row in self.rows(Cell):
             if row.night < night:
                 found.setdefault(row.cell, []).append(row)
         return found
 
     def append(self, night: Night, cells: Sequence[Cell], findings: Sequence[Finding]) -> None:
-        """Add a night, or replace it; a process killed meanwhile leaves the history without it.
-
-        Raises StoreBroken when the disk is full or a table cannot be read.
-        """
+        """Add a night, or replace it; a process killed meanwhile leaves the history without it."""
+        tables: list[tuple[type[Row], Sequence[Row]]] = [(Cell, cells), (Finding, findings), (Night, [night])]
         with storage_errors(), locked(self.folder / ".lock"):
-            for table, kind, rows in (
-                ("cells", Cell, cells),
-                ("findings", Finding, findings),
-                ("nights", Night, [night]),
-            ):
-                old = self._read(table, kind)
-                new = pd.DataFrame([row.model_dump() for row in rows], columns=list(kind.model_fields))
-                kept = old[old["night"] != night.night]
-                together = pd.concat([kept.astype(object), new.astype(object)]) if len(kept) else new
-                write_atomic(self.folder / f"{table}.csv", together.to_csv(index=False))
+            for kind, rows in tables:
+                others = [row for row in self._read(kind) if row.night != night.night]
+                write_atomic(self._file(kind), _table(kind, [*others, *rows]).to_csv(index=False))
 
-    def _of_nights(self, table: pd.DataFrame) -> pd.DataFrame:
-        whole = table[table["night"].isin(self._read("nights", Night)["night"])]
-        return whole.sort_values(["night", "cell"], kind="stable", ignore_index=True)
+    def _file(self, kind: type[Row]) -> Path:
+        return self.folder / f"{kind.__name__.lower()}s.csv"
 
-    def _read(self, table: str, kind: type[BaseModel]) -> pd.DataFrame:
-        path = self.folder / f"{table}.csv"
-        columns = list(kind.model_fields)
+    def _read(self, kind: type[AnyRow]) -> list[AnyRow]:
+        """Read a table; a column that a later version added has its default in older nights."""
+        path = self._file(kind)
         if not path.exists():
-            return pd.DataFrame(columns=columns)
-        texts = {name: str for name, field in kind.model_fields.items() if field.annotation in (str,)}
+            return []
         try:
-            read = pd.read_csv(
-                path, dtype=texts, keep_default_na=False, na_values={n: [""] for n in columns if n not in texts}
-            )
-        except (ValueError, UnicodeDecodeError) as error:
-            raise StoreBroken(f"{path} cannot be read ({error}): repair it, or move it away to start again") from error
-        return read.reindex(columns=columns)  # a column that a later version added is empty in older nights
+            table = pd.read_csv(path, dtype=str, na_filter=False)
+            return [kind.model_validate({k: v for k, v in row.items() if v}) for row in table.to_dict("records")]
+        except ValueError as error:
+            reason = f"cannot be read ({error})"
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                reason = f"has an invalid row ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+            raise StoreBroken(f"{path} {reason}: repair it, or move it away to start again") from error
 
-    def _checked(self, table: pd.DataFrame, kind: type[Row], name: str) -> list[Row]:
-        try:
-            return [
-                kind.model_validate({str(column): value for column, value in row.items() if not pd.isna(value)})
-                for row in table.to_dict("records")
-            ]
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise StoreBroken(
-                f"{self.folder / name}.csv has an invalid row ({place}: {first['msg']}): repair it, or move it away to "
-                "start again"
-            ) from error
+
+def _table(kind: type[Row], rows: Sequence[Row]) -> pd.DataFrame:
+    columns = list(kind.model_fields)
+    return pd.DataFrame([row.model_dump() for row in rows], columns=columns)

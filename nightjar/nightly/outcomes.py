@@ -3,35 +3,31 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 
 from nightjar import errors
 from nightjar.files import digest
-from nightjar.nightly.config import COUNTED_TIERS, CellRequest
+from nightjar.nightly.config import CellRequest
 from nightjar.nightly.history import Cell, CellOutcome, Finding, Night
+from nightjar.request import command_line
 from nightjar.scoring.verdict import deciding_gates
 
 RAISED = re.compile(r"(?:exception:\s+|^)([A-Z]\w+): (.*)", re.DOTALL)  # Prefect's message of a failed run
 MOST_CHARACTERS = 500  # of a message in the history
+COUNTED_TIERS = ("vendor-simulator", "device", "host")  # their gates are gates of the night; a stand-in's are not
 
-# The origin of a failure, by the class of the error.
-FAILURE_ORIGIN = {
-    "BoardMissing": "board",
-    "BoardBusy": "board",
-    "SessionFailed": "board",
-    "RunnerFailed": "board",
-    "ToolchainMissing": "toolchain",
-    "ToolchainBroken": "toolchain",
-    "ToolchainFailed": "toolchain",
-    "BadCheckpoint": "checkpoint",
-    "BadManifest": "speech",
-    "BadAudio": "speech",
-    "SpeakersOverlap": "speech",
-    "StoreBroken": "disk",
-    "DownloadFailed": "network",
-    "ServerMissing": "server",
+# The classes of errors by what caused them.
+ORIGINS = {
+    "board": ("BoardMissing", "BoardBusy", "SessionFailed", "RunnerFailed"),
+    "toolchain": ("ToolchainMissing", "ToolchainBroken", "ToolchainFailed"),
+    "checkpoint": ("BadCheckpoint",),
+    "speech": ("BadManifest", "BadAudio", "SpeakersOverlap"),
+    "disk": ("StoreBroken",),
+    "network": ("DownloadFailed",),
+    "server": ("ServerMissing",),
 }
 
 
@@ -50,15 +46,14 @@ class Failure(BaseModel, frozen=True):
     @property
     def origin(self) -> str:
         """Return what caused it, empty where the class does not show it."""
-        return FAILURE_ORIGIN.get(self.kind, "")
+        return next((origin for origin, kinds in ORIGINS.items() if self.kind in kinds), "")
 
 
 class CellResult(BaseModel, frozen=True):
     """The result of a cell: the results of `port`, or a failure."""
 
     cell_request: CellRequest
-    seconds: float
-    command: str
+    seconds: float = 0
     results: dict[str, Any] | None = None
     failure: Failure | None = None
 
@@ -85,24 +80,24 @@ def _failure(kind: str, exit_code: int, text: str) -> Failure:
 
 def cell_row(night: str, done: CellResult) -> Cell:
     """Make a cell's row: of a verdict with its figures and keys, of a failure with its message."""
-    request = done.cell_request.request
-    same: dict[str, Any] = {
-        "night": night,
-        "cell": done.cell_request.cell,
-        "model": request.model,
-        "target": request.target,
-        "precision": request.precision,
-        "board": request.board or "",
-        "seconds": round(done.seconds, 1),
-        "command": done.command,
-    }
-    if done.results is None:
+    request, results = done.cell_request.request, done.results
+    row = partial(
+        Cell,
+        night=night,
+        cell=done.cell_request.cell,
+        model=request.model,
+        target=request.target,
+        precision=request.precision,
+        board=request.board or "",
+        seconds=round(done.seconds, 1),
+        command=command_line(request),
+    )
+    if results is None:
         failure = done.failure or _failure("", 4, "ended without results")
-        return Cell(**same, outcome=failure.outcome, counts=done.cell_request.counts, error=failure.message)
-    results = done.results
+        counts = done.cell_request.tier in COUNTED_TIERS
+        return row(outcome=failure.outcome, counts=counts, error=failure.message)
     made: Mapping[str, Any] = results["made_from"]
-    return Cell(
-        **same,
+    return row(
         **{name: results[name] for name in ("tier", "wer", "wer_float", "wer_stock", "delta_wer", "clips", "words")},
         **{name: results["hypotheses"][name] for name in ("empty", "looping", "capped")},
         outcome=results["verdict"],

@@ -6,9 +6,9 @@ its own spread, that of earlier nights and the load of the machine. A night that
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from nightjar.nightly.changes import cell_changes, likely_causes
+from nightjar.nightly.changes import cell_changes
 from nightjar.nightly.evidence import Evidence
 from nightjar.nightly.history import Cell, Finding
 from nightjar.scoring.paired import compare_paired
@@ -18,7 +18,6 @@ RANKS = {"PASS": 4, "UNDECIDED": 3, "FAIL": 2, "BROKEN": 1, "MISSING": 1}
 SIZE_CHANGE = 0.01  # a smaller share is metadata and padding
 RTF_CHANGE = {"device": 1.15, "host": 1.5}  # a host runs other programs too
 RTF_CLIPS = 20  # the median of fewer clips is not reliable
-NO_CAUSE = "no recorded cause: chance, or something that is not recorded"
 
 
 def best_night(rows: Sequence[Cell], speech: str) -> Cell | None:
@@ -27,28 +26,13 @@ def best_night(rows: Sequence[Cell], speech: str) -> Cell | None:
     return max(scored, key=lambda row: (RANKS[row.outcome], -(row.wer or 0), -(row.size_bytes or 0)), default=None)
 
 
-class _Comparison(NamedTuple):
+class _Comparison:
     """Tonight and the night it is compared with."""
 
-    tonight: Evidence
-    other: Evidence
-    against: Literal["last", "best"]
-
-    @property
-    def now(self) -> Cell:
-        return self.tonight.cell
-
-    @property
-    def then(self) -> Cell:
-        return self.other.cell
-
-    @property
-    def causes(self) -> list[str]:
-        return likely_causes(self.tonight, self.other)
-
-    @property
-    def night(self) -> str:
-        return f"{'the previous run' if self.against == 'last' else 'the best night'} ({self.then.night})"
+    def __init__(self, tonight: Evidence, other: Evidence, against: Literal["last", "best"]) -> None:
+        self.tonight, self.other, self.against = tonight, other, against
+        self.now, self.then = tonight.cell, other.cell
+        self.night = f"{'the previous run' if against == 'last' else 'the best night'} ({self.then.night})"
 
     def finding(
         self,
@@ -56,10 +40,14 @@ class _Comparison(NamedTuple):
         regression: bool,
         values: tuple[str, str],
         text: str,
-        causes: Sequence[str],
-        interval: tuple[float, float] | None = None,
+        causes: Sequence[str] | None = None,
+        **interval: float,
     ) -> Finding:
-        """Make a finding; values: before and after."""
+        """Make a finding; values: before and after; causes: by default the likely ones, which end the sentence."""
+        if causes is None:
+            causes = cell_changes(self.tonight, self.other, causes_only=True)
+            likely = f"likely cause: {', '.join(causes)}"
+            text += f"; {likely if causes else 'no recorded cause: chance, or something that is not recorded'}"
         return Finding(
             night=self.now.night,
             cell=self.now.cell,
@@ -69,10 +57,9 @@ class _Comparison(NamedTuple):
             other=self.then.night,
             before=values[0],
             after=values[1],
-            low=interval[0] if interval else None,
-            high=interval[1] if interval else None,
             causes="; ".join(causes),
             sentence=f"{self.now.cell}: {text}.",
+            **interval,
         )
 
 
@@ -86,9 +73,12 @@ def cell_findings(
     """
     if not before:
         return []
-    found = list(_outcome(_Comparison(tonight, Evidence(cell=before[-1]), "last"), last, origin))
-    if last is None or tonight.cell.wer is None or _same_artifacts(tonight.cell, last.cell):
+    previous = last if last is not None and last.cell.night == before[-1].night else Evidence(cell=before[-1])
+    found = list(_outcome(_Comparison(tonight, previous, "last"), origin))
+    if last is None or tonight.cell.wer is None:
         return found
+    if tonight.cell.judge and (tonight.cell.judge, tonight.cell.report) == (last.cell.judge, last.cell.report):
+        return found  # it made nothing new
     with_last = _Comparison(tonight, last, "last")
     found += [*_wer(with_last), *_size(with_last), *_rtf(with_last, before)]
     if not any(each.causes for each in found) or tonight.cell.speech != last.cell.speech:
@@ -96,25 +86,17 @@ def cell_findings(
     if best is not None and best.cell.night != last.cell.night:
         with_best = _Comparison(tonight, best, "best")
         known = {finding.kind for finding in found if finding.regression}
-        of_best = [*_outcome(with_best, best, origin), *_wer(with_best), *_size(with_best), *_rtf(with_best, before)]
+        of_best = [*_outcome(with_best, origin), *_wer(with_best), *_size(with_best), *_rtf(with_best, before)]
         found += [finding for finding in of_best if finding.regression and finding.kind not in known]
     return found
 
 
-def _same_artifacts(tonight: Cell, last: Cell) -> bool:
-    return (tonight.judge, tonight.report) == (last.judge, last.report) and bool(tonight.judge)
-
-
-def _outcome(pair: _Comparison, scored: Evidence | None, origin: str) -> Iterator[Finding]:
-    """Find a changed outcome; scored: the newest earlier night that has a verdict."""
+def _outcome(pair: _Comparison, origin: str) -> Iterator[Finding]:
     now, then = pair.now, pair.then
     if now.outcome == then.outcome:
         return
-    causes = [origin] if origin else []
     text = f"outcome is {now.outcome}, was {then.outcome} in {pair.night}" + (f": {now.error}" if now.error else "")
-    if now.wer is not None and then.wer is not None and scored is not None:
-        causes = likely_causes(pair.tonight, scored if scored.cell.night == then.night else pair.other)
-        text += _likely(causes)
+    causes = list(filter(None, [origin])) if now.wer is None or then.wer is None else None
     yield pair.finding("outcome", RANKS[now.outcome] < RANKS[then.outcome], (then.outcome, now.outcome), text, causes)
 
 
@@ -125,15 +107,14 @@ def _wer(pair: _Comparison) -> Iterator[Finding]:
     change = compare_paired(after, before)
     if change is None or change.low <= 0 <= change.high:
         return
-    causes, worse = pair.causes, change.low > 0
-    rate = "WER" if after.unit == "word" else "CER"
+    worse, rate = change.low > 0, "WER" if after.unit == "word" else "CER"
     text = (
         f"{rate} is {'worse' if worse else 'better'} than in {pair.night}: {change.before:.2f} → {change.after:.2f} %, "
         f"{change.points:+.2f} points [{change.low:+.2f}, {change.high:+.2f}] on the same {change.clips} clips"
-        f"{_change_of_stock(pair, worse)}{_likely(causes)}"
+        f"{_change_of_stock(pair, worse)}"
     )
     values = (f"{change.before:.2f} %", f"{change.after:.2f} %")
-    yield pair.finding("wer", worse, values, text, causes, (round(change.low, 3), round(change.high, 3)))
+    yield pair.finding("wer", worse, values, text, low=round(change.low, 3), high=round(change.high, 3))
 
 
 def _change_of_stock(pair: _Comparison, worse: bool) -> str:
@@ -153,13 +134,9 @@ def _size(pair: _Comparison) -> Iterator[Finding]:
     parts = {part: sizes.get(part, 0) - earlier.get(part, 0) for part in sizes.keys() | earlier.keys()}
     most = max(parts, key=lambda part: (abs(parts[part]), part), default="")
     of = f", most of it in {most} ({parts[most] / 1e6:+.2f} MB)" if most and earlier else ""
-    causes = pair.causes
     values = (f"{before / 1e6:.2f} MB", f"{after / 1e6:.2f} MB")
-    text = (
-        f"size is {'larger' if after > before else 'smaller'} than in {pair.night}: {values[0]} → {values[1]}{of}"
-        f"{_likely(causes)}"
-    )
-    yield pair.finding("size", after > before, values, text, causes)
+    text = f"size is {'larger' if after > before else 'smaller'} than in {pair.night}: {values[0]} → {values[1]}{of}"
+    yield pair.finding("size", after > before, values, text)
 
 
 def _rtf(pair: _Comparison, earlier: Sequence[Cell]) -> Iterator[Finding]:
@@ -177,12 +154,12 @@ def _rtf(pair: _Comparison, earlier: Sequence[Cell]) -> Iterator[Finding]:
         noise = max(noise, abs(load))  # the float graphs cost the same every night: their change is the machine's
     if abs(ratio) - noise <= math.log(RTF_CHANGE[now.tier]):
         return
-    causes = pair.causes
+    values = (f"{then.rtf:.4f}", f"{now.rtf:.4f}")
     text = (
-        f"RTF is {'slower' if ratio > 0 else 'faster'} than in {pair.night}: {then.rtf:.4f} → {now.rtf:.4f}, beyond a "
-        f"spread of {math.expm1(noise):.0%}{_likely(causes)}"
+        f"RTF is {'slower' if ratio > 0 else 'faster'} than in {pair.night}: {values[0]} → {values[1]}, beyond a "
+        f"spread of {math.expm1(noise):.0%}"
     )
-    yield pair.finding("rtf", ratio > 0, (f"{then.rtf:.4f}", f"{now.rtf:.4f}"), text, causes)
+    yield pair.finding("rtf", ratio > 0, values, text)
 
 
 def _log_ratio(pair: _Comparison, subject: str) -> tuple[float, float]:
@@ -218,7 +195,3 @@ def _versions(pair: _Comparison) -> Iterator[Finding]:
     before, after = (f"{cell.checkpoint[:8]}, code {cell.code[:8]}" for cell in (pair.then, pair.now))
     text = f"made from other inputs than {pair.night}: {'; '.join(changed)}; {end}"
     yield pair.finding("versions", False, (before, after), text, changed)
-
-
-def _likely(causes: Sequence[str]) -> str:
-    return f"; likely cause: {', '.join(causes)}" if causes else f"; {NO_CAUSE}"

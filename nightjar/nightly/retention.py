@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from nightjar.nightly.history import Cell, History
+from nightjar.nightly.history import Cell, Finding, History, Night
 from nightjar.nightly.regression import best_night
 from nightjar.paths import reports_folder
 from nightjar.store.artifact import Store
 from nightjar.store.bucket import Bucket
 from nightjar.store.gc import DAY_S, ArtifactInfo, Entry, Ref, age, inspect_artifact
-from nightjar.store.remote_gc import read_record, records
+from nightjar.store.remote import read_record
+from nightjar.store.remote_gc import records
 from nightjar.store.usage import in_use
 
 KEEP_NIGHTS = 7
@@ -31,26 +32,19 @@ def retention_entries(
 
     Raises StoreBroken when the history cannot be read.
     """
-    return reasons_to_keep(
-        {ref: inspect_artifact(store, ref) for ref in store.refs()},
-        in_use(store),
-        history,
-        keep_nights,
-        older_than_s,
-        reports,
-    )
+    known = {ref: inspect_artifact(store, ref) for ref in store.refs()}
+    return _entries(known, in_use(store), history, keep_nights, older_than_s, reports or reports_folder())
 
 
-def reasons_to_keep(
+def _entries(
     known: Mapping[Ref, ArtifactInfo],
     used: Iterable[Ref],
     history: History,
     keep_nights: int,
     older_than_s: float,
-    reports: Path | None,
+    reports: Path,
 ) -> list[Entry]:
     """Find the reasons to keep artifacts of a store or a bucket; used: those of live runs."""
-    by_content = _by_content(known)
     reasons: dict[Ref, list[str]] = {ref: [] for ref in known}
 
     def keep(refs: Iterable[Ref], why: str) -> None:
@@ -59,61 +53,59 @@ def reasons_to_keep(
                 reasons[ref].append(why)
 
     keep(used, "a run uses it")
-    cells = history.cell_rows()
-    keep([ref for cell in cells for ref in _scored(cell)], "a score in the history")
-    last = {night.night for night in history.night_rows()[-keep_nights:]} if keep_nights else set()
-    of_last = [ref for cell in cells if cell.night in last for ref in _scored(cell)]
-    keep(_lineage(of_last, known, by_content), f"made the last {keep_nights} nights")
-    keep(_lineage(_best(history, cells, last), known, by_content), "made a cell's best night")
-    for name, refs in _reported(reports or reports_folder(), known):
-        keep(_lineage(refs, known, by_content), f"made reports/{name}")
+    cells = history.rows(Cell)
+    keep(_scored(cells), "a score in the history")
+    last = {night.night for night in history.rows(Night)[-keep_nights:]} if keep_nights else set()
+    inputs = _inputs(known)
+    of_last = _scored(cell for cell in cells if cell.night in last)
+    keep(_lineage(of_last, inputs), f"made the last {keep_nights} nights")
+    keep(_lineage(_scored(_best(history, cells, last)), inputs), "made a cell's best night")
+    for name, refs in _reported(reports, known):
+        keep(_lineage(refs, inputs), f"made reports/{name}")
     since = time.time() - older_than_s
-    recent = [ref for ref, each in known.items() if each.used_s > since]
-    keep(recent, f"used in the last {age(older_than_s)}")
+    keep([ref for ref, each in known.items() if each.used_s > since], f"used in the last {age(older_than_s)}")
     return [
         Entry(stage=ref[0], key=ref[1], bytes=each.bytes, made_s=each.made_s, used_s=each.used_s, why=tuple(why))
         for (ref, each), why in zip(known.items(), reasons.values(), strict=True)
     ]
 
 
-def _by_content(known: Mapping[Ref, ArtifactInfo]) -> dict[str, list[Ref]]:
-    """Index artifacts by content: of each stage the one that was used last."""
-    found: dict[str, dict[str, Ref]] = {}
-    for ref, each in sorted(known.items(), key=lambda item: item[1].used_s):
-        if each.record is not None:
-            found.setdefault(each.record.sha256, {})[ref[0]] = ref
-    return {sha256: list(refs.values()) for sha256, refs in found.items()}
+def _inputs(known: Mapping[Ref, ArtifactInfo]) -> dict[Ref, list[Ref]]:
+    """Find what each artifact was made from; of artifacts of one stage with equal content, the one used last."""
+    by_content: dict[str, dict[str, Ref]] = {}
+    records = {ref: each.record for ref, each in known.items() if each.record is not None}
+    for ref in sorted(records, key=lambda ref: known[ref].used_s):
+        by_content.setdefault(records[ref].sha256, {})[ref[0]] = ref
+    inputs: dict[Ref, list[Ref]] = {}
+    for ref, record in records.items():
+        contents = (content for part, content in record.parts.items() if part.startswith("input "))
+        inputs[ref] = [source for content in contents for source in by_content.get(content, {}).values()]
+    return inputs
 
 
-def _lineage(refs: Iterable[Ref], known: Mapping[Ref, ArtifactInfo], by_content: dict[str, list[Ref]]) -> set[Ref]:
-    """Return artifacts with everything in the store that they were made from."""
+def _lineage(refs: Iterable[Ref], inputs: Mapping[Ref, list[Ref]]) -> set[Ref]:
+    """Return artifacts with everything that they were made from."""
     todo, seen = list(refs), set[Ref]()
     while todo:
         ref = todo.pop()
-        each = known.get(ref)
-        if ref in seen or each is None:
-            continue
-        seen.add(ref)
-        parts = each.record.parts if each.record is not None else {}
-        for part, content in parts.items():
-            if part.startswith("input "):
-                todo += by_content.get(content, ())
+        if ref not in seen:
+            seen.add(ref)
+            todo += inputs.get(ref, ())
     return seen
 
 
-def _scored(cell: Cell) -> list[Ref]:
-    return [(stage, key) for stage, key in (("judge", cell.judge), ("report", cell.report)) if key]
+def _scored(cells: Iterable[Cell]) -> list[Ref]:
+    refs = [ref for cell in cells for ref in (("judge", cell.judge), ("report", cell.report))]
+    return [ref for ref in refs if ref[1]]
 
 
-def _best(history: History, cells: list[Cell], last: set[str]) -> list[Ref]:
-    """Return the scores of each cell's best night, and of the nights that the last ones were compared with as best."""
-    chosen = list[Ref]()
+def _best(history: History, cells: list[Cell], last: set[str]) -> list[Cell]:
+    """Return each cell's best night, and the nights that the last ones were compared with as best."""
+    best = list[Cell | None]()
     for rows in history.rows_before("9999").values():
-        speech = next((row.speech for row in reversed(rows) if row.speech), "")
-        if (best := best_night(rows, speech)) is not None:
-            chosen += _scored(best)
-    named = {(f.other, f.cell) for f in history.finding_rows() if f.against == "best" and f.night in last}
-    return chosen + [ref for cell in cells if (cell.night, cell.cell) in named for ref in _scored(cell)]
+        best.append(best_night(rows, next((row.speech for row in reversed(rows) if row.speech), "")))
+    named = {(f.other, f.cell) for f in history.rows(Finding) if f.against == "best" and f.night in last}
+    return [*filter(None, best), *(cell for cell in cells if (cell.night, cell.cell) in named)]
 
 
 def _reported(reports: Path, known: Mapping[Ref, ArtifactInfo]) -> Iterator[tuple[str, list[Ref]]]:
@@ -142,7 +134,7 @@ def remote_retention_entries(
     """
     known: dict[Ref, ArtifactInfo] = {}
     for seen, ref in records(bucket):
-        record = read_record(bucket, seen.name, ref)
-        size = sum(count for count, _ in record.files.values()) if record is not None else 0
+        record = read_record(bucket, ref)
+        size = record.bytes if record is not None else 0
         known[ref] = ArtifactInfo(record, size, seen.written_s, seen.written_s)
-    return reasons_to_keep(known, (), history, keep_nights, older_than_s, None)
+    return _entries(known, (), history, keep_nights, older_than_s, reports_folder())

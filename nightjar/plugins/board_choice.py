@@ -48,13 +48,13 @@ def board_of_program(target: Plugin, alias: str | None) -> BoardRef:
     tiers = target.load().TIERS
     if alias in (None, "local") and "local" in tiers:
         return BoardRef(alias="local", tier=tiers["local"], facts=LocalBoard().facts((), probe_of(target)))
-    facts = _ssh_facts(target, _address(target, alias or "local"), ())
+    facts = _ssh_facts(target, address_of(target, alias or "local"), ())
     return BoardRef(alias=str(alias), tier=tiers["local"], facts=facts, remote=True)
 
 
 def _remote(target: Plugin, alias: str) -> BoardRef:
     """Describe a board behind ssh or adb; it has the tier of the target's own machine."""
-    module, address = target.load(), _address(target, alias)
+    module, address = target.load(), address_of(target, alias)
     if address.entry.adb:
         return _by_adb(target, alias, address.entry.adb)
     facts = _ssh_facts(target, address, module.RUNTIMES)
@@ -121,7 +121,7 @@ def _by_adb(target: Plugin, alias: str, serial: str) -> BoardRef:
     return BoardRef(alias=alias, tier=module.TIERS["local"], facts=facts, adb=serial, runner=runner)
 
 
-def _address(target: Plugin, alias: str) -> BoardAddress:
+def address_of(target: Plugin, alias: str) -> BoardAddress:
     """Find a board; raises BoardMissing for a board of another target."""
     module = target.load()
     if "local" not in module.TIERS or alias in RESERVED:

@@ -107,11 +107,8 @@ class RunningHistogram:
 
     def summary(self) -> dict[str, float]:
         """Return min, max, p0.1 and p99.9, rounded to 6 significant digits."""
-        if not self._counts.any():
-            return {}
-        ends = {"min": self.low, "max": self.high}
-        values = ends | {"p0.1": self.percentile(0.1), "p99.9": self.percentile(99.9)}
-        return {name: float(f"{value:.6g}") for name, value in values.items()}
+        ends = {"min": self.low, "max": self.high, "p0.1": self.percentile(0.1), "p99.9": self.percentile(99.9)}
+        return {name: float(f"{value:.6g}") for name, value in ends.items()} if self._counts.any() else {}
 
 
 class CalibrationWriter:

@@ -12,7 +12,6 @@ A rewrite is a plain dict, as ranking.json and plan.json hold it:
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,14 +37,10 @@ OTHER_GRAPHS = "the ranking is of other graphs: run the same command with --refr
 class FeedForward(NamedTuple):
     """The tensors of linear → GELU → linear → add."""
 
-    add: str
     input: str
     residual: str
     hidden: str
-    w1: str
-    b1: str
-    w2: str
-    b2: str
+    weights: dict[str, str]  # w1, b1, w2, b2
 
 
 class Scalable(NamedTuple):
@@ -84,10 +79,9 @@ def outlier_neurons(peaks: np.ndarray) -> list[int]:
 
 
 def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
-    """Return a copy of the graph with every rewrite made; Broken for one that does not fit the graph."""
-    out = deepcopy(model)
+    """Return the graph with every rewrite made in a copy; Broken for one that does not fit the graph."""
     for rewrite in rewrites:
-        graph = Graph(out)
+        graph = Graph(model)
         if rewrite["move"] == "split":
             share = rewrite.get("bias_share", NpuTraits().branch_bias_share)
             _split(graph, str(rewrite["add"]), list(rewrite["neurons"]), share)
@@ -95,8 +89,8 @@ def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
             _scale(graph, str(rewrite["tensor"]), np.asarray(rewrite["factors"], np.float64))
         else:
             raise Broken(f"unknown move {rewrite['move']!r}; run the same command with --refresh rank")
-        out = graph.model
-    return out
+        model = graph.model
+    return model
 
 
 def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Rewrite]], out: Path) -> None:
@@ -123,8 +117,8 @@ def _branch_locations(
     feeds = feed_forwards(graph, fuse(graph.model))
     found: dict[str, Location] = {}
     for add in (str(rewrite["add"]) for rewrite in rewrites if rewrite["move"] == "split"):
-        for kind in ("w1", "b1", "w2", "b2"):
-            name = parameter_of[getattr(feeds[add], kind)]
+        for kind, initializer in feeds[add].weights.items():
+            name = parameter_of[initializer]
             found[f"{name}{BRANCH}"] = (f"{add}{BRANCH}.{kind}", locations[name][1])
     return found
 
@@ -136,11 +130,11 @@ def _split(graph: Graph, add: str, neurons: Sequence[int], bias_share: float) ->
     feed = feed_forwards(graph, fuse(graph.model)).get(add)
     if feed is None:
         raise Broken(f"no feed-forward ends in '{add}'; {OTHER_GRAPHS}")
-    w1, b1, w2, b2 = (graph.constant(name) for name in (feed.w1, feed.b1, feed.w2, feed.b2))
+    w1, b1, w2, b2 = map(graph.constant, feed.weights.values())
     taken, rest = np.asarray(neurons), np.setdiff1d(np.arange(w1.shape[1]), neurons)
     branch_b2 = (b2 * bias_share).astype(np.float32)
-    remaining = {feed.w1: w1[:, rest], feed.b1: b1[rest], feed.w2: w2[rest], feed.b2: b2 - branch_b2}
-    for name, values in remaining.items():
+    remaining = (w1[:, rest], b1[rest], w2[rest], b2 - branch_b2)
+    for name, values in zip(feed.weights.values(), remaining, strict=True):
         _overwrite(graph, name, values)
     name = f"{add}{BRANCH}"
     constants = {"w1": w1[:, taken], "b1": b1[taken], "w2": w2[taken], "b2": branch_b2}
@@ -189,13 +183,12 @@ def feed_forwards(graph: Graph, groups: Sequence[Group]) -> dict[str, FeedForwar
                 continue
             node = graph.producers[add.tensor]
             residual = next((n for n in node.input if graph.root(n) != second.tensor), None)
-            bias = [n for g in (first, second) for n in _bias(graph, g)]
-            weights = (first.weights[0], second.weights[0], *bias)
-            if residual is None or len(bias) != 2 or any(len(graph.readers[w]) != 1 for w in weights):
+            names = [first.weights[0], *_bias(graph, first), second.weights[0], *_bias(graph, second)]
+            if residual is None or len(names) != 4 or any(len(graph.readers[name]) != 1 for name in names):
                 continue
+            weights = dict(zip(("w1", "b1", "w2", "b2"), names, strict=True))
             source = graph.named[first.nodes[0]].input[0]
-            tensors = (first.weights[0], bias[0], second.weights[0], bias[1])
-            found.setdefault(add.tensor, FeedForward(add.tensor, source, residual, gelu.tensor, *tensors))
+            found.setdefault(add.tensor, FeedForward(source, residual, gelu.tensor, weights))
     return found
 
 

@@ -6,9 +6,8 @@ of real clips, so its output is compared on the true prefix: teacher-forced.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ Links = dict[str, tuple[str, str]]  # input -> the part that makes it, and its o
 RENAMED_INPUTS = {"audio": "hidden"}  # input: output, where names differ (Whisper's `window` and `static` decoders)
 
 
-@dataclass(frozen=True)
-class Distance:
+class Distance(NamedTuple):
     """The distance of changed parts from the float ones.
 
     kl: nats per step, of the last part's output read as logits; agree: steps with the same argmax, of `steps`;
@@ -33,7 +31,7 @@ class Distance:
     kl: float
     agree: int
     steps: int
-    snr_db: dict[str, float] = field(default_factory=dict)
+    snr_db: dict[str, float]
 
 
 class Chain:

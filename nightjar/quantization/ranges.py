@@ -78,9 +78,6 @@ def collect_ranges(model: object, groups: Sequence[Group], samples: Iterable[Ten
 
 def gelu_inputs(graph: Graph, groups: Sequence[Group]) -> set[str]:
     """Name the tensors that only GELUs read and that are no output of the graph."""
-    readers: dict[str, set[str]] = {}
-    for group in groups:
-        for name in group.inputs:
-            readers.setdefault(name, set()).add(group.kind)
-    outputs = set(map(graph.root, graph.outputs))
-    return {name for name, kinds in readers.items() if kinds == {"gelu"} and name not in outputs}
+    by_gelus = {name for group in groups if group.kind == "gelu" for name in group.inputs}
+    by_others = {name for group in groups if group.kind != "gelu" for name in group.inputs}
+    return by_gelus - by_others - set(map(graph.root, graph.outputs))

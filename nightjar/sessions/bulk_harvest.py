@@ -11,8 +11,7 @@ import numpy as np
 
 from nightjar.boards.board import Board, BoardFacts
 from nightjar.boards.config import find_board
-from nightjar.dataset.dumps import write_dumps
-from nightjar.dataset.reader import HarvestedClip, Index, open_dataset
+from nightjar.dataset.reader import HarvestedClip, Index, open_dataset, write_dumps
 from nightjar.dataset.writer import DatasetWriter
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from nightjar.files import read_json

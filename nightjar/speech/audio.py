@@ -25,7 +25,6 @@ def load_audio(path: Path) -> NDArray[np.int16]:
 
     Channels are averaged and the rate changed in float32; 16 kHz 16-bit mono is unchanged bit for bit.
     """
-    path = Path(path)
     with _open(path) as file:
         parts = [block.mean(axis=1, dtype=np.float32) for block in _blocks(file)]
         expected, rate, exact = file.frames, file.samplerate, file.format != "MP3"

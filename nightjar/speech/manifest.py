@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from nightjar.errors import BadAudio, BadManifest, SpeakersOverlap
+from nightjar.files import digest_file
 from nightjar.speech.audio import SUFFIXES, duration_s, load_audio
 from nightjar.store.file_memo import FileMemo
 
@@ -55,7 +56,6 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
     With `transcribed=False` a folder needs no text beside its audio, and a single audio file is a list too.
     Raises BadManifest or BadAudio with the file and line at fault; no clip is skipped silently.
     """
-    path = Path(path)
     if path.is_dir():
         transcripts = sorted(path.rglob("*.trans.txt"))
         rows = _librispeech(path, transcripts) if transcripts else _folder(path, transcribed)
@@ -63,10 +63,9 @@ def load_speech(path: Path, transcribed: bool = True) -> list[Clip]:
         rows = _manifest(path)
     elif path.is_file() and not transcribed:
         rows = [_Row(str(path), path.name, "", None, file_safe_id(path.stem))]
-    elif path.is_file():
-        raise BadManifest(f"{path}: not a speech list; give {KINDS}")
     else:
-        raise BadManifest(f"{path}: no such file or folder; check the path, or give {KINDS}")
+        what = "not a speech list;" if path.is_file() else "no such file or folder; check the path, or"
+        raise BadManifest(f"{path}: {what} give {KINDS}")
     root = path.resolve() if path.is_dir() else path.resolve().parent  # the folder of a linked list's audio
     seen: dict[str, str] = {}
     clips = []
@@ -98,26 +97,23 @@ def check_disjoint(calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> N
     An utterance is shared when the audio bytes are equal, or when id, length and samples are equal: the same clip in
     another container. An equal id is not enough: many lists count from clip_0001.
     """
-    advice = "move them to one of the two sets: a score on calibrated voices is too good"
     speakers = {c.speaker for c in calibration} & {c.speaker for c in evaluation} - {None}
-    if speakers:
-        raise SpeakersOverlap(
-            f"calibration and evaluation share {len(speakers)} speaker(s): "
-            f"{_first_five(sorted(map(str, speakers)))}; {advice}"
-        )
     by_bytes = {_digests.get(clip.audio): clip for clip in calibration}
     by_id = {clip.id: clip for clip in calibration}
-    shared = []
+    utterances = []
     for clip in evaluation:
         twin = by_bytes.get(_digests.get(clip.audio))
         if twin is None and (named := by_id.get(clip.id)) and _same_samples(named, clip):
             twin = named
         if twin is not None:
-            shared.append(clip.id if twin.id == clip.id else f"{clip.id} (there {twin.id})")
-    if shared:
-        raise SpeakersOverlap(
-            f"calibration and evaluation share {len(shared)} utterance(s): {_first_five(shared)}; {advice}"
-        )
+            utterances.append(clip.id if twin.id == clip.id else f"{clip.id} (there {twin.id})")
+    for kind, shared in (("speaker", sorted(map(str, speakers))), ("utterance", utterances)):
+        if shared:
+            first = ", ".join(shared[:5]) + (" …" if len(shared) > 5 else "")
+            raise SpeakersOverlap(
+                f"calibration and evaluation share {len(shared)} {kind}(s): {first}; "
+                "move them to one of the two sets: a score on calibrated voices is too good"
+            )
 
 
 def ids_in_line_order(path: Path) -> list[str]:
@@ -255,8 +251,7 @@ def _read(path: Path) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as raw:
-            return hashlib.file_digest(raw, "sha256").hexdigest()
+        return digest_file(path)
     except OSError as exc:
         raise BadAudio(f"{path}: cannot be read ({exc.strerror}); check the path") from exc
 
@@ -268,7 +263,3 @@ def _same_samples(one: Clip, other: Clip) -> bool:
     if abs(one.duration_s - other.duration_s) > 0.001:
         return False
     return bool(np.array_equal(load_audio(one.audio), load_audio(other.audio)))
-
-
-def _first_five(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -46,8 +46,7 @@ def read_topology(path: Path = FILE) -> dict[str, Service]:
 
     Raises BadOptions if services need each other or an unknown one.
     """
-    with path.open(encoding="utf-8") as file:
-        entries: dict[str, Any] = yaml.safe_load(file)["services"]
+    entries: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["services"]
     services = {name: _service(name, entry) for name, entry in entries.items()}
     try:
         order = list(TopologicalSorter({name: each.needs for name, each in services.items()}).static_order())
@@ -59,29 +58,22 @@ def read_topology(path: Path = FILE) -> dict[str, Service]:
 
 
 def _service(name: str, entry: dict[str, Any]) -> Service:
-    check = entry.get("healthcheck")
+    health = None
+    if check := entry.get("healthcheck"):
+        form, *test = map(_unescape, check["test"])
+        if form != "CMD":
+            raise BadOptions(f"docker-compose.yml: health check {form}: write it as [CMD, program, argument, …]")
+        times = {f"{each}_s": _seconds(check[each]) for each in ("interval", "timeout", "start_period")}
+        health = Health(tuple(test), retries=int(check["retries"]), **times)
     return Service(
         name=name,
         command=tuple(map(_unescape, entry.get("command", ()))),
         environment={key: _unescape(value) for key, value in entry.get("environment", {}).items()},
         needs={needed: how["condition"] for needed, how in entry.get("depends_on", {}).items()},
-        health=_health(check) if check else None,
+        health=health,
         restart=str(entry.get("restart", "no")),
         stop_signal=str(entry.get("stop_signal", "SIGTERM")),
         stop_grace_s=_seconds(entry.get("stop_grace_period", "10s")),
-    )
-
-
-def _health(check: dict[str, Any]) -> Health:
-    form, *test = map(_unescape, check["test"])
-    if form != "CMD":
-        raise BadOptions(f"docker-compose.yml: health check {form}: write it as [CMD, program, argument, …]")
-    return Health(
-        test=tuple(test),
-        interval_s=_seconds(check["interval"]),
-        timeout_s=_seconds(check["timeout"]),
-        retries=int(check["retries"]),
-        start_period_s=_seconds(check["start_period"]),
     )
 
 

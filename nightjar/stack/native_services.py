@@ -16,9 +16,10 @@ from nightjar.errors import PackageMissing, StackBroken
 from nightjar.paths import ROOT
 from nightjar.stack.compose_file import Service, read_topology
 
-DATABASE_USER = "postgres"  # PostgreSQL refuses root; Debian's package creates this account
+# PostgreSQL refuses root; Debian's package creates this account.
+DATABASE_USER = None if os.getuid() else "postgres"
 ENVIRONMENT_MARK = "NIGHTJAR_STACK_PART"
-PYTHON_MODULES = {"prefect": "prefect", "nightjar": "nightjar.cli.main"}  # console scripts, run by this Python
+PYTHON_PROGRAMS = {"python": (), "prefect": ("-m", "prefect"), "nightjar": ("-m", "nightjar.cli.main")}
 
 
 def native_services(folder: Path, ports: dict[str, int]) -> list[Service]:
@@ -26,9 +27,8 @@ def native_services(folder: Path, ports: dict[str, int]) -> list[Service]:
 
     Raises PackageMissing for a program that is not installed.
     """
-    programs = {"database": postgres_program("postgres").parent, "board": sshd_program().parent}
-    place = Placement(folder, ports)
-    return [_native(service, place, programs.get(service.name)) for service in read_topology().values()]
+    place = Placement(folder, ports, f"{postgres_program('postgres').parent}:{sshd_program().parent}")
+    return [_native(service, place) for service in read_topology().values()]
 
 
 def prepare(folder: Path, ports: dict[str, int]) -> None:
@@ -46,10 +46,10 @@ def prepare(folder: Path, ports: dict[str, int]) -> None:
 
 
 class Placement:
-    """Replaces the addresses and paths of docker-compose.yml by those of this machine."""
+    """Replaces the addresses, paths and programs of docker-compose.yml by those of this machine."""
 
-    def __init__(self, folder: Path, ports: dict[str, int]) -> None:
-        self.folder, self.ports = folder, ports
+    def __init__(self, folder: Path, ports: dict[str, int], programs: str = "") -> None:
+        self.folder, self.ports, self.programs = folder, ports, programs
         self._texts = {
             "database:5432": f"127.0.0.1:{ports['database']}",
             "127.0.0.1:5432": f"127.0.0.1:{ports['database']}",
@@ -73,39 +73,31 @@ class Placement:
         """Replace a container's addresses and paths."""
         return self._values.get(text) or self._pattern.sub(lambda found: self._texts[found[0]], text)
 
-    def command(self, words: tuple[str, ...], programs: Path | None) -> tuple[str, ...]:
-        """Adapt a command; its program is a module of this Python, or a file in `programs` if that has it."""
+    def command(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        """Adapt a command; this Python runs its own scripts, other programs come from `programs` if that has them."""
         name, *rest = map(self.adapt, words)
-        if name == "python":
-            return (sys.executable, *rest)
-        if name in PYTHON_MODULES:
-            return (sys.executable, "-m", PYTHON_MODULES[name], *rest)
-        if programs is not None and (programs / Path(name).name).exists():
-            return (str(programs / Path(name).name), *rest)
-        return (name, *rest)
+        if name in PYTHON_PROGRAMS:
+            return (sys.executable, *PYTHON_PROGRAMS[name], *rest)
+        return (shutil.which(Path(name).name, path=self.programs) or name, *rest)
 
 
-def _native(service: Service, place: Placement, programs: Path | None) -> Service:
-    command, environment, user = service.command, service.environment, None
+def _native(service: Service, place: Placement) -> Service:
     if service.name == "database":  # the image reads its own variables; the program needs arguments
-        command, environment, user = _database_command(place), {}, _database_user()
-    health = service.health
-    if health is not None:
-        health = health._replace(test=place.command(health.test, programs))
-    adapted = {name: place.adapt(value) for name, value in environment.items()}
-    mark = {ENVIRONMENT_MARK: f"{place.folder}:{service.name}"}
-    return service._replace(
-        command=place.command(command, programs),
-        environment=_base_environment() | adapted | mark,
-        health=health,
-        user=user,
-    )
-
-
-def _base_environment() -> dict[str, str]:
-    """Return our environment without Prefect's variables, which name other servers; this checkout's code is first."""
+        settings = {"port": place.ports["database"], "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        words = (word for name, value in settings.items() for word in ("-c", f"{name}={value}"))
+        start = ("postgres", "-D", str(database_folder(place.folder)), *words)
+        service = service._replace(command=start, environment={}, user=DATABASE_USER)
+    # Our environment without Prefect's variables, which name other servers; this checkout's code is first.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return own | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])}
+    own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])
+    own |= {name: place.adapt(value) for name, value in service.environment.items()}
+    own[ENVIRONMENT_MARK] = f"{place.folder}:{service.name}"
+    health = service.health
+    return service._replace(
+        command=place.command(service.command),
+        environment=own,
+        health=health and health._replace(test=place.command(health.test)),
+    )
 
 
 def postgres_program(name: str) -> Path:
@@ -125,21 +117,11 @@ def sshd_program() -> Path:
     return Path(found).absolute()
 
 
-def _database_user() -> str | None:
-    return DATABASE_USER if os.getuid() == 0 else None
-
-
 def database_folder(folder: Path) -> Path:
     """Return the database's folder: in the stack's folder, unless the database's account cannot reach that."""
     if os.getuid() or all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents) if parent.exists()):
         return folder / "database"
     return Path("/var/lib/postgresql/nightjar") / hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-
-
-def _database_command(place: Placement) -> tuple[str, ...]:
-    settings = {"port": place.ports["database"], "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
-    words = (word for name, value in settings.items() for word in ("-c", f"{name}={value}"))
-    return ("postgres", "-D", str(database_folder(place.folder)), *words)
 
 
 def create_database(data: Path, password: str) -> None:
@@ -149,28 +131,28 @@ def create_database(data: Path, password: str) -> None:
     """
     if data.exists():
         return
-    user, new = _database_user(), data.with_name(f"{data.name}.new")
+    new = data.with_name(f"{data.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.parent.mkdir(parents=True, exist_ok=True)
     new.mkdir(mode=0o700)
-    if user:
-        shutil.chown(new, user, user)
-    # Reject all logins until there is a password: initdb reads one only from a file, and `user` may not read ours.
-    arguments = ("--username=nightjar", "--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8", "-D", str(new))
-    _database_step("initdb", arguments, user)
+    if DATABASE_USER:
+        shutil.chown(new, DATABASE_USER, DATABASE_USER)
+    # Reject all logins until there is a password: initdb reads one only from a file, and its user may not read ours.
+    account = ("--username=nightjar", "--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8")
+    _database_step("initdb", *account, "-D", str(new))
     sql = f"ALTER ROLE nightjar PASSWORD '{password}';\n\nCREATE DATABASE nightjar;\n\n"
-    _database_step("postgres", ("--single", "-j", "-D", str(new), "postgres"), user, sql)
+    _database_step("postgres", "--single", "-j", "-D", str(new), "postgres", stdin=sql)
     (new / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
     new.rename(data)
 
 
-def _database_step(program: str, arguments: tuple[str, ...], user: str | None, stdin: str = "") -> None:
+def _database_step(program: str, *arguments: str, stdin: str = "") -> None:
     done = subprocess.run(
         [str(postgres_program(program)), *arguments],
         input=stdin,
-        user=user,
-        group=user,
-        extra_groups=[] if user else None,
+        user=DATABASE_USER,
+        group=DATABASE_USER,
+        extra_groups=[] if DATABASE_USER else None,
         cwd="/",
         capture_output=True,
         text=True,

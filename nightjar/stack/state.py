@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nightjar.errors import BadOptions, PackageMissing
-from nightjar.files import write_atomic
+from nightjar.files import read_json, write_atomic
 from nightjar.locks import acquire
 from nightjar.paths import ROOT
 
-PORTS = ("server", "database", "worker", "board")
-UI_PORT = 4200  # as in Prefect's documentation
+PORTS = {"server": 4200, "database": 0, "worker": 0, "board": 0}  # at first; 0: any; the UI's as in Prefect's docs
 
 
 class ServiceState(NamedTuple):
@@ -103,10 +102,10 @@ def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
     """
     if ui_port is not None and not _free_port(ui_port):
         raise BadOptions(f"port {ui_port} is in use on this machine: give a free one with --port, or omit it")
-    last = {"server": UI_PORT} | _last_ports(folder) | ({"server": ui_port} if ui_port is not None else {})
+    wanted = PORTS | _last_ports(folder) | ({"server": ui_port} if ui_port is not None else {})
     ports: dict[str, int] = {}
     for name in PORTS:
-        port = _free_port(last[name]) if name in last else 0
+        port = _free_port(wanted[name])
         while not port or port in ports.values():
             port = _free_port(0)
         ports[name] = port
@@ -115,35 +114,28 @@ def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
 
 
 def _last_ports(folder: Path) -> dict[str, int]:
-    last: dict[str, int] = {}
+    ports: dict[str, int] = {}
     with contextlib.suppress(OSError, ValueError):
-        last = json.loads((folder / "ports.json").read_text(encoding="utf-8"))
-    return last
+        ports = read_json(folder / "ports.json")
+    return ports
 
 
 def read_state(folder: Path) -> StackState | None:
     """Read the last state of a stack; None if there is none."""
     try:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_json(folder / "state.json")
         services = {name: ServiceState(*each) for name, each in state["parts"].items()}
         return StackState(state["pid"], state["ports"], services)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_state(folder: Path, state: StackState) -> None:
-    """Write the state of a stack."""
-    write_atomic(folder / "state.json", json.dumps(state._asdict()))
-
-
 @contextlib.contextmanager
 def supervisor_lock(folder: Path) -> Iterator[bool]:
     """Hold the lock of the stack's supervisor; yields False if another process holds it."""
-    lock = None
-    for attempt in range(10):  # `is_supervised` of another process holds it for a moment
-        if (lock := acquire(folder / "lock", wait=False)) is not None:
-            break
-        time.sleep(0.02 * (attempt < 9))
+    end = time.monotonic() + 0.2  # `is_supervised` of another process holds it for a moment
+    while (lock := acquire(folder / "lock", wait=False)) is None and time.monotonic() < end:
+        time.sleep(0.02)
     try:
         yield lock is not None
     finally:
@@ -167,11 +159,6 @@ def set_stopped(folder: Path, service: str, stopped: bool) -> None:
         mark.touch()
     else:
         mark.unlink(missing_ok=True)
-
-
-def is_stopped(folder: Path, service: str) -> bool:
-    """Tell whether a service must not run."""
-    return (folder / "stopped" / service).exists()
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -6,19 +6,22 @@ As with containers, processes started by a service end with it: orphans become c
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
+from nightjar.files import write_atomic
 from nightjar.paths import ROOT
-from nightjar.stack.compose_file import Service
+from nightjar.stack.compose_file import Health, Service
 from nightjar.stack.native_services import ENVIRONMENT_MARK
-from nightjar.stack.state import ServiceState, StackState, is_stopped, write_state
+from nightjar.stack.state import ServiceState, StackState
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 TICK_S = 0.2
@@ -41,37 +44,28 @@ class RunningService:
         self.delay_s, self.failed_checks = FIRST_DELAY_S, 0
 
     def start(self) -> None:
-        """Start its process in a session of its own, so that Ctrl-C reaches only this supervisor."""
+        """Start its process."""
         service = self.service
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                service.command,
-                env=service.environment,
-                user=service.user,
-                group=service.user,
-                extra_groups=[] if service.user else None,
-                cwd="/" if service.user else ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self.process = self._run(service.command, log, service.user)
         self.started_s = self.checked_s = time.monotonic()
         self.failed_checks = 0
         self.status = "starting" if service.health or service.restart == "on-failure" else "healthy"
 
     def update(self) -> None:
         """Update the status from the process's end or its health check, and start a check that is due."""
+        health = self.service.health
         if self.process is None:
             return
         if (exit_status := self.process.poll()) is not None:
             self._ended(exit_status)
-        elif self.check is not None:
-            self._read_check(self.check)
-        elif self.service.health is not None:
-            every_s = self.service.health.interval_s if self.status == "healthy" else STARTING_CHECK_S
+        elif health is not None and self.check is not None:
+            self._read_check(health, self.check)
+        elif health is not None:
+            every_s = health.interval_s if self.status == "healthy" else STARTING_CHECK_S
             if time.monotonic() - self.checked_s >= every_s:
-                self._start_check()
+                self.checked_s = time.monotonic()
+                self.check = self._run(health.test, subprocess.DEVNULL)
 
     def _ended(self, exit_status: int) -> None:
         self.end_check()
@@ -85,21 +79,24 @@ class RunningService:
         self.status, self.next_start_s = "ended", now + self.delay_s
         self.delay_s = min(LONGEST_DELAY_S, 2 * self.delay_s)
 
-    def _start_check(self) -> None:
-        assert self.service.health is not None
-        self.checked_s = time.monotonic()
-        self.check = subprocess.Popen(
-            self.service.health.test,
+    def _run(
+        self, command: Sequence[str], output: int | BinaryIO, user: str | None = None
+    ) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            command,
             env=self.service.environment,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+            cwd="/" if user else ROOT,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches only this supervisor
         )
 
-    def _read_check(self, check: "subprocess.Popen[bytes]") -> None:
-        assert self.service.health is not None
-        health, now, exit_status = self.service.health, time.monotonic(), check.poll()
+    def _read_check(self, health: Health, check: "subprocess.Popen[bytes]") -> None:
+        now, exit_status = time.monotonic(), check.poll()
         if exit_status is None and now - self.checked_s < health.timeout_s:
             return
         if exit_status == 0:
@@ -128,11 +125,6 @@ class RunningService:
                 self.process.wait()
             self.process = None
         self.status = "stopped"
-
-    def state(self) -> ServiceState:
-        """Return what state.json says of it."""
-        pid = self.process.pid if self.process else 0
-        return ServiceState(self.status, pid, start_time(pid), self.restarts)
 
 
 def supervise(
@@ -166,7 +158,7 @@ def supervise(
 
 def _step(folder: Path, each: RunningService, running: Mapping[str, RunningService]) -> None:
     had_process = each.process is not None
-    if is_stopped(folder, each.service.name):
+    if (folder / "stopped" / each.service.name).exists():
         if each.status != "stopped":
             each.stop()
     else:
@@ -186,21 +178,24 @@ def _step(folder: Path, each: RunningService, running: Mapping[str, RunningServi
 def _write_changes(
     folder: Path, ports: dict[str, int], running: Mapping[str, RunningService], last: StackState | None
 ) -> StackState:
-    state = StackState(os.getpid(), ports, {name: each.state() for name, each in running.items()})
+    services = {}
+    for name, each in running.items():
+        pid = each.process.pid if each.process else 0
+        services[name] = ServiceState(each.status, pid, start_time(pid), each.restarts)
+    state = StackState(os.getpid(), ports, services)
     if state != last:
-        write_state(folder, state)
+        write_atomic(folder / "state.json", json.dumps(state._asdict()))
     return state
 
 
 def _kill_orphans(running: Mapping[str, RunningService]) -> None:
     """Kill what ended services left behind, and in turn what that leaves behind."""
     known = {process.pid for each in running.values() for process in (each.process, each.check) if process is not None}
-    while orphans := [child.pid for child in psutil.Process().children() if child.pid not in known]:
-        for pid in orphans:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+    while orphans := [child for child in psutil.Process().children() if child.pid not in known]:
+        for orphan in orphans:
+            with contextlib.suppress(psutil.Error):
+                orphan.kill()
+                orphan.wait()
 
 
 def end_leftovers(folder: Path, state: StackState | None, grace_s: float = 15.0) -> None:

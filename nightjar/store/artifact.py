@@ -5,17 +5,17 @@ exist. Artifacts and records contain no absolute paths, so a store may be moved 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nightjar.files import digest, digest_file, mtime_ns, storage_errors, write_atomic
+from nightjar.files import digest, digest_file, mtime_ns, storage_errors, sync, write_atomic
 from nightjar.locks import acquire, locked
 from nightjar.store.file_memo import file_stamp, read_json_object
 
@@ -112,41 +112,43 @@ class Store:
 
         has_lock: the caller holds the key's lock. A store that fetches from elsewhere needs to know.
         """
-        folder = self.folder(stage, key)
-        if not folder.exists():
-            return None, NOT_STORED
-        try:
-            record = parse_record((folder / RECORD).read_bytes(), stage, key)
-        except FileNotFoundError:
-            return None, f"{RECORD} is missing"
+        record, why = self.read_record(stage, key)
         if record is None:
-            return None, DAMAGED
-        damage = self._damage(folder, record)
-        return (None, damage) if damage else (record, "")
-
-    def _damage(self, folder: Path, record: Record) -> str:
-        """Return how the files differ from their record; empty if they do not.
-
-        A file whose size, mtime, ctime and inode are as at its last full check is not read again. ctime cannot be set
-        back, so a flipped byte is always detected.
-        """
-        checked_path = self.checked_path(record.stage, record.key)
+            return None, why
+        checked_path, stamps = self.checked_path(stage, key), dict[str, list[int]]()
         checked = read_json_object(checked_path)
-        stamps: dict[str, list[int]] = {}
-        for name, (size, sha256) in record.files.items():
-            path = folder / name
-            try:
-                stamps[name] = file_stamp(path)
-                if stamps[name][0] != size:
-                    return f"{name} has the wrong size"
-                if checked.get(name) != stamps[name] and digest_file(path) != sha256:
-                    return f"{name} was altered"
-            except FileNotFoundError:
-                return f"{name} was deleted"
+        if damage := next(self.damages(record, stamps, checked), ""):
+            return None, damage
         if stamps != checked:
             with contextlib.suppress(OSError):  # only saves time in the next run: a full disk must not stop a reader
                 write_atomic(checked_path, json.dumps(stamps))
-        return ""
+        return record, ""
+
+    def read_record(self, stage: str, key: str) -> tuple[Record | None, str]:
+        """Return the record of a key without verifying its files, or None and the reason why it cannot be used."""
+        folder = self.folder(stage, key)
+        try:
+            record = parse_record((folder / RECORD).read_bytes(), stage, key)
+        except FileNotFoundError:
+            return None, f"{RECORD} is missing" if folder.exists() else NOT_STORED
+        return record, "" if record is not None else DAMAGED
+
+    def damages(self, record: Record, stamps: dict[str, list[int]], checked: Mapping[str, Any] = {}) -> Iterator[str]:
+        """Yield how an artifact's files differ from their record, and collect their stamps.
+
+        A file whose stamp is as at its last full check (`checked`) is not read again. ctime cannot be set back, so a
+        flipped byte is always detected.
+        """
+        for name, (size, sha256) in record.files.items():
+            path = self.folder(record.stage, record.key) / name
+            try:
+                stamps[name] = file_stamp(path)
+                if stamps[name][0] != size:
+                    yield f"{name} has the wrong size"
+                elif checked.get(name) != stamps[name] and digest_file(path) != sha256:
+                    yield f"{name} was altered"
+            except FileNotFoundError:
+                yield f"{name} was deleted"
 
     def checked_path(self, stage: str, key: str) -> Path:
         """Return the file that lists an artifact's checked files; its mtime is when a run last used the artifact."""
@@ -199,10 +201,8 @@ class Store:
         with storage_errors():
             files = {}
             for path in content_files(out):
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                    os.fsync(file.fileno())
-                files[path.relative_to(out).as_posix()] = (path.stat().st_size, sha256)
+                sync(path)
+                files[path.relative_to(out).as_posix()] = (path.stat().st_size, digest_file(path))
             record = Record(
                 stage=stage,
                 key=key,

@@ -8,12 +8,12 @@ file system's clock.
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nightjar.files import write_atomic
 from nightjar.paths import store_folder
 
 SETTLED_NS = 2_000_000_000  # no file system's clock is coarser
@@ -27,12 +27,13 @@ class FileMemo:
         code = Path(make.__code__.co_filename).read_bytes()
         self.file, self.make = f"{name}-{hashlib.sha256(code).hexdigest()[:12]}.json", make
         self.path: Path | None = None
-        self.entries: dict[str, Any] = {}
-        self.changed = False
+        self.entries, self.changed = dict[str, Any](), False
 
     def get(self, path: Path, *arguments: Any) -> Any:
         """Return a file's value, cached or computed with `arguments`; exceptions are not cached."""
-        self._open()
+        memo = store_folder() / ".memo" / self.file
+        if memo != self.path:  # the first call, or another store
+            self.path, self.entries, self.changed = memo, read_json_object(memo), False
         try:
             stamp = file_stamp(path)
         except OSError:
@@ -54,16 +55,8 @@ class FileMemo:
             return
         self.changed = False
         existing = {name: entry for name, entry in self.entries.items() if Path(name).exists()}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(existing), encoding="utf-8")
-            temporary.rename(self.path)
-
-    def _open(self) -> None:
-        path = store_folder() / ".memo" / self.file
-        if path != self.path:
-            self.path, self.entries, self.changed = path, read_json_object(path), False
+            write_atomic(self.path, json.dumps(existing))
 
 
 def file_stamp(path: Path) -> list[int]:

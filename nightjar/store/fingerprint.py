@@ -1,6 +1,7 @@
 """The code part of a stage's key: which files of this repository and which libraries make a result."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -38,32 +39,29 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
     Python runs them, except a target's package above its runner. Files of a `templates/` folder beside a module count,
     because the module reads them. A library counts with its version if this repository's code imports it directly.
     """
-    todo, seen, leaves = list(modules), set[str](), set[str]()
-    templates = set[Path]()
-    files: dict[str, str] = {}
-    libraries: dict[str, str] = {}
+    todo, seen, leaves, templates = list(modules), set[str](), set[str](), set[Path]()
+    files, libraries = dict[str, str](), dict[str, str]()
     while todo:
         module = todo.pop()
         if module in seen or module in EXCLUDED:
             continue
         seen.add(module)
-        top, _, _ = module.partition(".")
+        top, parent = module.partition(".")[0], module.rpartition(".")[0]
         if top not in PACKAGES:
             foreign = top not in sys.stdlib_module_names and top not in EXCLUDED
             if foreign and (found := version(top)):
                 libraries[top] = found
             continue
-        parent = module.rpartition(".")[0]
         if parent in leaves:  # a name in a module, not a module
             continue
         # A target's package compiles; its runner runs on boards without that package, so the package does not count.
         if parent and not parent.startswith("targets."):
             todo.append(parent)
         if (path := module_file(module, root)) is not None:
-            sha256, imported = _scan(path, module, path.stat().st_mtime_ns)
-            files[path.relative_to(root).as_posix()] = sha256
+            package = path.name == "__init__.py"
+            files[path.relative_to(root).as_posix()], imported = _scans.get(path, module if package else parent)
             templates.add(path.parent / "templates")
-            if path.name != "__init__.py":
+            if not package:
                 leaves.add(module)
             todo.extend(reversed(imported))  # a module before what is imported from it
     for path in (path for folder in templates for path in folder.rglob("*") if path.is_file() and path.suffix != ".py"):
@@ -75,16 +73,7 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> Closure:
 def module_file(module: str, root: Path = ROOT) -> Path | None:
     """Return the .py file of a module of this repository, None if there is none."""
     stem = root.joinpath(*module.split("."))
-    for path in (stem / "__init__.py", stem.with_suffix(".py")):
-        if path.is_file():
-            return path
-    return None
-
-
-@functools.cache
-def _scan(path: Path, module: str, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
-    sha256, imported = _scans.get(path, module if path.name == "__init__.py" else module.rpartition(".")[0])
-    return sha256, tuple(imported)
+    return next((path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()), None)
 
 
 def _read(path: Path, package: str) -> tuple[str, tuple[str, ...]]:
@@ -114,12 +103,9 @@ def _imports(tree: ast.AST, package: str) -> Iterable[str]:
 @functools.cache
 def version(top: str) -> str:
     """Return the installed version of the distribution that provides a top-level module, empty if none does."""
-    for name in (top, DISTRIBUTIONS.get(top)):
-        if name:
-            try:
-                return importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
+    for name in (top, DISTRIBUTIONS.get(top, top)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
     if importlib.util.find_spec(top) is None:  # an SDK in another environment; the search below would be slow
         return ""
     distributions = importlib.metadata.packages_distributions().get(top, [])

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from nightjar.files import digest_file, mtime_ns
+from nightjar.files import mtime_ns
 from nightjar.progress import tick
-from nightjar.store.artifact import DAMAGED, RECORD, Record, Store, content_files, parse_record
+from nightjar.store.artifact import DAMAGED, RECORD, Record, Store, content_files
 from nightjar.store.usage import gc_lock, in_use
 
 DAY_S = 86400.0
@@ -106,36 +106,23 @@ def verify(store: Store) -> tuple[int, list[Damage]]:
     """
     refs, found = list(store.refs()), list[Damage]()
     for number, (stage, key) in enumerate(refs, 1):
-        folder = store.folder(stage, key)
-        if damages := list(_damages(folder)):
+        if damages := list(_damages(store, stage, key)):
             with store.try_lock_key(stage, key) as ours:  # otherwise a run is making it
-                if ours and folder.exists():
+                if ours and store.folder(stage, key).exists():
                     found += [Damage(stage=stage, key=key, what=what) for what in damages]
         tick(number, len(refs))
     return len(refs), found
 
 
-def _damages(folder: Path) -> Iterator[str]:
-    try:
-        record = parse_record((folder / RECORD).read_bytes(), folder.parent.name, folder.name)
-    except FileNotFoundError:
-        yield f"incomplete: {RECORD} is missing"
-        return
+def _damages(store: Store, stage: str, key: str) -> Iterator[str]:
+    record, why = store.read_record(stage, key)
     if record is None:
-        yield DAMAGED
+        yield why if why == DAMAGED else f"incomplete: {why}"
         return
-    for name, (size, sha256) in record.files.items():
-        path = folder / name
-        try:
-            if path.stat().st_size != size:
-                yield f"{name} has the wrong size"
-            elif digest_file(path) != sha256:
-                yield f"{name} was altered"
-        except FileNotFoundError:
-            yield f"{name} was deleted"
-    for path in content_files(folder):
-        if (name := path.relative_to(folder).as_posix()) not in record.files:
-            yield f"{name} is not in {RECORD}"
+    yield from store.damages(record, {})
+    folder = store.folder(stage, key)
+    names = (path.relative_to(folder).as_posix() for path in content_files(folder))
+    yield from (f"{name} is not in {RECORD}" for name in names if name not in record.files)
 
 
 def inspect_artifact(store: Store, ref: Ref) -> ArtifactInfo:
@@ -143,9 +130,7 @@ def inspect_artifact(store: Store, ref: Ref) -> ArtifactInfo:
     folder = store.folder(*ref)
     made_s = (mtime_ns(folder / RECORD) or mtime_ns(folder)) / 1e9
     used_s = max(made_s, mtime_ns(store.checked_path(*ref)) / 1e9)
-    record = None
-    with contextlib.suppress(OSError):
-        record = parse_record((folder / RECORD).read_bytes(), *ref)
+    record, _ = store.read_record(*ref)
     return ArtifactInfo(record, record.bytes if record is not None else _folder_bytes(folder), made_s, used_s)
 
 
@@ -191,18 +176,17 @@ def _sweep_traces(store: Store) -> None:
                 if ours:
                     path.unlink(missing_ok=True)
     now_ns = time.time_ns()
-    for name in (".verified", ".sent", ".memo"):
-        for path in (store.root / name).glob("*"):
-            age_s = (now_ns - mtime_ns(path)) / 1e9
-            stage, _, key = path.stem.rpartition("-")
-            if path.name.startswith("."):  # temporary
-                unneeded = age_s > DAY_S
-            elif name == ".memo":
-                unneeded = age_s > MEMO_S
-            else:
-                unneeded = not store.folder(stage, key).exists()
-            if unneeded:
-                path.unlink(missing_ok=True)
+    for path in (path for name in (".verified", ".sent", ".memo") for path in (store.root / name).glob("*")):
+        age_s = (now_ns - mtime_ns(path)) / 1e9
+        stage, _, key = path.stem.rpartition("-")
+        if path.name.startswith("."):  # temporary
+            unneeded = age_s > DAY_S
+        elif path.parent.name == ".memo":
+            unneeded = age_s > MEMO_S
+        else:
+            unneeded = not store.folder(stage, key).exists()
+        if unneeded:
+            path.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

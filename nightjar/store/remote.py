@@ -12,7 +12,6 @@ Readers therefore see only complete artifacts. Every file is verified when it is
 import contextlib
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -21,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nightjar.errors import StoreBroken
-from nightjar.files import digest, digest_file, storage_errors, write_atomic
+from nightjar.files import digest, digest_file, storage_errors, sync, write_atomic
 from nightjar.paths import remote_url, store_folder
 from nightjar.process import lock_owner
 from nightjar.store.artifact import Record, Store, content_files, parse_record
@@ -47,19 +46,21 @@ class RemoteStore(Store):
         self._checked = False
 
     def find(self, stage: str, key: str, has_lock: bool = False) -> tuple[Record | None, str]:
-        """Return the verified record of a key, fetched if needed; or None and the reason why it cannot be used.
+        """Find a record as any store does, and fetch it if needed; raises StoreBroken if the bucket does not answer.
 
-        has_lock: the caller holds the key's lock; otherwise it is taken to fetch, unless a run is making the key.
-        Raises StoreBroken if the bucket cannot be reached.
+        A fetch takes the key's lock if the caller does not have it; there is none while a run is making the key.
         """
         record, why = super().find(stage, key)
         if record is not None:
             self._send(record, overwrite=False)
             return record, why
         self._check_format()
-        remote = self._read_record(stage, key)
-        if isinstance(remote, str):
-            return None, remote or why
+        data = self.bucket.read(record_name(stage, key))
+        if data is None:
+            return None, why
+        remote = parse_record(data, stage, key)
+        if remote is None:
+            return None, "its record in the bucket is damaged"
         with contextlib.nullcontext(True) if has_lock else self.try_lock_key(stage, key) as ours:
             if not ours:
                 return super().find(stage, key)
@@ -99,13 +100,6 @@ class RemoteStore(Store):
             )
         self._checked = True
 
-    def _read_record(self, stage: str, key: str) -> Record | str:
-        """Return a record in the bucket, or why it cannot be used; empty if there is none."""
-        data = self.bucket.read(record_name(stage, key))
-        if data is None:
-            return ""
-        return parse_record(data, stage, key) or "its record in the bucket is damaged"
-
     def _fetch(self, record: Record) -> str:
         """Fetch an artifact into the cache and return what is wrong with it, if anything.
 
@@ -119,8 +113,8 @@ class RemoteStore(Store):
             for name in record.files:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-            wanted = [(folder / name, sha256) for name, (_, sha256) in record.files.items()]
-            damages = list(pool.map(lambda each: self._fetch_file(*each), wanted))
+            sums = [sha256 for _, sha256 in record.files.values()]
+            damages = list(pool.map(self._fetch_file, map(folder.joinpath, record.files), sums))
         for name, damage in zip(record.files, damages, strict=True):
             if damage:
                 return f"{name} {damage} in {self.bucket.url}"
@@ -142,8 +136,8 @@ class RemoteStore(Store):
                 damage = "is missing"
                 break
             if digest_file(partial) == sha256:
-                with storage_errors(), partial.open("rb+") as file:
-                    os.fsync(file.fileno())
+                with storage_errors():
+                    sync(partial)
                 partial.rename(path)
                 return ""
             partial.unlink()
@@ -163,10 +157,10 @@ class RemoteStore(Store):
             if not overwrite and noted.read_text(encoding="utf-8") == self._sent_note(record):
                 return
         self._check_format()
-        if overwrite or isinstance(self._read_record(record.stage, record.key), str):
+        if overwrite or read_record(self.bucket, (record.stage, record.key)) is None:
             by_content = {sha256: folder / file for file, (_, sha256) in record.files.items()}
             with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-                list(pool.map(lambda each: self._send_file(*each), by_content.items()))
+                list(pool.map(self._send_file, by_content.keys(), by_content.values()))
             self.bucket.write(record_name(record.stage, record.key), record.model_dump_json(indent=1).encode())
         self._damaged -= record.file_digests
         self._note_sent(record)
@@ -196,19 +190,14 @@ def lease(bucket: Bucket, name: str, on_wait: Callable[[], None]) -> Iterator[No
     two runs take over a dead run's lease at the same moment, both make the key, which is wasteful but harmless.
     """
     by, over = lock_owner(), threading.Event()
-    _take_lease(bucket, name, by, on_wait)
-    renewing = threading.Thread(target=_renew_lease, args=(bucket, name, by, over), daemon=True)
-    renewing.start()
-    try:
-        yield
-    finally:
-        over.set()
-        renewing.join()
-        with contextlib.suppress(StoreBroken):  # then it becomes stale
-            bucket.remove(name)
 
+    def renew() -> None:
+        count = 0
+        while not over.wait(RENEW_S):
+            count += 1
+            with contextlib.suppress(StoreBroken):
+                bucket.write(name, _lease_text(by, count))
 
-def _take_lease(bucket: Bucket, name: str, by: str, on_wait: Callable[[], None]) -> None:
     last, since = None, time.monotonic()
     while not bucket.create(name, _lease_text(by, 0)):
         if last is None:
@@ -221,14 +210,15 @@ def _take_lease(bucket: Bucket, name: str, by: str, on_wait: Callable[[], None])
             bucket.remove(name)
             continue
         time.sleep(POLL_S)
-
-
-def _renew_lease(bucket: Bucket, name: str, by: str, over: threading.Event) -> None:
-    count = 0
-    while not over.wait(RENEW_S):
-        count += 1
-        with contextlib.suppress(StoreBroken):
-            bucket.write(name, _lease_text(by, count))
+    renewing = threading.Thread(target=renew, daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        renewing.join()
+        with contextlib.suppress(StoreBroken):  # then it becomes stale
+            bucket.remove(name)
 
 
 def _lease_text(by: str, count: int) -> bytes:
@@ -252,3 +242,8 @@ def blob_name(sha256: str) -> str:
 def record_name(stage: str, key: str) -> str:
     """Return the name of an artifact's record in the bucket."""
     return f"records/{stage}/{key}.json"
+
+
+def read_record(bucket: Bucket, ref: tuple[str, str]) -> Record | None:
+    """Read the record of a stage and key; return None if it is missing, damaged or of another artifact."""
+    return parse_record(bucket.read(record_name(*ref)) or b"", *ref)

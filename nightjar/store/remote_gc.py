@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 from nightjar.progress import tick
-from nightjar.store.artifact import DAMAGED, Record, parse_record
+from nightjar.store.artifact import DAMAGED
 from nightjar.store.bucket import Bucket, RemoteFile
 from nightjar.store.gc import DAY_S, Collected, Damage, Entry, Ref, summarize
-from nightjar.store.remote import blob_name, record_name
+from nightjar.store.remote import blob_name, read_record, record_name
 
 GRACE_S = 2 * DAY_S
 
@@ -31,8 +31,8 @@ def collect_remote(
         for ref in gone:
             bucket.remove(record_name(*ref))
     named = set[str]()
-    for file, ref in records(bucket):  # including records written since the survey
-        record = read_record(bucket, file.name, ref) if ref not in gone else None
+    for _, ref in records(bucket):  # including records written since the survey
+        record = read_record(bucket, ref) if ref not in gone else None
         named |= record.file_digests if record is not None else set()
     freed_bytes, loose = 0, list[str]()
     before = time.time() - grace_s
@@ -51,8 +51,8 @@ def verify_remote(bucket: Bucket) -> tuple[int, list[Damage]]:
     """Read every blob that a record names; return the number of artifacts and what is damaged."""
     found, checked = list[Damage](), dict[str, str]()
     listed = list(records(bucket))
-    for number, (file, (stage, key)) in enumerate(listed, 1):
-        record = read_record(bucket, file.name, (stage, key))
+    for number, (_, (stage, key)) in enumerate(listed, 1):
+        record = read_record(bucket, (stage, key))
         if record is None:
             found.append(Damage(stage=stage, key=key, what=DAMAGED))
         for name, (_, sha256) in record.files.items() if record is not None else ():
@@ -72,16 +72,9 @@ def records(bucket: Bucket) -> Iterator[tuple[RemoteFile, Ref]]:
             yield file, (stage, name.removesuffix(".json"))
 
 
-def read_record(bucket: Bucket, name: str, ref: Ref) -> Record | None:
-    """Read a record; return None if it is damaged or of another artifact."""
-    return parse_record(bucket.read(name) or b"", *ref)
-
-
 def _unnamed(bucket: Bucket, named: set[str]) -> Iterator[RemoteFile]:
     """Yield blobs that no record names, leases, and temporary files of interrupted uploads."""
-    for file in bucket.list("blobs"):
-        if file.name.rpartition("/")[2] not in named:
-            yield file
+    yield from (file for file in bucket.list("blobs") if file.name.rpartition("/")[2] not in named)
     yield from bucket.list("leases")
     yield from (file for file in bucket.list("records") if file.name.endswith(".part"))
 

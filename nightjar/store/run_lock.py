@@ -35,11 +35,10 @@ def hold_run(run: str, number: Callable[[], int]) -> Iterator[None]:
     number: called once the lock is held, returns the number of this attempt. Raises StoreBroken if the folder is not
     writable.
     """
-    path = _file(run)
     with contextlib.ExitStack() as held:
         with storage_errors():
-            lock = held.enter_context(locked(path))
-        held.callback(path.unlink, missing_ok=True)
+            lock = held.enter_context(locked(_file(run)))
+        held.callback(remove_lock, run)
         this = RunHolder(host=socket.gethostname(), pid=os.getpid(), number=number())
         with storage_errors():
             os.ftruncate(lock, 0)
@@ -49,13 +48,11 @@ def hold_run(run: str, number: Callable[[], int]) -> Iterator[None]:
 
 def run_status(run: str, number: int) -> tuple[Literal["held", "gone", "unknown"], RunHolder | None]:
     """Return whether a process executes this attempt at a run, did and is gone, or cannot be seen from here."""
+    found = None
     try:
-        with _file(run).open() as lock:
+        with _file(run).open() as lock, contextlib.suppress(ValidationError):  # killed before it wrote
             held = not try_lock(lock.fileno(), fcntl.LOCK_SH)
-            try:
-                found = RunHolder.model_validate_json(lock.read())
-            except ValidationError:  # killed before it wrote
-                found = None
+            found = RunHolder.model_validate_json(lock.read())
     except FileNotFoundError:
         return "unknown", None
     if held:

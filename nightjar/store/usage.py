@@ -12,11 +12,10 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from nightjar.files import storage_errors
-from nightjar.locks import is_still, locked, try_lock
+from nightjar.locks import acquire, is_still, locked, try_lock
 from nightjar.store.artifact import Store
 
 log = logging.getLogger(__name__)
@@ -30,9 +29,9 @@ class Usage:
 
     def __init__(self, store: Store, outer: "Usage | None" = None) -> None:
         """outer: the usage of a longer run, such as a night, that also notes every key and keeps it until its end."""
-        self._store, self._handle, self._noted, self._outer = store, -1, set[tuple[str, str]](), outer
-        self._noting = threading.Lock()
-        self._path = Path()
+        self._store, self._noted, self._outer = store, set[tuple[str, str]](), outer
+        self._noting, self._path = threading.Lock(), Path()
+        self._handle: int | None = None
 
     def note(self, stage: str, key: str) -> None:
         """Protect a key from gc, whether it exists or not; call this before looking it up.
@@ -58,30 +57,27 @@ class Usage:
     def close(self) -> None:
         """Stop protecting the noted keys."""
         with self._noting:
-            if self._handle >= 0:
+            if self._handle is not None:
                 self._path.unlink(missing_ok=True)
                 os.close(self._handle)
-            self._handle, self._noted = -1, set()
+            self._handle, self._noted = None, set()
 
     def _write(self, text: str) -> None:
         """Append to the run's file, under the gc lock: gc must not see a new file before it is locked."""
         with gc_lock(self._store):
-            if self._handle < 0:
-                folder = self._store.root / RUNNING
-                folder.mkdir(parents=True, exist_ok=True)
-                self._path = folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-                self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-                try_lock(self._handle)
+            if self._handle is None:
+                name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+                self._path = self._store.root / RUNNING / name
+                self._handle = acquire(self._path)
+            assert self._handle is not None
             line = text.encode()
             if os.write(self._handle, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
-@contextlib.contextmanager
-def gc_lock(store: Store, exclusive: bool = False) -> Iterator[None]:
+def gc_lock(store: Store, exclusive: bool = False) -> contextlib.AbstractContextManager[int]:
     """Hold the store's gc lock: shared by runs that note what they use, exclusive to remove artifacts."""
-    with locked(store.root / ".gate", shared=not exclusive):
-        yield
+    return locked(store.root / ".gate", shared=not exclusive)
 
 
 def in_use(store: Store, clear: bool = False) -> set[tuple[str, str]]:
@@ -91,17 +87,10 @@ def in_use(store: Store, clear: bool = False) -> set[tuple[str, str]]:
     """
     found = set[tuple[str, str]]()
     for path in (store.root / RUNNING).glob("*"):
-        try:
-            handle = os.open(path, os.O_RDWR)
-        except FileNotFoundError:  # that run has ended
-            continue
-        try:
-            if not try_lock(handle):
-                with contextlib.suppress(FileNotFoundError):
-                    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-                    found |= {(stage, key) for stage, _, key in (line.partition("/") for line in lines if line)}
-            elif clear and is_still(handle, path):
+        with contextlib.suppress(FileNotFoundError), path.open("r+", encoding="utf-8") as file:  # else it has ended
+            if not try_lock(file.fileno()):
+                lines = file.read().split("\n")[:-1]
+                found |= {(stage, key) for stage, _, key in (line.partition("/") for line in lines if line)}
+            elif clear and is_still(file.fileno(), path):
                 path.unlink()
-        finally:
-            os.close(handle)
     return found

@@ -1,15 +1,10 @@
-"""Hailo-8L: the Dataflow Compiler (DFC) translates, optimizes, emulates and compiles; HailoRT runs on the board.
-
-Importing this needs neither: `compile` calls the DFC in its own environment (nightjar/toolchains/). By default the
-encoder runs on the NPU and the decoder on the board's CPU with onnxruntime; the option `npu` changes that.
-"""
+"""Hailo-8L: the Dataflow Compiler (DFC) translates, optimizes, emulates and compiles; HailoRT runs on the board."""
 
 from pathlib import Path
 
 from nightjar.errors import BadOptions
 from nightjar.plugins.recipe import Recipe
-from targets.hailo.options import NAME as NAME
-from targets.hailo.options import Options
+from targets.hailo.options import NAME, Options
 
 TIERS = {"simulator": "vendor-simulator", "local": "device"}
 DEFAULT_BOARD = "simulator"
@@ -21,27 +16,17 @@ INTEGERS_ONLY = ("device",)  # the NPU has no float: that runs in the DFC's emul
 def recipe(model: str) -> Recipe:
     """Return the recipe of this target's export.
 
-    `cached` is for the CPU. A `static` decoder can run on the NPU: it takes embeddings and returns the logits of all
-    rows in slices, as in hailocs/hailo-whisper, whose decoders have 32 rows (tiny) or 24 (base). Raises BadOptions for
-    a family that is not Whisper.
+    Its `cached` decoder is for the CPU. A `static` decoder can run on the NPU: it takes embeddings and returns the
+    logits of all rows in slices, as in hailocs/hailo-whisper, whose decoders have 32 rows (tiny) or 24 (base). Raises
+    BadOptions for a family that is not Whisper.
     """
     if model != "whisper":
         raise BadOptions(
-            f"target hailo has a recipe for whisper only; the DFC's parser does not take the graphs of {model}: "
+            f"target {NAME} has a recipe for whisper only; the DFC's parser does not take the graphs of {model}: "
             "pass --target onnx or rknn"
         )
     return Recipe(
-        window_s=30,
-        graph_format="onnx",
-        decoder="cached",
-        decoder_length=448,
-        positional="first",
-        host_embedding=True,
-        conv2d=True,
-        layer_norm="primitives",
-        logits_rows="all",
-        logits_slices=4,
-        mask_value=-100.0,
+        host_embedding=True, conv2d=True, layer_norm="primitives", logits_rows="all", logits_slices=4, mask_value=-100.0
     )
 
 

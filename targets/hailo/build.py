@@ -1,7 +1,5 @@
 """Build the parts of a binary with the DFC: one step per process; the .har of each step is kept for the next."""
 
-import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -15,27 +13,24 @@ import onnx
 import psutil
 
 from nightjar.errors import BadOptions, NightjarError, ToolchainFailed
-from nightjar.files import digest_file
+from nightjar.files import digest, digest_file, read_json, write_atomic
 from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.nhwc import nhwc_shape, to_nhwc
 from nightjar.graphs.onnx_graph import Graph
-from nightjar.plugins.target_build import Entry, Plan, check_request, read_plan, write_binary, write_layers
+from nightjar.plugins.target_build import Entry, Plan, check_request, read_plan, write_layers
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import INDEX, CalibrationSet
 from nightjar.toolchains.environment import Toolchain, toolchain
-from targets.hailo.failures import Failure, classify, level_notes, level_used
+from targets.hailo.failures import Kind, classify, level_notes, level_used
 from targets.hailo.graph import find_cut, prepare_graph
 from targets.hailo.known_windows import shorter_window, window_label, window_note
-from targets.hailo.layers import BOUNDARY_KINDS, Layer, int8_mac_share, layers_16bit, layers_from
+from targets.hailo.layers import BOUNDARY_KINDS, Layer, int8_mac_share, layers_16bit
 from targets.hailo.model_script import allocation_script, optimization_script
 from targets.hailo.options import NAME, Options
-from targets.hailo.placement import cpu_part, read_model, tensors_16bit
+from targets.hailo.placement import build_parts, read_model, tensors_16bit
 from targets.hailo.toolchain import compile as inside
 
 log = logging.getLogger(__name__)
-
-NETWORK = "nightjar"  # prefix of every network's name, and so of its layers' names
-LOCATIONS = ("data", "source", "har", "hef", "model")  # fields of a job that hold paths
 
 
 def build(
@@ -46,38 +41,33 @@ def build(
     check_request(options.precision, calibration, plan)
     chosen = read_plan(plan, model["parts"]) if plan is not None else None
     found = toolchain(NAME)
-    out.mkdir(parents=True, exist_ok=True)
-    entries: dict[str, Entry] = {}
-    with contextlib.ExitStack() as stack:
-        folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightjar-hailo-")))
-        for name, part in model["parts"].items():
-            if name not in options.npu:
-                entries[name] = cpu_part(graphs, name, part, model["recipe"]["decoder"] == "cached", out)
-                continue
-            compiler = PartCompiler(found, options, name, model, graphs / part["file"], folder / name)
+    with tempfile.TemporaryDirectory(prefix="nightjar-hailo-") as scratch:
+
+        def npu_part(part: str) -> Entry:
+            compiler = PartCompiler(found, options, part, model, graphs, (work or Path(scratch)) / part)
             try:
                 if calibration is None or options.precision == "fp":
-                    entries[name] = compiler.float_entry(out)
-                else:
-                    entries[name] = compiler.quantized_entry(calibration, chosen, out)
+                    return compiler.float_entry(out)
+                return compiler.quantized_entry(calibration, chosen, out)
             except _StepRefused as refused:
                 raise refused.error from None
-    described = {"precision": options.precision, "host_position_add": model["host_position_add"]}
-    write_binary(graphs, model, entries, out, target=NAME, **described)
+
+        build_parts(graphs, model, options.npu, out, npu_part, target=NAME, precision=options.precision)
 
 
 class PartCompiler:
     """Take one part through the steps of the DFC; `folder` is its own and keeps the files of each step."""
 
     def __init__(
-        self, found: Toolchain, options: Options, part: str, model: Mapping[str, Any], graph: Path, folder: Path
+        self, found: Toolchain, options: Options, part: str, model: Mapping[str, Any], graphs: Path, folder: Path
     ) -> None:
         self.found, self.options, self.part, self.model, self.folder = found, options, part, model, folder
         folder.mkdir(parents=True, exist_ok=True)
-        exported = onnx.load(graph)
+        self.described = model["parts"][part]
+        exported = onnx.load(graphs / self.described["file"])
         self.graph = Graph(exported)
         self.groups = quantizable_groups(exported)
-        self.cut = find_cut(part, self.graph)
+        self.ends = find_cut(part, self.graph)
         self.onnx = folder / f"{part}.onnx"
         onnx.save(prepare_graph(exported, options.value_by_one), self.onnx)
         self.sources = [digest_file(self.onnx), found.versions(), options.hw_arch]
@@ -85,7 +75,7 @@ class PartCompiler:
     def float_entry(self, out: Path) -> Entry:
         """Translate; return the entry of a part that the emulator runs in float."""
         layers, entry = self._translate(out, "native")
-        return {**entry, "int8_mac_share": 0.0, "nodes_int8": 0, "nodes_total": _count_computing(layers)}
+        return entry | self._layer_figures(dict.fromkeys(layers, "float"), out)
 
     def quantized_entry(self, calibration: Path, plan: Plan | None, out: Path) -> Entry:
         """Translate, optimize and compile; return the part's entry of binary.json."""
@@ -98,43 +88,39 @@ class PartCompiler:
         count = min(self.options.calibration_samples, samples.count(self.part))
         script, optimized = self._optimize(layers, in_16bit, samples, count)
         requested = self.options.optimization_level
-        hef, utilization = self._compile(optimized["har_sha256"], script)
+        level = level_used(optimized["log"], requested)
+        notes = level_notes(level, requested)
+        for note in notes:
+            log.warning("%s: %s", self.part, note)
+        hef, share = self._compile([optimized["har_sha256"], script], [None, *self.options.max_utilization])
         (out / f"{self.part}.alls").write_text(script, encoding="utf-8")
         shutil.copyfile(self.folder / "optimized.har", out / f"{self.part}.har")
         shutil.copyfile(hef, out / f"{self.part}.hef")
-        self._write_layers(layers, in_16bit, out)
-        return entry | {
+        return {
+            **entry,
             "file": f"{self.part}.hef",
-            "size_bytes": hef.stat().st_size,
             "script": f"{self.part}.alls",
-            "optimization_level": {"asked": requested, **optimized["level"]._asdict()},
-            "notes": [*entry["notes"], *level_notes(optimized["level"], requested)],
+            "optimization_level": {"asked": requested, **level._asdict()},
+            "notes": [*entry["notes"], *notes],
             "calibration_samples": count,
-            "max_utilization": utilization,
-            "int8_mac_share": int8_mac_share(self.groups, layers, in_16bit),
-            "nodes_total": _count_computing(layers),
-            "nodes_int8": _count_computing(layers) - _count_computing(in_16bit),
+            "max_utilization": share,
+            **self._layer_figures({each: "a16_w16" if each in in_16bit else "a8_w8" for each in layers}, out),
         }
 
     def _translate(self, out: Path, context: str) -> tuple[list[Layer], Entry]:
         har = self.folder / "translated.har"
-        job = {
-            "kind": "translate",
-            "model": str(self.onnx),
-            "network": f"{NETWORK}_{self.part}",
+        settings = {
+            "network": f"nightjar_{self.part}",  # its layers' names begin with it
             "hw_arch": self.options.hw_arch,
-            "starts": self.cut.starts,
-            "ends": [end.node for end in self.cut.ends],
-            "shapes": {name: list(self.graph.shape(name)) for name in self.cut.starts},
-            "har": str(har),
+            "starts": self.graph.inputs,
+            "ends": [end.node for end in self.ends],
+            "shapes": {name: list(self.graph.shape(name)) for name in self.graph.inputs},
         }
-        result = self._step("translate", job, [self.options.value_by_one], har)
-        layers = layers_from(result["layers"])
+        result = self._step("translate", settings, {"model": str(self.onnx), "har": str(har)}, har)
+        layers = [Layer(**layer) for layer in result["layers"]]
         shutil.copyfile(har, out / f"{self.part}.har")
         return layers, {
-            "runner": NAME,
             "file": f"{self.part}.har",
-            "size_bytes": har.stat().st_size,
             "har": f"{self.part}.har",
             "context": context,
             "dfc": result["version"],
@@ -143,7 +129,6 @@ class PartCompiler:
             "notes": [window_note(self.model)],
             "inputs": self._inputs(layers),
             "outputs": self._outputs(layers, result["outputs"]),
-            "layers": self._write_layers(layers, [], out),
         }
 
     def _optimize(
@@ -151,62 +136,52 @@ class PartCompiler:
     ) -> tuple[str, dict[str, Any]]:
         """Optimize, where that fails without the removal of dead layers; return the script and the result."""
         har, translated = self.folder / "optimized.har", self.folder / "translated.har"
+        made_from = [digest_file(translated), digest_file(samples.folder / INDEX), count]
         data = self._write_calibration(layers, samples, count)
-        sources = [digest_file(translated), digest_file(samples.folder / INDEX), count]
+        paths = {"source": str(translated), "har": str(har), "data": data}
 
         def attempt(keep_dead: bool) -> tuple[str, dict[str, Any]]:
             script = optimization_script(layers, in_16bit, count, self.options, keep_dead=keep_dead)
-            job = {"kind": "optimize", "source": str(translated), "script": script, "har": str(har), "data": data}
-            return script, self._step("optimize", job, sources, har)
+            return script, self._step("optimize", {"script": script, "made_from": made_from}, paths, har)
 
         try:
-            script, result = attempt(keep_dead=False)
+            return attempt(keep_dead=False)
         except _StepRefused as refused:
-            if refused.failure.kind != "dead layers":
+            if refused.kind != "dead layers":
                 raise
-            log.info("%s: %s; retrying without the removal of dead layers", self.part, refused.failure.reason)
-            script, result = attempt(keep_dead=True)
-        used = level_used(result["log"], self.options.optimization_level)
-        for note in level_notes(used, self.options.optimization_level):
-            log.warning("%s: %s", self.part, note)
-        return script, {**result, "level": used}
+            log.info("%s: %s; retrying without the removal of dead layers", self.part, refused.reason)
+        return attempt(keep_dead=True)
 
-    def _compile(self, har_sha256: str, script: str) -> tuple[Path, float | None]:
-        """Compile the optimized .har, with less of the chip where it does not fit; return the .hef and the share."""
+    def _compile(self, made_from: Sequence[str], shares: Sequence[float | None]) -> tuple[Path, float | None]:
+        """Compile the optimized .har with the first share of the chip that fits; return the .hef and that share."""
         hef, har = self.folder / "compiled.hef", self.folder / "compiled.har"
-        job = {"kind": "compile", "source": str(self.folder / "optimized.har"), "har": str(har), "hef": str(hef)}
-        utilization: float | None = None
-        remaining = list(self.options.max_utilization)
-        while True:
-            allocation = allocation_script(utilization) if utilization is not None else ""
-            try:
-                self._step("compile", {**job, "script": allocation}, [har_sha256, script], hef, har)
-                return hef, utilization
-            except _StepRefused as refused:
-                if refused.failure.kind != "fit" or not remaining:
-                    raise
-                utilization = remaining.pop(0)
-                log.info("%s: %s; retrying with %g of the chip", self.part, refused.failure.reason, utilization)
+        share, *smaller = shares
+        script = allocation_script(share) if share is not None else ""
+        paths = {"source": str(self.folder / "optimized.har"), "har": str(har), "hef": str(hef)}
+        try:
+            self._step("compile", {"script": script, "made_from": made_from}, paths, hef, har)
+            return hef, share
+        except _StepRefused as refused:
+            if refused.kind != "fit" or not smaller:
+                raise
+            log.info("%s: %s; retrying with %g of the chip", self.part, refused.reason, smaller[0])
+        return self._compile(made_from, smaller)
 
-    def _step(self, name: str, job: dict[str, Any], sources: Sequence[Any], *outputs: Path) -> dict[str, Any]:
+    def _step(self, name: str, settings: Mapping[str, Any], paths: Mapping[str, Any], *outputs: Path) -> dict[str, Any]:
         """Run a step, unless an earlier run did the same job from the same files and its outputs are intact."""
-        content = {key: value for key, value in job.items() if key not in LOCATIONS}
-        identity = hashlib.sha256(json.dumps([self.sources, content, list(sources)]).encode()).hexdigest()
-        record_file = self.folder / f"{name}.json"
-        if record_file.is_file():
-            record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
-            if record["identity"] == identity and record["files"] == _digests(outputs):
+        job = {"kind": name, **settings}
+        identity, record_file = digest([self.sources, job]), self.folder / f"{name}.json"
+        if record_file.is_file() and all(path.is_file() for path in outputs):
+            record = read_json(record_file)
+            if record["identity"] == identity and record["files"] == list(map(digest_file, outputs)):
                 log.info("%s: %s was done by an earlier run", self.part, name)
-                result: dict[str, Any] = record["result"]
-                return result
+                earlier: dict[str, Any] = record["result"]
+                return earlier
         record_file.unlink(missing_ok=True)
-        result = self._call(name, job)
-        result["har_sha256"] = digest_file(outputs[-1])
-        half = record_file.with_suffix(".part")
-        half.write_text(
-            json.dumps({"identity": identity, "files": _digests(outputs), "result": result}), encoding="utf-8"
-        )
-        half.rename(record_file)
+        result = self._call(name, {**job, **paths})
+        files = list(map(digest_file, outputs))
+        result["har_sha256"] = files[-1]
+        write_atomic(record_file, json.dumps({"identity": identity, "files": files, "result": result}))
         return result
 
     def _call(self, name: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -223,18 +198,15 @@ class PartCompiler:
         )
         if refused := result.get("refused"):
             failure = classify(refused["kind"], refused["message"])
-            saved_log = self.found.save_log(name, folder / "log.txt")
-            raise _StepRefused(failure, self._error(name, failure, saved_log))
+            log_file = self.found.save_log(name, folder / "log.txt")
+            remedy = shorter_window(self.model) if failure.kind == "fit" else failure.remedy
+            why = f"({failure.reason}); log in {log_file}: {remedy}"
+            error: NightjarError = BadOptions(f"the DFC does not {name} this {self.part} {why}")
+            if failure.retryable:
+                error = ToolchainFailed(f"the DFC could not {name} the {self.part} {why}")
+            raise _StepRefused(failure.kind, failure.reason, error)
         text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
         return result | {"log": "\n".join(line for line in text.splitlines() if "level" in line)}
-
-    def _error(self, step: str, failure: Failure, log_file: Path) -> NightjarError:
-        remedy = shorter_window(self.model) if failure.kind == "fit" else failure.remedy
-        if failure.retryable:
-            return ToolchainFailed(
-                f"the DFC could not {step} the {self.part} ({failure.reason}); log in {log_file}: {remedy}"
-            )
-        return BadOptions(f"the DFC does not {step} this {self.part} ({failure.reason}); log in {log_file}: {remedy}")
 
     def _write_calibration(self, layers: Sequence[Layer], samples: CalibrationSet, count: int) -> dict[str, str]:
         """Write a part's samples channels last, an array per input layer; return the files."""
@@ -248,75 +220,60 @@ class PartCompiler:
         for number, sample in enumerate(samples.samples(self.part, count)):
             for name, array in arrays.items():
                 array[number] = to_nhwc(sample[name])[0]
-        for array in arrays.values():
-            array.flush()
         return files
 
     def _inputs(self, layers: Sequence[Layer]) -> list[Entry]:
-        """Return the part's inputs with the network's input layer of each.
-
-        Raises ToolchainFailed where the DFC parsed them with another name or shape.
-        """
-        described = self.model["parts"][self.part]["inputs"]
+        """Return the inputs with the network's layer of each; raises ToolchainFailed for another name or shape."""
+        described = self.described["inputs"]
         input_layers = [layer for layer in layers if layer.kind == "input_layer"]
         found = []
         for tensor in described:
             layer = next((each for each in input_layers if tensor["name"] in each.nodes), None)
             layer = layer or (input_layers[0] if len(input_layers) == len(described) == 1 else None)
             expected = nhwc_shape(tensor["shape"])[1:]
-            if layer is None or layer.shapes[0][1:] != expected:
-                has = f"reads it as {layer.shapes[0][1:]}" if layer else "has no such input"
-                raise ToolchainFailed(
-                    f"the DFC parsed the {self.part} differently: {tensor['name']} is {expected} with its channels "
-                    f"last, and it {has}; report it with the DFC's version"
-                )
+            shape = tuple(layer.shapes[0][1:]) if layer else None
+            if layer is None or shape != expected:
+                has = f"reads it as {shape}" if layer else "has no such input"
+                raise self._parsed_differently(f"{tensor['name']} is {expected} with its channels last, and it {has}")
             found.append({**tensor, "layer": layer.name})
         return found
 
     def _outputs(self, layers: Sequence[Layer], outputs: Sequence[str]) -> list[Entry]:
-        """Return the part's outputs with the network's layer and position of each, and the moves left to the host.
-
-        Raises ToolchainFailed where the network has too few outputs.
-        """
-        tensors = {tensor["name"]: tensor for tensor in self.model["parts"][self.part]["outputs"]}
+        """Return the outputs with the network's layer and position of each, and the moves left to the host."""
+        tensors = {tensor["name"]: tensor for tensor in self.described["outputs"]}
         nodes = {layer.name: layer.nodes for layer in layers}
         ends: list[Entry] = []
-        for number, end in enumerate(self.cut.ends):
-            own = [at for at, name in enumerate(outputs) if end.node in nodes.get(name, ())]
-            at = own[0] if own else number  # in the order of the end nodes where no layer names its node
+        for number, end in enumerate(self.ends):
+            # In the order of the end nodes where no layer names its node.
+            at = next((i for i, name in enumerate(outputs) if end.node in nodes.get(name, ())), number)
             if at >= len(outputs):
-                raise ToolchainFailed(
-                    f"the DFC parsed the {self.part} differently: its {len(outputs)} outputs do not include "
-                    f"{end.name}; report it with the DFC's version"
-                )
+                raise self._parsed_differently(f"its {len(outputs)} outputs do not include {end.name}")
             entry = {**tensors[end.name], "layer": outputs[at], "at": at}
             ends.append(entry | {"from": list(end.shape), "moves": end.moves})
         return ends
 
-    def _write_layers(self, layers: Sequence[Layer], in_16bit: Sequence[Layer], out: Path) -> str:
-        rows = (
-            {
-                "name": each.name,
-                "kind": each.kind,
-                "nodes": each.nodes,
-                "precision": "a16_w16" if each in in_16bit else "a8_w8",
-            }
-            for each in layers
-        )
-        return write_layers(out, self.part, rows)
+    def _parsed_differently(self, how: str) -> ToolchainFailed:
+        return ToolchainFailed(f"the DFC parsed the {self.part} differently: {how}; report it with the DFC's version")
+
+    def _layer_figures(self, precisions: Mapping[Layer, str], out: Path) -> Entry:
+        """Write the precision of each layer; return the part's figures."""
+        rows = [
+            {"name": layer.name, "kind": layer.kind, "nodes": layer.nodes, "precision": precision}
+            for layer, precision in precisions.items()
+        ]
+        computing = [row["precision"] for row in rows if row["kind"] not in BOUNDARY_KINDS]
+        wide = [layer for layer, precision in precisions.items() if precision != "a8_w8"]
+        return {
+            "layers": write_layers(out, self.part, rows),
+            "int8_mac_share": int8_mac_share(self.groups, list(precisions), wide),
+            "nodes_total": len(computing),
+            "nodes_int8": computing.count("a8_w8"),
+        }
 
 
 class _StepRefused(Exception):
     """The DFC refused a step; `error` is raised where no other attempt is left."""
 
-    def __init__(self, failure: Failure, error: NightjarError) -> None:
-        super().__init__(failure.reason)
-        self.failure, self.error = failure, error
-
-
-def _count_computing(layers: Sequence[Layer]) -> int:
-    return sum(layer.kind not in BOUNDARY_KINDS for layer in layers)
-
-
-def _digests(files: Sequence[Path]) -> list[str]:
-    return [digest_file(path) if path.is_file() else "" for path in files]
+    def __init__(self, kind: Kind, reason: str, error: NightjarError) -> None:
+        super().__init__(reason)
+        self.kind, self.reason, self.error = kind, reason, error

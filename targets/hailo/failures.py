@@ -1,15 +1,13 @@
 """Classify the DFC's errors by remedy, and read the optimisation level that it used from its log.
 
-The import paths of its exceptions change from version to version, so they are recognised by name and message
-(hailocs/hailo-whisper, hailo_model_zoo, community.hailo.ai; not verified against the DFC itself).
+Sources: hailocs/hailo-whisper, hailo_model_zoo, community.hailo.ai; not verified against the DFC itself.
 """
 
 import re
 from typing import Literal, NamedTuple
 
 Kind = Literal["graph", "precision", "calibration", "exponent", "fit", "dead layers", "memory", "unknown"]
-
-# The pattern of the class and message of each kind, and the remedy.
+# The pattern of the class and message of each kind (import paths change with the version), and the remedy.
 KNOWN: dict[Kind, tuple[str, str]] = {
     "graph": (
         r"ParsingWithRecommendation|MisspellNode|Unsupported\w*(Layer|Operation|Model|Shuffle)\w*Error|InvalidHN",
@@ -42,7 +40,6 @@ KNOWN: dict[Kind, tuple[str, str]] = {
     ),
     "unknown": ("", "read the log; then run the same command again, or report it"),
 }
-RETRYABLE: tuple[Kind, ...] = ("memory", "unknown")  # the same command may succeed at another time
 
 
 class Failure(NamedTuple):
@@ -50,7 +47,7 @@ class Failure(NamedTuple):
 
     kind: Kind
     reason: str
-    retryable: bool
+    retryable: bool  # the same command may succeed at another time
     remedy: str
 
 
@@ -58,13 +55,12 @@ def classify(class_name: str, message: str) -> Failure:
     """Classify an exception by the name of its class and its message."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     reason = ": ".join(filter(None, (class_name, " ".join(lines[:3])[:300])))
-    text = f"{class_name}: {message}"
-    kind = next(kind for kind, (pattern, _) in KNOWN.items() if re.search(pattern, text))
-    return Failure(kind, reason, kind in RETRYABLE, KNOWN[kind][1])
+    kind = next(kind for kind, (pattern, _) in KNOWN.items() if re.search(pattern, f"{class_name}: {message}"))
+    return Failure(kind, reason, kind in ("memory", "unknown"), KNOWN[kind][1])
 
 
 class Level(NamedTuple):
-    """The optimisation level that the DFC used, and why it is not the requested one."""
+    """The optimisation level that the DFC used, and its reason for another than the requested one."""
 
     used: int
     why: str

@@ -13,13 +13,11 @@ from nightjar.graphs.nhwc import LayoutStep
 from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph, add_constants, infer_shapes, set_nodes
 
 # The parser of DFC 3.x refuses these on activations: Unsupported…LayerError.
-UNSUPPORTED = frozenset(
-    {
-        *("Gather", "GatherElements", "GatherND", "ScatterND", "ScatterElements", "Tile", "TopK", "Where", "Range"),
-        *("NonZero", "OneHot", "CumSum", "Trilu", "Einsum", "Loop", "If", "Scan", "LSTM", "GRU", "Cast", "Shape"),
-        *("ConstantOfShape", "Greater", "Less", "Equal", "And", "Or", "Not", "ArgMax", "Log", "Sin", "Cos"),
-    }
-)
+_UNSUPPORTED = """
+And ArgMax Cast ConstantOfShape Cos CumSum Einsum Equal GRU Gather GatherElements GatherND Greater If LSTM Less Log Loop
+NonZero Not OneHot Or Range Scan ScatterElements ScatterND Shape Sin Tile TopK Trilu Where
+"""
+UNSUPPORTED = frozenset(_UNSUPPORTED.split())
 
 
 class OutputEnd(NamedTuple):
@@ -29,46 +27,32 @@ class OutputEnd(NamedTuple):
     node: str
     shape: tuple[int, ...]
     moves: list[LayoutStep]
+    move_nodes: list[str]
 
 
-class Cut(NamedTuple):
-    """The start of a part, by the names of its inputs, and its ends, in the order of its outputs."""
-
-    starts: list[str]
-    ends: list[OutputEnd]
-
-
-def find_cut(part: str, graph: Graph) -> Cut:
-    """Return the start and end nodes; raises BadOptions for a graph with an operator that the parser refuses."""
-    refused = [node for node in graph.nodes if node.op_type in UNSUPPORTED and graph.activations(node)]
-    if refused:
-        node = refused[0]
-        raise BadOptions(
-            f"the DFC's parser does not support {node.op_type}, and the {part} has one at '{node.name}': export it "
-            "with this target's own recipe; `nightjar lint --target hailo` lists every one"
-        )
-    ends = [_output_end(graph, name) for name in graph.outputs]
-    for end in ends:
-        if end.node == "":
+def find_cut(part: str, graph: Graph) -> list[OutputEnd]:
+    """Return where the network ends, per output; raises BadOptions for an operator that the parser refuses."""
+    for node in graph.nodes:
+        if node.op_type in UNSUPPORTED and graph.activations(node):
             raise BadOptions(
-                f"the {part} outputs {end.name} without computing anything: leave it out of --target-options npu="
+                f"the DFC's parser does not support {node.op_type}, and the {part} has one at '{node.name}': export it "
+                "with this target's own recipe; `nightjar lint --target hailo` lists every one"
             )
-    return Cut(list(graph.inputs), ends)
+    return [_output_end(part, graph, name) for name in graph.outputs]
 
 
-def _output_end(graph: Graph, name: str) -> OutputEnd:
-    """Walk back from an output over moves."""
+def _output_end(part: str, graph: Graph, name: str) -> OutputEnd:
     moves: list[LayoutStep] = []
-    node = graph.producers.get(name)
+    nodes: list[str] = []
     at = name
-    while node is not None and node.op_type in DATA_MOVEMENT:
-        if node.op_type == "Transpose":
-            moves.insert(0, ["transpose", list(node.attribute[0].ints)])
-        else:  # any other move is a new shape
-            moves.insert(0, ["reshape", list(graph.shape(at))])
+    while (node := graph.producers.get(at)) is not None and node.op_type in DATA_MOVEMENT:
+        turns = node.op_type == "Transpose"  # any other move is a new shape
+        moves.insert(0, ["transpose", list(node.attribute[0].ints)] if turns else ["reshape", list(graph.shape(at))])
+        nodes.append(node.name)
         at = node.input[0]
-        node = graph.producers.get(at)
-    return OutputEnd(name, node.name if node is not None else "", graph.shape(at), moves)
+    if node is None:
+        raise BadOptions(f"the {part} outputs {name} without computing anything: leave it out of --target-options npu=")
+    return OutputEnd(name, node.name, graph.shape(at), moves, nodes)
 
 
 def prepare_graph(model: Any, value_by_one: bool) -> Any:
@@ -76,17 +60,16 @@ def prepare_graph(model: Any, value_by_one: bool) -> Any:
     from onnx import helper
 
     out = Graph(model).model
-    if not value_by_one:
+    products = {group.nodes[-1] for group in fuse(out) if group.kind == "attention"} if value_by_one else set()
+    if not products:
         return out
-    products = {group.nodes[-1] for group in fuse(out) if group.kind == "attention"}
     one, nodes = "nightjar.one", []
     for node in out.graph.node:
         if node.name in products:
             value = node.input[1]
-            scaled = f"{value}.by_one"
-            nodes.append(helper.make_node("Mul", [value, one], [scaled], name=f"{node.name}/value_by_one"))
-            node.input[1] = scaled
+            node.input[1] = f"{value}.by_one"
+            nodes.append(helper.make_node("Mul", [value, one], [node.input[1]], name=f"{node.name}/value_by_one"))
         nodes.append(node)
     set_nodes(out.graph, nodes)
-    add_constants(out.graph, {one: np.array(1, np.float32)} if products else {})
+    add_constants(out.graph, {one: np.array(1, np.float32)})
     return infer_shapes(out)

@@ -4,8 +4,8 @@ The layers are those of `ClientRunner.get_hn_dict()`: a linear with its bias and
 `ew_add`, a norm a `layer_normalization` and a `normalization`, attention two `matmul` and a `softmax`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from nightjar.graphs.fusion import Group
 
@@ -13,14 +13,15 @@ BOUNDARY_KINDS = frozenset({"input_layer", "output_layer"})
 ATTENTION = frozenset({"matmul", "softmax"})  # kinds for which the DFC is reported to refuse a16_w16
 
 
-class Layer(NamedTuple):
-    """A layer of the DFC's network, `net/kindN`."""
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer of the DFC's network, `net/kindN`; one layer is one object."""
 
     name: str
     kind: str
-    nodes: tuple[str, ...]  # of the ONNX graph
-    inputs: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]  # of its outputs, channels last
+    nodes: Sequence[str]  # of the ONNX graph
+    inputs: Sequence[str]
+    shapes: Sequence[Sequence[int]]  # of its outputs, channels last
 
     @property
     def own_name(self) -> str:
@@ -28,29 +29,14 @@ class Layer(NamedTuple):
         return self.name.rpartition("/")[2]
 
 
-def layers_from(entries: Sequence[Mapping[str, Any]]) -> list[Layer]:
-    """Read what toolchain/compile.py returns."""
-    return [
-        Layer(e["name"], e["kind"], tuple(e["nodes"]), tuple(e["inputs"]), tuple(map(tuple, e["shapes"])))
-        for e in entries
-    ]
-
-
 def layers_of(groups: Sequence[Group], layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """List the layers that compute each group, by the group's tensor.
-
-    A group without a product and without a layer was fused into the layer of its input, as an activation is.
-    """
-    by_node: dict[str, list[Layer]] = {}
-    for layer in layers:
-        if layer.kind not in BOUNDARY_KINDS:
-            for node in layer.nodes:
-                by_node.setdefault(node, []).append(layer)
+    """List the layers that compute each group, by its tensor; an activation was fused into the layer of its input."""
+    computing = [layer for layer in layers if layer.kind not in BOUNDARY_KINDS]
     found: dict[str, list[Layer]] = {}
     for group in groups:
-        own = list(dict.fromkeys(layer for node in group.nodes for layer in by_node.get(node, ())))
+        own = [layer for node in group.nodes for layer in computing if node in layer.nodes]
         before = [] if group.macs else [found[name] for name in group.inputs if found.get(name)]
-        found[group.tensor] = own or (before[0] if before else [])
+        found[group.tensor] = list(dict.fromkeys(own)) or (before[0] if before else [])
     return found
 
 
@@ -58,22 +44,14 @@ def layers_16bit(
     groups: Sequence[Group], layers: Sequence[Layer], tensors: Collection[str], attention_16bit: bool
 ) -> list[Layer]:
     """List the layers of the groups with these tensors, in the network's order."""
-    named = {
-        layer
-        for tensor, own in layers_of(groups, layers).items()
-        if tensor in tensors
-        for layer in own
-        if attention_16bit or layer.kind not in ATTENTION
-    }
-    return [layer for layer in layers if layer in named]
+    found = layers_of(groups, layers)
+    named = {layer for tensor in tensors for layer in found.get(tensor, ())}
+    return [layer for layer in layers if layer in named and (attention_16bit or layer.kind not in ATTENTION)]
 
 
 def int8_mac_share(groups: Sequence[Group], layers: Sequence[Layer], in_16bit: Collection[Layer]) -> float:
     """Return the share of multiply-accumulates in layers of 8 bits."""
-    by_tensor, total, in_8bit = layers_of(groups, layers), 0, 0
-    for group in groups:
-        own = by_tensor[group.tensor]
-        total += group.macs
-        if own and not any(layer in in_16bit for layer in own):
-            in_8bit += group.macs
-    return round(in_8bit / total, 4) if total else 0.0
+    found = layers_of(groups, layers)
+    int8 = [group for group in groups if found[group.tensor] and not set(found[group.tensor]) & set(in_16bit)]
+    total = sum(group.macs for group in groups)
+    return round(sum(group.macs for group in int8) / total, 4) if total else 0.0

@@ -1,10 +1,10 @@
 """List what the DFC refuses, rewrites or computes inexactly in a graph, from the ONNX before it is translated.
 
 Sources: public reports (hailocs/hailo-whisper, hailo_model_zoo #98, fast-plate-ocr #44, community.hailo.ai 9698, 18789,
-19530), because the DFC's guide needs a login. Findings for a part on the board's CPU are warnings: they apply where the
-option `npu` puts that part on the NPU.
+19530). Findings for a part on the board's CPU are warnings: the option `npu` may put it on the NPU.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +25,6 @@ NPU = "the Hailo-8L"
 RANK = 4
 COLUMNS = 12_967  # the widest product known to compile: hailo-whisper's vocabulary of 51 865 in four slices
 LOWEST_MASK = -1000.0  # a lower mask takes the whole range of 256 steps
-BINARY = ("Add", "Sub", "Mul", "Div")
 
 # Operators that the parser is known to take, alone or in a pattern.
 _KNOWN = """
@@ -40,31 +39,33 @@ LOOK_UP = "the recipe looks tokens and positions up on the CPU (host embedding):
 REMEDIES = {
     **dict.fromkeys(("Gather", "GatherElements", "GatherND"), LOOK_UP),
     "Tile": "repeat values on the CPU, or add by broadcast: the recipe has fixed shapes and a batch of one",
+    "Erf": "write GELU as x/√2, Erf, +1, ·x, ·½, as torch does",
     "TopK": "sort on the CPU: the recipe's graphs end at the logits",
     "ArgMax": "take the maximum on the CPU: the recipe's graphs end at the logits",
     "Cast": "use float32: with host embedding, no integer goes to the NPU",
     **dict.fromkeys(("Where", "Greater", "Less", "Equal", "And", "Or", "Not"), "the recipe adds a finite mask instead"),
     **dict.fromkeys(("Shape", "Range", "ConstantOfShape"), "export with fixed shapes, as the recipe does"),
 }
-ON_CPU = "the board's CPU runs this part, unless --target-options npu= names it"
-
-
 # Operators that are taken with a reservation: why, and the remedy.
 INEXACT = {
     "LayerNormalization": (
         "one operator for the norm; public exports that compiled have its primitives",
-        "the recipe writes means, square root and division (layer_norm primitives), known to become a "
-        "layer_normalization",
+        "the recipe writes means, square root and division (layer_norm primitives), which have compiled",
     ),
     "Expand": (
         "values are repeated at run time, which becomes a copy per repetition where it is taken at all",
         "repeat constants at export: the recipe's graphs have no Expand",
     ),
-    "Erf": (
-        "Erf is in neither list of operators, those that the parser takes and those that it refuses",
-        "write GELU as x/√2, Erf, +1, ·x, ·½, as torch does",
-    ),
 }
+ONE_DIMENSION = (
+    "a convolution over one dimension, which the parser does not support",
+    "the recipe convolves over two, the first of them 1 (conv2d): mel is (1, n_mels, 1, n_frames)",
+)
+ATTENTION = (
+    "Reshape and Transpose to heads and back are rewritten into grouped products and a grouped softmax in 8 bits: 16 "
+    "bits are reported to be refused there",
+    "the recipe multiplies the values by 1.0 for the parser (value_by_one), and keeps (1, heads, rows, width)",
+)
 
 
 def lint(graphs: Path) -> list[Finding]:
@@ -73,8 +74,9 @@ def lint(graphs: Path) -> list[Finding]:
     found: list[Finding] = []
     for part, entry in model["parts"].items():
         problems = list(_part_problems(part, entry, onnx.load(graphs / entry["file"])))
-        if part == "encoder":
-            problems += _window_problems(model, entry["inputs"][0]["name"])
+        if part == "encoder" and "n_frames" in model and not window_label(model)["known_to_fit"]:
+            remedy = f"try it; where the compiler finds no placement, {shorter_window(model)}"
+            problems.append(Problem("warn", entry["inputs"][0]["name"], "window", window_note(model), remedy))
         on_npu = part in PlacementOptions().npu or model["recipe"]["decoder"] in ("static", "window")
         found += findings_of(part, problems if on_npu else _cpu_problems(entry, problems))
     return found
@@ -92,12 +94,15 @@ def _cpu_problems(entry: Mapping[str, Any], problems: list[Problem]) -> Iterator
         yield Problem("warn", cache[0], "KV cache", why, remedy)
     for problem in problems:
         if problem.level == "refuse":
-            yield problem._replace(level="warn", remedy=f"{ON_CPU}: {problem.remedy}")
+            where = "the board's CPU runs this part, unless --target-options npu= names it"
+            yield problem._replace(level="warn", remedy=f"{where}: {problem.remedy}")
 
 
 def _part_problems(part: str, entry: Mapping[str, Any], model: Any) -> Iterator[Problem]:
     graph, groups = Graph(model), fuse(model)
-    on_host = _host_moves(part, graph)
+    on_host: set[str] = set()  # the moves behind the last layers
+    with contextlib.suppress(BadOptions):  # an operator that is reported as a problem of its own
+        on_host = {name for end in find_cut(part, graph) for name in end.move_nodes}
     yield from boundary_problems(entry, graph.shapes, NPU, RANK)
     fused = {name for group in groups for name in group.nodes if len(group.nodes) > 1}
     for node in graph.nodes:
@@ -108,36 +113,19 @@ def _part_problems(part: str, entry: Mapping[str, Any], model: Any) -> Iterator[
         yield from _group_problems(graph, group)
 
 
-def _host_moves(part: str, graph: Graph) -> set[str]:
-    """Name the moves behind the last layers, which the host computes."""
-    try:
-        ends = {end.node for end in find_cut(part, graph).ends}
-    except BadOptions:  # an operator that is reported as a problem of its own
-        return set()
-    names: set[str] = set()
-    for output in graph.outputs:
-        node = graph.producers.get(output)
-        while node is not None and node.op_type in DATA_MOVEMENT and node.name not in ends:
-            names.add(node.name)
-            node = graph.producers.get(node.input[0])
-    return names
-
-
 def _operator_problems(graph: Graph, node: Any, is_fused: bool) -> Iterator[Problem]:
     op = node.op_type
     if op in UNSUPPORTED:
         remedy = REMEDIES.get(op, "compute it on the CPU, before the graph or behind it")
         yield Problem("refuse", node.name, op, f"the DFC's parser does not support {op}", remedy)
     elif op == "Conv" and len(graph.shapes.get(node.input[0], ())) == 3:
-        why = "a convolution over one dimension, which the parser does not support"
-        remedy = "the recipe convolves over two, the first of them 1 (conv2d): mel is (1, n_mels, 1, n_frames)"
-        yield Problem("refuse", node.name, op, why, remedy)
-    elif op in INEXACT and (op != "Erf" or not is_fused):
+        yield Problem("refuse", node.name, op, *ONE_DIMENSION)
+    elif op in INEXACT:
         yield Problem("warn", node.name, op, *INEXACT[op])
     elif not is_fused and op not in KNOWN:
         why = f"{op} is in neither list of operators, those that the parser takes and those that it refuses"
-        yield Problem("warn", node.name, op, why, "run the translate step alone")
-    if op in BINARY and not is_fused:
+        yield Problem("warn", node.name, op, why, REMEDIES.get(op, "run the translate step alone"))
+    if op in ("Add", "Sub", "Mul", "Div") and not is_fused:
         one, *other = (graph.shapes.get(name, ()) for name in graph.activations(node))
         if other and 0 not in (*one, *other[0]) and one != other[0]:
             why = f"{one} meets {other[0]}: the compiler adds a layer that repeats the smaller one"
@@ -165,36 +153,14 @@ def _group_problems(graph: Graph, group: Group) -> Iterator[Problem]:
     """Check groups that become one layer: wide products, and attention, which the compiler rewrites."""
     if group.kind in ("linear", "head") and (columns := graph.shape(group.tensor)[-1]) > COLUMNS:
         why = f"a product of {columns} columns; the widest that is known to compile has {COLUMNS}"
-        remedy = (
-            f"the recipe splits a static decoder's vocabulary (logits_slices) into {math.ceil(columns / COLUMNS)} "
-            "slices or more; the host joins them"
-        )
+        slices = f"{math.ceil(columns / COLUMNS)} slices or more; the host joins them"
+        remedy = f"the recipe splits a static decoder's vocabulary (logits_slices) into {slices}"
         yield Problem("refuse", group.nodes[0], "MatMul", why, remedy)
     if group.kind == "attention":
-        why = (
-            "Reshape and Transpose to heads and back are rewritten into grouped products and a grouped softmax in "
-            "8 bits: 16 bits are reported to be refused there"
-        )
-        remedy = (
-            "the recipe multiplies the values by 1.0 for the parser (value_by_one), and keeps (1, heads, rows, width)"
-        )
-        yield Problem("warn", group.nodes[0], "attention", why, remedy)
-        lowest = _lowest_constant(graph, group)
+        yield Problem("warn", group.nodes[0], "attention", *ATTENTION)
+        inner = [graph.producers[graph.root(name)] for name in group.inner]
+        added = {name for node in inner if node.op_type == "Add" for name in node.input if graph.is_constant(name)}
+        lowest = min((float(graph.constant(name).min()) for name in added), default=0.0)
         if lowest < LOWEST_MASK:
             why = f"a mask of {lowest:g} is added to the scores: in 8 bits it leaves no steps for them"
             yield Problem("warn", group.nodes[0], "Add", why, "the recipe's masks add -100 (mask_value)")
-
-
-def _lowest_constant(graph: Graph, group: Group) -> float:
-    """Return the lowest constant that is added inside an attention, 0 where there is none."""
-    nodes = (graph.producers[name] for name in (graph.root(inner) for inner in group.inner))
-    sums = [node for node in nodes if node.op_type == "Add"]
-    constants = [graph.constant(name) for node in sums for name in node.input if graph.is_constant(name)]
-    return min((float(values.min()) for values in constants), default=0.0)
-
-
-def _window_problems(model: Mapping[str, Any], name: str) -> Iterator[Problem]:
-    """Yield a window that is not known to fit; only Whisper has one."""
-    if "n_frames" in model and not window_label(model)["known_to_fit"]:
-        remedy = f"try it; where the compiler finds no placement, {shorter_window(model)}"
-        yield Problem("warn", name, "window", window_note(model), remedy)

@@ -1,13 +1,15 @@
-"""Write the model script (.alls) of a part from the kinds of its layers and the layers in 16 bits.
-
-The commands are those of Hailo's public scripts (hailocs/hailo-whisper, hailo_model_zoo). Layer numbers differ with the
-graph and the DFC's version, so none is written here.
-"""
+"""Write the model script (.alls) of a part, in the commands of hailocs/hailo-whisper and hailo_model_zoo."""
 
 from collections.abc import Collection, Sequence
 
 from targets.hailo.layers import Layer
 from targets.hailo.options import Options
+
+CHECKER = {
+    "off": "disabled",
+    "checker": "enabled, batch_size=1",
+    "advanced": "enabled, batch_size=1, analyze_mode=advanced",
+}
 
 
 def optimization_script(
@@ -17,12 +19,12 @@ def optimization_script(
 
     in_16bit: layers in a16_w16; samples: number of calibration samples; keep_dead: do not remove unused layers.
     """
-    kinds = {layer.kind for layer in layers}
+    kinds = {layer.kind for layer in layers}  # scripts name kinds: layer numbers differ with the graph and the version
     level, bits = options.optimization_level, options.compression_level
     lines = [
         f"model_optimization_flavor(optimization_level={level}, compression_level={bits})",
         f"model_optimization_config(calibration, batch_size={options.calibration_batch}, calibset_size={samples})",
-        _checker(options),
+        f"model_optimization_config(checker_cfg, policy={CHECKER[options.noise_analysis]})",
     ]
     if "ew_add" in kinds:
         lines.append("pre_quantization_optimization(ew_add_fusing, policy=disabled)")
@@ -49,10 +51,3 @@ def optimization_script(
 def allocation_script(max_utilization: float) -> str:
     """Write the command that makes the compiler use less of the chip, where it finds no placement."""
     return f"resources_param(max_utilization={max_utilization:g})\n"
-
-
-def _checker(options: Options) -> str:
-    if options.noise_analysis == "off":
-        return "model_optimization_config(checker_cfg, policy=disabled)"
-    advanced = ", analyze_mode=advanced" if options.noise_analysis == "advanced" else ""
-    return f"model_optimization_config(checker_cfg, policy=enabled, batch_size=1{advanced})"

@@ -17,9 +17,7 @@ class PlacementOptions(BaseModel, frozen=True):
     npu: tuple[Part, ...] = Field(
         ("encoder",), min_length=1, description="parts on the NPU; the others run on the board's CPU, in float"
     )
-    residuals_16bit: bool = Field(
-        True, description="int8: residual sums in a16_w16, as in every public conversion of Whisper"
-    )
+    residuals_16bit: bool = Field(True, description="int8: residual sums in a16_w16, as in all public conversions")
     attention_16bit: bool = Field(
         False, description="allow a16_w16 for attention's products and softmax, which the DFC is reported to refuse"
     )
@@ -32,8 +30,7 @@ class Options(PlacementOptions, frozen=True):
     """How graphs become .hef files; README.md says where each default comes from."""
 
     precision: Literal["fp", "int8", "auto"] = Field(
-        "fp",
-        description="float, in the emulator only; a8_w8; or auto: a16_w16 where a plan says so",
+        "fp", description="float, in the emulator only; a8_w8; or auto: a16_w16 where a plan says so"
     )
     hw_arch: Literal["hailo8l", "hailo8", "hailo8r"] = Field("hailo8l", description="the chip to compile for")
     optimization_level: int = Field(
@@ -43,25 +40,15 @@ class Options(PlacementOptions, frozen=True):
     calibration_samples: int = Field(1024, ge=1, description="samples, at most; below 1024 the DFC may lower the level")
     calibration_batch: int = Field(8, ge=1, description="samples at once; 2 where the GPU runs out of memory")
     finetune_epochs: int = Field(0, ge=0, description="epochs of fine-tuning; 0: as the level says")
-    finetune_learning_rate: float = Field(
-        1e-5, gt=0, description="learning rate of the fine-tuning, where epochs are given"
-    )
+    finetune_learning_rate: float = Field(1e-5, gt=0, description="learning rate of fine-tuning, where there is any")
     noise_analysis: Literal["off", "checker", "advanced"] = Field(
         "off", description="the DFC's layer noise analysis after optimizing, which needs much memory"
     )
     layer_norm_decomposition: bool = Field(False, description="let the DFC decompose norms when it optimizes")
-    value_by_one: bool = Field(
-        True, description="multiply attention's values by 1.0, as hailo-whisper does for the parser"
-    )
-    compiler_effort: Literal["default", "max"] = Field(
-        "default", description="max: hours of compiling for a faster placement"
-    )
+    value_by_one: bool = Field(True, description="multiply attention's values by 1.0 for the parser, as hailo-whisper")
+    compiler_effort: Literal["default", "max"] = Field("default", description="max: hours for a faster placement")
     max_utilization: tuple[float, ...] = Field(
         (0.8, 0.7), description="shares of the chip's resources, tried in order where the default does not fit"
     )
-    memory_gib: float = Field(
-        0,
-        ge=0,
-        description="memory limit of the DFC and its workers; 0: nine tenths of this machine's",
-    )
+    memory_gib: float = Field(0, ge=0, description="memory limit of the DFC and its workers; 0: 90 % of this machine's")
     hours: float = Field(24, gt=0, description="time limit of one step of the DFC")

@@ -1,13 +1,13 @@
 """Where parts run, NPU or CPU, and which layers have 16 bits: for the DFC and its stand-in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from nightjar.errors import BadOptions
 from nightjar.graphs.fusion import Group
 from nightjar.plugins import target_build
-from nightjar.plugins.target_build import Entry, Plan, float_node_globs, match_float_nodes
+from nightjar.plugins.target_build import Entry, Plan, float_node_globs, match_float_nodes, write_binary
 from targets.hailo.options import PlacementOptions
 
 PARTS = ("encoder", "cross", "decoder")
@@ -29,14 +29,23 @@ def read_model(graphs: Path, options: PlacementOptions) -> dict[str, Any]:
     return model
 
 
-def cpu_part(graphs: Path, name: str, part: Mapping[str, Any], cached: bool, out: Path) -> Entry:
-    """Write a part that runs on the board's CPU, in float, as target onnx does; return its entry."""
+def build_parts(
+    graphs: Path, model: dict[str, Any], npu: Collection[str], out: Path, npu_part: Callable[[str], Entry], **made: Any
+) -> None:
+    """Write a binary: parts of `npu` by `npu_part`, the others as target onnx builds them; made: target, precision."""
     from targets.onnx.build import fuse_part, open_lanes
 
-    entry = {"runner": "onnx", **fuse_part(graphs / part["file"], out / part["file"])}
-    if cached and name == "decoder":
-        entry |= open_lanes(out / part["file"], part)
-    return entry
+    out.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, Entry] = {}
+    for name, part in model["parts"].items():
+        if name in npu:
+            entries[name] = npu_part(name)
+            continue
+        file = part["file"]
+        entries[name] = {"runner": "onnx", **fuse_part(graphs / file, out / file)}
+        if name == "decoder" and model["recipe"]["decoder"] == "cached":
+            entries[name] |= open_lanes(out / file, part)
+    write_binary(graphs, model, entries, out, **made, host_position_add=model["host_position_add"])
 
 
 def tensors_16bit(part: str, groups: Sequence[Group], options: PlacementOptions, plan: Plan | None) -> set[str]:

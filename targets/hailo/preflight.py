@@ -1,8 +1,6 @@
 """Check before a run whether a board's chip, HailoRT and driver can run a .hef: standard library only.
 
-A .hef is made for one chip by one DFC. `hailortcli fw-control identify` prints the board's chip, `hailortcli --version`
-its HailoRT, /sys/module/hailo_pci/version its driver. Python binding, library, driver and firmware must be of one
-version.
+A .hef is made for one chip by one DFC. Python binding, library, driver and firmware of HailoRT must be of one version.
 """
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons
@@ -17,13 +15,15 @@ HW_ARCH = "hailo8l"  # the default of --target-options hw_arch=
 # A chip -> the chips whose .hef files it takes (hailo-ai/hailort, device_internal.cpp).
 TAKES = {"HAILO8L": ("hailo8l",), "HAILO8": ("hailo8", "hailo8l"), "HAILO8R": ("hailo8r",)}
 PAIRS = {"3.33": "4.23", "3.31": "4.21", "3.30": "4.20", "3.29": "4.19"}  # DFC -> HailoRT
-ANSWER_S = 10.0
+
+Level = Literal["refuse", "warn"]
+LEVELS: dict[str, Level] = {"driver": "refuse", "firmware": "warn"}  # where its version is not HailoRT's
 
 
 class Finding(NamedTuple):
     """One finding: with `refuse` a .hef does not run, with `warn` it may not."""
 
-    level: Literal["refuse", "warn"]
+    level: Level
     message: str
 
 
@@ -32,7 +32,6 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
     known = {name: version for name, version in board.items() if version != "absent"}
     dfc, chip = made_by.get("hailo-dataflow-compiler", ""), known.get("hailo chip")
     hailort = known.get("hailort library") or known.get("hailort")
-    driver, firmware = known.get("hailo driver"), known.get("hailo firmware")
     if chip is None:
         yield Finding("warn", "the board does not say which chip it has: `hailortcli fw-control identify`")
     elif chip not in TAKES:
@@ -50,18 +49,14 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
             yield Finding("refuse", f"HailoRT {hailort} is for Hailo-10H and 15: install 4.23 on the board")
         pair = next((version for compiler, version in PAIRS.items() if dfc.startswith(compiler)), None)
         if pair is not None and have[:2] < (parsed(pair) or ()):
-            yield Finding(
-                "warn", f"HailoRT {hailort} is older than {pair}, the pair of DFC {dfc}: update it if a .hef fails"
-            )
-        for name, other in (("driver", driver), ("firmware", firmware)):
-            theirs = parsed(other)
-            if theirs is not None and theirs[:3] != have[:3]:
-                yield Finding(
-                    "refuse" if name == "driver" else "warn",
-                    f"its {name} is {other} and HailoRT {hailort}: they must be of one version, install the {name} of "
-                    "this HailoRT",
-                )
-    if parsed(driver) is None:
+            older = f"HailoRT {hailort} is older than {pair}, the pair of DFC {dfc}"
+            yield Finding("warn", f"{older}: update it if a .hef fails")
+        for name, level in LEVELS.items():
+            other = known.get(f"hailo {name}")
+            if (parsed(other) or have)[:3] != have[:3]:
+                one = f"they must be of one version, install the {name} of this HailoRT"
+                yield Finding(level, f"its {name} is {other} and HailoRT {hailort}: {one}")
+    if parsed(known.get("hailo driver")) is None:
         yield Finding("warn", "the board does not say which driver it has: look for hailo in `dmesg`")
 
 
@@ -78,7 +73,7 @@ def versions() -> dict[str, str]:
 
 def _output(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout + done.stderr

@@ -19,7 +19,7 @@ from hailo_platform import (  # type: ignore[import-not-found]  # on boards only
 )
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, class_and_line, require_file, stdout_to_stderr
+from nightjar.device.part_io import PartRunner, Parts, class_and_line, errors_as, require_file, stdout_to_stderr
 from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 
 TIMEOUT_MS = 10_000  # of one run; a whole encoder takes a tenth of a second
@@ -31,7 +31,6 @@ class HailoRunner(PartRunner):
     def __init__(self, parts: Parts, timeout_ms: int) -> None:
         super().__init__({}, parts)
         self.timeout_ms = timeout_ms
-        self.input_shapes: dict[str, list[tuple[int, ...]]] = {}  # of the streams
         self._open = contextlib.ExitStack()
         settings = VDevice.create_params()
         settings.scheduling_algorithm = HailoSchedulingAlgorithm.ROUND_ROBIN  # two parts share the chip
@@ -57,20 +56,16 @@ class HailoRunner(PartRunner):
         buffers = [np.empty(tuple(model.output(tensor["layer"]).shape), np.float32) for tensor in self.outputs[part]]
         for tensor, buffer in zip(self.outputs[part], buffers, strict=True):
             bindings.output(tensor["layer"]).set_buffer(buffer)
-        self.input_shapes[part] = [tuple(model.input(tensor["layer"]).shape) for tensor in self.inputs[part]]
-        self.handles[part] = configured, bindings, buffers
+        shapes = [tuple(model.input(tensor["layer"]).shape) for tensor in self.inputs[part]]
+        self.handles[part] = configured, bindings, shapes, buffers
 
     def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        configured, bindings, outputs = self.handles[part]
-        shapes = self.input_shapes[part]
+        configured, bindings, shapes, outputs = self.handles[part]
         inputs = [to_nhwc(array).reshape(shape) for array, shape in zip(arrays, shapes, strict=True)]
         for tensor, buffer in zip(self.inputs[part], inputs, strict=True):  # read in place until the run has ended
             bindings.input(tensor["layer"]).set_buffer(buffer)
-        try:
-            with stdout_to_stderr():
-                configured.run([bindings], self.timeout_ms)
-        except Exception as exc:  # HailoRTException, or the raw one of its C++ binding
-            raise RuntimeError(f"the NPU gave no result for {part}: {describe_error(exc)}") from exc
+        with stdout_to_stderr(), errors_as(f"the NPU gave no result for {part}", describe_error):
+            configured.run([bindings], self.timeout_ms)
         pairs = zip(self.outputs[part], outputs, strict=True)
         # Copies: the next run writes into the same buffers.
         return [from_nhwc(buffer, tensor["from"], tensor["moves"]).copy() for tensor, buffer in pairs]
@@ -90,25 +85,17 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
     files = {}
     for name, part in parts.items():
         if part.get("context") == "native":
-            raise RuntimeError(
-                f"{name} is in float, and the NPU computes with integers: build it with --precision int8"
-            )
+            raise RuntimeError(f"{name} is in float, and the NPU computes with integers: build with --precision int8")
         files[name] = require_file(folder, part["file"], name)
-    try:
-        with stdout_to_stderr():
-            runner = HailoRunner(parts, int((options or {}).get("timeout_ms", TIMEOUT_MS)))
-    except Exception as exc:  # see infer
-        raise RuntimeError(f"no Hailo device can be opened: {describe_error(exc)}") from exc
-    for name, file in files.items():
-        try:
-            with stdout_to_stderr():
+    with stdout_to_stderr(), errors_as("no Hailo device can be opened", describe_error):
+        runner = HailoRunner(parts, int((options or {}).get("timeout_ms", TIMEOUT_MS)))
+    with contextlib.ExitStack() as undo:
+        undo.callback(runner.close)
+        for name, file in files.items():
+            # The messages of `open` itself are RuntimeErrors; HailoRT raises HailoRTException, or its C++ binding's.
+            with stdout_to_stderr(), errors_as(f"the NPU runtime cannot load {file}", describe_error, RuntimeError):
                 runner.open(name, file)
-        except RuntimeError:
-            runner.close()
-            raise
-        except Exception as exc:  # see infer
-            runner.close()
-            raise RuntimeError(f"the NPU runtime cannot load {file}: {describe_error(exc)}") from exc
+        undo.pop_all()
     return runner
 
 

@@ -1,14 +1,10 @@
-"""MediaTek NPUs (MT8371, Genio 520): mtk_converter to .tflite, ncc-tflite to .dla, the Neuron runtime on the board.
-
-Importing this needs none of them: `compile` calls the converter in its own environment (nightjar/toolchains/).
-"""
+"""MediaTek NPUs (MT8371, Genio 520): mtk_converter to .tflite, ncc-tflite to .dla, the Neuron runtime on the board."""
 
 from pathlib import Path
 
 from nightjar.errors import BadOptions
 from nightjar.plugins.recipe import Recipe
-from targets.mtk.options import NAME as NAME
-from targets.mtk.options import Options
+from targets.mtk.options import NAME, Options
 
 TIERS = {"simulator": "vendor-simulator", "local": "device"}
 DEFAULT_BOARD = "simulator"
@@ -19,27 +15,18 @@ def recipe(model: str) -> Recipe:
     """Return the recipe of this target's export.
 
     It avoids operators that MDLA 5.3 lacks: token and position tables are looked up on the CPU (GATHER), masks are
-    finite and added, no tensor has more than four dimensions or 64-bit integers. `static` is the decoder without
-    caches. The window is at most the model's context. Raises BadOptions for a family that is not Whisper: the converter
-    takes TorchScript, and no other family is traced.
+    finite and added, no tensor has more than four dimensions or 64-bit integers. Raises BadOptions for a family that is
+    not Whisper: the converter takes TorchScript, and no other family is traced.
     """
     if model != "whisper":
         raise BadOptions(
-            f"target mtk has a recipe for whisper only; the graphs of {model} are not traced to TorchScript: "
+            f"target {NAME} has a recipe for whisper only; the graphs of {model} are not traced to TorchScript: "
             "pass --target onnx or rknn"
         )
-    return Recipe(
-        window_s=30, graph_format="onnx", decoder="cached", decoder_length=448, positional="first", host_embedding=True
-    )
+    return Recipe(decoder="cached", host_embedding=True)
 
 
-def compile(
-    graphs: Path,
-    calibration: Path | None,
-    options: Options,
-    out: Path,
-    plan: Path | None = None,
-) -> None:
+def compile(graphs: Path, calibration: Path | None, options: Options, out: Path, plan: Path | None = None) -> None:
     """Write the binary of docs/files.md: per part NAME.tflite, NAME.dla and the execution plan of ncc-tflite.
 
     plan: of a precision search; its float groups get 16-bit activations, its whole parts float16. Raises BadOptions for

@@ -1,7 +1,6 @@
 """Run compiled parts on an Android device: `neuronrt` runs there, files go by adb, the token loop runs here.
 
-Every call pushes its inputs and pulls its outputs, so a session's times are mostly adb's; `inference_ms` has the NPU's
-own. numpy and the standard library only.
+A session's times are mostly adb's; `inference_ms` has the NPU's own. numpy and the standard library only.
 """
 
 import hashlib
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.device.adb import SERIAL, pull, push, shell
-from nightjar.device.part_io import Parts, require_file
+from nightjar.device.part_io import Parts, errors_as, require_file
 from targets.mtk.runner import CALL_S, NeuronrtRunner
 
-FOLDER = "/data/local/tmp/nightjar"
 PUSH_S = 600.0
 
 
@@ -27,26 +25,23 @@ class AdbRunner(NeuronrtRunner):
         self.serial = serial
         files = [folder / part["file"] for part in parts.values()]
         name = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]
-        self.there = f"{FOLDER}/{name}"
+        self.there = f"/data/local/tmp/nightjar/{name}"
         shell(serial, f"mkdir -p {self.there}", CALL_S)
         push(serial, files, self.there, PUSH_S)
         super().__init__("neuronrt", folder, parts)
 
-    def remote_path(self, path: Path) -> str:
-        """Return a file's path on the device."""
-        return f"{self.there}/{path.name}"
-
-    def send(self, files: Sequence[Path]) -> None:
-        push(self.serial, files, self.there, PUSH_S)
-
-    def fetch(self, files: Sequence[Path]) -> None:
-        pull(self.serial, [self.remote_path(path) for path in files], files[0].parent, PUSH_S)
-
-    def _start(self, command: Sequence[str], file: Path) -> str:
-        try:
-            return shell(self.serial, f"cd {self.there} && LD_LIBRARY_PATH=. {shlex.join(command)}", CALL_S)
-        except RuntimeError as exc:
-            raise RuntimeError(f"neuronrt cannot run {file.name}: {exc}") from exc
+    def start(
+        self, file: Path, arguments: Sequence[str | Path], inputs: Sequence[Path] = (), outputs: Sequence[Path] = ()
+    ) -> str:
+        if inputs:
+            push(self.serial, inputs, self.there, PUSH_S)
+        words = [word if isinstance(word, str) else f"{self.there}/{word.name}" for word in arguments]
+        with errors_as(f"neuronrt cannot run {file.name}"):
+            command = f"cd {self.there} && LD_LIBRARY_PATH=. {shlex.join([self.program, *words])}"
+            output = shell(self.serial, command, CALL_S)
+        if outputs:
+            pull(self.serial, [f"{self.there}/{path.name}" for path in outputs], outputs[0].parent, PUSH_S)
+        return output
 
     def close(self) -> None:
         """Delete the pushed files."""
@@ -64,8 +59,7 @@ def versions(serial: str) -> dict[str, str]:
     """Return a device's SoC and Neuron runtime version; raises RuntimeError with one line."""
     soc = shell(serial, "getprop ro.soc.model", CALL_S).strip() or "unknown"
     try:
-        output = shell(serial, "neuronrt -v", CALL_S)
+        found = re.search(r"\d+(\.\d+)+", shell(serial, "neuronrt -v", CALL_S))
     except RuntimeError:
         return {"soc": soc, "neuron": "absent"}
-    found = re.search(r"\d+(\.\d+)+", output)
     return {"soc": soc, "neuron": found[0] if found else "unknown"}

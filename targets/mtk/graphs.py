@@ -1,13 +1,13 @@
-"""Input of MediaTek's converter and its stand-in for a part: weights, samples, groups by precision.
+"""What MediaTek's converter and its stand-in share: weights, samples, groups by precision, the loop over parts.
 
 Both trace the model's own modules with the torch of their own environment. The graphs here stay ONNX: the ranking names
 their tensors, and the rewrites change them (docs/decisions/015-one-graph.md).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,18 +17,53 @@ from nightjar.graphs.fusion import fuse
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.graphs.parameter_map import read_parameter_map, read_parameters
 from nightjar.plugins import target_build
+from nightjar.plugins.target_build import Entry
+from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.quantization.ranges import gelu_inputs
+from targets.mtk.options import Options
+
+if TYPE_CHECKING:  # an edit of the stand-in builds no .dla again
+    from targets.mtk.stand_in.options import Options as StandInOptions
 
 SAMPLES_BYTES = 1 << 30  # of one part's calibration samples on their way to an SDK
 # With a mask of -10000 the scores it is added to have an int8 step of 40, and an int16 step of 0.3. So attention with a
 # mask has 16-bit activations, and its range ends where exp is 0 for all scores.
 MASKED, SILENCED = -1e3, -1e3
 
+BuildPart = Callable[[str, list[str] | None, list[str]], Entry]
+
 
 def read_model(graphs: Path) -> dict[str, Any]:
     """Read model.json; raises BadOptions for graphs that are not ONNX."""
     return target_build.read_model(graphs, "mtk", "it traces TorchScript itself from the weights of ONNX graphs; ")
+
+
+def build_parts(
+    graphs: Path,
+    model: dict[str, Any],
+    options: "Options | StandInOptions",
+    plan: Path | None,
+    out: Path,
+    target: str,
+    build: BuildPart,
+) -> None:
+    """Write a binary; `build` makes a part from its name, the plan's tensors (None for a float part), `float_nodes`.
+
+    Raises Broken for an int8 or w8a16 part without one such product.
+    """
+    parts, precision = list(model["parts"]), options.precision
+    globs = target_build.float_node_globs(options.float_nodes, parts)
+    chosen = target_build.read_plan(plan, parts) if plan is not None else target_build.Plan({p: [] for p in parts})
+    out.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, Entry] = {}
+    for number, part in enumerate(parts, 1):
+        is_float = precision == "fp" or part in chosen.whole_parts
+        entry = build(part, None if is_float else chosen.float_tensors[part], globs[part])
+        entries[part] = entry | {kind: model["parts"][part][kind] for kind in ("inputs", "outputs")}
+        if precision in ("int8", "w8a16"):
+            target_build.require_products(part, precision, entry[f"{precision}_mac_share"])
+        tick(number, len(parts))
+    target_build.write_binary(graphs, model, entries, out, target=target, precision=precision)
 
 
 class PartGraph:
@@ -71,22 +106,12 @@ class PartGraph:
                 found[group.tensor] = any(self.graph.is_constant(name) for node in adds for name in node.input)
         return found
 
-    def gelu_inputs(self) -> set[str]:
-        """Return the tensors that only GELUs read: values that a GELU silences need no range."""
-        return gelu_inputs(self.graph, self.groups) & self.kinds.keys()
 
-
-def write_samples(samples: CalibrationSet, part: str, most: int, folder: Path) -> int:
-    """Write calibration samples as `000000.npz`, …, evenly spread, at most SAMPLES_BYTES; return how many.
-
-    Each has its inputs in the part's order, `arr_0`, `arr_1`, …; masks are cut at SILENCED.
-    """
+def write_samples(samples: CalibrationSet, part: str, most: int, folder: Path) -> None:
+    """Write samples as `000000.npz`, …, evenly spread, inputs in the part's order, masks cut at SILENCED."""
     first = next(samples.samples(part, 1))
     fitting = max(1, SAMPLES_BYTES // sum(array.nbytes for array in first.values()))
     folder.mkdir(parents=True)
-    count = 0
-    for sample in samples.samples(part, min(most, fitting, samples.count(part))):
+    for number, sample in enumerate(samples.samples(part, min(most, fitting))):
         arrays = [np.maximum(array, SILENCED) if array.min() <= MASKED else array for array in sample.values()]
-        np.savez(folder / f"{count:06d}.npz", *arrays)  # named arr_0, arr_1, …
-        count += 1
-    return count
+        np.savez(folder / f"{number:06d}.npz", *arrays)  # named arr_0, arr_1, …

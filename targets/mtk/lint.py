@@ -1,8 +1,7 @@
 """List the operators of a graph that MDLA 5.3 lacks.
 
-Where the stand-in's converter is installed, it converts each part to .tflite and that is checked. Without it the ONNX
-graph is checked, whose operators mostly become TFLite's of the same name. The operators of the NPU are those of
-NeuroPilot 8.0.10's list (superLin006/MTK_model_zoo); those in neither list below are unknown.
+It checks the .tflite of the stand-in's converter; where that is not installed the ONNX graph, whose operators mostly
+become TFLite's of the same name. Source: NeuroPilot 8.0.10's list of operators (superLin006/MTK_model_zoo).
 """
 
 import logging
@@ -25,69 +24,75 @@ from targets.mtk.tflite import Model, read
 log = logging.getLogger(__name__)
 
 TOOLCHAIN = "mtk.stand_in"
-CONVERT_S = 1800.0
 NPU = "MDLA 5.3"
 RANK = 4
 
-LOOK_UP = (
-    "MDLA 5.3 has no look-up: there is no GATHER on the NPU",
-    ("the recipe looks tokens and positions up on the CPU (host embedding): the decoder takes the rows themselves"),
-)
-COMPARE = "MDLA 5.3 has no comparison and no logical operator", "the recipe adds masks as numbers"
-CHOOSE = "MDLA 5.3 has no conditional selection", "the recipe adds a finite mask (-10000) instead"
-SORT = "MDLA 5.3 has no sorting", "decode on the CPU, from the logits"
-LOGARITHM = "MDLA 5.3 has no logarithm", "take the logarithm on the CPU; the argmax needs none"
-ROUNDING = "MDLA 5.3 has no rounding to integers", "compute indices and positions on the CPU"
-MAKE = "MDLA 5.3 does not create tensors", "export with fixed shapes, so that it becomes a constant"
-RUNNING = "MDLA 5.3 has no cumulative sum", "multiply by a triangular matrix of ones"
-REFUSED: Mapping[str, tuple[str, str]] = {
-    **dict.fromkeys(
-        ("GATHER", "GATHER_ND", "EMBEDDING_LOOKUP", "EMBEDDING_LOOKUP_SPARSE", "HASHTABLE_LOOKUP"), LOOK_UP
-    ),
-    **dict.fromkeys(("EQUAL", "NOT_EQUAL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL"), COMPARE),
-    **dict.fromkeys(("LOGICAL_AND", "LOGICAL_OR", "LOGICAL_NOT", "REDUCE_ANY", "REDUCE_ALL"), COMPARE),
-    **dict.fromkeys(("SELECT", "SELECT_V2", "WHERE"), CHOOSE),
-    **dict.fromkeys(("TOPK_V2", "ARG_MAX", "ARG_MIN"), SORT),
-    **dict.fromkeys(("LOG", "LOG_SOFTMAX"), LOGARITHM),
-    **dict.fromkeys(("FLOOR", "CEIL", "ROUND", "FLOOR_DIV", "FLOOR_MOD"), ROUNDING),
-    **dict.fromkeys(("FILL", "RANGE", "SHAPE", "ONE_HOT"), MAKE),
-    "CUMSUM": RUNNING,
-    "LEAKY_RELU": ("MDLA 5.3 has no LEAKY_RELU", "write it as two RELUs and a sum"),
-}
 _KNOWN = """
 ADD AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV FULLY_CONNECTED GELU LOGISTIC
 MAXIMUM MEAN MINIMUM MUL PAD PADV2 QUANTIZE RELU RESHAPE RSQRT SLICE SOFTMAX SPLIT SQRT SQUARED_DIFFERENCE SQUEEZE
 STRIDED_SLICE SUB SUM TANH TRANSPOSE
 """
 KNOWN = frozenset(_KNOWN.split())
-ONNX = {
-    **{"Gather": "GATHER", "GatherND": "GATHER_ND", "GatherElements": "GATHER", "Equal": "EQUAL", "Less": "LESS"},
-    **{"LessOrEqual": "LESS_EQUAL", "Greater": "GREATER", "GreaterOrEqual": "GREATER_EQUAL", "Where": "SELECT_V2"},
-    **{"And": "LOGICAL_AND", "Or": "LOGICAL_OR", "Not": "LOGICAL_NOT", "TopK": "TOPK_V2", "ArgMax": "ARG_MAX"},
-    **{"Log": "LOG", "LogSoftmax": "LOG_SOFTMAX", "Floor": "FLOOR", "Ceil": "CEIL", "Round": "ROUND", "Range": "RANGE"},
-    **{"CumSum": "CUMSUM", "LeakyRelu": "LEAKY_RELU", "ConstantOfShape": "FILL", "Shape": "SHAPE", "OneHot": "ONE_HOT"},
+# Operators that the NPU refuses, of TFLite and those of ONNX that become them: why, and the remedy.
+_REFUSED = {
+    "GATHER GATHER_ND EMBEDDING_LOOKUP EMBEDDING_LOOKUP_SPARSE HASHTABLE_LOOKUP Gather GatherND GatherElements": (
+        "MDLA 5.3 has no look-up: there is no GATHER on the NPU",
+        "the recipe looks tokens and positions up on the CPU (host embedding): the decoder takes the rows themselves",
+    ),
+    "EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL LOGICAL_AND LOGICAL_OR LOGICAL_NOT REDUCE_ANY REDUCE_ALL "
+    "Equal Less LessOrEqual Greater GreaterOrEqual And Or Not": (
+        "MDLA 5.3 has no comparison and no logical operator",
+        "the recipe adds masks as numbers",
+    ),
+    "SELECT SELECT_V2 WHERE Where": (
+        "MDLA 5.3 has no conditional selection",
+        "the recipe adds a finite mask (-10000) instead",
+    ),
+    "TOPK_V2 ARG_MAX ARG_MIN TopK ArgMax": ("MDLA 5.3 has no sorting", "decode on the CPU, from the logits"),
+    "LOG LOG_SOFTMAX Log LogSoftmax": (
+        "MDLA 5.3 has no logarithm",
+        "take the logarithm on the CPU; the argmax needs none",
+    ),
+    "FLOOR CEIL ROUND FLOOR_DIV FLOOR_MOD Floor Ceil Round": (
+        "MDLA 5.3 has no rounding to integers",
+        "compute indices and positions on the CPU",
+    ),
+    "FILL RANGE SHAPE ONE_HOT ConstantOfShape Range Shape OneHot": (
+        "MDLA 5.3 does not create tensors",
+        "export with fixed shapes, so that it becomes a constant",
+    ),
+    "CUMSUM CumSum": ("MDLA 5.3 has no cumulative sum", "multiply by a triangular matrix of ones"),
+    "LEAKY_RELU LeakyRelu": ("MDLA 5.3 has no LEAKY_RELU", "write it as two RELUs and a sum"),
 }
+REFUSED = {op: reason for ops, reason in _REFUSED.items() for op in ops.split()}
 
 
 def lint(graphs: Path) -> list[Finding]:
     """List what the NPU refuses in a folder of ONNX graphs; raises BadOptions and the toolchain's errors."""
     model = read_model(graphs)
-    try:
-        stand_in: Toolchain | None = toolchain(TOOLCHAIN)
-    except ToolchainMissing:
-        stand_in = None
-        log.warning(
-            "this checks the ONNX graphs; with `nightjar toolchain install %s` it checks real .tflite files",
-            TOOLCHAIN,
-        )
-    converted = _converted(stand_in, graphs, model) if stand_in is not None else {}
-    found = []
-    for part, entry in model["parts"].items():
-        graph = Graph(onnx.load(graphs / entry["file"]))
-        found += findings_of(part, boundary_problems(entry, graph.shapes, NPU, RANK))
-        found += findings_of(part, _shape_problems(graph))
-        found += of_tflite(part, converted[part]) if part in converted else findings_of(part, _onnx_problems(graph))
+    found: list[Finding] = []
+    with tempfile.TemporaryDirectory(prefix="nightjar-mtk-") as name:
+        converted = Path(name)
+        try:
+            convert_parts(toolchain(TOOLCHAIN), graphs, model, converted, to_quantize=False)
+        except ToolchainMissing:
+            log.warning(
+                "this checks the ONNX graphs; with `nightjar toolchain install %s` it checks real .tflite files",
+                TOOLCHAIN,
+            )
+        for part, entry in model["parts"].items():
+            graph, file = Graph(onnx.load(graphs / entry["file"])), converted / f"{part}.tflite"
+            found += findings_of(part, boundary_problems(entry, graph.shapes, NPU, RANK))
+            found += findings_of(part, _onnx_problems(graph, operators=not file.is_file()))
+            found += of_tflite(part, read(file)) if file.is_file() else []
     return found
+
+
+def convert_parts(found: Toolchain, graphs: Path, model: Mapping[str, Any], folder: Path, *, to_quantize: bool) -> None:
+    """Convert every part to float .tflite in `folder`, by the stand-in's converter."""
+    weights = [PartGraph(graphs, model, part).write_weights(folder) for part in model["parts"]]
+    job = {"kind": "convert", "to_quantize": to_quantize, "parts": weights}
+    found.call(inside.__name__, job, folder, timeout_s=1800)
 
 
 def of_tflite(part: str, model: Model) -> list[Finding]:
@@ -110,15 +115,11 @@ def _tflite_problems(model: Model) -> Iterator[Problem]:
                 yield int64_problem(_node_name(tensor.name), op.op, NPU)
 
 
-def _onnx_problems(graph: Graph) -> Iterator[Problem]:
-    """Yield the operators of an ONNX graph that become ones that the NPU lacks."""
+def _onnx_problems(graph: Graph, operators: bool) -> Iterator[Problem]:
+    """Yield tensors of too many dimensions and, on request, operators that become ones that the NPU lacks."""
     for node in graph.nodes:
-        if node.op_type in ONNX and graph.activations(node):
-            yield Problem("refuse", node.name, node.op_type, *REFUSED[ONNX[node.op_type]])
-
-
-def _shape_problems(graph: Graph) -> Iterator[Problem]:
-    for node in graph.nodes:
+        if operators and node.op_type in REFUSED and graph.activations(node):
+            yield Problem("refuse", node.name, node.op_type, *REFUSED[node.op_type])
         for name in node.output:
             shape = graph.shapes.get(name, ())
             if len(shape) > RANK and not graph.is_constant(name):
@@ -128,12 +129,3 @@ def _shape_problems(graph: Graph) -> Iterator[Problem]:
 def _node_name(name: str) -> str:
     """Shorten a name of a .tflite, which has the paths of Python modules."""
     return re.sub(r"[\w.]*\.(?=[A-Z])", "", name)
-
-
-def _converted(found: Toolchain, graphs: Path, model: Mapping[str, Any]) -> dict[str, Model]:
-    """Convert each part to .tflite, as the stand-in does."""
-    with tempfile.TemporaryDirectory(prefix="nightjar-mtk-") as name:
-        folder = Path(name)
-        weights = [PartGraph(graphs, model, part).write_weights(folder) for part in model["parts"]]
-        found.call(inside.__name__, {"kind": "convert", "to_quantize": False, "parts": weights}, folder, CONVERT_S)
-        return {part: read(folder / f"{part}.tflite") for part in model["parts"]}

@@ -31,19 +31,17 @@ def versions() -> dict[str, str]:
 
 
 def _runtime() -> str:
-    program = shutil.which("neuronrt") or shutil.which("neuronrt", path=SBIN)
-    if program:
+    if program := shutil.which("neuronrt") or shutil.which("neuronrt", path=SBIN):
         try:
             done = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=20, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return "unknown"
-        found = re.search(r"(\d+(?:\.\d+)+)", done.stdout + done.stderr)
-        return found.group(1) if found else "unknown"
+        found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+        return found[0] if found else "unknown"
     folders = ("/usr/lib", "/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/vendor/lib64", "/system/lib64")
     own = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    if any(list(Path(folder).glob(f"{name}*")) for folder in (*own, *folders) for name in LIBRARIES):
-        return "unknown"
-    return "unknown" if os.environ.get("NIGHTJAR_NEURON") else "absent"
+    has_library = any(list(Path(folder).glob(f"{name}*")) for folder in (*own, *folders) for name in LIBRARIES)
+    return "unknown" if has_library or os.environ.get("NIGHTJAR_NEURON") else "absent"
 
 
 def _devices() -> str:
@@ -62,15 +60,12 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
         yield Finding("warn", "there is no /dev/apusys*: this board has no APU, or its driver is not loaded")
     compiler, runtime = _parsed(made_by.get("ncc-tflite", "")), _parsed(board.get("neuron", ""))
     if compiler and runtime and compiler[:1] != runtime[:1]:
-        yield Finding(
-            "refuse",
-            f"the Neuron runtime is {board['neuron']} and ncc-tflite {made_by['ncc-tflite']}: a .dla of another major "
-            "version does not load; install the SDK of the board's version",
-        )
+        remedy = "a .dla of another major version does not load; install the SDK of the board's version"
+        both = f"the Neuron runtime is {board['neuron']} and ncc-tflite {made_by['ncc-tflite']}"
+        yield Finding("refuse", f"{both}: {remedy}")
     elif board.get("neuron") == "absent":
-        yield Finding(
-            "refuse", "there is no Neuron runtime: install mediatek-libneuron and mediatek-neuron-utils on the board"
-        )
+        packages = "mediatek-libneuron and mediatek-neuron-utils"
+        yield Finding("refuse", f"there is no Neuron runtime: install {packages} on the board")
     elif not runtime:
         yield Finding("warn", "the board does not say which Neuron runtime it has (`neuronrt -v`)")
 

@@ -1,10 +1,10 @@
 """Run compiled parts on the NPU: numpy and MediaTek's Neuron runtime, through its C library or its program.
 
-The library (NeuronRuntimeV2, headers RuntimeV2.h and Types.h of the Neuron SDK) loads a part once and runs it many
-times. Without it, `neuronrt` starts for every call, which costs a start and a load each time and cannot return stale
-results. `inference_ms` lists the NPU's own time of each call, `load_s` the load time of each part.
+The library (NeuronRuntimeV2, headers RuntimeV2.h and Types.h of the Neuron SDK) loads a part once. Without it,
+`neuronrt` starts and loads for every call, which cannot return stale results.
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, Tensor, require_file
+from nightjar.device.part_io import PartRunner, Parts, Tensor, errors_as, require_file
 
 LIBRARIES = ("libneuron_runtime.so", "libneuronusdk_runtime.mtk.so", "libneuronusdk_runtime.mtk.so.8")
 SBIN = "/usr/sbin:/usr/local/sbin"  # sshd does not put them on every PATH
@@ -50,20 +50,31 @@ class Request(ctypes.Structure):
     _fields_ = (("inputs", ctypes.POINTER(IOBuffer)), ("outputs", ctypes.POINTER(IOBuffer)))
 
 
+POINTER, SIZE = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
+ARGUMENTS: Mapping[str, Sequence[Any]] = {  # of RuntimeV2.h's functions, all of which begin with NeuronRuntimeV2_
+    "create": (ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(POINTER), ctypes.c_size_t),
+    **{f"get{kind}Number": (POINTER, SIZE) for kind in ("Input", "Output")},
+    **{
+        f"get{kind}Size": (POINTER, ctypes.c_uint64, SIZE)
+        for kind in ("Input", "Output", "InputPadded", "OutputPadded")
+    },
+    "run": (POINTER, Request),
+    "release": (POINTER,),
+}
+
+
 class Network:
     """One part in the runtime; its buffers are allocated once and filled at every run."""
 
-    def __init__(self, library: Any, file: Path, part: Mapping[str, Any]) -> None:
+    def __init__(self, library: Any, file: Path) -> None:
         self.runtime, self.handle = library, ctypes.c_void_p()
         self.name = file.name
         self._call("create", str(file).encode(), THREADS, ctypes.byref(self.handle), BACKLOG)
-        try:
-            padded = "Padded" if part.get("bridge") == "disallowed" else ""
-            self.inputs = self._memory("Input", part["inputs"], "")
-            self.outputs = self._memory("Output", part["outputs"], padded)
-        except RuntimeError:
-            self.release()
-            raise
+
+    def allocate(self, part: Mapping[str, Any]) -> None:
+        """Allocate the buffers of a part's inputs and outputs; raises RuntimeError where the file has others."""
+        self.inputs = self._allocate("Input", part["inputs"], padded=False)
+        self.outputs = self._allocate("Output", part["outputs"], part.get("bridge") == "disallowed")
         self._request = Request(self._descriptors(self.inputs), self._descriptors(self.outputs))
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -74,11 +85,9 @@ class Network:
         return [np.array(buffer) for buffer in self.outputs]
 
     def release(self) -> None:
-        if self.handle:
-            self.runtime.NeuronRuntimeV2_release(self.handle)
-            self.handle = ctypes.c_void_p()
+        self.runtime.NeuronRuntimeV2_release(self.handle)
 
-    def _memory(self, kind: str, tensors: Sequence[Tensor], padded: str) -> list[NDArray[Any]]:
+    def _allocate(self, kind: str, tensors: Sequence[Tensor], padded: bool) -> list[NDArray[Any]]:
         count = ctypes.c_size_t()
         self._call(f"get{kind}Number", self.handle, ctypes.byref(count))
         if count.value != len(tensors):
@@ -86,16 +95,14 @@ class Network:
         buffers = []
         for number, tensor in enumerate(tensors):
             size = ctypes.c_size_t()
-            self._call(f"get{kind}{padded}Size", self.handle, ctypes.c_uint64(number), ctypes.byref(size))
-            buffers.append(allocate(self.name, tensor, size.value, bool(padded)))
+            function = f"get{kind}PaddedSize" if padded else f"get{kind}Size"
+            self._call(function, self.handle, ctypes.c_uint64(number), ctypes.byref(size))
+            buffers.append(allocate(self.name, tensor, size.value, padded))
         return buffers
 
     def _descriptors(self, buffers: Sequence[NDArray[Any]]) -> Any:
-        descriptors = (IOBuffer * len(buffers))()
-        for entry, buffer in zip(descriptors, buffers, strict=True):
-            base = buffer if buffer.base is None else buffer.base
-            entry.buffer, entry.length, entry.fd, entry.offset = base.ctypes.data, base.nbytes, -1, 0
-        return descriptors
+        whole = list(map(whole_buffer, buffers))
+        return (IOBuffer * len(whole))(*(IOBuffer(each.ctypes.data, each.nbytes, -1, 0) for each in whole))
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self.runtime, f"NeuronRuntimeV2_{name}")(*arguments)
@@ -120,15 +127,20 @@ def allocate(name: str, tensor: Tensor, size_bytes: int, padded: bool) -> NDArra
     raise RuntimeError(f"{name} wants {size_bytes} bytes for {tensor['name']}, which is {shape}, {tensor['dtype']}")
 
 
+def whole_buffer(array: NDArray[Any]) -> Any:
+    """Return the array that `allocate` allocated, with its padded rows."""
+    return array if array.base is None else array.base
+
+
 class TimedRunner(PartRunner):
-    """What both ways of running share: the times of loading and of each run."""
+    """Keep the times of loading and of each run."""
 
     runtime = "the Neuron runtime"
 
     def __init__(self, parts: Parts) -> None:
         super().__init__({}, parts)
         self.load_s: dict[str, float] = {}
-        self.inference_ms: dict[str, list[float]] = {name: [] for name in parts}
+        self.inference_ms: dict[str, list[float]] = {name: [] for name in parts}  # of each call, the NPU's own
 
 
 class NeuronRunner(TimedRunner):
@@ -136,15 +148,15 @@ class NeuronRunner(TimedRunner):
 
     def __init__(self, library: Any, folder: Path, parts: Parts) -> None:
         super().__init__(parts)
-        for name, part in parts.items():
-            start = time.perf_counter()
-            self.handles[name] = Network(library, folder / part["file"], part)
-            self.load_s[name] = time.perf_counter() - start
-            try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for name, part in parts.items():
+                start = time.perf_counter()
+                self.handles[name] = Network(library, folder / part["file"])
+                self.handles[name].allocate(part)
+                self.load_s[name] = time.perf_counter() - start
                 require_fresh(name, part["inputs"], self.handles[name].run)
-            except RuntimeError:
-                self.close()
-                raise
+            undo.pop_all()
 
     def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         start = time.perf_counter()
@@ -177,68 +189,58 @@ class NeuronrtRunner(TimedRunner):
 
     def __init__(self, program: str, folder: Path, parts: Parts) -> None:
         super().__init__(parts)
-        self.program, self.folder = program, folder
+        self.program, self.parts = program, parts
         self.files = {name: folder / part["file"] for name, part in parts.items()}
-        self.padded = {name: part.get("bridge") == "disallowed" for name, part in parts.items()}
         for name, file in self.files.items():
             start = time.perf_counter()
-            description = self._start([self.program, "-a", self.remote_path(file), "-d"], file)
-            check_description(description, name, self.inputs[name], self.outputs[name])
+            check_description(self.start(file, ["-a", file, "-d"]), name, parts[name])
             self.load_s[name] = time.perf_counter() - start
 
     def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        file = self.files[part]
+        file, padded = self.files[part], self.parts[part].get("bridge") == "disallowed"
         with tempfile.TemporaryDirectory(prefix="nightjar-neuron-") as scratch:
             inputs = [Path(scratch) / f"in{number}.bin" for number in range(len(arrays))]
             outputs = [Path(scratch) / f"out{number}.bin" for number in range(len(self.outputs[part]))]
             for path, array in zip(inputs, arrays, strict=True):
                 np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tofile(path)
-            self.send(inputs)
-            command = [self.program, "-m", "hw", "-a", self.remote_path(file)]
-            command += [word for path in inputs for word in ("-i", self.remote_path(path))]
-            command += [word for path in outputs for word in ("-o", self.remote_path(path))]
-            output = self._start([*command, "-c", "1", "-b", "100"], file)
-            milliseconds = TOTAL.search(output)
-            if milliseconds is None:
+            tensors = [word for path in inputs for word in ("-i", path)]
+            tensors += [word for path in outputs for word in ("-o", path)]
+            output = self.start(file, ["-m", "hw", "-a", file, *tensors, "-c", "1", "-b", "100"], inputs, outputs)
+            if (milliseconds := TOTAL.search(output)) is None:
                 raise RuntimeError(f"neuronrt ran {file.name} and says no total inference time: {_last_line(output)}")
             self.inference_ms[part].append(float(milliseconds[1]))
-            self.fetch(outputs)
             pairs = zip(outputs, self.outputs[part], strict=True)
-            return [np.asarray(read_raw(path, entry, self.padded[part]), np.float32) for path, entry in pairs]
+            return [np.asarray(read_raw(path, entry, padded), np.float32) for path, entry in pairs]
 
-    def remote_path(self, path: Path) -> str:
-        """Return a file's path for the program; adb.py runs it on another machine."""
-        return str(path)
-
-    def send(self, files: Sequence[Path]) -> None:
-        """Copy inputs to where the program reads them."""
-
-    def fetch(self, files: Sequence[Path]) -> None:
-        """Copy outputs from where the program wrote them."""
-
-    def _start(self, command: Sequence[str], file: Path) -> str:
-        try:
+    def start(
+        self, file: Path, arguments: Sequence[str | Path], inputs: Sequence[Path] = (), outputs: Sequence[Path] = ()
+    ) -> str:
+        """Run the program and return what it prints; adb.py runs it on another machine, and copies these files."""
+        with errors_as(f"neuronrt cannot run {file.name}"):
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=CALL_S, check=False, errors="replace"
+                [self.program, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=CALL_S,
+                check=False,
+                errors="replace",
             )
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            raise RuntimeError(f"neuronrt cannot run {file.name}: {str(exc)[:200]}") from exc
         output = done.stdout + done.stderr
         if done.returncode:
             raise RuntimeError(f"neuronrt cannot run {file.name} ({done.returncode}): {_last_line(output)}")
         return output
 
 
-def check_description(description: str, part: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+def check_description(description: str, part: str, described: Mapping[str, Any]) -> None:
     """Compare the output of `neuronrt -d` for a file with its part; raises RuntimeError where it differs."""
     before, _, after = description.partition("Output")
-    for kind, text, tensors in (("inputs", before, inputs), ("outputs", after, outputs)):
+    for kind, text in (("inputs", before), ("outputs", after)):
         found = sorted((int(h), [int(n) for n in shape.split("x")]) for h, shape in HANDLE.findall(text))
+        tensors = described[kind]
         if [number for number, _ in found] != list(range(len(tensors))):
             raise RuntimeError(f"neuronrt describes {len(found)} {kind} of {part} where {len(tensors)} are expected")
         for (number, shape), tensor in zip(found, tensors, strict=True):
-            own = [size for size in tensor["shape"] if size != 1]
-            if [size for size in shape if size != 1] != own:
+            if [size for size in shape if size != 1] != [size for size in tensor["shape"] if size != 1]:
                 raise RuntimeError(
                     f"{part} has handle {number} of its {kind} as {shape}, and {tensor['name']} is {tensor['shape']}"
                 )
@@ -249,8 +251,8 @@ def read_raw(path: Path, tensor: Tensor, padded: bool) -> NDArray[Any]:
     if not path.is_file():
         raise RuntimeError(f"neuronrt wrote no {tensor['name']}")
     array = allocate("neuronrt", tensor, path.stat().st_size, padded)
-    base: NDArray[Any] = array if array.base is None else array.base
-    base[...] = np.fromfile(path, array.dtype.newbyteorder("<")).reshape(base.shape)
+    whole = whole_buffer(array)
+    whole[...] = np.fromfile(path, array.dtype.newbyteorder("<")).reshape(whole.shape)
     return array
 
 
@@ -276,21 +278,12 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
 
 
 def open_library(names: Sequence[str]) -> Any:
-    """Open the first library that exists and declare its functions; None where none has the interface."""
+    """Open the first library that exists and has every function; None where none does."""
     for name in names:
         try:
             library = ctypes.CDLL(name)
-            pointer, size = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
-            library.NeuronRuntimeV2_create.argtypes = (
-                *(ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(pointer), ctypes.c_size_t),
-            )
-            for kind in ("Input", "Output"):
-                getattr(library, f"NeuronRuntimeV2_get{kind}Number").argtypes = (pointer, size)
-                for padded in ("", "Padded"):
-                    function = getattr(library, f"NeuronRuntimeV2_get{kind}{padded}Size")
-                    function.argtypes = (pointer, ctypes.c_uint64, size)
-            library.NeuronRuntimeV2_run.argtypes = (pointer, Request)
-            library.NeuronRuntimeV2_release.argtypes = (pointer,)
+            for function, arguments in ARGUMENTS.items():
+                getattr(library, f"NeuronRuntimeV2_{function}").argtypes = arguments
             library.NeuronRuntimeV2_release.restype = None
             return library
         except (OSError, AttributeError):

@@ -9,17 +9,13 @@ import tflite as schema
 
 from nightjar.errors import Broken
 
-MAGIC = b"TFL3"
-# Those that numpy has too.
-DTYPES = {"FLOAT32", "FLOAT16", "INT32", "UINT8", "INT64", "BOOL", "INT16", "INT8"}
+NUMPY_TYPES = ("float32", "float16", "int32", "uint8", "int64", "bool", "int16", "int8")
 
 
-def _names(enum: type) -> dict[int, str]:
-    return {number: name for name, number in vars(enum).items() if isinstance(number, int)}
-
-
-OPERATORS = _names(schema.BuiltinOperator)
-TENSOR_TYPES = _names(schema.TensorType)
+OPERATORS, TENSOR_TYPES = (
+    {number: name for name, number in vars(enum).items() if isinstance(number, int)}
+    for enum in (schema.BuiltinOperator, schema.TensorType)
+)
 
 
 class Tensor(NamedTuple):
@@ -29,7 +25,6 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     data: np.ndarray | None
-    scale: float | None  # of the first channel, None for a float tensor
 
 
 class Op(NamedTuple):
@@ -51,7 +46,7 @@ class Model(NamedTuple):
     def constant(self, number: int) -> np.ndarray | None:
         """Return a tensor's constant values, None for an activation and for types that numpy lacks."""
         tensor = self.tensors[number]
-        if tensor.data is None or tensor.dtype.upper() not in DTYPES:
+        if tensor.data is None or tensor.dtype not in NUMPY_TYPES:
             return None
         dtype = np.dtype(tensor.dtype)
         whole = tensor.data.size // dtype.itemsize * dtype.itemsize
@@ -61,7 +56,7 @@ class Model(NamedTuple):
 def read(path: Path) -> Model:
     """Read a file; raises Broken for one that is not a .tflite file."""
     data = path.read_bytes()
-    if data[4:8] != MAGIC:
+    if data[4:8] != b"TFL3":
         raise Broken(f"{path} is no .tflite file: run the same command with --refresh build")
     try:
         return _read(data)
@@ -71,15 +66,16 @@ def read(path: Path) -> Model:
 
 def _read(data: bytes) -> Model:
     model = schema.Model.GetRootAs(data)
-    codes = [_op_name(model.OperatorCodes(i)) for i in range(model.OperatorCodesLength())]
-    buffers = [_buffer(model.Buffers(i), data) for i in range(model.BuffersLength())]
     graph = model.Subgraphs(0)
-    tensors = tuple(_tensor(graph.Tensors(i), buffers) for i in range(graph.TensorsLength()))
-    operators = (graph.Operators(i) for i in range(graph.OperatorsLength()))
-    ops = tuple(
-        Op(codes[op.OpcodeIndex()], _numbers(op.InputsAsNumpy()), _numbers(op.OutputsAsNumpy())) for op in operators
+    codes = [_op_name(model.OperatorCodes(i)) for i in range(model.OperatorCodesLength())]
+    tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+    ops = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    return Model(
+        tuple(Op(codes[op.OpcodeIndex()], _numbers(op.InputsAsNumpy()), _numbers(op.OutputsAsNumpy())) for op in ops),
+        tuple(_tensor(tensor, _constant(model.Buffers(tensor.Buffer()), data)) for tensor in tensors),
+        _numbers(graph.InputsAsNumpy()),
+        _numbers(graph.OutputsAsNumpy()),
     )
-    return Model(ops, tensors, _numbers(graph.InputsAsNumpy()), _numbers(graph.OutputsAsNumpy()))
 
 
 def _numbers(vector: Any) -> tuple[int, ...]:
@@ -91,21 +87,16 @@ def _op_name(code: Any) -> str:
     """Return an operator's name: a custom one has its own, and an old field has the numbers below 127."""
     number = max(code.DeprecatedBuiltinCode(), code.BuiltinCode())
     name = OPERATORS.get(number, f"BUILTIN_{number}")
-    own = code.CustomCode()
-    return own.decode() if name == "CUSTOM" and own else name
+    return str(code.CustomCode().decode()) if name == "CUSTOM" and code.CustomCode() else name
 
 
-def _buffer(buffer: Any, data: bytes) -> np.ndarray | None:
+def _constant(buffer: Any, data: bytes) -> np.ndarray | None:
     if buffer.DataLength():
-        found: np.ndarray = buffer.DataAsNumpy()
-        return found
+        return np.asarray(buffer.DataAsNumpy())
     start, size = buffer.Offset(), buffer.Size()  # in a file beyond 2 GB, behind the FlatBuffer
     return np.frombuffer(data, np.uint8, size, start) if start > 1 else None
 
 
-def _tensor(tensor: Any, buffers: list[np.ndarray | None]) -> Tensor:
-    quantization = tensor.Quantization()
-    scale = float(quantization.Scale(0)) if quantization is not None and quantization.ScaleLength() else None
+def _tensor(tensor: Any, data: np.ndarray | None) -> Tensor:
     dtype = TENSOR_TYPES.get(tensor.Type(), f"type {tensor.Type()}").lower()
-    name = (tensor.Name() or b"").decode()
-    return Tensor(name, _numbers(tensor.ShapeAsNumpy()), dtype, buffers[tensor.Buffer()], scale)
+    return Tensor((tensor.Name() or b"").decode(), _numbers(tensor.ShapeAsNumpy()), dtype, data)

@@ -6,7 +6,8 @@ and those that its outputs lead to. Both graphs must be float and of the same mo
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,15 @@ PRODUCTS = ("linear", "conv", "head")
 Keys = frozenset[Hashable]  # digests of weights, and numbers of the graph's inputs and outputs
 
 
+class Step(NamedTuple):
+    """A group or an operator in the data flow: the tensors that it reads and writes, and what identifies it."""
+
+    inputs: Sequence[Hashable]
+    outputs: Sequence[Hashable]
+    weights: str | None  # their digest
+    other: set[str]  # digests of the other constants that it reads
+
+
 class Position(NamedTuple):
     """The place of a value in the data flow: the nearest weights, inputs and outputs before and behind it."""
 
@@ -38,18 +48,25 @@ def match_operators(onnx_model: Any, model: Model) -> dict[str, list[int]]:
     """
     graph, groups = Graph(onnx_model), fuse(onnx_model)
     weights = {_digest(graph.constant(g.weights[0])): g for g in groups if g.kind in PRODUCTS}
-    other = _other_constants(graph, groups)
-    positions = _group_positions(graph, groups, {g.tensor: digest for digest, g in weights.items()}, other)
-    anchors = _weighted_operators(model, weights)
+    digests = _constant_digests(model)
+    anchors = _weighted_operators(model, digests, weights)
     anchors |= _scaled_operators(graph, model, weights, anchors)
     if missing := [group.tensor for digest, group in weights.items() if digest not in anchors.values()]:
         raise Broken(
             f"no operator of the .tflite has the weights of {', '.join(missing[:3])}: it is of other graphs, or its "
             "converter changes weights; run the same command with --refresh build"
         )
+    steps = _group_steps(graph, groups, {group.tensor: digest for digest, group in weights.items()})
+    placed = zip(groups, steps, _positions(steps, graph.inputs, list(map(graph.root, graph.outputs))), strict=True)
+    positions = [(group, position) for group, step, position in placed if step.weights is None]
     by_position = {position: group for group, position in positions}
+    other = {digest for step in steps for digest in step.other}
+    operators = [
+        Step(op.inputs, op.outputs, anchors.get(number), {digests[t] for t in op.inputs if t in digests} & other)
+        for number, op in enumerate(model.ops)
+    ]
     found: dict[str, list[int]] = {group.tensor: [] for group in groups}
-    for number, position in _operator_positions(model, anchors, set(other.values())).items():
+    for number, position in enumerate(_positions(operators, model.inputs, model.outputs)):
         group = weights[anchors[number]] if number in anchors else by_position.get(position)
         if group is not None and group.kind == "add" and (model.ops[number].op != "ADD" or found[group.tensor]):
             group = None  # an operator behind a sum may belong to the norm that follows
@@ -57,6 +74,35 @@ def match_operators(onnx_model: Any, model: Model) -> dict[str, list[int]]:
         if group is not None:
             found[group.tensor].append(number)
     return found
+
+
+def _group_steps(graph: Graph, groups: Sequence[Group], weights: Mapping[str, str]) -> list[Step]:
+    """Return the steps of groups; weights: digest by tensor. Position tables, gains and offsets are other constants."""
+    steps = []
+    for group in groups:
+        names = {name for node in graph.nodes if node.name in group.nodes for name in node.input}
+        constants = [graph.constant(name) for name in names if graph.is_constant(name) and group.kind not in PRODUCTS]
+        other = {_digest(values) for values in constants if values.size >= MINIMUM_SIZE}
+        steps.append(Step(group.inputs, [group.tensor], weights.get(group.tensor), other))
+    return steps
+
+
+def _positions(steps: Sequence[Step], inputs: Sequence[Hashable], outputs: Sequence[Hashable]) -> list[Position]:
+    """Return the position of each step of a graph with these inputs and outputs."""
+    sources: dict[Hashable, Keys] = {name: frozenset([("in", i)]) for i, name in enumerate(inputs)}
+    for step in steps:
+        before = frozenset(step.other).union(*(sources.get(name, ()) for name in step.inputs))
+        sources.update(dict.fromkeys(step.outputs, frozenset([step.weights]) if step.weights else before))
+    behind: defaultdict[Hashable, set[Hashable]] = defaultdict(set)
+    for i, name in enumerate(outputs):
+        behind[name].add(("out", i))
+    positions = []
+    for step in reversed(steps):
+        destinations = set[Hashable]().union(*(behind[name] for name in step.outputs))
+        positions.append(Position(sources[step.outputs[0]], frozenset(destinations)))
+        for name in step.inputs:
+            behind[name] |= {step.weights} if step.weights else destinations
+    return positions[::-1]
 
 
 def _enclosing_group(position: Position, positions: Sequence[tuple[Group, Position]]) -> Group | None:
@@ -69,118 +115,53 @@ def _enclosing_group(position: Position, positions: Sequence[tuple[Group, Positi
     return min(around, key=lambda entry: entry[0])[1] if around else None
 
 
-def _other_constants(graph: Graph, groups: Sequence[Group]) -> dict[str, str]:
-    """Digest the constants outside products, by name: position tables, gains and offsets of norms."""
-    names = {node.name for group in groups if group.kind not in PRODUCTS for node in _nodes(graph, group)}
-    inputs = [name for node in graph.nodes if node.name in names for name in node.input if name]
-    constants = {name: graph.constant(name) for name in inputs if graph.is_constant(name)}
-    return {name: _digest(values) for name, values in constants.items() if values.size >= MINIMUM_SIZE}
+def _constant_digests(model: Model) -> dict[int, str]:
+    """Digest the constants of a .tflite that are large enough to identify something, by tensor."""
+    constants = {number: model.constant(number) for number in range(len(model.tensors))}
+    return {
+        number: _digest(values)
+        for number, values in constants.items()
+        if values is not None and values.size >= MINIMUM_SIZE and values.dtype in (np.float32, np.float16)
+    }
 
 
-def _nodes(graph: Graph, group: Group) -> list[Any]:
-    return [node for node in graph.nodes if node.name in group.nodes]
-
-
-def _group_positions(
-    graph: Graph, groups: Sequence[Group], anchored: Mapping[str, str], other: Mapping[str, str]
-) -> list[tuple[Group, Position]]:
-    """Return the position of every group without weights of its own; anchored: tensor to digest of the others."""
-    sources: dict[str, Keys] = {name: frozenset([("in", i)]) for i, name in enumerate(graph.inputs)}
-    for group in groups:
-        if group.tensor in anchored:
-            sources[group.tensor] = frozenset([anchored[group.tensor]])
-        else:
-            own = {other[name] for node in _nodes(graph, group) for name in node.input if name in other}
-            sources[group.tensor] = frozenset().union(own, *(sources.get(name, ()) for name in group.inputs))
-    destinations: dict[str, set[Hashable]] = {group.tensor: set() for group in groups}
-    for i, name in enumerate(graph.outputs):
-        destinations.setdefault(graph.root(name), set()).add(("out", i))
-    for group in reversed(groups):
-        to = {anchored[group.tensor]} if group.tensor in anchored else destinations[group.tensor]
-        for name in group.inputs:
-            destinations.setdefault(name, set()).update(to)
-    return [
-        (group, Position(sources[group.tensor], frozenset(destinations[group.tensor])))
-        for group in groups
-        if group.tensor not in anchored
-    ]
-
-
-def _weighted_operators(model: Model, weights: Mapping[str, Group]) -> dict[int, str]:
+def _weighted_operators(model: Model, digests: Mapping[int, str], weights: Mapping[str, Group]) -> dict[int, str]:
     """Find the operators that multiply by a group's weights: number to digest."""
-    digest = _cached_digest(model)
-    found = {}
-    for number, op in enumerate(model.ops):
-        if op.op in WEIGHTED or op.op.startswith("MTKEXT"):
-            for tensor in op.inputs[1:]:
-                if tensor >= 0 and (key := digest(tensor)) in weights:
-                    found[number] = key
-    return found
+    return {
+        number: digests[tensor]
+        for number, op in enumerate(model.ops)
+        if op.op in WEIGHTED or op.op.startswith("MTKEXT")
+        for tensor in op.inputs[1:]
+        if digests.get(tensor) in weights
+    }
 
 
 def _scaled_operators(
     graph: Graph, model: Model, weights: Mapping[str, Group], found: Mapping[int, str]
 ) -> dict[int, str]:
     """Find operators whose weights a converter has multiplied by row or column: norms' gains, constant factors."""
-    remaining = {
-        digest: graph.constant(group.weights[0]) for digest, group in weights.items() if digest not in found.values()
-    }
+    remaining = {key: graph.constant(group.weights[0]).T for key, group in weights.items() if key not in found.values()}
     result: dict[int, str] = {}
     for number, op in enumerate(model.ops):
-        if op.op != "FULLY_CONNECTED" or number in found or (values := model.constant(op.inputs[1])) is None:
-            continue
-        for digest, original in remaining.items():
-            if original.T.shape == values.shape and _is_proportional(values, original.T):
-                result[number] = digest
-                del remaining[digest]
-                break
+        if op.op == "FULLY_CONNECTED" and number not in found:
+            values = model.constant(op.inputs[1])
+            key = next((key for key, original in remaining.items() if _is_proportional(values, original)), None)
+            if key is not None:
+                result[number] = key
+                del remaining[key]
     return result
 
 
-def _is_proportional(values: np.ndarray, original: np.ndarray) -> bool:
+def _is_proportional(values: np.ndarray | None, original: np.ndarray) -> bool:
     """Return whether one matrix is the other with its rows and columns multiplied by factors."""
+    if values is None or values.shape != original.shape:
+        return False
     row, column = np.abs(original).max(axis=1).argmax(), np.abs(original).max(axis=0).argmax()
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = values / original
         ratio = ratio / ratio[:, column : column + 1] / ratio[row : row + 1] * ratio[row, column]
     ratio = ratio[np.isfinite(ratio)]
     return bool(ratio.size) and bool(np.median(np.abs(ratio - 1)) < 1e-3)
-
-
-def _operator_positions(model: Model, anchors: Mapping[int, str], other: set[str]) -> dict[int, Position]:
-    digest = _cached_digest(model)
-    sources: dict[int, Keys] = {tensor: frozenset([("in", i)]) for i, tensor in enumerate(model.inputs)}
-    for number, op in enumerate(model.ops):
-        if number in anchors:
-            before: Keys = frozenset([anchors[number]])
-        else:
-            own = {key for tensor in op.inputs if tensor >= 0 and (key := digest(tensor)) in other}
-            before = frozenset().union(own, *(sources.get(tensor, ()) for tensor in op.inputs))
-        sources.update(dict.fromkeys(op.outputs, before))
-    destinations: dict[int, set[Hashable]] = {}
-    for i, tensor in enumerate(model.outputs):
-        destinations.setdefault(tensor, set()).add(("out", i))
-    positions = {}
-    for number, op in reversed(list(enumerate(model.ops))):
-        behind = set().union(*(destinations.get(tensor, ()) for tensor in op.outputs))
-        positions[number] = Position(sources[op.outputs[0]], frozenset(behind))
-        for tensor in op.inputs:
-            destinations.setdefault(tensor, set()).update({anchors[number]} if number in anchors else behind)
-    return dict(sorted(positions.items()))
-
-
-def _cached_digest(model: Model) -> Callable[[int], str]:
-    """Return a function from a tensor's number to the digest of its constant, empty where there is none to compare."""
-    known: dict[int, str] = {}
-
-    def digest(tensor: int) -> str:
-        if tensor not in known:
-            values = model.constant(tensor)
-            too_few = values is None or values.size < MINIMUM_SIZE or values.dtype not in (np.float32, np.float16)
-            known[tensor] = "" if values is None or too_few else _digest(values)
-        return known[tensor]
-
-    return digest
 
 
 def _digest(values: np.ndarray) -> str:

@@ -54,9 +54,9 @@ def open_runner(
 ) -> OnnxRunner:
     """Open `parts` (name to {"file", ...}, as in binary.json or model.json) of `folder`.
 
-    options: `threads` (every core by default), `own_process` (nothing else in this process uses onnxruntime): the first
-    part can then run while the others open, and their errors are raised when they run. Raises RuntimeError with one
-    line.
+    options: `threads` (every core by default), `settings` (entries of onnxruntime's session configuration),
+    `own_process` (nothing else in this process uses onnxruntime): the first part can then run while the others open,
+    and their errors are raised when they run. Raises RuntimeError with one line.
     """
     own_process = bool((options or {}).get("own_process"))
     settings = ort.SessionOptions()  # type: ignore[attr-defined]
@@ -66,6 +66,8 @@ def open_runner(
         _share_threads()
         settings.use_per_session_threads = False
     settings.log_severity_level = 3
+    for key, value in (options or {}).get("settings", {}).items():
+        settings.add_session_config_entry(key, value)
 
     def open_part(file: Path) -> Any:
         try:

@@ -18,7 +18,7 @@ import pytest
 
 from nightjar.cli.main import main
 from nightjar.nightly.evidence import read_evidence
-from nightjar.nightly.history import History
+from nightjar.nightly.history import Cell, Finding, History, Night
 from nightjar.store.artifact import Store
 from tests.flows.conftest import ROOT, Cli, shipped_speech, write_speech
 from tests.flows.working import Worker
@@ -92,12 +92,12 @@ def test_five_nights_each_regression_is_found_on_its_night_and_none_is_invented(
     (store.root / "judge" / cell.judge / "verdict.json").write_text("{}")  # what is damaged is not believed
     assert read_evidence(store, cell).scores == {}
     kept = History()
-    assert list(kept.nights()["night"].str[8:10]) == ["01", "02", "03", "04", "05"]
-    assert (kept.cells().groupby("cell")["night"].nunique() == 5).all()
-    assert len(kept.cells()) == 20
-    assert len(kept.findings()) == sum(len(each["findings"]) for each in (third, fourth, fifth))
-    assert kept.cells()["counts"].all()
-    assert pd.isna(kept.cells().query("outcome == 'MISSING'")["wer"]).all()
+    assert list(kept.table(Night)["night"].str[8:10]) == ["01", "02", "03", "04", "05"]
+    assert (kept.table(Cell).groupby("cell")["night"].nunique() == 5).all()
+    assert len(kept.table(Cell)) == 20
+    assert len(kept.table(Finding)) == sum(len(each["findings"]) for each in (third, fourth, fifth))
+    assert kept.table(Cell)["counts"].all()
+    assert pd.isna(kept.table(Cell).query("outcome == 'MISSING'")["wer"]).all()
 
 
 def test_bisect_shows_what_the_bad_checkpoint_hears(

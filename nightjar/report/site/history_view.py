@@ -36,12 +36,12 @@ class NightHistory(NamedTuple):
 
 def read_history(history: History) -> NightHistory:
     """Read the three tables; raises StoreBroken where one cannot be read or has an invalid row."""
-    cells = history.cell_rows()
+    cells = history.rows(Cell)
     return NightHistory(
-        nights=tuple(history.night_rows()),
+        nights=tuple(history.rows(Night)),
         by_night=_grouped(cells, lambda row: row.night),
         by_cell=_grouped(cells, lambda row: row.cell),
-        findings=_grouped(history.finding_rows(), lambda row: row.night),
+        findings=_grouped(history.rows(Finding), lambda row: row.night),
         rows={(row.cell, row.night): row for row in cells},
     )
 

@@ -1,7 +1,6 @@
 """Stand-in for the DFC: the same graphs on onnxruntime, rounded by Hailo's schemes. It measures no NPU.
 
-Layers are a8_w8, or a16_w16 (a16_w8) where a plan says so. Ranges, accumulators and corrections differ from the DFC's.
-It shows that the graph works and which layers need 16 bits. It writes no .har and no .hef.
+It shows that the graph works and which layers need 16 bits. Ranges, accumulators and corrections are not the DFC's.
 """
 
 import json
@@ -27,8 +26,7 @@ def compile(
 ) -> None:
     """Write the binary of docs/files.md: rounded ONNX of parts for the NPU, float ONNX of the rest.
 
-    plan: as for the DFC; quantized: a folder of `quantization`, instead of collecting ranges again. The same inputs
-    give the same bytes. Raises BadOptions for int8 without calibration and for graphs that the DFC does not take.
+    plan: as for the DFC; quantized: a folder of `quantization`. The same inputs give the same bytes. Raises BadOptions.
     """
     from targets.hailo.stand_in.build import build  # imports onnx
 

@@ -1,20 +1,19 @@
 """Round the parts for the NPU, group by group, to 8 bits or to 16."""
 
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.onnx_graph import Graph
-from nightjar.plugins.target_build import Entry, Plan, check_request, read_plan, write_binary
+from nightjar.plugins.target_build import Entry, check_request, read_plan
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.fake_quantize import A16_W8, A16_W16, fake_quantize
 from nightjar.quantization.ranges import Range, collect_ranges
 from targets.hailo.graph import find_cut
 from targets.hailo.known_windows import window_label, window_note
-from targets.hailo.placement import cpu_part, read_model, tensors_16bit
+from targets.hailo.placement import build_parts, read_model, tensors_16bit
 from targets.hailo.stand_in.options import NAME, Options, read_ranges
 
 SCHEMES = {"a16_w16": A16_W16, "a16_w8": A16_W8}
@@ -32,59 +31,41 @@ def build(
         ranges = read_ranges(quantized)
     elif options.precision != "fp" and calibration is not None:
         ranges = collect(graphs, calibration, options)
-    out.mkdir(parents=True, exist_ok=True)
-    entries: dict[str, Entry] = {}
-    for name, part in model["parts"].items():
-        if name not in options.npu:
-            entries[name] = cpu_part(graphs, name, part, model["recipe"]["decoder"] == "cached", out)
-            continue
-        exported = onnx.load(graphs / part["file"])
-        find_cut(name, Graph(exported))  # raises for a graph that the DFC's parser does not take
-        figures: dict[str, Any] = {
-            "int8_mac_share": 0.0,
-            "nodes_int8": 0,
-            "nodes_total": len(quantizable_groups(exported)),
-        }
-        if name in ranges:
-            exported, figures = round_part(name, exported, ranges[name], options, chosen)
-        onnx.save(exported, out / part["file"])
-        entries[name] = {
-            "runner": NAME,
-            "file": part["file"],
-            "size_bytes": (out / part["file"]).stat().st_size,
-            **figures,
+
+    def npu_part(part: str) -> Entry:
+        file = model["parts"][part]["file"]
+        exported = onnx.load(graphs / file)
+        graph, groups = Graph(exported), quantizable_groups(exported)
+        find_cut(part, graph)  # raises for a graph that the DFC's parser does not take
+        in_8bit, schemes = [], {}
+        if part in ranges:
+            wide = tensors_16bit(part, groups, options, chosen)
+            in_8bit = [group for group in groups if group.tensor not in wide]
+            by_tensor = {group.tensor: SCHEMES[options.wide] for group in groups if group.tensor in wide}
+            exported = fake_quantize(graph, groups, ranges[part], outputs=True, schemes=by_tensor)
+            schemes = {"schemes": {"a8_w8": len(in_8bit), options.wide: len(by_tensor)}}
+        onnx.save(exported, out / file)
+        macs = sum(group.macs for group in groups)
+        return {
+            "file": file,
+            "int8_mac_share": round(sum(group.macs for group in in_8bit) / macs, 4) if macs else 0.0,
+            "nodes_int8": len(in_8bit),
+            "nodes_total": len(groups),
+            **schemes,
             "window": window_label(model),
             "notes": [window_note(model), "the file has float weights: its size is not that of a .hef"],
         }
-    described = {"precision": options.precision, "host_position_add": model["host_position_add"]}
-    write_binary(graphs, model, entries, out, target=NAME, **described)
 
-
-def round_part(
-    part: str, exported: Any, ranges: dict[str, Range], options: Options, plan: Plan | None
-) -> tuple[Any, dict[str, Any]]:
-    """Return a part with every group rounded, and its figures for binary.json."""
-    graph, groups = Graph(exported), quantizable_groups(exported)
-    in_16bit = tensors_16bit(part, groups, options, plan)
-    schemes = {group.tensor: SCHEMES[options.wide] for group in groups if group.tensor in in_16bit}
-    model = fake_quantize(graph, groups, ranges, outputs=True, schemes=schemes)
-    macs = sum(group.macs for group in groups)
-    in_8bit = sum(group.macs for group in groups if group.tensor not in in_16bit)
-    return model, {
-        "int8_mac_share": round(in_8bit / macs, 4) if macs else 0.0,
-        "nodes_int8": len(groups) - len(schemes),
-        "nodes_total": len(groups),
-        "schemes": {"a8_w8": len(groups) - len(schemes), options.wide: len(schemes)},
-    }
+    build_parts(graphs, model, options.npu, out, npu_part, target=NAME, precision=options.precision)
 
 
 def collect(graphs: Path, calibration: Path, options: Options) -> dict[str, dict[str, Range]]:
     """Collect the ranges of every part for the NPU."""
     model, samples = read_model(graphs, options), CalibrationSet.open(calibration)
     found: dict[str, dict[str, Range]] = {}
-    for number, name in enumerate(options.npu):
-        exported = onnx.load(graphs / model["parts"][name]["file"])
-        taken = samples.samples(name, min(options.range_samples, samples.count(name)))
-        found[name] = collect_ranges(exported, quantizable_groups(exported), taken)
-        tick(number + 1, len(options.npu))
+    for number, part in enumerate(options.npu, 1):
+        exported = onnx.load(graphs / model["parts"][part]["file"])
+        taken = samples.samples(part, options.range_samples)
+        found[part] = collect_ranges(exported, quantizable_groups(exported), taken)
+        tick(number, len(options.npu))
     return found

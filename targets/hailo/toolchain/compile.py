@@ -17,10 +17,7 @@ from targets.hailo.toolchain.sdk import layers, open_runner, version
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one step; an exception of the DFC comes back as `{"refused": {"kind", "message"}}`, which the host classifies.
-
-    job: {"kind", …} with absolute paths.
-    """
+    """Do the step `kind` of a job with absolute paths; the DFC's exceptions become {"refused": {kind, message}}."""
     try:
         steps = {"translate": translate, "optimize": optimize, "compile": compile_hef}
         return {"version": version(), **steps[job["kind"]](job)}
@@ -53,9 +50,9 @@ def input_format(shapes: Mapping[str, list[int]]) -> dict[str, list[Any]]:
         from hailo_sdk_client.exposed_definitions import Dims  # type: ignore[import-not-found]
     except ImportError:
         return {}
-    four, rows = [Dims.BATCH, Dims.CHANNELS, Dims.HEIGHT, Dims.WIDTH], [Dims.BATCH, Dims.WIDTH, Dims.CHANNELS]
     if all(len(shape) == 4 for shape in shapes.values()):
         return {}
+    four, rows = [Dims.BATCH, Dims.CHANNELS, Dims.HEIGHT, Dims.WIDTH], [Dims.BATCH, Dims.WIDTH, Dims.CHANNELS]
     return {name: four if len(shape) == 4 else rows[3 - len(shape) :] for name, shape in shapes.items()}
 
 

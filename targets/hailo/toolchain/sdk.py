@@ -1,7 +1,4 @@
-"""Open the DFC and read its layers as plain data.
-
-The host imports this module only for its names: hailo_sdk_client is imported on first use.
-"""
+"""Open the DFC and read its layers as plain data; hailo_sdk_client is imported on first use."""
 
 import json
 from typing import Any

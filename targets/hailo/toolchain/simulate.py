@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, class_and_line, require_file, stdout_to_stderr
+from nightjar.device.part_io import PartRunner, Parts, class_and_line, errors_as, require_file, stdout_to_stderr
 from nightjar.graphs.nhwc import from_nhwc, to_nhwc
 from targets.hailo.toolchain.sdk import open_runner as open_client
 
@@ -17,33 +17,28 @@ CONTEXTS = {"native": "SDK_NATIVE", "quantized": "SDK_QUANTIZED"}
 class EmulatorRunner(PartRunner):
     """Hold a client of the DFC with an open inference context per part."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__({}, parts)
-        self._contexts = contextlib.ExitStack()
-
-    def open(self, part: str, har: Path, context: str) -> None:
-        """Open a part's .har in a context; a model loads once for all its runs."""
+    def __init__(self, folder: Path, parts: Parts) -> None:
         from hailo_sdk_client import InferenceContext  # type: ignore[import-not-found]
 
-        client = open_client(har=str(har))
-        opened = client.infer_context(getattr(InferenceContext, CONTEXTS[context]))
-        self.handles[part] = client, self._contexts.enter_context(opened)
+        super().__init__({}, parts)
+        self._contexts = contextlib.ExitStack()
+        for name, part in parts.items():
+            har = require_file(folder, part["har"], name)
+            with stdout_to_stderr(), errors_as(f"the DFC's emulator cannot load {har}", class_and_line):
+                client = open_client(har=str(har))
+                context = client.infer_context(getattr(InferenceContext, CONTEXTS[part["context"]]))
+                self.handles[name] = client, self._contexts.enter_context(context)  # loads once for all runs
 
     def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         data = {t["layer"]: to_nhwc(array) for t, array in zip(self.inputs[part], arrays, strict=True)}
         client, context = self.handles[part]
-        try:
-            with stdout_to_stderr():
-                found = client.infer(context, data)
-        except Exception as exc:  # any class of the DFC or of TensorFlow
-            raise RuntimeError(f"the DFC's emulator cannot run {part}: {class_and_line(exc)}") from exc
+        with stdout_to_stderr(), errors_as(f"the DFC's emulator cannot run {part}", class_and_line):
+            found = client.infer(context, data)
         results, outputs = list(found) if isinstance(found, (list, tuple)) else [found], self.outputs[part]
         if len(results) != len(outputs):
             raise RuntimeError(f"the DFC's emulator gave {len(results)} outputs for {part}, not {len(outputs)}")
-        try:
+        with errors_as(f"the DFC's emulator gave {part} in another shape"):
             return [from_nhwc(results[tensor["at"]], tensor["from"], tensor["moves"]) for tensor in outputs]
-        except ValueError as exc:
-            raise RuntimeError(f"the DFC's emulator gave {part} in another shape: {exc}") from exc
 
     def close(self) -> None:
         """Leave the contexts and drop the models."""
@@ -57,14 +52,4 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
 
     Raises RuntimeError with one line.
     """
-    runner = EmulatorRunner(parts)
-    for name, part in parts.items():
-        har = require_file(folder, part["har"], name)
-        try:
-            with stdout_to_stderr():
-                runner.open(name, har, part["context"])
-        except ImportError:
-            raise
-        except Exception as exc:  # see infer
-            raise RuntimeError(f"the DFC's emulator cannot load {har}: {class_and_line(exc)}") from exc
-    return runner
+    return EmulatorRunner(folder, parts)

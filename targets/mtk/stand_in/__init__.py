@@ -1,7 +1,6 @@
 """Stand-in for MediaTek's SDK: litert-torch converts, ai-edge-quantizer quantizes, LiteRT runs on this machine's CPU.
 
-It shares the recipe, the traced modules and the lint with the real target, but not its numerics or its speed. It writes
-no .dla.
+It shares the recipe, the traced modules and the lint with the real target, but not its numerics or its speed.
 """
 
 from pathlib import Path
@@ -25,9 +24,8 @@ def compile(
 ) -> None:
     """Write the binary of docs/files.md: per part NAME.tflite.
 
-    plan: of a precision search; its float groups get 16-bit activations, its whole parts float. quantized: a folder of
-    `quantization`, instead of converting and collecting ranges again. Raises BadOptions, ToolchainMissing,
-    ToolchainBroken and ToolchainFailed; Broken for an int8 part without one int8 product.
+    plan: its float groups get 16-bit activations, its whole parts stay float. quantized: a folder of `quantization`.
+    Raises BadOptions, ToolchainMissing, ToolchainBroken, ToolchainFailed; Broken for an int8 part without int8 product.
     """
     from targets.mtk.stand_in.build import build  # imports onnx
 
@@ -36,6 +34,6 @@ def compile(
 
 def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -> None:
     """Convert every part in float and collect the ranges of its tensors: once for all plans."""
-    from targets.mtk.stand_in.build import quantization as collect
+    from targets.mtk.stand_in.build import prepare
 
-    collect(graphs, calibration, options, out)
+    prepare(graphs, calibration, options, out)

@@ -8,7 +8,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]  # in the stand-in's environment
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, first_line, require_file
+from nightjar.device.part_io import PartRunner, Parts, errors_as, require_file
 
 
 class LiteRtRunner(PartRunner):
@@ -20,10 +20,8 @@ class LiteRtRunner(PartRunner):
         interpreter = self.handles[part]
         for detail, array in zip(in_graph_order(interpreter.get_input_details()), arrays, strict=True):
             interpreter.set_tensor(detail["index"], array.astype(detail["dtype"], copy=False))  # int64 became int32
-        try:
+        with errors_as(f"LiteRT cannot run {part}"):
             interpreter.invoke()
-        except RuntimeError as exc:
-            raise RuntimeError(f"LiteRT cannot run {part}: {first_line(exc)}") from exc
         details = in_graph_order(interpreter.get_output_details())
         return [_dequantize(interpreter.get_tensor(detail["index"]), detail) for detail in details]
 
@@ -36,11 +34,9 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
     interpreters = {}
     for name, part in parts.items():
         file = require_file(folder, part["file"], name)
-        try:
+        with errors_as(f"LiteRT cannot load {file}"):
             interpreters[name] = Interpreter(model_path=str(file), num_threads=int((options or {}).get("threads", 1)))
             interpreters[name].allocate_tensors()
-        except (RuntimeError, ValueError) as exc:
-            raise RuntimeError(f"LiteRT cannot load {file}: {first_line(exc)}") from exc
     return LiteRtRunner(interpreters, parts)
 
 
@@ -49,8 +45,7 @@ def _dequantize(values: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]
     scale, zero = detail["quantization"]
     if not scale or values.dtype.kind == "f":
         return values
-    real: NDArray[Any] = ((values.astype(np.float32) - zero) * scale).astype(np.float32)
-    return real
+    return np.asarray((values.astype(np.float32) - zero) * scale, np.float32)
 
 
 def in_graph_order(details: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,8 +17,6 @@ import numpy as np
 
 from nightjar.toolchains.sdk_calls import require_output, supported, supports
 
-EXPORT_SPEC = "npsdk_v6"  # operators of MediaTek's own, as its compiler of NeuroPilot 8 takes them
-
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Do the job: {"part", "module", "model", "settings": {attribute: value}, "config": file or ""}.
@@ -28,29 +26,33 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     import mtk_converter  # type: ignore[import-not-found]  # in the vendor's environment only
     import torch
 
-    part = job["part"]
-    model = json.loads(Path(job["model"]).read_text(encoding="utf-8"))
-    with np.load(f"{part}.npz") as stored:
-        rebuilt = importlib.import_module(job["module"]).rebuild(model, part, dict(stored))
-    inputs = tuple(rebuilt.inputs.values())
-    trace(torch, rebuilt.module, inputs, Path(f"{part}.pt"))
+    part, config = job["part"], job["config"]
+    module, inputs = rebuild(job)
+    trace(torch, module, inputs, Path(f"{part}.pt"))
     converter = open_converter(mtk_converter, Path(f"{part}.pt"), inputs)
     wanted = dict(job["settings"])
-    if wanted.get("quantize"):
+    if wanted["quantize"]:
         wanted["calibration_data_gen"] = calibration_generator(Path("samples"))
-    if job["config"]:
-        wanted["precision_config_file"] = job["config"]
+    if config:
+        wanted["precision_config_file"] = config
     attributes = set_attributes(converter, wanted)
     convert(converter, Path(f"{part}.tflite"))
-    config = Path(job["config"]) if job["config"] else None
-    if config is not None and "precision_config_file" in attributes and not config.is_file():
-        raise RuntimeError(f"mtk_converter took precision_config_file and wrote no {config.name}")
+    if config and "precision_config_file" in attributes and not Path(config).is_file():
+        raise RuntimeError(f"mtk_converter took precision_config_file and wrote no {config}")
     return {
         "converter": str(getattr(mtk_converter, "__version__", "unknown")),
         "torch": str(torch.__version__),
         "attributes": {name: "a generator" if callable(value) else value for name, value in attributes.items()},
         "skipped": sorted(wanted.keys() - attributes.keys()),
     }
+
+
+def rebuild(job: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """Return the torch module of a part, of the weights in PART.npz, and example inputs."""
+    model = json.loads(Path(job["model"]).read_text(encoding="utf-8"))
+    with np.load(f"{job['part']}.npz") as stored:
+        rebuilt = importlib.import_module(job["module"]).rebuild(model, job["part"], dict(stored))
+    return rebuilt.module, tuple(rebuilt.inputs.values())
 
 
 def trace(torch: Any, module: Any, inputs: tuple[Any, ...], file: Path) -> None:
@@ -87,18 +89,16 @@ def set_attributes(converter: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
     attributes = supported("mtk_converter", wanted, lambda name: hasattr(converter, name))
     for name, value in attributes.items():
         setattr(converter, name, value)
-    needed = {"quantize", "calibration_data_gen"} if wanted.get("quantize") else {"quantize"}
-    if not needed <= attributes.keys():
-        raise RuntimeError(
-            "this mtk_converter cannot be told what to quantize: it has no quantize or calibration_data_gen"
-        )
+    if wanted.keys() & {"quantize", "calibration_data_gen"} - attributes.keys():
+        raise RuntimeError("this mtk_converter cannot be told what to quantize: no quantize or calibration_data_gen")
     return attributes
 
 
 def convert(converter: Any, out: Path) -> None:
     """Write the .tflite; a version without output_file returns its bytes."""
     write = converter.convert_to_tflite
-    spec = {"tflite_op_export_spec": EXPORT_SPEC} if supports(write, "tflite_op_export_spec") else {}
+    # Operators of MediaTek's own, as its compiler of NeuroPilot 8 takes them.
+    spec = {"tflite_op_export_spec": "npsdk_v6"} if supports(write, "tflite_op_export_spec") else {}
     if supports(write, "output_file"):
         write(output_file=str(out), **spec)
     else:

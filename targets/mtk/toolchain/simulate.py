@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, first_line, require_file
+from nightjar.device.part_io import PartRunner, Parts, errors_as, require_file
 
 
 class ExecutorRunner(PartRunner):
@@ -16,10 +16,8 @@ class ExecutorRunner(PartRunner):
     runtime = "TFLiteExecutor"
 
     def infer(self, part: str, arrays: Sequence[NDArray[Any]]) -> Sequence[Any] | None:
-        try:
+        with errors_as(f"TFLiteExecutor cannot run {part}"):
             results: list[Any] | None = self.handles[part].run([np.ascontiguousarray(array) for array in arrays])
-        except Exception as exc:  # any class of the SDK
-            raise RuntimeError(f"TFLiteExecutor cannot run {part}: {first_line(exc)}") from exc
         return results
 
 
@@ -33,8 +31,6 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
     executors = {}
     for name, part in parts.items():
         file = require_file(folder, part["tflite"]["file"], name)
-        try:
+        with errors_as(f"TFLiteExecutor cannot load {file}"):
             executors[name] = mtk_converter.TFLiteExecutor(str(file))
-        except Exception as exc:  # any class of the SDK
-            raise RuntimeError(f"TFLiteExecutor cannot load {file}: {first_line(exc)}") from exc
     return ExecutorRunner(executors, parts)

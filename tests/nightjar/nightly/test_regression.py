@@ -173,7 +173,7 @@ def test_size_says_which_part_and_options_are_a_cause() -> None:
 def test_a_night_fails_by_what_was_asked_for_and_not_by_what_nobody_has() -> None:
     def row(number: int, failure: Failure) -> tuple[Cell, dict[str, Failure]]:
         cell_request = CellRequest(cell=f"m/t{number}/fp", request=PortRequest(target=f"t{number}"), tier="device")
-        ended = CellResult(cell_request=cell_request, seconds=1, command="nightjar port", failure=failure)
+        ended = CellResult(cell_request=cell_request, seconds=1, failure=failure)
         return cell_row("n", ended), {cell_request.cell: failure}
 
     absent = failure_from_message(

@@ -78,6 +78,14 @@ def test_what_it_is_stands_in_its_files(made: dict[str, Path], cached: Path) -> 
     assert stand_in.TIERS == {"stand-in": "stand-in"}
 
 
+def test_rounding_is_computed_in_float(made: dict[str, Path]) -> None:
+    """Fused integer kernels round otherwise than Hailo's schemes."""
+    opened = own_runner.open_runner(made["int8"], {"encoder": described(made["int8"])["parts"]["encoder"]})
+    settings = opened.sessions["encoder"].result().get_session_options()
+    assert settings.get_session_config_entry("session.disable_quant_qdq") == "1"
+    opened.close()
+
+
 def test_the_same_inputs_give_the_same_bytes(cached: Path, made: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "q").mkdir()
     stand_in.quantization(cached / "graphs", cached / "calibration", INT8, tmp_path / "q")

@@ -16,7 +16,7 @@ from targets.mtk.tflite import Model, Op, Tensor
 def of(op: str, shape: tuple[int, ...] = (1, 4, 8), dtype: str = "float32") -> list[Finding]:
     """Lint a .tflite of one operator in a block's attention."""
     name = "models.whisper.surgery.Encoder/models.whisper.surgery.EncoderBlock_2/torch.nn.Attention_attn;1"
-    tensors = (Tensor("x", (1, 4, 8), "float32", None, None), Tensor(name, shape, dtype, None, None))
+    tensors = (Tensor("x", (1, 4, 8), "float32", None), Tensor(name, shape, dtype, None))
     return list(lint.of_tflite("encoder", Model((Op(op, (0,), (1,)),), tensors, (0,), (1,))))
 
 

@@ -6,7 +6,6 @@ quantize  PART.tflite, ranges.json                 -> quantized.tflite
 """
 
 import contextlib
-import importlib
 import json
 import re
 import warnings
@@ -16,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from nightjar.toolchains.sdk_calls import require_output
-
-LOWEST = -1e30
+from targets.mtk.toolchain.compile import rebuild
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
@@ -25,12 +23,10 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     kind, file = job["kind"], Path(f"{job.get('part')}.tflite")
     if kind == "convert":  # all parts in one process: importing litert-torch takes longer than a small part
         for each in job["parts"]:
-            model = json.loads(Path(each["model"]).read_text(encoding="utf-8"))
-            with np.load(f"{each['part']}.npz") as stored:
-                rebuilt = importlib.import_module(each["module"]).rebuild(model, each["part"], dict(stored))
+            module, inputs = rebuild(each)
             if job["to_quantize"]:
-                keep_gains_apart(rebuilt.module)
-            convert(rebuilt.module, tuple(rebuilt.inputs.values()), Path(f"{each['part']}.tflite"))
+                keep_gains_apart(module)
+            convert(module, inputs, Path(f"{each['part']}.tflite"))
     elif kind == "extremes":
         found = extremes(file, sorted(Path("samples").glob("*.npz")))
         Path("extremes.json").write_text(json.dumps(found), encoding="utf-8")
@@ -47,18 +43,10 @@ def keep_gains_apart(module: Any) -> None:
     value below every activation keeps the two apart.
     """
     import torch
-    from torch.nn import functional
-
-    def apart(norm: Any) -> Any:
-        def forward(x: Any) -> Any:
-            y = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-            return torch.clamp_min(y, LOWEST)
-
-        return forward
 
     for norm in module.modules():
         if isinstance(norm, torch.nn.LayerNorm):
-            setattr(norm, "forward", apart(norm))  # noqa: B010 (a type checker accepts nothing else)
+            norm.register_forward_hook(lambda norm, inputs, output: torch.clamp_min(output, -1e30))
 
 
 def convert(module: Any, inputs: tuple[Any, ...], out: Path) -> None:
@@ -108,21 +96,17 @@ def quantize(file: Path, ops: list[Any], ranges: dict[str, list[float]], out: Pa
 
     integer, static = qtyping.TensorDataType.INT, qtyping.ComputePrecision.INTEGER
     per_channel, per_tensor = qtyping.QuantGranularity.CHANNELWISE, qtyping.QuantGranularity.TENSORWISE
-    weights = {
-        op: qtyping.TensorQuantizationConfig(
-            8, True, per_channel if op in ("FULLY_CONNECTED", "CONV_2D") else per_tensor, integer
-        )
-        for op in {entry[0] for entry in ops}
-    }
     quantization = quantizer.Quantizer(str(file))
     for op, outputs, bits in ops:
         activations = qtyping.TensorQuantizationConfig(bits, bits == 16, per_tensor, integer)
+        granularity = per_channel if op in ("FULLY_CONNECTED", "CONV_2D") else per_tensor
+        weights = qtyping.TensorQuantizationConfig(8, True, granularity, integer)
         with contextlib.suppress(ValueError):  # no policy for this operator: it stays float, and the audit says so
             quantization.update_quantization_recipe(
                 regex="^" + re.escape(";".join(outputs)) + ";?$",
                 operation_name=qtyping.TFLOperationName(op),
                 op_config=qtyping.OpQuantizationConfig(
-                    activation_tensor_config=activations, weight_tensor_config=weights[op], compute_precision=static
+                    activation_tensor_config=activations, weight_tensor_config=weights, compute_precision=static
                 ),
                 algorithm_key="min_max_uniform_quantize",
             )
