@@ -115,7 +115,7 @@ def test_compare_writes_a_json_per_clip_and_a_summary(cli: Cli, few: list[str], 
     one = json.loads(next(p for p in (tmp_path / "compared").glob("*.json") if p.name != "summary.json").read_text())
     assert one["by"].keys() == {"openai-whisper", "torchscript", "onnx"}
     for said in one["by"].values():
-        assert said.keys() == {"text", "tokens", "seconds"}
+        assert said.keys() == {"text", "language", "tokens", "seconds"}
 
 
 @pytest.mark.parametrize(("command", "said"), [("targets", "onnx"), ("models", "whisper-nano"), ("doctor", "python")])
