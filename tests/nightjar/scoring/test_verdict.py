@@ -170,6 +170,21 @@ def test_characters_are_counted_where_the_language_wants_it() -> None:
 # -- the WER gates -----------------------------------------------------------------------------
 
 
+def test_clips_of_several_languages_are_each_scored_in_their_own() -> None:
+    """With "auto" the language is that of the clip, which the float graphs detected; Chinese has a raw rate too."""
+    english, chinese = (
+        Clip(id=i, audio=Path(), text=text, duration_s=1, speaker=None, language=language)
+        for i, text, language in (("a", "one two three", "en"), ("b", "對我做了", "zh"))
+    )
+    lines = [{"id": "a", "text": "one two four"}, {"id": "b", "text": "对我做了"}]
+    both = score("binary", "host", [english, chinese], lines, "auto")
+    assert (both.unit, both.counts.reference, both.counts.errors) == ("word or character", 7, 1)
+    assert both.wer == pytest.approx(100 / 7)
+    assert both.raw_wer == pytest.approx(200 / 7)  # one of the four characters has a simplified form
+    alone = score("binary", "host", [english], lines[:1], "auto")
+    assert (alone.unit, alone.raw_wer) == ("word", None)
+
+
 def test_a_port_that_hears_the_same_passes_every_gate() -> None:
     clips = make_clips()
     verdict = verdict_of(lines_of(clips), clips)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightjar.errors import BadInput, BadOptions
+from nightjar.errors import BadInput
 from nightjar.scoring.normalize import error_unit, normalise
 from nightjar.scoring.wer import (
     Counts,
@@ -53,6 +53,7 @@ def distance(one: tuple[str, ...], other: tuple[str, ...]) -> int:
         ("UM HMM WELL", "well", "English"),
         ("Grüß Gott", "grüß gott.", "de"),
         ("對我做了介紹", "對我，做了 介紹。", "zh"),
+        ("對我做了介紹", "对我做了介绍", "Chinese"),
     ],
 )
 def test_what_is_said_alike_is_no_error(reference: str, hypothesis: str, language: str) -> None:
@@ -64,13 +65,15 @@ def test_languages_without_spaces_are_scored_in_characters() -> None:
         "character"
     ] * 8
     assert [error_unit(code) for code in ("en", "en_US", "de", "ko")] == ["word"] * 4
-    assert normalise("對我，做", "zh") == "對 我 做"
+    assert normalise("對我，做", "zh") == "对 我 做"
+    assert normalise("對我，做", "zh", simplified=False) == "對 我 做"
+    assert normalise("對我，做", "ja") == "對 我 做"  # Japanese is written in its own characters
     counts = count_errors("大家如果", "大家加果", "zh")
     assert (counts.hits, counts.substitutions, counts.reference) == (3, 1, 4)
 
 
 def test_a_mistyped_language_is_refused_with_those_there_are() -> None:
-    with pytest.raises(BadOptions, match=r"no language 'enlish'; have .*de.*en.*zh"):
+    with pytest.raises(ValueError, match=r"no language 'enlish': pass --language auto, a code .*de.*en.*zh"):
         normalise("a", "enlish")
 
 
