@@ -22,8 +22,13 @@ from tests.conformance.conftest import Toys, board_for, inside
 from tests.conformance.subjects import Subject, subject, subjects
 from tests.conftest import need
 
+MINUTES = {"mtk", "mtk.stand_in"}  # of conversion
 
-@pytest.fixture(scope="module", params=subjects())
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in MINUTES else []) for name in subjects()],
+)
 def each(request: pytest.FixtureRequest) -> Subject:
     return subject(request.param)
 

@@ -110,6 +110,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(cli: Cli, tmp_path: P
     assert {key: after[key] for key in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
 def test_a_full_disk_is_one_line_and_exit_4_and_the_store_stays_sound(
     cli: Cli, tmp_path: Path, random_checkpoint: Path

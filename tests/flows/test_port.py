@@ -168,6 +168,7 @@ def test_a_report_repeats_itself_elsewhere(cli: Cli, few: list[str], store: Path
     assert "--limit 6" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_report_that_was_tampered_with_is_not_reproduced(
     cli: Cli, few: list[str], store: Path, tmp_path: Path
 ) -> None:

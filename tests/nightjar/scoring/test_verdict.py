@@ -174,9 +174,9 @@ def test_clips_of_several_languages_are_each_scored_in_their_own() -> None:
     """With "auto" the language is that of the clip, which the float graphs detected; Chinese has a raw rate too."""
     english, chinese = (
         Clip(id=i, audio=Path(), text=text, duration_s=1, speaker=None, language=language)
-        for i, text, language in (("a", "one two three", "en"), ("b", "對我做了", "zh"))
+        for i, text, language in (("a", "red green blue", "en"), ("b", "對我做了", "zh"))
     )
-    lines = [{"id": "a", "text": "one two four"}, {"id": "b", "text": "对我做了"}]
+    lines = [{"id": "a", "text": "red green black"}, {"id": "b", "text": "对我做了"}]
     both = score("binary", "host", [english, chinese], lines, "auto")
     assert (both.unit, both.counts.reference, both.counts.errors) == ("word or character", 7, 1)
     assert both.wer == pytest.approx(100 / 7)

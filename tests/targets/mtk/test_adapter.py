@@ -21,6 +21,8 @@ from targets.mtk.ncc import arguments, read_plan
 from targets.mtk.toolchain import compile as inside
 from tests.targets.mtk.conftest import Doubles
 
+pytestmark = pytest.mark.slow
+
 FP = target.Options()
 
 

@@ -19,6 +19,8 @@ from targets import mtk as target
 from targets.mtk.adb import open_runner
 from tests.targets.mtk.conftest import Doubles
 
+pytestmark = pytest.mark.slow
+
 ADB = """
 import os, shutil, subprocess, sys
 from pathlib import Path

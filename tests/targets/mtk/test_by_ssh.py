@@ -31,6 +31,8 @@ from targets.mtk import preflight, runner
 from tests.loopback import Loopback
 from tests.targets.mtk.conftest import DOUBLES, ROOT, Doubles
 
+pytestmark = pytest.mark.slow
+
 LOAD_S = 2.0  # of a network of the C double in mode 3
 SYSTEM = "/usr/bin:/bin"
 

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nightjar.plugins.board_choice import board_of
 from nightjar.plugins.registry import plugin
 from tests.conformance import conftest, rules
 from tests.conformance.subjects import subject
 from tests.targets.mtk.conftest import Doubles
+
+pytestmark = pytest.mark.slow
 
 toys, heard = conftest.toys, conftest.heard  # fixtures of the suite
 
