@@ -1,12 +1,13 @@
 """Whisper's decode loop over anything that runs parts: host, simulator or board; numpy only."""
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors
+from models.whisper.timestamps import allow_timestamps
 from nightjar.device.clip_decoding import EncodedClip as EncodedClip
 from nightjar.device.clip_decoding import Stopwatch, WatchedLogits
 from nightjar.device.log_mel import log_mel
@@ -163,7 +164,7 @@ def _greedy(model: Model, prompting: Steps, forced: list[int] | None, watch: lis
         logits = yield tokens
         if watched and (targets is None or picked == targets[: len(picked)]):
             watched.record(logits)
-        token = pick(logits, not picked)
+        token = pick(logits, picked)
         picked.append(token)
         if token == eot or _repeats(token, model):
             break
@@ -192,7 +193,7 @@ def _agreement(
             token = known.pop(0)
         else:
             logits = yield prefix
-            token = pick(logits, len(prefix) == len(prompt))
+            token = pick(logits, prefix[len(prompt) :])
             if watched:
                 watched.record(logits)
         if token == target:
@@ -219,7 +220,7 @@ def prompt_tokens(model: Model, language: str = "en") -> list[int]:
     if task == "translate" and not table["languages"]:
         raise ValueError("an English-only model does not translate: remove --task translate")
     chosen = [languages.get(language, table["sot"] + 1), table[task]] if table["languages"] else []
-    return [table["sot"], *chosen, table["no_timestamps"]]
+    return [table["sot"], *chosen, *([] if model.get("timestamps") else [table["no_timestamps"]])]
 
 
 def _language(model: Model, prompt: list[int]) -> str:
@@ -243,22 +244,24 @@ def _repeats(token: int, model: Model) -> bool:
     return bool(model["recipe"]["decoder"] == "window" and token > model["tokens"]["timestamp_begin"])
 
 
-def _picker(model: Model) -> Callable[[Array, bool], int]:
-    """Make the function from logits (n_vocab,) and "is it the first?" to the next token.
+def _picker(model: Model) -> Callable[[Array, Sequence[int]], int]:
+    """Make the function from logits (n_vocab,) and the tokens so far to the next token.
 
-    That is whisper.decode's SuppressBlank and SuppressTokens, then argmax; in `window` argmax alone.
+    That is whisper.decode's SuppressBlank, SuppressTokens and, with timestamps, ApplyTimestampRules, then argmax; in
+    `window` argmax alone.
     """
     table = model["tokens"]
     n_vocab = table["n_vocab"]
     if model["recipe"]["decoder"] == "window":
-        return lambda logits, first: int(logits[:n_vocab].argmax())
+        return lambda logits, picked: int(logits[:n_vocab].argmax())
     later = np.zeros(n_vocab, np.float32)
     later[table["suppress"]] = -np.inf
     start = later.copy()
     start[table["suppress_first"]] = -np.inf
     scratch = np.empty(n_vocab, np.float32)
 
-    def pick(logits: Array, first: bool) -> int:
-        return int(np.add(logits[:n_vocab], start if first else later, out=scratch).argmax())
+    def pick(logits: Array, picked: Sequence[int]) -> int:
+        np.add(logits[:n_vocab], later if picked else start, out=scratch)
+        return int((allow_timestamps(scratch, picked, table) if model.get("timestamps") else scratch).argmax())
 
     return pick

@@ -1,0 +1,62 @@
+"""Whisper's timestamps: the rules by which they are sampled, and the segments that they mark; numpy only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.whisper.protocols import Array
+
+STEP_S = 0.02  # between timestamps
+COUNT = 1501  # of them, <|0.00|> to <|30.00|>
+LATEST_FIRST = 50  # <|1.00|>: as whisper.decode's max_initial_timestamp
+
+
+class Segment(NamedTuple):
+    """Tokens of text between two times of a clip, in seconds."""
+
+    start_s: float
+    end_s: float
+    tokens: list[int]
+
+
+def allow_timestamps(logits: Array, picked: Sequence[int], table: Mapping[str, Any]) -> Array:
+    """Mask logits (n_vocab,) as ApplyTimestampRules of openai-whisper's decoding.py does.
+
+    Timestamps come in pairs and never go back, the first is within a second, and one is sampled where all together are
+    likelier than any text. picked: the tokens sampled so far; table: `tokens` of model.json.
+    """
+    masked, begin = logits.copy(), table["timestamp_begin"]
+    stamps = masked[begin : begin + COUNT]  # views: what is masked here is masked there
+    text = masked[:begin]
+    text[table["no_timestamps"]] = -np.inf
+    earlier = [token - begin for token in picked if 0 <= token - begin < COUNT]
+    is_stamp = [0 <= token - begin < COUNT for token in picked[-2:]]
+    if not picked:
+        text[:] = -np.inf
+        stamps[LATEST_FIRST + 1 :] = -np.inf
+    elif is_stamp[-1] and all(is_stamp):  # a pair, or the first: text follows
+        stamps[:] = -np.inf
+    elif is_stamp[-1]:  # the end of a segment: the next one's start follows, or eot
+        text[: table["eot"]] = -np.inf
+    if earlier:
+        stamps[: earlier[-1] + (0 if is_stamp[-1] and not all(is_stamp) else 1)] = -np.inf
+    highest = stamps.max()
+    if highest > -np.inf and highest + np.log(np.exp(stamps - highest).sum()) > text.max():
+        text[:] = -np.inf
+    return masked
+
+
+def split_segments(tokens: Sequence[int], table: Mapping[str, Any], start_s: float, audio_s: float) -> list[Segment]:
+    """Split a clip's tokens at its timestamps; the clip begins at `start_s` and is `audio_s` long."""
+    segments, begin, text = list[Segment](), 0.0, list[int]()
+    for token in [*tokens, None]:
+        index = -1 if token is None else token - table["timestamp_begin"]
+        if token is not None and not 0 <= index < COUNT:
+            text.append(token)
+            continue
+        at = audio_s if token is None else min(index * STEP_S, audio_s)
+        if text:
+            segments.append(Segment(round(start_s + begin, 2), round(start_s + max(at, begin), 2), text))
+        begin, text = at, []
+    return segments
