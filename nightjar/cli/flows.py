@@ -5,11 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from nightjar.cli.command import add_command, add_group, add_json, write_json
+from nightjar.cli.console import Screen
 from nightjar.errors import Broken, ServerMissing
 from nightjar.paths import ROOT
 
 SILENCE_S = 150.0  # five heartbeats
+COLOURS = {"created": "green", "updated": "yellow", "reset": "yellow"}
 
 
 def add(commands: Any) -> None:
@@ -38,24 +42,25 @@ def add(commands: Any) -> None:
     add_json(revive)
 
 
-def _register(arguments: argparse.Namespace) -> int:
+def _register(arguments: argparse.Namespace) -> None:
     from flows.deployments import FILE, read_deployments
     from flows.register import register
-    from nightjar.cli.console import Screen, show_changes
 
     book = read_deployments(arguments.file or FILE, arguments.pool, arguments.work_dir.resolve())
-    rows = register(book, arguments.reset)
+    changes = register(book, arguments.reset)
     screen = Screen()
-    show_changes(screen, rows)
+    rows = [
+        (kind, escape(name), f"[{COLOURS.get(outcome, 'default')}]{outcome}[/]", escape(detail))
+        for kind, name, outcome, detail in changes
+    ]
+    screen.table(("", "", "", ""), rows, ("",), ("",))
     worker = f".venv/bin/prefect worker start --pool {book.nightjar.pool.name}"
     screen.say(f"a worker: [bold]{worker}[/bold], in {arguments.work_dir.resolve()}")
-    write_json(arguments, [row._asdict() for row in rows])
-    return 0
+    write_json(arguments, [change._asdict() for change in changes])
 
 
-def _revive(arguments: argparse.Namespace) -> int:
+def _revive(arguments: argparse.Namespace) -> None:
     from flows.revive import revive
-    from nightjar.cli.console import Screen
 
     screen = Screen()
     while True:
@@ -73,5 +78,5 @@ def _revive(arguments: argparse.Namespace) -> int:
             if not changed:
                 screen.say(f"nothing to revive: {len(runs)} alive")
             write_json(arguments, [{**run._asdict(), "run": str(run.run)} for run in runs])
-            return 0
+            return
         time.sleep(arguments.every)

@@ -48,15 +48,7 @@ def _cell_row(cell: dict[str, Any]) -> tuple[str, ...]:
 
 def show_planned_night(screen: Screen, plans: Sequence[tuple[str, Sequence[StageOutcome] | Failure]]) -> None:
     """Print what each cell would run."""
-    for cell, plan in plans:
-        if isinstance(plan, Failure):
-            screen.say(f"{escape(cell)}: [yellow]{plan.outcome}[/yellow] {escape(plan.message)}")
-            continue
-        todo = [outcome for outcome in plan if not outcome.cached]
-        screen.say(f"{escape(cell)}: {len(todo)} of {len(plan)} stages would run")
-        for outcome in todo:
-            screen.say(f"  {outcome.name:<26} [dim]{escape(outcome.why)}[/dim]")
-    screen.say("nothing was run")
+    screen.render("planned_night.txt", plans=plans)
 
 
 def show_bisected(screen: Screen, results: dict[str, Any]) -> None:
@@ -75,32 +67,5 @@ def show_bisected(screen: Screen, results: dict[str, Any]) -> None:
         for letter, side in zip("AB", results["sides"], strict=True)
     ]
     screen.table(columns, rows, columns[:2], columns)
-    for difference in results["differs"]:
-        screen.say(f"  differs   {escape(difference)}")
-    shared, other = (
-        ", ".join(stage["name"] for stage in results["stages"] if stage["same"] is same) or "none"
-        for same in (True, False)
-    )
-    screen.say(f"  stages    other artifacts: {other}; shared: {shared}")
-    for part in sorted(results["sizes"][0].keys() | results["sizes"][1].keys()):
-        a, b = (sizes.get(part, 0) for sizes in results["sizes"])
-        screen.say(f"  size      {part}: {a / 1e6:.2f} → {b / 1e6:.2f} MB" + (" (equal)" if a == b else ""))
-    for clip in results["clips"][:MOST_CLIPS]:
-        screen.print(
-            f"  {clip['id']}: {clip['errors_before']} → {clip['errors_after']} errors\n"
-            f"    text {clip['said']}\n    A    {clip['before'] or '(empty)'}\n    B    {clip['after'] or '(empty)'}"
-        )
-    if len(results["clips"]) > MOST_CLIPS:
-        screen.say(f"  … and {len(results['clips']) - MOST_CLIPS} more clips; --json has all")
-    both = results["wer"]
-    if both is None:
-        screen.say("A and B have no clip in common")
-        return
-    rate = "WER" if results["unit"] == "word" else "CER"
-    worse, better = both["low"] > 0, both["high"] < 0
-    verdict = f"{rate} is worse in B" if worse else f"{rate} is better in B" if better else "no difference is shown"
-    screen.say(
-        f"[bold]{verdict}[/]: {rate} {both['before']:.2f} → {both['after']:.2f} %, "
-        f"{both['after'] - both['before']:+.2f} points [{both['low']:+.2f}, {both['high']:+.2f}] on the same "
-        f"{both['clips']} clips, of which {len(results['clips'])} have another text"
-    )
+    parts = sorted(results["sizes"][0].keys() | results["sizes"][1].keys())
+    screen.render("bisected.txt", **results, parts=parts, most_clips=MOST_CLIPS)
