@@ -16,9 +16,15 @@ from nightjar.cli.command import (
     run_flow_command,
     write_json,
 )
-from nightjar.cli.console import Screen, show_deployment, show_findings, show_release
+from nightjar.cli.console import Screen, show_findings, show_results
 from nightjar.request import DeployRequest
 from nightjar.service.main import add_arguments, exec_service
+
+
+def _show_deployment(screen: Screen, results: dict[str, Any]) -> None:
+    show_results(screen, results["port"])
+    screen.render("release.txt", **results)
+
 
 DEPLOY = FlowCommand(
     "deploy",
@@ -26,7 +32,7 @@ DEPLOY = FlowCommand(
     DeployRequest,
     "flows.deploy:deploy",
     lambda request: f"{request.model} → {request.target}, {request.precision} to {request.board}",
-    show_deployment,
+    _show_deployment,
     lambda results: 1 if results["reason"] else 0,
 )
 
@@ -84,7 +90,7 @@ def _rollback(arguments: argparse.Namespace) -> None:
     from nightjar.deploy.rollout import roll_back
 
     done = roll_back(arguments.board, arguments.name, arguments.to).model_dump(mode="json")
-    show_release(Screen(), {**done, "board": arguments.board})
+    Screen().render("release.txt", **done, board=arguments.board)
     write_json(arguments, done)
 
 

@@ -153,11 +153,6 @@ def _score_row(score: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def show_lint(screen: Screen, results: dict[str, Any]) -> None:
-    """Print what a target refuses in the plain export and in the export by its recipe."""
-    screen.render("lint.txt", **results)
-
-
 def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
     """Print the texts of a comparison side by side."""
     columns = ("clip", "by", "seconds", "text")
@@ -194,22 +189,6 @@ def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
     """Print `file: text`, a line each."""
     for transcript in results["files"]:
         screen.print(f"{transcript['file']}: {' '.join(transcript['text'].split()) or '(empty)'}")
-
-
-def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
-    """Print the path of a calibration set, its samples and its warnings."""
-    screen.render("calibration.txt", **results)
-
-
-def show_deployment(screen: Screen, results: dict[str, Any]) -> None:
-    """Print the verdict of a deployed port, and what is current on the board."""
-    show_results(screen, results["port"])
-    show_release(screen, results)
-
-
-def show_release(screen: Screen, results: dict[str, Any]) -> None:
-    """Print what is current on a board now, or why nothing was switched."""
-    screen.render("release.txt", **results)
 
 
 def show_findings(findings: Sequence[Any]) -> int:

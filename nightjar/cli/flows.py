@@ -22,22 +22,15 @@ def add(commands: Any) -> None:
     deploy = add_command(flows, "deploy", "put the deployments, their queues and limits on the server", _register)
     deploy.add_argument("--file", type=Path, help="in place of deployments/prefect.yaml")
     deploy.add_argument("--pool", metavar="NAME", help="work pool (default: the file's)")
-    deploy.add_argument(
-        "--work-dir", type=Path, default=ROOT, help="the project's folder on the workers (default: this one's)"
-    )
+    work_dir = "the project's folder on the workers (default: this one's)"
+    deploy.add_argument("--work-dir", type=Path, default=ROOT, help=work_dir)
     deploy.add_argument("--reset", action="store_true", help="overwrite what was changed or switched off on the server")
     add_json(deploy)
     revive = add_command(flows, "revive", "resume runs whose worker was killed; live runs stay untouched", _revive)
-    revive.add_argument(
-        "--older-than",
-        type=float,
-        default=SILENCE_S,
-        metavar="S",
-        help="seconds of silence of a run whose lock is not on this machine (default: 150)",
-    )
-    revive.add_argument(
-        "--crashed", action="store_true", help="also resume runs that crashed in the last day, at most five times each"
-    )
+    silence = "seconds of silence of a run whose lock is not on this machine (default: 150)"
+    revive.add_argument("--older-than", type=float, default=SILENCE_S, metavar="S", help=silence)
+    crashed = "also resume runs that crashed in the last day, at most five times each"
+    revive.add_argument("--crashed", action="store_true", help=crashed)
     revive.add_argument("--every", type=float, metavar="S", help="repeat every S seconds, until interrupted")
     add_json(revive)
 

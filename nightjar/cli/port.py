@@ -5,14 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.cli.command import FlowCommand, add_command, add_flow
-from nightjar.cli.console import (
-    Screen,
-    show_attribution,
-    show_comparison,
-    show_lint,
-    show_results,
-    show_transcripts,
-)
+from nightjar.cli.console import Screen, show_attribution, show_comparison, show_results, show_transcripts
 from nightjar.plugins.target import tier_of
 from nightjar.request import (
     AttributeRequest,
@@ -74,7 +67,7 @@ COMMANDS = (
         LintRequest,
         "flows.lint:lint_model",
         lambda request: f"{request.model} → {request.target}",
-        show_lint,
+        lambda screen, results: screen.render("lint.txt", **results),
         lambda results: 1 if any(finding["level"] == "refuse" for finding in results["recipe"]) else 0,
     ),
     FlowCommand(

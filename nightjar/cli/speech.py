@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from nightjar.cli.command import FlowCommand, add_command, add_flow, add_group, add_options, parse_options
-from nightjar.cli.console import Screen, show_calibration
+from nightjar.cli.console import Screen
 from nightjar.progress import listening
 from nightjar.request import HarvestRequest, ImportRequest
 
@@ -14,16 +14,14 @@ IMPORT_DUMPS = FlowCommand(
     ImportRequest,
     "flows.import_dumps:import_dumps_flow",
     lambda request: f"{request.bin_dir or request.program} for {request.model} → {request.target}",
-    show_calibration,
+    lambda screen, results: screen.render("calibration.txt", **results),
 )
 
 
 def add(commands: Any) -> None:
     """Add them to the command line."""
-    harvest = add_command(
-        commands, "harvest", "encoder outputs of much speech as a dataset, for distillation", _harvest
-    )
-    add_options(harvest, HarvestRequest)
+    description = "encoder outputs of much speech as a dataset, for distillation"
+    add_options(add_command(commands, "harvest", description, _harvest), HarvestRequest)
     add_flow(add_group(commands, "calibrate", "calibration sets made of other tools' files"), IMPORT_DUMPS)
 
 
