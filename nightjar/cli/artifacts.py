@@ -6,7 +6,7 @@ from typing import Any
 
 from nightjar.cli.command import add_command, add_group, add_json, write_json
 from nightjar.cli.console import Screen
-from nightjar.cli.show_store import show_collected, show_damages, show_entries
+from nightjar.cli.show_store import show_entries
 from nightjar.errors import BadOptions
 from nightjar.progress import listening
 from nightjar.store.gc import collect, verify
@@ -44,7 +44,7 @@ def _gc(arguments: argparse.Namespace) -> None:
     store, bucket, place = _places(arguments)
     entries, dry_run = _survey(store, bucket, arguments), arguments.dry_run
     done = collect_remote(bucket, entries, dry_run=dry_run) if bucket else collect(store, entries, dry_run=dry_run)
-    show_collected(done, place)
+    Screen().render("collected.txt", done=done, place=place)
     write_json(arguments, {"store": place, **done.model_dump()})
 
 
@@ -53,7 +53,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     store, bucket, place = _places(arguments)
     with screen, listening(lambda done, total: screen.progress("verify", done, total)):
         count, damages = verify_remote(bucket) if bucket else verify(store)
-    show_damages(count, damages, place)
+    screen.render("damages.txt", count=count, damages=damages, place=place)
     found = [damage.model_dump() for damage in damages]
     write_json(arguments, {"store": place, "artifacts": count, "damages": found})
     return 4 if damages else 0

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jinja2
 from rich.console import Console
+from rich.filesize import decimal
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -50,12 +51,12 @@ class Screen(logging.Handler):
         self.say(f"  [yellow]warning[/yellow] {escape(record.getMessage())}")
 
     def say(self, text: str) -> None:
-        """Print one line of rich markup."""
+        """Print rich markup."""
         self.console.print(text)
 
-    def print(self, text: str, style: str | None = None) -> None:
+    def print(self, text: str) -> None:
         """Print one line as it is, without markup."""
-        self.console.print(text, style=style, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False)
 
     def render(self, template: str, /, **values: Any) -> None:
         """Print a template of templates/; values that are not markup go through its filter `e`."""
@@ -107,7 +108,7 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     )
-    made.filters["e"] = lambda text: escape(str(text))
+    made.filters |= {"e": lambda text: escape(str(text)), "decimal": decimal}
     return made
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from nightjar.cli.command import FlowCommand, add_flow, parse_options, run_flow_command
 from nightjar.cli.console import Screen
-from nightjar.cli.show_nights import show_bisected, show_night, show_planned_night
+from nightjar.cli.show_nights import show_bisected, show_night
 from nightjar.nightly.config import BisectRequest, NightRequest
 
 NIGHTLY = FlowCommand(
@@ -45,5 +45,5 @@ def _nightly(arguments: argparse.Namespace) -> int:
     screen.say(f"[bold]nightly[/bold] {request.file()}")
     from flows.nightly import plan_night
 
-    show_planned_night(screen, plan_night(request))
+    screen.render("planned_night.txt", plans=plan_night(request))
     return 0

@@ -1,13 +1,10 @@
 """Console output of nights and of the two sides of a cell."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich.markup import escape
 
 from nightjar.cli.console import COLOURS, Screen
-from nightjar.nightly.outcomes import Failure
-from nightjar.progress import StageOutcome
 
 NIGHT_COLOURS = {**COLOURS, "BROKEN": "red", "MISSING": "yellow"}
 MOST_CLIPS = 20
@@ -17,15 +14,7 @@ def show_night(screen: Screen, results: dict[str, Any]) -> None:
     """Print a line per cell, what changed, and the night's sentence."""
     columns = ("cell", "", "tier", "WER %", "Δ", "95 %", "size", "RTF p50", "stages", "s")
     screen.table(columns, map(_cell_row, results["cells"]), columns[:3], ("cell",))
-    for cell in results["cells"]:
-        if cell["outcome"] in ("BROKEN", "MISSING"):
-            screen.print(f"  {cell['cell']}: {cell['error']}")
-    for finding in results["findings"]:
-        other = "[dim]other [/dim]" if finding["kind"] == "versions" else "[green]better[/green]"
-        mark = "[red]worse [/red]" if finding["regression"] else other
-        screen.say(f"  {mark} {escape(finding['sentence'])}")
-    night = results["night"]
-    screen.say(f"[bold {COLOURS[night['outcome']]}]night {night['night']}[/]  {escape(results['sentence'])}")
+    screen.render("night.txt", **results, colours=COLOURS)
 
 
 def _cell_row(cell: dict[str, Any]) -> tuple[str, ...]:
@@ -44,11 +33,6 @@ def _cell_row(cell: dict[str, Any]) -> tuple[str, ...]:
         stages,
         f"{cell['seconds']:.0f}",
     )
-
-
-def show_planned_night(screen: Screen, plans: Sequence[tuple[str, Sequence[StageOutcome] | Failure]]) -> None:
-    """Print what each cell would run."""
-    screen.render("planned_night.txt", plans=plans)
 
 
 def show_bisected(screen: Screen, results: dict[str, Any]) -> None:
