@@ -152,10 +152,8 @@ def run_program(
     """
     together = ALL_CLIPS in program.command
     with storage_errors():
-        (folder / "clips").mkdir(parents=True, exist_ok=True)
         for name, clip in clips.items():
-            wave = load_audio(clip) if isinstance(clip, Path) else clip
-            soundfile.write(folder / "clips" / f"{name}.wav", wave, SAMPLE_RATE, subtype="PCM_16")
+            _write_wav(folder / "clips" / f"{name}.wav", clip)
     uploads = {"clipwise.py": RUNNER_SOURCE}
     uploads |= {f"clips/{name}.wav": folder / "clips" / f"{name}.wav" for name in clips}
     uploads |= {f"binary/{name}": path for name, path in binary.items()}
@@ -212,6 +210,12 @@ def _fill(words: tuple[str, ...], values: Mapping[str, str], clips: list[str]) -
         one = re.sub(r"\{([a-z_]+)\}", lambda found: values.get(found[1], found[0]), word)
         filled += clips if word == ALL_CLIPS else [one]
     return filled
+
+
+def _write_wav(path: Path, source: Path | np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = load_audio(source) if isinstance(source, Path) else source
+    soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
 
 
 def _parse(text: str, clips: Mapping[str, Any]) -> ProgramResult:
