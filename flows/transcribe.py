@@ -8,7 +8,7 @@ from prefect import flow
 from flows.evaluation import evaluate_binary
 from flows.port import build_binary, make_calibration
 from flows.prepare import prepare
-from nightjar.errors import BadAudio
+from nightjar.errors import BadAudio, BadOptions
 from nightjar.request import TranscribeRequest, as_port
 from nightjar.speech.manifest import load_speech, speech_digest
 from nightjar.store.artifact import Source
@@ -25,7 +25,14 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
         prepared = prepare(port, scored=False)
         calibration = make_calibration(port, prepared) if request.precision != "fp" else None
         binary, _ = build_binary(port, prepared, calibration)
-        options = EvaluateOptions(language=request.language, long=request.long, transcribed=False)
+        timestamps = bool(request.timestamps or request.format in ("srt", "vtt"))
+        if timestamps and request.decoder == "window":
+            raise BadOptions(
+                "decoder window is rknn_model_zoo's loop, which has no timestamps: remove --decoder window"
+            )
+        options = EvaluateOptions(
+            language=request.language, timestamps=timestamps, long=request.long, transcribed=False
+        )
         transcripts: list[dict[str, Any]] = []
         for path, speech in audio.items():
             hypotheses = evaluate_binary(prepared, binary, speech=speech, options=options, label=path.name)
@@ -33,7 +40,8 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
             listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")  # its clips are named by both
             for line in lines:
                 name = f"{path.as_posix()}#{line['id']}" if listed else path.as_posix()
-                figures = {key: line[key] for key in ("text", "tokens", "seconds", "audio_s")}
+                wanted = ("text", "language", "segments", "tokens", "seconds", "audio_s")
+                figures = {key: line[key] for key in wanted if key in line}
                 transcripts.append({"file": name, **figures})
         return {
             "model": request.model,
@@ -42,6 +50,7 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
             "precision": request.precision,
             "language": request.language,
             "window_s": float(prepared.graphs.meta["window_s"]),
+            "format": request.format,
             "files": transcripts,
             "stages": [
                 {"name": each.name, "seconds": each.seconds, "cached": each.cached, "why": each.why}

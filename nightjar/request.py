@@ -265,6 +265,10 @@ class TranscribeRequest(Refresh, CalibrationSpeech, BuildOptions, PrecisionChoic
     """Transcribe audio files with a port's binary."""
 
     files: tuple[Path, ...] = Field(description="audio files, manifests or folders")
+    timestamps: bool | None = Field(None, description="segments with the times at which they begin and end")
+    format: Literal["txt", "srt", "vtt", "json"] | None = Field(
+        None, description="print only what such a file holds, and progress on stderr; srt and vtt have timestamps"
+    )
     precision: Precision = Field("fp", description="number format of the binary")
     long: LongClips = Field(
         "chunk", description="audio longer than the window: chunk cuts it at pauses and joins the text of the pieces"

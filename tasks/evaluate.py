@@ -56,6 +56,7 @@ def evaluate(
         watch = {clip.id: [] for clip in fitting}
     waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
     by_clip: dict[str, Any] = {"waves": waves, "forced": forced, "watch": watch}
+    by_clip |= {"timestamps": True} if options.timestamps else {}
     results = run_clips(
         board, binary, fitting, work, decode=True, language=options.language, encoder=encoder, **by_clip
     )
@@ -67,6 +68,8 @@ def evaluate(
 
     for line in lines:
         line["text"] = text(line["tokens"], model)
+        if options.timestamps:
+            line["segments"] = words.load().segments(line["tokens"], model, line["audio_s"])
         if "chunk" in model:
             line["word_chunks"] = word_chunks(line["path"], model["chunk"]["rows"], scored_words)
     excluded = excluded_clips(failed, pieces)
@@ -114,6 +117,12 @@ def join_pieces(lines: list[dict[str, Any]], clips: list[Clip], pieces: Pieces) 
 def _joined_line(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     parts = dict.fromkeys(part for line in lines for part in line["seconds"])
     longest = max(lines, key=lambda line: float(line["audio_s"]))
+    segments, start_s = list[dict[str, Any]](), 0.0
+    for line in lines:
+        for segment in line.get("segments", ()):
+            times = {name: round(start_s + segment[name], 2) for name in ("start_s", "end_s")}
+            segments.append({**segment, **times})
+        start_s += line["audio_s"]
     return {
         "id": name,
         "audio_s": round(sum(line["audio_s"] for line in lines), 4),
@@ -121,6 +130,7 @@ def _joined_line(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": sum(line["steps"] for line in lines),
         "capped": any(line["capped"] for line in lines),
         **({"language": longest["language"]} if "language" in longest else {}),
+        **({"segments": segments} if "segments" in longest else {}),
         "seconds": {part: round(sum(line["seconds"].get(part, 0.0) for line in lines), 5) for part in parts},
         **next(({"throttled": line["throttled"]} for line in lines if "throttled" in line), {}),
         "agree": None,

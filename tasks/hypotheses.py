@@ -17,6 +17,7 @@ class EvaluateOptions(BaseModel, frozen=True):
 
     language: str = Field("en", description="language spoken, or auto")
     task: str = Field("transcribe", description="what stock is asked to do; graphs have it in their recipe")
+    timestamps: bool = Field(False, description="sample Whisper's timestamps, and split the text there")
     limit: int | None = Field(None, ge=1, description="only N clips, drawn by their ids")
     long: Literal["skip", "refuse", "chunk"] = Field(
         "skip", description="skip or reject clips longer than the window, or cut them at pauses and join the pieces"

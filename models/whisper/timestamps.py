@@ -47,8 +47,8 @@ def allow_timestamps(logits: Array, picked: Sequence[int], table: Mapping[str, A
     return masked
 
 
-def split_segments(tokens: Sequence[int], table: Mapping[str, Any], start_s: float, audio_s: float) -> list[Segment]:
-    """Split a clip's tokens at its timestamps; the clip begins at `start_s` and is `audio_s` long."""
+def split_segments(tokens: Sequence[int], table: Mapping[str, Any], audio_s: float) -> list[Segment]:
+    """Split a clip's tokens at its timestamps; the clip is `audio_s` long."""
     segments, begin, text = list[Segment](), 0.0, list[int]()
     for token in [*tokens, None]:
         index = -1 if token is None else token - table["timestamp_begin"]
@@ -57,6 +57,6 @@ def split_segments(tokens: Sequence[int], table: Mapping[str, Any], start_s: flo
             continue
         at = audio_s if token is None else min(index * STEP_S, audio_s)
         if text:
-            segments.append(Segment(round(start_s + begin, 2), round(start_s + max(at, begin), 2), text))
+            segments.append(Segment(round(begin, 2), round(max(at, begin), 2), text))
         begin, text = at, []
     return segments

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.tokenizer import LANGUAGES, Tokenizer, get_tokenizer
 
+from models.whisper.timestamps import split_segments
 from nightjar.errors import BadCheckpoint
 
 LIKELY = 0.05  # of a first token: 0.3 and more in OpenAI's weights of that kind, 1e-3 and less in all others
@@ -122,6 +123,12 @@ def text(tokens: list[int], model: Mapping[str, Any]) -> str:
     """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped; `model` is model.json."""
     vocabulary = vocabulary_of(model)
     return decode_text(vocabulary, tokens)
+
+
+def segments(tokens: list[int], model: Mapping[str, Any], audio_s: float) -> list[dict[str, Any]]:
+    """Return the segments that timestamps mark in a clip: `start_s`, `end_s` and `text`."""
+    split = split_segments(tokens, model["tokens"], audio_s)
+    return [{"start_s": each.start_s, "end_s": each.end_s, "text": text(each.tokens, model)} for each in split]
 
 
 def decode_text(vocabulary: Vocabulary, tokens: list[int]) -> str:

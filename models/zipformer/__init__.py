@@ -22,6 +22,7 @@ UNSUPPORTED_OPTIONS = {
     "positional": "a stream has no positional table",
     "host_embedding": "its decoder takes token ids",
     "task": "it only transcribes",
+    "timestamps": "it has no tokens for them",
 }
 
 

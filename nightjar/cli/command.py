@@ -61,7 +61,7 @@ def add_flow(commands: Any, row: FlowCommand, command: Command | None = None) ->
 def run_flow_command(row: FlowCommand, arguments: argparse.Namespace) -> int:
     """Run the flow of a command, or with --plan print what would run; return the exit code."""
     request = parse_options(arguments, row.request)
-    screen = Screen()
+    screen = Screen(stderr=getattr(request, "format", None) is not None)
     screen.say(f"[bold]{row.name}[/bold] {row.title(request)}")
     flow = pkgutil.resolve_name(row.flow)
     from flows.start import run_flow

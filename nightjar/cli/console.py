@@ -24,9 +24,10 @@ COLOURS = {"PASS": "green", "FAIL": "red", "UNDECIDED": "yellow"}
 class Screen(logging.Handler):
     """Show stages as they run, and warnings between them: a live line in a terminal, plain lines in a log."""
 
-    def __init__(self) -> None:
+    def __init__(self, stderr: bool = False) -> None:
+        """stderr: keep stdout for the results alone."""
         super().__init__(logging.WARNING)
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, stderr=stderr)
         if not self.console.is_terminal:
             self.console.width = 160  # a log has no width of its own
         self._live = Live(console=self.console, transient=True, auto_refresh=False)
@@ -184,12 +185,6 @@ def _pair(cell: dict[str, Any]) -> str:
     snr = "  exact " if cell["snr_db"] >= 200 else f"{cell['snr_db']:5.1f} dB"
     bad = f" !{cell['bad']}" if cell["bad"] else ""
     return f"{cell['wer']:.2f} %  {snr}{bad}"
-
-
-def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
-    """Print `file: text`, a line each."""
-    for transcript in results["files"]:
-        screen.print(f"{transcript['file']}: {' '.join(transcript['text'].split()) or '(empty)'}")
 
 
 def show_findings(findings: Sequence[Any]) -> int:

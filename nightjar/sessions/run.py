@@ -63,6 +63,7 @@ def run_session(
     waves: Mapping[str, np.ndarray] | None = None,
     watch: dict[str, list[list[int]]] | None = None,
     encoder: Path | None = None,
+    timestamps: bool = False,
     earlier: Sequence[Path] = (),
     lock_board: LockBoard = lambda board, is_over: board.locked(is_over=is_over),
 ) -> list[dict[str, Any]]:
@@ -70,9 +71,9 @@ def run_session(
 
     Several boards share the clips. folder: the job's scratch folder; clips that a killed run finished there do not run
     again. encoder: another binary whose encoder replaces this one's; forced, watch: by clip, as in a model's
-    `EncodedClip`; earlier: folders of tensors harvested before; equal tensors are not transferred again. A clip on
-    which the runner crashed or hung twice has the result {"id", "error"}. Raises SessionFailed when the session ends
-    early.
+    `EncodedClip`; timestamps: sample those of Whisper; earlier: folders of tensors harvested before; equal tensors are
+    not transferred again. A clip on which the runner crashed or hung twice has the result {"id", "error"}. Raises
+    SessionFailed when the session ends early.
     """
     shared = list(boards) if isinstance(boards, Sequence) else [boards]
     first = shared[0]
@@ -82,6 +83,8 @@ def run_session(
         parts["encoder"] = read_json(encoder / "binary.json")["parts"]["encoder"]
         model["parts"]["encoder"] = read_json(encoder / "model.json")["parts"]["encoder"]
         files |= {path.name: path for path in encoder.glob("encoder.*")}
+    if timestamps:
+        model["timestamps"] = True
     sources: dict[str, np.ndarray | Path] = {clip.id: clip.audio for clip in clips} | dict(waves or {})
     forced, watch = forced or {}, watch or {}
     entries = {

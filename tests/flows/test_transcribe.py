@@ -1,12 +1,17 @@
 """Text from a port: what its evaluation hears, printed per file."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from models.whisper.checkpoint import load_checkpoint, stock
 from nightjar.cli.main import main
+from nightjar.speech.audio import load_audio
+from tests.conftest import SHARED, need, real_weights
 from tests.flows.conftest import write_speech
 
 
@@ -100,3 +105,53 @@ def test_a_missing_file_is_bad_input(
 def test_int8_needs_calibration_speech(model: list[str], speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["transcribe", str(speech), *model, "--precision", "int8"]) == 2
     assert "--calibration-set" in capsys.readouterr().err
+
+
+def test_formats_print_only_what_belongs_into_such_a_file(
+    model: list[str], speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = speech.parent / "said-0.wav"
+
+    def printed(*flags: str) -> str:
+        assert main(["transcribe", str(file), *model, *flags]) == 0
+        return capsys.readouterr().out
+
+    (entry,) = json.loads(printed("--format", "json", "--timestamps"))
+    assert entry["segments"], "random weights write something"
+    times = [time for each in entry["segments"] for time in (each["start_s"], each["end_s"])]
+    assert times == sorted(times)
+    assert times[-1] <= entry["audio_s"] + 0.005
+    blocks = printed("--format", "srt").strip().split("\n\n")
+    assert len(blocks) == len(entry["segments"])
+    number, clock, text = blocks[0].split("\n", 2)
+    assert number == "1"
+    assert re.fullmatch(r"00:00:\d\d,\d{3} --> 00:00:\d\d,\d{3}", clock)
+    assert text.strip() == entry["segments"][0]["text"]
+    assert printed("--format", "vtt").startswith("WEBVTT\n\n00:00:0")
+    assert printed("--format", "txt", "--timestamps").startswith("[00:00:0")
+    assert "-->" not in printed("--format", "txt")
+
+
+def test_timestamps_need_a_decoder_that_has_them(
+    model: list[str], speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(speech.parent / "said-0.wav")
+    assert main(["transcribe", file, *model, "--timestamps", "--decoder", "window"]) == 2
+    assert "has no timestamps: remove --decoder window" in capsys.readouterr().err
+    assert main(["transcribe", file, "--model", "zipformer-nano", "--timestamps"]) == 2
+    assert "it has no tokens for them: remove --timestamps" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_segments_of_real_weights_are_openai_whispers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audio = SHARED / "data" / "clips" / "jfk.flac"
+    need("shared", audio.is_file(), f"no {audio}")
+    checkpoint = real_weights("tiny.en")
+    wave = torch.from_numpy(load_audio(audio)).float().numpy() / 32768
+    expected = stock(load_checkpoint(checkpoint)).transcribe(wave, temperature=0.0, fp16=False)["segments"]
+    flags = ["--model", "tiny.en", "--checkpoint", str(checkpoint), "--format", "json", "--timestamps"]
+    assert main(["transcribe", str(audio), *flags]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert [each["text"] for each in entry["segments"]] == [each["text"].strip() for each in expected]
+    assert [each["start_s"] for each in entry["segments"]] == pytest.approx([each["start"] for each in expected])
+    assert [each["end_s"] for each in entry["segments"]] == pytest.approx([each["end"] for each in expected], abs=0.02)
