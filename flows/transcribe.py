@@ -9,6 +9,7 @@ from flows.evaluation import evaluate_binary
 from flows.port import build_binary, make_calibration
 from flows.prepare import prepare
 from nightjar.errors import BadAudio, BadOptions
+from nightjar.plugins.resolve import model_family
 from nightjar.request import TranscribeRequest, as_port
 from nightjar.speech.manifest import load_speech, speech_digest
 from nightjar.store.artifact import Source
@@ -20,19 +21,20 @@ from tasks.stage import current_or_new_run
 def transcribe(request: TranscribeRequest) -> dict[str, Any]:
     """Export, calibrate where the precision needs it, build, and transcribe every file; each step is cached."""
     with current_or_new_run(request.refresh, request.board_wait) as run:
+        if request.format in ("srt", "vtt"):
+            request = request.model_copy(update={"timestamps": True})
+        model_family(request)  # refuses what the family does not have
+        timestamps = bool(request.timestamps)
+        if timestamps and request.decoder == "window":
+            raise BadOptions("rknn_model_zoo's loop has no timestamps: remove --decoder window, or --timestamps")
+        options = EvaluateOptions(
+            language=request.language, timestamps=timestamps, long=request.long, transcribed=False
+        )
         audio = {path: audio_source(path) for path in request.files}
         port = as_port(request)
         prepared = prepare(port, scored=False)
         calibration = make_calibration(port, prepared) if request.precision != "fp" else None
         binary, _ = build_binary(port, prepared, calibration)
-        timestamps = bool(request.timestamps or request.format in ("srt", "vtt"))
-        if timestamps and request.decoder == "window":
-            raise BadOptions(
-                "decoder window is rknn_model_zoo's loop, which has no timestamps: remove --decoder window"
-            )
-        options = EvaluateOptions(
-            language=request.language, timestamps=timestamps, long=request.long, transcribed=False
-        )
         transcripts: list[dict[str, Any]] = []
         for path, speech in audio.items():
             hypotheses = evaluate_binary(prepared, binary, speech=speech, options=options, label=path.name)
