@@ -5,6 +5,7 @@ the first token, mid-sentence and the end, and a set with one of them alone quan
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -141,29 +142,20 @@ def choose_steps(steps: Mapping[str, int], samples: int, seed: int) -> dict[str,
     Each step comes from the clip with the fewest so far. Where there are more steps than samples left, the steps taken
     are spread evenly from first to last. Repeats stop at CLIP_SHARE per clip, so fewer than `samples` may come back.
     """
-    most = max(int(samples * CLIP_SHARE), -(-samples // len(steps)))
-    chosen: dict[str, list[int]] = {}
-    left, first = samples, True
-    while left and (offers := _offers(steps, chosen, None if first else most)):
-        for step in evenly(sorted(offers), left):
-            allowed = [n for n in offers[step] if first or len(chosen.get(n, ())) < most]
-            if allowed:
-                taker = min(allowed, key=lambda n: (len(chosen.get(n, ())), rank(seed, f"{n}/{step}")))
-                chosen.setdefault(taker, []).append(step)
+    taken: dict[str, set[int]] = {name: set() for name in sorted(steps)}
+    left = limit = samples
+
+    def givers(step: int) -> list[str]:
+        return [n for n, given in taken.items() if step < steps[n] and step not in given and len(given) < limit]
+
+    while left and (offered := [step for step in range(max(steps.values())) if givers(step)]):
+        for step in evenly(offered, left):
+            if names := givers(step):
+                taker = min(names, key=lambda n: (len(taken[n]), rank(seed, f"{n}/{step}")))
+                taken[taker].add(step)
                 left -= 1
-        first = False
-    return {name: sorted(taken) for name, taken in chosen.items()}
-
-
-def _offers(steps: Mapping[str, int], chosen: Mapping[str, list[int]], most: int | None) -> dict[int, list[str]]:
-    """List, per step, the clips that have it, have not given it yet, and may give more."""
-    offers: dict[int, list[str]] = {}
-    for name in sorted(steps):
-        taken = chosen.get(name, [])
-        if most is None or len(taken) < most:
-            for step in set(range(steps[name])) - set(taken):
-                offers.setdefault(step, []).append(name)
-    return offers
+        limit = max(int(samples * CLIP_SHARE), math.ceil(samples / len(steps)))
+    return {name: sorted(given) for name, given in taken.items() if given}
 
 
 def _store_whole(writer: CalibrationWriter, part: str, number: int, tensors: Tensors) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors
+from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors, count_common
 from nightjar.device.clip_decoding import EncodedClip as EncodedClip
 from nightjar.device.clip_decoding import Stopwatch, WatchedLogits
 from nightjar.device.log_mel import log_mel
@@ -40,8 +40,8 @@ def decode(
     that a second call does not run that part again. tables: the host-embedding tables. Raises ValueError for a language
     or a task that the model does not have.
     """
-    steps = _greedy(model, _prompt(model, language), None, None)
-    result: dict[str, Any] = _run_steps(runner, encoded, model, tables, steps)
+    _, result = next(decode_clips(runner, [EncodedClip("", encoded)], model, language, tables))
+    del result["seconds"]
     return result
 
 
@@ -57,13 +57,8 @@ def agree(
 
     Tokens beyond the graph's length count as missed. Raises ValueError as `decode` does.
     """
-
-    def count() -> Steps:
-        prompt = yield from _prompt(model, language)
-        return (yield from _agreement(model, prompt, tokens, [], None))
-
-    matching: int = _run_steps(runner, encoded, model, tables, count())
-    return matching
+    _, result = next(decode_clips(runner, [EncodedClip("", encoded, tokens)], model, language, tables))
+    return int(result["agree"][0])
 
 
 def decode_clips(
@@ -89,8 +84,7 @@ def decode_clips(
     while True:
         for lane in range(lanes):
             if lane not in busy and (clip := next(waiting, None)) is not None:
-                prompt = _prompt(model, language)
-                busy[lane] = _Lane(clip.name, _greedy(model, prompt, clip.forced, clip.watch))
+                busy[lane] = _Lane(clip.name, _steps(model, language, clip.forced, clip.watch))
                 with _share_seconds([busy[lane]], clock):
                     protocol.begin(lane, clip.encoded)
         if not busy:
@@ -132,75 +126,45 @@ class _Lane:
         return False
 
 
-def _run_steps(runner: Runner, encoded: Tensors, model: Model, tables: Tensors | None, steps: Steps) -> Any:
-    """Run one clip's steps and return their result."""
-    protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, tables, 1)
-    protocol.begin(0, encoded)
-    lane = _Lane("", steps)
-    while lane.result is None:
-        for logits in protocol.step({0: lane.prefix}).values():
-            lane.advance(logits)
-    return lane.result
-
-
-def _prompt(model: Model, language: str) -> Steps:
-    """Return the prompt's tokens; with "auto" the language is that of the highest logit after the start token."""
-    table = model["tokens"]
-    if language == "auto" and table["languages"]:
-        logits = yield [table["sot"]]
-        language = max(table["languages"], key=lambda code: logits[table["languages"][code]])
-    return prompt_tokens(model, language)
-
-
-def _greedy(model: Model, prompting: Steps, forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
+def _steps(model: Model, language: str, forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
     """Sample until eot or a limit; then continue along `forced` from where the text left it."""
-    prompt = yield from prompting
-    pick, eot = _picker(model), model["tokens"]["eot"]
-    watched = WatchedLogits(watch, WATCHED) if watch is not None else None
+    table, protocol = model["tokens"], model["recipe"]["decoder"]
+    if language == "auto":
+        language = "en"
+        if languages := table["languages"]:
+            logits = yield [table["sot"]]
+            language = max(languages, key=lambda code: logits[languages[code]])
+    prompt, pick, eot = prompt_tokens(model, language), _picker(model), table["eot"]
+    room = model["recipe"]["decoder_length"] - len(prompt) + 1
+    if protocol == "window":
+        room = model["dims"]["n_text_ctx"]  # the window slides: this only bounds agreement
+    watched = None if watch is None else WatchedLogits(watch, WATCHED)
     targets = None if forced is None else [*forced, eot]
-    tokens, token, picked = list(prompt), -1, list[int]()
-    for _ in range(min(model["max_tokens"], _room(model, prompt))):
-        logits = yield tokens
+    picked, tokens, capped = list[int](), list[int](), True
+    while len(picked) < min(model["max_tokens"], room):
+        logits = yield [*prompt, *tokens]
         if watched and (targets is None or picked == targets[: len(picked)]):
             watched.record(logits)
         token = pick(logits, not picked)
         picked.append(token)
-        if token == eot or _repeats(token, model):
+        # rknn_model_zoo skips a timestamp (above <|0.00|>) and leaves the window as it was, so that every further step
+        # samples it again, until the guard of 1000 steps.
+        if token == eot or (protocol == "window" and token > table["timestamp_begin"]):
+            capped = token != eot
             break
         tokens.append(token)
-    prefill = len(prompt) - 1 if model["recipe"]["decoder"] == "cached" else 0
-    result: dict[str, Any] = {
-        "tokens": tokens[len(prompt) :],
-        "language": _language(model, prompt),
-        "steps": prefill + len(picked),
-        "capped": token != eot,
-    }
-    if forced is not None:
-        matching = yield from _agreement(model, prompt, forced, picked, watched)
-        result["agree"] = [matching, len(forced) + 1]
-    return result | ({"watched": watched.rows} if watched else {})
-
-
-def _agreement(
-    model: Model, prompt: list[int], tokens: list[int], picked: list[int], watched: WatchedLogits | None
-) -> Steps:
-    """Count the targets predicted; `picked` are known predictions, valid as long as they are the targets."""
-    pick = _picker(model)
-    prefix, matching, known = list(prompt), 0, list(picked)
-    for target in [*tokens, model["tokens"]["eot"]][: _room(model, prompt)]:
-        if known:
-            token = known.pop(0)
-        else:
-            logits = yield prefix
-            token = pick(logits, len(prefix) == len(prompt))
+    prefill = len(prompt) - 1 if protocol == "cached" else 0
+    result = {"tokens": tokens, "language": language, "steps": prefill + len(picked), "capped": capped}
+    if targets is not None:
+        # Known are the predictions up to the first that is not its target.
+        matching = count_common(picked, targets)
+        for row in range(min(matching + 1, len(picked)), min(len(targets), room)):
+            logits = yield [*prompt, *targets[:row]]
             if watched:
                 watched.record(logits)
-        if token == target:
-            matching += 1
-        else:
-            known.clear()
-        prefix.append(target)
-    return matching
+            matching += pick(logits, row == 0) == targets[row]
+        result["agree"] = [matching, len(targets)]
+    return result | ({"watched": watched.rows} if watched else {})
 
 
 def prompt_tokens(model: Model, language: str = "en") -> list[int]:
@@ -220,27 +184,6 @@ def prompt_tokens(model: Model, language: str = "en") -> list[int]:
         raise ValueError("an English-only model does not translate: remove --task translate")
     chosen = [languages.get(language, table["sot"] + 1), table[task]] if table["languages"] else []
     return [table["sot"], *chosen, table["no_timestamps"]]
-
-
-def _language(model: Model, prompt: list[int]) -> str:
-    """Return the language of a prompt."""
-    return next((code for code, token in model["tokens"]["languages"].items() if token == prompt[1]), "en")
-
-
-def _room(model: Model, prompt: list[int]) -> int:
-    """Count the tokens that can be sampled before the prefix outgrows the graph."""
-    if model["recipe"]["decoder"] == "window":
-        return int(model["dims"]["n_text_ctx"])  # the window slides: this only bounds agree
-    return int(model["recipe"]["decoder_length"]) - len(prompt) + 1
-
-
-def _repeats(token: int, model: Model) -> bool:
-    """Return whether a `window` loop makes no progress.
-
-    rknn_model_zoo skips a timestamp (above <|0.00|>) and leaves the window as it was, so that every further step
-    samples it again, until the guard of 1000 steps.
-    """
-    return bool(model["recipe"]["decoder"] == "window" and token > model["tokens"]["timestamp_begin"])
 
 
 def _picker(model: Model) -> Callable[[Array, bool], int]:
