@@ -57,14 +57,8 @@ def _prefix(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -
     window = recipe["decoder"] == "window"
     length = min(WINDOW, dims["n_text_ctx"]) if window else recipe["decoder_length"]
     slices = 1 if window else recipe["logits_slices"]
-    module = PrefixDecoder(
-        dims,
-        length,
-        recipe["host_embedding"],
-        norm=NORMS[recipe["layer_norm"]],
-        slices=slices,
-        masked=recipe["mask_value"],
-    )
+    norm = NORMS[recipe["layer_norm"]]
+    module = PrefixDecoder(dims, length, recipe["host_embedding"], norm, slices, recipe["mask_value"])
     if recipe["host_embedding"]:
         inputs = {"embedding": torch.zeros(1, length, dims["n_text_state"])}
     else:
@@ -79,7 +73,7 @@ def _prefix(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -
 def _cached(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -> PartModule:
     """Make the decoder of one token and a static KV cache."""
     length = recipe["decoder_length"]
-    module = CachedDecoder(dims, length, recipe["host_embedding"], norm=NORMS[recipe["layer_norm"]])
+    module = CachedDecoder(dims, length, recipe["host_embedding"], NORMS[recipe["layer_norm"]])
     if recipe["host_embedding"]:
         inputs = {"embedding": torch.zeros(1, 1, dims["n_text_state"])}
     else:
