@@ -38,10 +38,9 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
     BadCheckpoint and BadOptions.
     """
     model = load_checkpoint(checkpoint)
-    if not clamp:
-        count_frames(recipe, model.dims)
-    recipe = clamp_recipe(recipe, model.dims)
-    n_frames = count_frames(recipe, model.dims)
+    clamped = clamp_recipe(recipe, model.dims)
+    n_frames = count_frames(clamped if clamp else recipe, model.dims)
+    recipe = clamped
     tokens = token_table(model.dims["n_vocab"], model.vocabulary)
     is_onnx = recipe.graph_format == "onnx"
     out.mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,4 @@ def _window_of(n_frames: int) -> Iterator[None]:
         module.N_FRAMES, module.N_SAMPLES = before
 
 
-def load_stock(checkpoint: Path) -> Stock:
-    """Open openai-whisper with a checkpoint's weights."""
-    return Stock(checkpoint)
+load_stock = Stock

@@ -120,8 +120,7 @@ def token_table(n_vocab: int, vocabulary: Vocabulary) -> dict[str, Any]:
 
 def text(tokens: list[int], model: Mapping[str, Any]) -> str:
     """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped; `model` is model.json."""
-    vocabulary = vocabulary_of(model)
-    return decode_text(vocabulary, tokens)
+    return decode_text(vocabulary_of(model), tokens)
 
 
 def decode_text(vocabulary: Vocabulary, tokens: list[int]) -> str:
