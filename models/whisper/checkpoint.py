@@ -76,8 +76,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             weights = load_ctranslate2(path) if is_ctranslate2(path) else load_huggingface(path)
         else:
             weights = load_ggml(path) if is_ggml(path) else load_openai(path)
-        dims = _dims(weights.dims)
-        _check_tensors(dims, weights.state)
+        dims = _check(weights.dims, weights.state)
     except ValueError as exc:
         raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
     state = {name: tensor.float() for name, tensor in weights.state.items()}
@@ -143,7 +142,8 @@ def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: st
     return model.eval()
 
 
-def _dims(dims: Any) -> dict[str, int]:
+def _check(dims: Any, state: dict[str, Tensor]) -> dict[str, int]:
+    """Return the ten dimensions; raises ValueError where they, or names, shapes or values of tensors, contradict."""
     if not isinstance(dims, dict) or set(dims) != set(DIMS):
         raise ValueError(f"its dims must be {', '.join(DIMS)}")
     for name in DIMS:
@@ -152,15 +152,10 @@ def _dims(dims: Any) -> dict[str, int]:
     for side in ("audio", "text"):
         if dims[f"n_{side}_state"] % dims[f"n_{side}_head"]:
             raise ValueError(f"n_{side}_state does not divide into n_{side}_head heads")
+        if dims[f"n_{side}_layer"] > 1000:
+            raise ValueError("it has more than 1000 layers")
     if dims["n_audio_state"] != dims["n_text_state"]:
         raise ValueError("n_audio_state and n_text_state differ")
-    return {name: dims[name] for name in DIMS}
-
-
-def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:
-    """Raise ValueError where names, shapes or values contradict the dimensions."""
-    if max(dims["n_audio_layer"], dims["n_text_layer"]) > 1000:
-        raise ValueError("it has more than 1000 layers")
     wanted = weight_shapes(dims)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} first")
@@ -173,3 +168,4 @@ def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} is {state[name].dtype}")
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"{name} holds values that are not finite")
+    return {name: dims[name] for name in DIMS}

@@ -174,9 +174,7 @@ class Cached:
         more = min(2 * have, self.length) - have
         for layer, rows in self.cache.items():
             self.cache[layer] = np.pad(rows, ((0, 0), (0, more), (0, 0)))
-        wider = np.full((self.lanes, 1, 1, have + more + 1), MASKED, np.float32)
-        wider[..., :have], wider[..., -1] = self.mask[..., :have], 0.0
-        self.mask = wider
+        self.mask = np.insert(self.mask, [have] * more, MASKED, axis=-1)
 
 
 def count_common(one: list[int], other: list[int]) -> int:

@@ -86,11 +86,10 @@ def _agrees(vocabulary: Vocabulary, special: Mapping[str, int]) -> bool:
 def _predicted_kind(first_step: Callable[[int], Any], n_vocab: int) -> bool | None:
     """Return whether weights are multilingual by what they predict after a start token; None for untrained ones."""
     english, multilingual, _ = (each.tokenizer for each in VOCABULARIES)
-    if n_vocab > multilingual.sot + 99:
-        first, last = multilingual.sot + 1, multilingual.sot + 99
-        if float(first_step(multilingual.sot)[first : last + 1].sum()) > LIKELY:
-            return True
-    if float(first_step(english.sot)[english.no_speech : VOCABULARIES[0].size].sum()) > 0.5:
+    start, end = multilingual.sot + 1, multilingual.sot + 100  # of the languages
+    if n_vocab >= end and first_step(multilingual.sot)[start:end].sum() > LIKELY:
+        return True
+    if first_step(english.sot)[english.no_speech : VOCABULARIES[0].size].sum() > 0.5:
         return False
     return None
 
@@ -102,13 +101,9 @@ def token_table(n_vocab: int, vocabulary: Vocabulary) -> dict[str, Any]:
     """
     tokenizer = vocabulary.tokenizer
     codes = list(LANGUAGES)[: vocabulary.n_languages] if vocabulary.multilingual else []
+    single = ("sot", "eot", "transcribe", "translate", "no_timestamps", "timestamp_begin")
     return {
-        "sot": tokenizer.sot,
-        "eot": tokenizer.eot,
-        "transcribe": tokenizer.transcribe,
-        "translate": tokenizer.translate,
-        "no_timestamps": tokenizer.no_timestamps,
-        "timestamp_begin": tokenizer.timestamp_begin,
+        **{name: getattr(tokenizer, name) for name in single},
         # They follow `sot` in the order of LANGUAGES.
         "languages": {code: tokenizer.sot + 1 + i for i, code in enumerate(codes)},
         "suppress": _suppressed(tokenizer),
