@@ -135,9 +135,8 @@ def _steps(model: Model, language: str, forced: list[int] | None, watch: list[li
             logits = yield [table["sot"]]
             language = max(languages, key=lambda code: logits[languages[code]])
     prompt, pick, eot = prompt_tokens(model, language), _picker(model), table["eot"]
-    room = model["recipe"]["decoder_length"] - len(prompt) + 1
-    if protocol == "window":
-        room = model["dims"]["n_text_ctx"]  # the window slides: this only bounds agreement
+    # The window slides: its room only bounds agreement.
+    room = model["dims"]["n_text_ctx"] if protocol == "window" else model["recipe"]["decoder_length"] - len(prompt) + 1
     watched = None if watch is None else WatchedLogits(watch, WATCHED)
     targets = None if forced is None else [*forced, eot]
     picked, tokens, capped = list[int](), list[int](), True
