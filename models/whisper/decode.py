@@ -1,7 +1,9 @@
 """Whisper's decode loop over anything that runs parts: host, simulator or board; numpy only."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,18 @@ WATCHED = 16  # tokens whose logits are recorded per step: all but a thousandth 
 Steps = Generator[list[int], Array, Any]  # yields every token so far, takes the logits that follow, (n_vocab,)
 
 
-def features(wave: Array, model: Model) -> Tensors:
-    """Compute the encoder's input from float32 mono 16 kHz in [-1, 1]: mel (1, n_mels, n_frames).
+@dataclass
+class _Lane:
+    """One clip in progress: it waits for the logits that follow `prefix`."""
 
-    With `conv2d` (1, n_mels, 1, n_frames).
-    """
+    name: str
+    steps: Steps
+    prefix: list[int]
+    seconds: dict[str, float]
+
+
+def features(wave: Array, model: Model) -> Tensors:
+    """Compute mel (1, n_mels, n_frames), or (1, n_mels, 1, n_frames), from float32 mono 16 kHz in [-1, 1]."""
     mel = log_mel(wave, model["dims"]["n_mels"], model["n_frames"])[None]
     return {"mel": mel[:, :, None] if model["recipe"].get("conv2d") else mel}
 
@@ -84,46 +93,33 @@ def decode_clips(
     while True:
         for lane in range(lanes):
             if lane not in busy and (clip := next(waiting, None)) is not None:
-                busy[lane] = _Lane(clip.name, _steps(model, language, clip.forced, clip.watch))
+                steps = _steps(model, language, clip.forced, clip.watch)
+                busy[lane] = _Lane(clip.name, steps, next(steps), defaultdict(float))
                 with _share_seconds([busy[lane]], clock):
                     protocol.begin(lane, clip.encoded)
         if not busy:
             return
+        ended = {}
         with _share_seconds(busy.values(), clock):
-            logits_of = protocol.step({lane: taken.prefix for lane, taken in busy.items()})
-            ended = [lane for lane, logits in logits_of.items() if busy[lane].advance(logits)]
-        for lane in ended:
+            for lane, logits in protocol.step({lane: taken.prefix for lane, taken in busy.items()}).items():
+                try:
+                    busy[lane].prefix = busy[lane].steps.send(logits)
+                except StopIteration as end:
+                    ended[lane] = end.value
+        for lane, result in ended.items():
             done = busy.pop(lane)
-            yield done.name, {**done.result, "seconds": done.seconds}
+            yield done.name, {**result, "seconds": dict(done.seconds)}
 
 
 @contextlib.contextmanager
-def _share_seconds(clips: Collection["_Lane"], clock: Mapping[str, float]) -> Iterator[None]:
+def _share_seconds(clips: Collection[_Lane], clock: Mapping[str, float]) -> Iterator[None]:
     """Add the seconds of the code inside to clips, in equal shares."""
     stopwatch = Stopwatch(clock)
     yield
     spent = stopwatch.seconds()
     for clip in clips:
         for part, seconds in spent.items():
-            clip.seconds[part] = clip.seconds.get(part, 0.0) + seconds / len(clips)
-
-
-class _Lane:
-    """One clip in progress."""
-
-    def __init__(self, name: str, steps: Steps) -> None:
-        self.name, self.steps, self.prefix = name, steps, next(steps)
-        self.seconds: dict[str, float] = {}
-        self.result: Any = None
-
-    def advance(self, logits: Array) -> bool:
-        """Take the logits that follow the prefix, and return whether the clip has ended."""
-        try:
-            self.prefix = self.steps.send(logits)
-        except StopIteration as end:
-            self.result = end.value
-            return True
-        return False
+            clip.seconds[part] += seconds / len(clips)
 
 
 def _steps(model: Model, language: str, forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
@@ -186,21 +182,15 @@ def prompt_tokens(model: Model, language: str = "en") -> list[int]:
 
 
 def _picker(model: Model) -> Callable[[Array, bool], int]:
-    """Make the function from logits (n_vocab,) and "is it the first?" to the next token.
-
-    That is whisper.decode's SuppressBlank and SuppressTokens, then argmax; in `window` argmax alone.
-    """
+    """Make the function from logits (n_vocab,) and "is it the first?" to the next token."""
     table = model["tokens"]
-    n_vocab = table["n_vocab"]
-    if model["recipe"]["decoder"] == "window":
-        return lambda logits, first: int(logits[:n_vocab].argmax())
-    later = np.zeros(n_vocab, np.float32)
-    later[table["suppress"]] = -np.inf
-    start = later.copy()
-    start[table["suppress_first"]] = -np.inf
-    scratch = np.empty(n_vocab, np.float32)
+    later = np.zeros(table["n_vocab"], np.float32)
+    start, scratch = later.copy(), later.copy()
+    if model["recipe"]["decoder"] != "window":  # whisper.decode's SuppressBlank and SuppressTokens; the zoo has none
+        later[table["suppress"]] = -np.inf
+        start[table["suppress"] + table["suppress_first"]] = -np.inf
 
     def pick(logits: Array, first: bool) -> int:
-        return int(np.add(logits[:n_vocab], start if first else later, out=scratch).argmax())
+        return int(np.add(logits[: len(scratch)], start if first else later, out=scratch).argmax())
 
     return pick

@@ -124,10 +124,7 @@ def describe(part: PartModule) -> dict[str, Any]:
 
 
 def _write_parameter_map(parts: Mapping[str, PartModule], out: Path) -> None:
-    """Write parameters.json: which initializer holds which parameter, and which code rebuilds modules from them.
-
-    A converter that reads TorchScript traces those modules with the torch of its own environment.
-    """
+    """Write parameters.json, by which a vendor's environment rebuilds the modules and traces them with its own torch."""
     locations = {
         name: locate_parameters(
             onnx.load(out / f"{name}.onnx"), {n: t.numpy() for n, t in part.module.state_dict().items()}
@@ -139,10 +136,7 @@ def _write_parameter_map(parts: Mapping[str, PartModule], out: Path) -> None:
 
 
 def _write_onnx(part: PartModule, file: Path) -> None:
-    """Write one part as ONNX with the tracing exporter.
-
-    The dynamo exporter takes ten times as long and writes its own names and metadata into the graph.
-    """
+    # The dynamo exporter takes ten times as long and writes its own names and metadata into the graph.
     torch.onnx.export(
         part.module,
         tuple(part.inputs.values()),
@@ -155,7 +149,6 @@ def _write_onnx(part: PartModule, file: Path) -> None:
 
 
 def _write_torchscript(part: PartModule, file: Path) -> None:
-    """Write one part as TorchScript, traced."""
     # A class that was traced before gets another name; clearing the registry gives every trace the same names.
     torch._C._jit_clear_class_registry()
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
@@ -195,7 +188,6 @@ def _canonical(file: Path, names: dict[str, list[str]]) -> None:
 
 
 def _write_tables(model: Checkpoint, out: Path) -> None:
-    """Write the two embedding tables that the host looks up, with their shapes and dtypes."""
     info = {}
     for key in ("token_embedding.weight", "positional_embedding"):
         name, table = key.removesuffix(".weight"), model.state[f"decoder.{key}"].numpy()

@@ -112,11 +112,8 @@ class Cached:
         self.runner, self.lanes, self.length = runner, lanes, model["recipe"]["decoder_length"]
         self.layers = [f"{kind}_{i}" for i in range(model["dims"]["n_text_layer"]) for kind in "kv"]
         self.inputs, self.put = _feed(model, lanes, 1, tables)
-        self.across: Tensors = {}
-        if lanes > 1:
-            for entry in model["parts"]["cross"]["outputs"]:
-                heads, *rest = entry["shape"]
-                self.across[entry["name"]] = np.zeros((lanes * heads, *rest), np.float32)
+        outputs = model["parts"]["cross"]["outputs"] if lanes > 1 else []
+        self.across = {e["name"]: np.zeros([lanes * e["shape"][0], *e["shape"][1:]], np.float32) for e in outputs}
         self.fed: list[list[int]] = [[] for _ in range(lanes)]
         d, rows = model["dims"]["n_text_state"], min(FIRST_ROWS, self.length) if lanes > 1 else self.length
         self.cache = {layer: np.zeros((lanes, rows, d), np.float32) for layer in self.layers}

@@ -100,13 +100,15 @@ def token_table(n_vocab: int, vocabulary: Vocabulary) -> dict[str, Any]:
     `suppress` is never sampled, `suppress_first` not as the first token; `added` has the texts of added tokens.
     """
     tokenizer = vocabulary.tokenizer
+    suppressing = DecodingTask.__new__(DecodingTask)  # its constructor needs a whole model
+    suppressing.options, suppressing.tokenizer = DecodingOptions(), tokenizer
     codes = list(LANGUAGES)[: vocabulary.n_languages] if vocabulary.multilingual else []
     single = ("sot", "eot", "transcribe", "translate", "no_timestamps", "timestamp_begin")
     return {
         **{name: getattr(tokenizer, name) for name in single},
         # They follow `sot` in the order of LANGUAGES.
         "languages": {code: tokenizer.sot + 1 + i for i, code in enumerate(codes)},
-        "suppress": _suppressed(tokenizer),
+        "suppress": list(suppressing._get_suppress_tokens()),
         "suppress_first": [*tokenizer.encoding.encode(" "), tokenizer.eot],
         "added": {str(token): text for token, text in sorted(vocabulary.added.items())},
         "n_vocab": n_vocab,
@@ -132,10 +134,3 @@ def vocabulary_of(model: Mapping[str, Any]) -> Vocabulary:
     table = model["tokens"]
     added = {int(token): text for token, text in table.get("added", {}).items()}
     return Vocabulary(bool(table["languages"]), max(99, len(table["languages"])), added)
-
-
-def _suppressed(tokenizer: Tokenizer) -> list[int]:
-    """List the tokens that DecodingOptions(suppress_tokens="-1") suppresses, by openai-whisper's own code."""
-    task = DecodingTask.__new__(DecodingTask)  # its constructor needs a whole model
-    task.options, task.tokenizer = DecodingOptions(), tokenizer
-    return list(task._get_suppress_tokens())
