@@ -44,7 +44,8 @@ class Recorder:
     def __init__(self, runner: Runner, chosen: Collection[int]) -> None:
         self.steps = 0
         self.recorded: dict[int, Tensors] = {}  # per step, the inputs that differ from step to step
-        self.shared: Tensors = {}  # one copy: KV caches as of the last recorded step, and constant inputs
+        self.constant: Tensors = {}
+        self.caches: Tensors = {}  # as of the last recorded step
         self._runner = runner
         self._chosen = frozenset(chosen)
 
@@ -54,8 +55,8 @@ class Recorder:
             if self.steps in self._chosen:
                 # The loop writes on into its cache, so copy; rows once written do not change.
                 copied = {name: np.array(value) for name, value in inputs.items()}
-                self.shared.update(constant)
-                self.shared.update({name: copied.pop(name) for name in inputs if name.startswith("self_")})
+                self.constant = dict(constant)
+                self.caches = {name: copied.pop(name) for name in inputs if name.startswith("self_")}
                 self.recorded[self.steps] = copied
             self.steps += 1
         return self._runner.run(part, inputs, constant, **into)
@@ -165,17 +166,16 @@ def _store_whole(writer: CalibrationWriter, part: str, number: int, tensors: Ten
 def _store_steps(writer: CalibrationWriter, number: int, recorder: Recorder) -> None:
     """Store a clip's recorded steps: constant inputs and KV caches once, the rest per step."""
     rows = {step: _rows(tensors) for step, tensors in recorder.recorded.items()}
-    shared: dict[str, ArrayRef] = {}
-    for name, value in recorder.shared.items():
-        cache = name.startswith("self_")
-        array = np.asarray(value)[:, : max(rows.values())] if cache else np.asarray(value)
-        shared[name] = writer.store("decoder", name, _file(name, number), array, rows=cache)
+    most = max(rows.values())
+    shared = {n: writer.store("decoder", n, _file(n, number), np.asarray(a)) for n, a in recorder.constant.items()}
+    caches = {
+        n: writer.store("decoder", n, _file(n, number), a[:, :most], rows=True) for n, a in recorder.caches.items()
+    }
     for step, tensors in recorder.recorded.items():
         place = writer.count("decoder")
         sample = {n: writer.store("decoder", n, _file(n, place), value) for n, value in tensors.items()}
-        for name, ref in shared.items():
-            sample[name] = ArrayRef(file=ref.file, rows=rows[step]) if name.startswith("self_") else ref
-        writer.add("decoder", sample)
+        own_rows = {n: ArrayRef(file=ref.file, rows=rows[step]) for n, ref in caches.items()}
+        writer.add("decoder", {**shared, **own_rows, **sample})
 
 
 def _rows(tensors: Tensors) -> int:

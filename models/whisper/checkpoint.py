@@ -21,8 +21,7 @@ from models.whisper.surgery import weight_shapes
 from models.whisper.tokens import Vocabulary, identify
 from nightjar.errors import BadCheckpoint, DownloadFailed, UnknownName
 
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = {"whisper-nano": ROOT / "data" / "whisper-nano" / "whisper-nano.pt"}
+SHIPPED = {"whisper-nano": Path(__file__).resolve().parents[2] / "data" / "whisper-nano" / "whisper-nano.pt"}
 DIMS = tuple(ModelDimensions.__dataclass_fields__)
 
 
@@ -68,7 +67,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     BadCheckpoint with one line for a file that is missing, truncated, unsafe, or whose tensors contradict its
     dimensions.
     """
-    path = Path(path)
     if not path.exists():
         raise BadCheckpoint(f"no checkpoint at {path}: give one with --checkpoint; {FORMAT}")
     try:

@@ -21,37 +21,27 @@ class Signature(NamedTuple):
     """A part's inputs and outputs, without layer numbers, and the fields of the recipe that they fix."""
 
     part: str
-    inputs: frozenset[str]
-    outputs: frozenset[str]
+    inputs: set[str]
+    outputs: set[str]
     recipe: dict[str, Any]
     rename: dict[str, str]
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 DECODERS = (  # protocol, inputs with token ids, other inputs, outputs
-    ("window", "tokens", "audio", "out"),
-    ("static", "tokens", "audio last", "logits"),
-    ("static", "tokens", "audio", "logits"),
-    ("cached", "token position", "mask self_k self_v cross_k cross_v", "logits new_k new_v"),
+    ("window", {"tokens"}, {"audio"}, {"out"}),
+    ("static", {"tokens"}, {"audio", "last"}, {"logits"}),
+    ("static", {"tokens"}, {"audio"}, {"logits"}),
+    ("cached", {"token", "position"}, {"mask", "self_k", "self_v", "cross_k", "cross_v"}, {"logits", "new_k", "new_v"}),
 )
 SIGNATURES = (
-    Signature("encoder", _names("mel"), _names("hidden"), {}, {}),
+    Signature("encoder", {"mel"}, {"hidden"}, {}, {}),
     # The zoo's export has the last rows of the positional table.
-    Signature("encoder", _names("x"), _names("out"), {"positional": "last"}, {"x": "mel", "out": "hidden"}),
-    Signature("cross", _names("hidden"), _names("cross_k cross_v"), {}, {}),
+    Signature("encoder", {"x"}, {"out"}, {"positional": "last"}, {"x": "mel", "out": "hidden"}),
+    Signature("cross", {"hidden"}, {"cross_k", "cross_v"}, {}, {}),
     *(
-        Signature(
-            "decoder",
-            _names(f"{first} {others}"),
-            _names(outputs),
-            {"decoder": decoder, "host_embedding": first == "embedding"},
-            {},
-        )
-        for decoder, ids, others, outputs in DECODERS
-        for first in (ids, "embedding")
+        Signature("decoder", first | others, outputs, {"decoder": protocol, "host_embedding": host}, {})
+        for protocol, ids, others, outputs in DECODERS
+        for first, host in ((ids, False), ({"embedding"}, True))
     ),
 )
 LENGTHS = {"last": "(1, 1, length)", "tokens": "(1, length)", "embedding": "(1, length, d)"}  # of a `static` decoder
@@ -65,13 +55,11 @@ def recognise(graphs: Mapping[Path, FileInterface]) -> PrebuiltFiles:
     parts: dict[str, PrebuiltPart] = {}
     recipe: dict[str, Any] = {}
     for file, graph in graphs.items():
-        signature = _match(file, graph)
-        if signature.part in parts:
-            raise BadInput(
-                f"{parts[signature.part].file} and {file} are both the {signature.part}: give one file per part"
-            )
-        parts[signature.part] = PrebuiltPart(file=file, graph=graph, rename=signature.rename)
-        recipe |= signature.recipe
+        part, _, _, fixed, rename = _match(file, graph)
+        if part in parts:
+            raise BadInput(f"{parts[part].file} and {file} are both the {part}: give one file per part")
+        parts[part] = PrebuiltPart(file=file, graph=graph, rename=rename)
+        recipe |= fixed
     protocol = recipe.get("decoder")
     if not protocol:
         raise BadInput(f"no decoder is among {', '.join(map(str, graphs))}: give encoder and decoder together")

@@ -171,10 +171,8 @@ def prompt_tokens(model: Model, language: str = "en") -> list[int]:
     table, task = model["tokens"], model.get("recipe", {}).get("task", "transcribe")
     languages = table["languages"] or {"en": None}
     if language not in languages and language != "auto":
-        raise ValueError(
-            f"no language {language!r} in this model: have auto, {', '.join(sorted(languages))}; "
-            f"pass one of them with --language"
-        )
+        have = ", ".join(sorted(languages))
+        raise ValueError(f"no language {language!r} in this model: have auto, {have}; pass one of them with --language")
     if task == "translate" and not table["languages"]:
         raise ValueError("an English-only model does not translate: remove --task translate")
     chosen = [languages.get(language, table["sot"] + 1), table[task]] if table["languages"] else []

@@ -124,13 +124,11 @@ def describe(part: PartModule) -> dict[str, Any]:
 
 
 def _write_parameter_map(parts: Mapping[str, PartModule], out: Path) -> None:
-    """Write parameters.json, by which a vendor's environment rebuilds the modules and traces them with its own torch."""
-    locations = {
-        name: locate_parameters(
-            onnx.load(out / f"{name}.onnx"), {n: t.numpy() for n, t in part.module.state_dict().items()}
-        )
-        for name, part in parts.items()
-    }
+    """Write parameters.json, by which a vendor's environment rebuilds the modules to trace them with its own torch."""
+    locations = {}
+    for name, part in parts.items():
+        parameters = {key: tensor.numpy() for key, tensor in part.module.state_dict().items()}
+        locations[name] = locate_parameters(onnx.load(out / f"{name}.onnx"), parameters)
     code = dict(closure([trace.__name__]).files)
     write_parameter_map(out, ParameterMap(module=trace.__name__, code=code, parts=locations))
 

@@ -38,7 +38,7 @@ class Stock:
         result = whisper_decode(self.model, mel, options)
         assert isinstance(result, DecodingResult)
         text = decode_text(self.vocabulary, result.tokens)  # with the text of added tokens
-        return self._line(wave, [list(result.tokens)], text, result.language, time.perf_counter() - start)
+        return self._line(wave, [list(result.tokens)], text, result.language, start)
 
     def transcribe_long(self, audio: Path, language: str, task: str = "transcribe") -> dict[str, Any]:
         """Return a session line's fields for one clip of any length, by openai-whisper's own long form.
@@ -52,16 +52,14 @@ class Stock:
             options = {"temperature": 0.0, "condition_on_previous_text": False, **self._options(language, task)}
             result = whisper_transcribe(self.model, wave, verbose=None, **options)
         windows = [segment["tokens"] for segment in result["segments"]]
-        return self._line(wave, windows, result["text"].strip(), result["language"], time.perf_counter() - start)
+        return self._line(wave, windows, result["text"].strip(), result["language"], start)
 
     def _options(self, language: str, task: str) -> dict[str, Any]:
         """Return openai-whisper's options: with language None it detects one, which an English-only model cannot."""
         known = {"auto": None if self.model.is_multilingual else "en"}.get(language, language)
         return {"task": task, "language": known, "without_timestamps": True, "fp16": False}
 
-    def _line(
-        self, wave: np.ndarray, windows: list[list[int]], text: str, language: str, total_s: float
-    ) -> dict[str, Any]:
+    def _line(self, wave: np.ndarray, windows: list[Any], text: str, language: str, start: float) -> dict[str, Any]:
         tokens = [token for window in windows for token in window]
         return {
             "tokens": tokens,
@@ -69,7 +67,7 @@ class Stock:
             "steps": len(tokens),
             "capped": any(len(window) >= self.model.dims.n_text_ctx // 2 for window in windows),
             "agree": None,
-            "seconds": {"total": round(total_s, 5)},
+            "seconds": {"total": round(time.perf_counter() - start, 5)},
             "audio_s": round(len(wave) / 16000, 4),
             "text": text,
         }

@@ -52,17 +52,17 @@ def identify(
     multilingual one; weights that predict neither are untrained and change nothing. first_step: gives the distribution
     (n_vocab,) that follows a token. Raises BadCheckpoint where tokenizer, size and weights contradict each other.
     """
+    multilingual = _predicted_kind(first_step, n_vocab)
     if special is None:
         found = next((each for each in VOCABULARIES if each.size == n_vocab), None)
+        if multilingual is not None and (found is None or found.multilingual != multilingual):
+            # The largest of the kind that fits; rows beyond it are added tokens.
+            found = max((v for v in VOCABULARIES if v.multilingual == multilingual and v.size <= n_vocab), default=None)
     else:
         found = next((each for each in VOCABULARIES if _agrees(each, special)), None)
         if found is None:
             ids = ", ".join(f"{content} = {token}" for content, token in itertools.islice(special.items(), 4))
             raise BadCheckpoint(f"its tokenizer is not Whisper's: it has {ids}: {NEXT}")
-    multilingual = _predicted_kind(first_step, n_vocab)
-    if special is None and multilingual is not None and (found is None or found.multilingual != multilingual):
-        # The largest of the kind that fits; rows beyond it are added tokens.
-        found = max((v for v in VOCABULARIES if v.multilingual == multilingual and v.size <= n_vocab), default=None)
     if found is None:
         sizes = ", ".join(f"{each.size} ({each.label})" for each in VOCABULARIES)
         raise BadCheckpoint(f"a vocabulary of {n_vocab} tokens is not Whisper's: allowed are {sizes}: {NEXT}")
@@ -89,7 +89,8 @@ def _predicted_kind(first_step: Callable[[int], Any], n_vocab: int) -> bool | No
     start, end = multilingual.sot + 1, multilingual.sot + 100  # of the languages
     if n_vocab >= end and first_step(multilingual.sot)[start:end].sum() > LIKELY:
         return True
-    if first_step(english.sot)[english.no_speech : VOCABULARIES[0].size].sum() > 0.5:
+    size = VOCABULARIES[0].size
+    if n_vocab >= size and first_step(english.sot)[english.no_speech : size].sum() > 0.5:
         return False
     return None
 

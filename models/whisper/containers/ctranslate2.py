@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     cursor = Cursor(path.read_bytes())
 
     def number(dtype: str = "<u4") -> int:
-        return cursor.take(dtype)[0]
+        return cursor.take(1, dtype)[0]
 
     def text() -> str:
         return str(cursor.cut(number("<u2"))[:-1], "utf-8")
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     number()  # the revision, which changes no layout
     variables = {}
     for _ in range(number()):
-        name, shape = text(), cursor.take("<u4", number("u1"))
+        name, shape = text(), cursor.take(number("u1"), "<u4")
         dtype = DTYPES[number("u1")]
         variables[name] = np.frombuffer(cursor.cut(number()), dtype).reshape(shape)
     for _ in range(number()):  # aliases: two names of one variable

@@ -51,27 +51,20 @@ def _read(path: Path) -> tuple[dict[str, Any], list[bytes], dict[str, torch.Tens
     """Return dimensions, vocabulary, tensors, and each tensor's type of numbers."""
     cursor = Cursor(path.read_bytes())
     cursor.cut(len(MAGIC))
-
-    def take(count: int = 1) -> list[int]:
-        return cursor.take("<i4", count)
-
-    dims = dict(zip(DIMS, take(len(DIMS)), strict=True))
-    take()  # the type of most numbers, which each tensor says again
-    n_mels, n_fft = take(2)
+    dims = dict(zip(DIMS, cursor.take(len(DIMS)), strict=True))
+    cursor.take()  # the type of most numbers, which each tensor says again
+    n_mels, n_fft = cursor.take(2)
     cursor.cut(4 * n_mels * n_fft)  # the mel filters
-    tokens = [bytes(cursor.cut(*take())) for _ in range(*take())]
+    tokens = [bytes(cursor.cut(*cursor.take())) for _ in range(*cursor.take())]
     tensors, kinds = {}, {}
     while cursor.at < len(cursor.content):
-        n_dims, name_size, kind = take(3)
-        shape = take(n_dims)[::-1]
+        n_dims, name_size, kind = cursor.take(3)
+        shape = cursor.take(n_dims)[::-1]
         name = str(cursor.cut(name_size), "utf-8")
         quantization = GGMLQuantizationType(kind)
         block, block_bytes = GGML_QUANT_SIZES[quantization]
         data = np.frombuffer(cursor.cut(math.prod(shape) // block * block_bytes), np.uint8)
-        if kind in FLOATS:
-            array = data.view(FLOATS[kind]).reshape(shape)
-        else:
-            array = dequantize(data.reshape(*shape[:-1], -1), quantization)
+        array = dequantize(data.reshape(*shape[:-1], -1), quantization)
         if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
             array = array.reshape(-1)  # kept as a column
         tensors[name] = torch.from_numpy(array.copy())

@@ -39,7 +39,7 @@ class Cursor:
         self.at += size
         return self.content[self.at - size : self.at]
 
-    def take(self, dtype: str, count: int = 1) -> list[int]:
+    def take(self, count: int = 1, dtype: str = "<i4") -> list[int]:
         """Take integers of a numpy dtype."""
         return [int(value) for value in np.frombuffer(self.cut(np.dtype(dtype).itemsize * count), dtype)]
 
