@@ -5,7 +5,13 @@ import re
 from typing import Any
 
 from nightjar.cli.command import add_command, add_group, add_json, write_json
+from nightjar.cli.console import Screen
+from nightjar.cli.show_store import show_entries
 from nightjar.errors import BadOptions
+from nightjar.progress import listening
+from nightjar.store.gc import collect, verify
+from nightjar.store.remote import RemoteStore, open_store
+from nightjar.store.remote_gc import collect_remote, verify_remote
 
 
 def add(commands: Any) -> None:
@@ -27,41 +33,27 @@ def add(commands: Any) -> None:
         add_json(parser)
 
 
-def _ls(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.show_store import show_entries
-
+def _ls(arguments: argparse.Namespace) -> None:
     store, bucket, place = _places(arguments)
     entries = _survey(store, bucket, arguments)
     show_entries(entries, place, arguments.each)
     write_json(arguments, {"store": place, "artifacts": [entry.model_dump() for entry in entries]})
-    return 0
 
 
-def _gc(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.show_store import show_collected
-    from nightjar.store.gc import collect
-    from nightjar.store.remote_gc import collect_remote
-
+def _gc(arguments: argparse.Namespace) -> None:
     store, bucket, place = _places(arguments)
     entries, dry_run = _survey(store, bucket, arguments), arguments.dry_run
     done = collect_remote(bucket, entries, dry_run=dry_run) if bucket else collect(store, entries, dry_run=dry_run)
-    show_collected(done, place)
+    Screen().render("collected.txt", done=done, place=place)
     write_json(arguments, {"store": place, **done.model_dump()})
-    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen
-    from nightjar.cli.show_store import show_damages
-    from nightjar.progress import listening
-    from nightjar.store.gc import verify
-    from nightjar.store.remote_gc import verify_remote
-
     screen = Screen()
     store, bucket, place = _places(arguments)
     with screen, listening(lambda done, total: screen.progress("verify", done, total)):
         count, damages = verify_remote(bucket) if bucket else verify(store)
-    show_damages(count, damages, place)
+    screen.render("damages.txt", count=count, damages=damages, place=place)
     found = [damage.model_dump() for damage in damages]
     write_json(arguments, {"store": place, "artifacts": count, "damages": found})
     return 4 if damages else 0
@@ -69,8 +61,6 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _places(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     """Open the store, and with --remote the bucket that it is shared by; raises BadOptions where there is none."""
-    from nightjar.store.remote import RemoteStore, open_store
-
     store = open_store()
     if not arguments.remote:
         return store, None, str(store.root)
@@ -81,7 +71,7 @@ def _places(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 
 def _survey(store: Any, bucket: Any, arguments: argparse.Namespace) -> list[Any]:
     """List every artifact with the reasons to keep it; raises BadOptions for a wrong limit."""
-    from nightjar.nightly.history import History
+    from nightjar.nightly.history import History  # pandas
     from nightjar.nightly.retention import remote_retention_entries, retention_entries
 
     limits: dict[str, Any] = {}

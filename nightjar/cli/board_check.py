@@ -60,15 +60,11 @@ def _python(address: BoardAddress, status: BoardStatus) -> list[Finding]:
     old = tuple(map(int, facts.python.split(".")[:2])) < PYTHON
     needed = f"; a session needs {PYTHON[0]}.{PYTHON[1]} or later" if old else f", {program}"
     numpy = facts.runtimes.get("numpy", "absent")
-    absent = numpy == "absent"
+    install = f"`{program} -m pip install numpy` on the board"
     return [
         Finding("board", "ok", facts.soc + (f"; {notes}" if notes else "")),
         Finding("python", "missing" if old else "ok", facts.python + needed),
-        Finding(
-            "numpy",
-            "missing" if absent else "ok",
-            f"`{program} -m pip install numpy` on the board" if absent else numpy,
-        ),
+        Finding("numpy", "missing", install) if numpy == "absent" else Finding("numpy", "ok", numpy),
     ]
 
 

@@ -1,7 +1,10 @@
 """board check, board serve, deploy, rollback: boards behind ssh."""
 
 import argparse
+import time
 from typing import Any
+
+from rich.markup import escape
 
 from nightjar.cli.command import (
     FlowCommand,
@@ -13,8 +16,15 @@ from nightjar.cli.command import (
     run_flow_command,
     write_json,
 )
+from nightjar.cli.console import Screen, show_findings, show_results
 from nightjar.request import DeployRequest
 from nightjar.service.main import add_arguments, exec_service
+
+
+def _show_deployment(screen: Screen, results: dict[str, Any]) -> None:
+    show_results(screen, results["port"])
+    screen.render("release.txt", **results)
+
 
 DEPLOY = FlowCommand(
     "deploy",
@@ -22,7 +32,7 @@ DEPLOY = FlowCommand(
     DeployRequest,
     "flows.deploy:deploy",
     lambda request: f"{request.model} → {request.target}, {request.precision} to {request.board}",
-    "show_deployment",
+    _show_deployment,
     lambda results: 1 if results["reason"] else 0,
 )
 
@@ -48,29 +58,43 @@ def add(commands: Any) -> None:
 def _deploy(arguments: argparse.Namespace) -> int:
     if not arguments.list:
         return run_flow_command(DEPLOY, arguments)
-    from nightjar.cli.console import Screen, show_releases
-    from nightjar.deploy.rollout import list_deployments
+    from nightjar.deploy.rollout import list_deployments  # ssh
 
     request = parse_options(arguments, DeployRequest)
     listed = {name: state.model_dump() for name, state in list_deployments(request.board).items()}
-    shown = {name: listed[name] for name in listed if request.name in (None, name)}
-    show_releases(Screen(), shown, request.board)
+    _show_releases({name: listed[name] for name in listed if request.name in (None, name)}, request.board)
     write_json(arguments, listed)
     return 0
 
 
-def _rollback(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen, show_release
+def _show_releases(deployments: dict[str, dict[str, Any]], board: str) -> None:
+    """List a board's releases, newest first."""
+    screen = Screen()
+    if not deployments:
+        screen.print(f"nothing is deployed on board {board}")
+        return
+    columns = ("name", "release", "", "since", "precision", "verdict", "WER %")
+    rows = []
+    for name, state in deployments.items():
+        for release in state["releases"]:
+            about = release["about"]
+            port = about["port"] if isinstance(about.get("port"), dict) else {}
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(release["time_s"])) if release["time_s"] else ""
+            mark = "current" if release["id"] == state["current"] else "before" if release["whole"] else "not in use"
+            cells = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
+            rows.append([escape(cell) for cell in (name, release["id"], mark, since, *cells)])
+    screen.table(columns, rows, columns, ("name",))
+
+
+def _rollback(arguments: argparse.Namespace) -> None:
     from nightjar.deploy.rollout import roll_back
 
     done = roll_back(arguments.board, arguments.name, arguments.to).model_dump(mode="json")
-    show_release(Screen(), {**done, "board": arguments.board})
+    Screen().render("release.txt", **done, board=arguments.board)
     write_json(arguments, done)
-    return 0
 
 
 def _board_check(arguments: argparse.Namespace) -> int:
     from nightjar.cli.board_check import check
-    from nightjar.cli.console import show_findings
 
     return show_findings(check(arguments.alias, arguments.target))

@@ -1,6 +1,7 @@
 """What commands are made of: flags from a request's fields, one row per command that runs a flow, JSON output.
 
-Each group of commands is a module with `add(commands)`. It imports what a command needs when the command runs.
+Each group of commands is a module with `add(commands)`. What imports slowly (flows, pandas, ssh) is imported when a
+command runs.
 """
 
 import argparse
@@ -14,12 +15,13 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from nightjar.cli.console import Screen, show_plan
 from nightjar.errors import BadOptions
 
 EXIT_CODES = """exit codes: 0 pass; 1 fail or undecided; 2 bad input; 3 a toolchain, board or server is missing;
 4 a tool or board failed (can be run again); 130 interrupted"""
 
-Command = Callable[[argparse.Namespace], int]
+Command = Callable[[argparse.Namespace], int | None]  # the exit code, None for 0
 
 
 class FlowCommand(NamedTuple):
@@ -30,7 +32,7 @@ class FlowCommand(NamedTuple):
     request: type[BaseModel]
     flow: str  # module:name, imported when the title is on the screen: Prefect takes a second
     title: Callable[[Any], str]
-    show: str  # name in nightjar.cli.console, or module:name
+    show: Callable[[Screen, dict[str, Any]], None]
     exit_code: Callable[[dict[str, Any]], int] = lambda results: 0
 
 
@@ -58,8 +60,6 @@ def add_flow(commands: Any, row: FlowCommand, command: Command | None = None) ->
 
 def run_flow_command(row: FlowCommand, arguments: argparse.Namespace) -> int:
     """Run the flow of a command, or with --plan print what would run; return the exit code."""
-    from nightjar.cli.console import Screen, show_plan
-
     request = parse_options(arguments, row.request)
     screen = Screen()
     screen.say(f"[bold]{row.name}[/bold] {row.title(request)}")
@@ -71,7 +71,7 @@ def run_flow_command(row: FlowCommand, arguments: argparse.Namespace) -> int:
     if plan:
         show_plan(screen, run.outcomes)
         return 0
-    pkgutil.resolve_name(row.show if ":" in row.show else f"nightjar.cli.console:{row.show}")(screen, results)
+    row.show(screen, results)
     write_json(arguments, results)
     return row.exit_code(results)
 

@@ -1,11 +1,15 @@
 """Console output: live stage lines, plans, verdicts, lists."""
 
+import functools
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import jinja2
 from rich.console import Console
+from rich.filesize import decimal
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -47,12 +51,16 @@ class Screen(logging.Handler):
         self.say(f"  [yellow]warning[/yellow] {escape(record.getMessage())}")
 
     def say(self, text: str) -> None:
-        """Print one line of rich markup."""
+        """Print rich markup."""
         self.console.print(text)
 
-    def print(self, text: str, style: str | None = None) -> None:
+    def print(self, text: str) -> None:
         """Print one line as it is, without markup."""
-        self.console.print(text, style=style, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False)
+
+    def render(self, template: str, /, **values: Any) -> None:
+        """Print a template of templates/; values that are not markup go through its filter `e`."""
+        self.say(_templates().get_template(template).render(**values).rstrip("\n"))
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = (), wrap: Sequence[str] = ()
@@ -92,6 +100,18 @@ class Screen(logging.Handler):
         self._stage = ""
 
 
+@functools.cache
+def _templates() -> jinja2.Environment:
+    made = jinja2.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    )
+    made.filters |= {"e": lambda text: escape(str(text)), "decimal": decimal}
+    return made
+
+
 def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:
     """Print what would run and why."""
     for outcome in outcomes:
@@ -112,27 +132,14 @@ def show_results(screen: Screen, results: dict[str, Any]) -> None:
     )
     columns = ("", "WER %", "95 %", "S/D/I", "empty", "looping", "capped", "RTF p50")
     screen.table(columns, map(_score_row, results["scores"]), ("",))
-    for gate in results["gates"]:
-        screen.say(f"  [{COLOURS[gate['outcome']]}]{gate['outcome']:<9}[/] {escape(gate['sentence'])}")
-    if times := results.get("stream", {}).get("chunk_times", {}).get("binary"):
-        late = f"falls behind: {times['late']} of {times['chunks']} chunks are late"
-        taken = f"takes {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms"
-        pace = "keeps up with speech" if times["real_time"] else late
-        screen.say(f"  a chunk of {times['lasts_ms']:.0f} ms {taken}: {pace}")
-    for clip, why in results["aside"].items():
-        screen.print(f"  excluded {clip}: {why}", style="yellow")
-    clips, tier, (low, high) = results["clips"], results["tier"], results["interval"]
-    for why, count in results["throttled"].items():
-        text = f"  throttled on {count} of {clips} clips: {why}; cool the board, --refresh evaluate"
-        screen.print(text, style="yellow")
-    colour = COLOURS[results["verdict"]]
-    if tier == "stand-in":
-        colour = "yellow"
-        screen.say(f"  [{colour}]stand-in[/]  {STAND_IN_NOTE}")
-    verdict = f"[bold {colour}]{headline(tier, results['verdict'])}[/]"
-    delta = f"Δ WER {results['delta_wer']:+.2f} points [{low:+.2f}, {high:+.2f}]"
-    screen.say(f"{verdict}  {delta}, {clips} clips, tier {tier}")
-    screen.say(f"report: {results['report']}")
+    screen.render(
+        "verdict.txt",
+        **results,
+        times=results.get("stream", {}).get("chunk_times", {}).get("binary"),
+        headline=headline(results["tier"], results["verdict"]),
+        stand_in_note=STAND_IN_NOTE,
+        colours=COLOURS,
+    )
 
 
 def _score_row(score: dict[str, Any]) -> tuple[str, ...]:
@@ -145,25 +152,6 @@ def _score_row(score: dict[str, Any]) -> tuple[str, ...]:
         *(str(score[kind]) for kind in ("empty", "looping", "capped")),
         f"{score['rtf_p50']:.3f}" if score["rtf_p50"] is not None else "–",
     )
-
-
-def show_lint(screen: Screen, results: dict[str, Any]) -> None:
-    """Print what a target refuses in the plain export and in the export by its recipe."""
-    target = results["target"]
-    if not results["linted"]:
-        screen.say(f"target {target} has no lint.py: `nightjar port --target {target}` shows what its compiler refuses")
-        return
-    for name, export in (("plain", "the reference export"), ("recipe", f"the recipe of {target}")):
-        findings = results[name]
-        refusals = sum(finding["level"] == "refuse" for finding in findings)
-        colour = "red" if refusals else "green"
-        warnings = f", {len(findings) - refusals} warnings" if len(findings) > refusals else ""
-        screen.say(f"[bold]{export}[/bold]: [{colour}]{refusals or 'nothing'} refused[/{colour}]{warnings}")
-        for finding in findings:
-            place = f"{finding['op']} in {finding['place']} ({finding['node'][-80:]})"
-            screen.print(f"  {finding['level']:<6} {finding['part']}: {place}", style="yellow")
-            screen.print(f"         why:    {finding['why']}")
-            screen.print(f"         remedy: {finding['remedy']}")
 
 
 def show_comparison(screen: Screen, results: dict[str, Any]) -> None:
@@ -204,101 +192,6 @@ def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
         screen.print(f"{transcript['file']}: {' '.join(transcript['text'].split()) or '(empty)'}")
 
 
-def show_calibration(screen: Screen, results: dict[str, Any]) -> None:
-    """Print the path of a calibration set, its samples and its warnings."""
-    counts = ", ".join(f"{part} {count}" for part, count in results["samples"].items())
-    screen.say(f"samples: {counts}{_skipped(results['skipped'])}")
-    for clip, why in results["aside"].items():
-        screen.say(f"[yellow]excluded[/yellow] {escape(clip)}: {escape(why)}")
-    for warning in results["warnings"]:
-        screen.say(f"[yellow]warning[/yellow] {escape(warning)}")
-    screen.print(f"calibration set: {results['calibration']}")
-    for path in results["datasets"]:
-        screen.print(f"dataset.txt: {path}")
-    if not results["datasets"]:
-        screen.say("no dataset.txt: it cannot quote white space in the store's path; set NIGHTJAR_STORE to one without")
-
-
-def show_harvest(screen: Screen, index: Any, new: int) -> None:
-    """Print what a dataset holds, and how many of its clips are new."""
-    tensors = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in index.tensors.items())
-    counts = f"{index.clips} clips in {len(index.shards)} shards, {new} of them new{_skipped(len(index.skipped))}"
-    screen.say(f"{counts}; float16: {tensors}")
-
-
-def _skipped(count: int) -> str:
-    return f"; {count} clips longer than the window left out" if count else ""
-
-
-def show_deployment(screen: Screen, results: dict[str, Any]) -> None:
-    """Print the verdict of a deployed port, and what is current on the board."""
-    show_results(screen, results["port"])
-    show_release(screen, results)
-
-
-def show_release(screen: Screen, results: dict[str, Any]) -> None:
-    """Print what is current on a board now, or why nothing was switched."""
-    if results.get("canary_wer") is not None:
-        screen.say(f"canary: WER {results['canary_wer']:.2f} % on {results['canary_clips']} clips")
-    if results["reason"]:
-        screen.say(f"[red]not deployed[/red]: {escape(results['reason'])}")
-        current = f"current is still {results['current']}" if results.get("current") else "the current release stays"
-        screen.say(f"board {results['board']}: {current}, nothing was switched")
-        return
-    same = results["before"] == results["current"]
-    before = "it was current before" if same else f"before: {results['before'] or 'none'}"
-    screen.say(f"[green]current[/green] on board {results['board']}: {results['name']} {results['current']}; {before}")
-    screen.print(f"path on the board: {results['path']}")
-
-
-def show_releases(screen: Screen, deployments: dict[str, dict[str, Any]], board: str) -> None:
-    """List a board's releases, newest first."""
-    if not deployments:
-        screen.print(f"nothing is deployed on board {board}")
-        return
-    columns = ("name", "release", "", "since", "precision", "verdict", "WER %")
-    rows = []
-    for name, state in deployments.items():
-        for release in state["releases"]:
-            about = release["about"]
-            port = about["port"] if isinstance(about.get("port"), dict) else {}
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(release["time_s"])) if release["time_s"] else ""
-            mark = "current" if release["id"] == state["current"] else "before" if release["whole"] else "not in use"
-            cells = [str(value)[:20] for value in (about.get("precision"), port.get("verdict"), port.get("wer"))]
-            rows.append([escape(cell) for cell in (name, release["id"], mark, since, *cells)])
-    screen.table(columns, rows, columns, ("name",))
-
-
-def show_targets(screen: Screen) -> None:
-    """List the targets with their boards and tiers."""
-    from nightjar.plugins.registry import names, plugin
-    from nightjar.plugins.target import boards_of
-
-    columns = ("target", "boards (tier)", "precisions", "what it is")
-    rows = []
-    for name in names("targets"):
-        module = plugin("targets", name).load()
-        boards = ", ".join(f"{board} ({tier})" for board, tier in boards_of(name).items())
-        precision = module.Options.model_json_schema()["properties"]["precision"]
-        precisions = ", ".join(precision.get("enum", [precision.get("const")]))
-        rows.append((name, boards, precisions, (module.__doc__ or "").strip().splitlines()[0]))
-    screen.table(columns, rows, columns, columns)
-
-
-def show_models(screen: Screen) -> None:
-    """List the model names there are, by family."""
-    from nightjar.plugins.registry import names, plugin
-    from nightjar.plugins.resolve import shipped_models
-
-    columns = ("family", "shipped, with speech", "by name (downloaded once)")
-    rows = []
-    for family in names("models"):
-        shipped = [name for name in shipped_models() if name.startswith(family)]
-        rows.append((family, ", ".join(shipped), ", ".join(plugin("models", family).load().NAMES)))
-    screen.table(columns, rows, columns, columns)
-    screen.print("any other checkpoint: --model LABEL --checkpoint PATH")
-
-
 def show_findings(findings: Sequence[Any]) -> int:
     """Print the findings of `doctor` or `board check`; return the exit code."""
     colours = {"ok": "green", "absent": "yellow", "missing": "red"}
@@ -308,18 +201,3 @@ def show_findings(findings: Sequence[Any]) -> int:
     ]
     Screen().table(("", "", ""), rows, ("",), ("",))
     return 3 if any(found.outcome == "missing" for found in findings) else 0
-
-
-def show_changes(screen: Screen, changes: Sequence[Any]) -> None:
-    """Print what changed on a Prefect server, one line each."""
-    colours = {"created": "green", "updated": "yellow", "reset": "yellow"}
-    rows = [
-        (
-            each.kind,
-            escape(each.name),
-            f"[{colours.get(each.outcome, 'default')}]{each.outcome}[/]",
-            escape(each.detail),
-        )
-        for each in changes
-    ]
-    screen.table(("", "", "", ""), rows, ("",), ("",))

@@ -5,11 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from nightjar.cli.command import add_command, add_group, add_json, write_json
+from nightjar.cli.console import Screen
 from nightjar.errors import Broken, ServerMissing
 from nightjar.paths import ROOT
 
 SILENCE_S = 150.0  # five heartbeats
+COLOURS = {"created": "green", "updated": "yellow", "reset": "yellow"}
 
 
 def add(commands: Any) -> None:
@@ -18,44 +22,38 @@ def add(commands: Any) -> None:
     deploy = add_command(flows, "deploy", "put the deployments, their queues and limits on the server", _register)
     deploy.add_argument("--file", type=Path, help="in place of deployments/prefect.yaml")
     deploy.add_argument("--pool", metavar="NAME", help="work pool (default: the file's)")
-    deploy.add_argument(
-        "--work-dir", type=Path, default=ROOT, help="the project's folder on the workers (default: this one's)"
-    )
+    work_dir = "the project's folder on the workers (default: this one's)"
+    deploy.add_argument("--work-dir", type=Path, default=ROOT, help=work_dir)
     deploy.add_argument("--reset", action="store_true", help="overwrite what was changed or switched off on the server")
     add_json(deploy)
     revive = add_command(flows, "revive", "resume runs whose worker was killed; live runs stay untouched", _revive)
-    revive.add_argument(
-        "--older-than",
-        type=float,
-        default=SILENCE_S,
-        metavar="S",
-        help="seconds of silence of a run whose lock is not on this machine (default: 150)",
-    )
-    revive.add_argument(
-        "--crashed", action="store_true", help="also resume runs that crashed in the last day, at most five times each"
-    )
+    silence = "seconds of silence of a run whose lock is not on this machine (default: 150)"
+    revive.add_argument("--older-than", type=float, default=SILENCE_S, metavar="S", help=silence)
+    crashed = "also resume runs that crashed in the last day, at most five times each"
+    revive.add_argument("--crashed", action="store_true", help=crashed)
     revive.add_argument("--every", type=float, metavar="S", help="repeat every S seconds, until interrupted")
     add_json(revive)
 
 
-def _register(arguments: argparse.Namespace) -> int:
+def _register(arguments: argparse.Namespace) -> None:
     from flows.deployments import FILE, read_deployments
     from flows.register import register
-    from nightjar.cli.console import Screen, show_changes
 
     book = read_deployments(arguments.file or FILE, arguments.pool, arguments.work_dir.resolve())
-    rows = register(book, arguments.reset)
+    changes = register(book, arguments.reset)
     screen = Screen()
-    show_changes(screen, rows)
+    rows = [
+        (kind, escape(name), f"[{COLOURS.get(outcome, 'default')}]{outcome}[/]", escape(detail))
+        for kind, name, outcome, detail in changes
+    ]
+    screen.table(("", "", "", ""), rows, ("",), ("",))
     worker = f".venv/bin/prefect worker start --pool {book.nightjar.pool.name}"
     screen.say(f"a worker: [bold]{worker}[/bold], in {arguments.work_dir.resolve()}")
-    write_json(arguments, [row._asdict() for row in rows])
-    return 0
+    write_json(arguments, [change._asdict() for change in changes])
 
 
-def _revive(arguments: argparse.Namespace) -> int:
+def _revive(arguments: argparse.Namespace) -> None:
     from flows.revive import revive
-    from nightjar.cli.console import Screen
 
     screen = Screen()
     while True:
@@ -73,5 +71,5 @@ def _revive(arguments: argparse.Namespace) -> int:
             if not changed:
                 screen.say(f"nothing to revive: {len(runs)} alive")
             write_json(arguments, [{**run._asdict(), "run": str(run.run)} for run in runs])
-            return 0
+            return
         time.sleep(arguments.every)

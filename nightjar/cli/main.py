@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped worker ends its session cleanly too
     try:
-        code: int = arguments.command(arguments)
+        return arguments.command(arguments) or 0
     except KeyboardInterrupt:
         print("nightjar: interrupted; the same command continues from here", file=sys.stderr)
         return 130
@@ -40,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"nightjar: {error}; fix it and run the same command again", file=sys.stderr)
         return StoreBroken.exit_code
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:

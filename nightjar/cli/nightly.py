@@ -4,6 +4,8 @@ import argparse
 from typing import Any
 
 from nightjar.cli.command import FlowCommand, add_flow, parse_options, run_flow_command
+from nightjar.cli.console import Screen
+from nightjar.cli.show_nights import show_bisected, show_night
 from nightjar.nightly.config import BisectRequest, NightRequest
 
 NIGHTLY = FlowCommand(
@@ -12,7 +14,7 @@ NIGHTLY = FlowCommand(
     NightRequest,
     "flows.nightly:nightly",
     lambda request: str(request.file()),
-    "nightjar.cli.show_nights:show_night",
+    show_night,
     lambda results: 0 if results["night"]["outcome"] == "PASS" else 1,
 )
 BISECT = FlowCommand(
@@ -21,7 +23,7 @@ BISECT = FlowCommand(
     BisectRequest,
     "flows.bisect:bisect",
     lambda request: f"{request.model} → {request.target}, {request.precision}: A, then B",
-    "nightjar.cli.show_nights:show_bisected",
+    show_bisected,
     lambda results: 1 if results["wer"] is not None and results["wer"]["low"] > 0 else 0,
 )
 
@@ -38,13 +40,10 @@ def _nightly(arguments: argparse.Namespace) -> int:
         arguments.config = arguments.config.resolve()  # relative to the current folder here, to the checkout elsewhere
     if not arguments.plan:
         return run_flow_command(NIGHTLY, arguments)
-    from nightjar.cli.console import Screen
-    from nightjar.cli.show_nights import show_planned_night
-
     request = parse_options(arguments, NightRequest)
     screen = Screen()
     screen.say(f"[bold]nightly[/bold] {request.file()}")
     from flows.nightly import plan_night
 
-    show_planned_night(screen, plan_night(request))
+    screen.render("planned_night.txt", plans=plan_night(request))
     return 0

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nightjar.cli.command import EXIT_CODES, FlowCommand, add_flow
+from nightjar.cli.command import FlowCommand, add_command, add_flow
+from nightjar.cli.console import Screen, show_attribution, show_comparison, show_results, show_transcripts
+from nightjar.plugins.target import tier_of
 from nightjar.request import (
     AttributeRequest,
     CompareRequest,
@@ -20,11 +22,8 @@ def verdict_code(results: dict[str, Any]) -> int:
     return 0 if results["verdict"] == "PASS" else 1
 
 
-def _transcribe_title(request: TranscribeRequest) -> str:
-    from nightjar.plugins.target import tier_of
-
-    tier = tier_of(request.target, request.board)
-    return f"{request.model} → {request.target}, {request.precision}, tier {tier}"
+def _port_title(request: PortRequest | TranscribeRequest) -> str:
+    return f"{request.model} → {request.target}, {request.precision}"
 
 
 COMMANDS = (
@@ -33,8 +32,8 @@ COMMANDS = (
         "port one model to one target: export, calibrate, build, evaluate, judge, report",
         PortRequest,
         "flows.port:port",
-        lambda request: f"{request.model} → {request.target}, {request.precision}",
-        "show_results",
+        _port_title,
+        show_results,
         verdict_code,
     ),
     FlowCommand(
@@ -43,7 +42,7 @@ COMMANDS = (
         EvaluateRequest,
         "flows.evaluate:evaluate_files",
         lambda request: f"{request.model} on {request.target}, {len(request.files)} files as given",
-        "show_results",
+        show_results,
         verdict_code,
     ),
     FlowCommand(
@@ -51,8 +50,8 @@ COMMANDS = (
         "text from a port's binary, built if need be",
         TranscribeRequest,
         "flows.transcribe:transcribe",
-        _transcribe_title,
-        "show_transcripts",
+        lambda request: f"{_port_title(request)}, tier {tier_of(request.target, request.board)}",
+        show_transcripts,
     ),
     FlowCommand(
         "attribute",
@@ -60,7 +59,7 @@ COMMANDS = (
         AttributeRequest,
         "flows.attribute:attribute",
         lambda request: f"{request.model} → {request.target}: {', '.join(request.precisions)}",
-        "show_attribution",
+        show_attribution,
     ),
     FlowCommand(
         "lint",
@@ -68,7 +67,7 @@ COMMANDS = (
         LintRequest,
         "flows.lint:lint_model",
         lambda request: f"{request.model} → {request.target}",
-        "show_lint",
+        lambda screen, results: screen.render("lint.txt", **results),
         lambda results: 1 if any(finding["level"] == "refuse" for finding in results["recipe"]) else 0,
     ),
     FlowCommand(
@@ -77,7 +76,7 @@ COMMANDS = (
         CompareRequest,
         "flows.compare:compare",
         lambda request: f"{request.model}: openai-whisper, TorchScript, ONNX",
-        "show_comparison",
+        show_comparison,
         lambda results: 0 if results["equal"] == results["clips"] else 1,
     ),
 )
@@ -89,13 +88,11 @@ def add(commands: Any) -> None:
         parser = add_flow(commands, row)
         if row.name == "port":
             parser.add_argument("--plan", action="store_true", help="print what would run and why, and run nothing")
-    reproduce = commands.add_parser("reproduce", help="run a report's request again, and compare", epilog=EXIT_CODES)
+    reproduce = add_command(commands, "reproduce", "run a report's request again, and compare", _reproduce)
     reproduce.add_argument("report", type=Path, help="report.html or the results.json beside it")
-    reproduce.set_defaults(command=_reproduce)
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen, show_results
     from nightjar.report.reproduce import differences, read_report
 
     before, request = read_report(arguments.report)

@@ -5,6 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.cli.command import add_command
+from nightjar.cli.console import Screen
+from nightjar.cli.show_nights import show_night
+from nightjar.errors import BadOptions
+from nightjar.nightly.outcomes import night_summary
+from nightjar.paths import reports_folder
+from nightjar.store.remote import open_store
 
 
 def add(commands: Any) -> None:
@@ -14,16 +20,10 @@ def add(commands: Any) -> None:
     report.add_argument("--out", type=Path, metavar="DIR", help="folder for the pages (default: reports/site)")
 
 
-def _report(arguments: argparse.Namespace) -> int:
-    from nightjar.cli.console import Screen
-    from nightjar.cli.show_nights import show_night
-    from nightjar.errors import BadOptions
-    from nightjar.nightly.history import History
-    from nightjar.nightly.outcomes import night_summary
-    from nightjar.paths import reports_folder
+def _report(arguments: argparse.Namespace) -> None:
+    from nightjar.nightly.history import History  # pandas
     from nightjar.report.site.build import write_site
     from nightjar.report.site.history_view import read_history
-    from nightjar.store.remote import open_store
 
     if arguments.out is not None and not arguments.site:
         raise BadOptions("--out is the folder of --site: add --site")
@@ -45,4 +45,3 @@ def _report(arguments: argparse.Namespace) -> int:
         out = arguments.out or reports_folder() / "site"
         written = write_site(history, open_store(), out)
         screen.say(f"{written.pages} pages of {written.nights} nights, {written.made} of them new: {written.first}")
-    return 0

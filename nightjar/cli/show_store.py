@@ -7,7 +7,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 
 from nightjar.cli.console import Screen
-from nightjar.store.gc import Collected, Damage, Entry, age
+from nightjar.store.gc import Entry, age
 
 UNNEEDED = "nothing needs it"
 
@@ -35,30 +35,6 @@ def show_entries(entries: Sequence[Entry], place: str, each: bool = False) -> No
     needed = [entry for entry in entries if entry.why]
     total = f"{len(entries)} artifacts, {_total(entries)} in {place}; needed: {len(needed)}, {_total(needed)}"
     screen.print(total)
-
-
-def show_collected(done: Collected, place: str) -> None:
-    """Print by stage what gc removed, or would remove."""
-    screen = Screen()
-    removed = "would be removed" if done.dry_run else "removed"
-    for stage in sorted({entry.stage for entry in done.removed}):
-        group = [entry for entry in done.removed if entry.stage == stage]
-        screen.say(f"  {stage:<14} {len(group):>5}  {_total(group):>9}  {removed}")
-    if done.loose:
-        screen.say(f"  of no artifact {len(done.loose):>5}             {removed}")
-    freed, kept = decimal(done.freed_bytes), decimal(done.kept_bytes)
-    total = f"{removed}: {len(done.removed)} artifacts, {freed}; kept: {done.kept} artifacts, {kept} in {place}"
-    screen.print(total)
-
-
-def show_damages(count: int, damages: Sequence[Damage], place: str) -> None:
-    """List damaged artifacts, a line per damage."""
-    screen = Screen()
-    for damage in damages:
-        screen.say(f"  [red]damaged[/red]  {damage.stage}/{damage.key}: {escape(damage.what)}")
-    damaged = len({(damage.stage, damage.key) for damage in damages})
-    result = f"{damaged} damaged" if damaged else "every byte is as recorded"
-    screen.print(f"{count} artifacts in {place} read: {result}")
 
 
 def _total(entries: Iterable[Entry]) -> str:

@@ -39,12 +39,13 @@ def add(commands: Any) -> None:
     up.add_argument("--port", type=int, metavar="N", help="port of the UI; default: 4200, or a free one")
     _add(stack, "down", "end the services, in order", _down)
     add_json(_add(stack, "status", "state of every service", _status))
-    stop = _add(stack, "stop", "stop one service", _switch)
-    stop.set_defaults(wanted=("stopped",))
-    start = _add(stack, "start", "start a stopped service", _switch)
-    start.set_defaults(wanted=("healthy", "done"))
-    for parser in (stop, start):
+    for name, description, wanted in (
+        ("stop", "stop one service", ("stopped",)),
+        ("start", "start a stopped service", ("healthy", "done")),
+    ):
+        parser = _add(stack, name, description, _switch)
         parser.add_argument("service", help="worker, board, …")
+        parser.set_defaults(wanted=wanted)
     _add(stack, "secrets", "write the secrets that docker-compose.yml reads, and start nothing", _secrets)
 
 
@@ -55,7 +56,7 @@ def _add(stack: Any, name: str, description: str, command: Command) -> argparse.
     return parser
 
 
-def _up(arguments: argparse.Namespace) -> int:
+def _up(arguments: argparse.Namespace) -> None:
     from nightjar.stack.native_services import native_services, prepare
     from nightjar.stack.supervisor import end_leftovers, supervise
 
@@ -77,7 +78,6 @@ def _up(arguments: argparse.Namespace) -> int:
             supervise(folder, ports, services, _change_printer(folder, ports, services))
         except KeyboardInterrupt:
             print("the stack is down; the same command starts it again", flush=True)
-    return 0
 
 
 def _change_printer(folder: Path, ports: dict[str, int], services: list[Any]) -> Callable[[str, str, Any], None]:
@@ -103,14 +103,13 @@ def _address(folder: Path, ports: dict[str, int]) -> str:
     )
 
 
-def _show_running(folder: Path) -> int:
+def _show_running(folder: Path) -> None:
     state = _wait(folder, lambda state: state.well, "is not up yet", START_S)
     print(f"the stack of {folder} runs already")
     print(_address(folder, state.ports))
-    return 0
 
 
-def _detach(folder: Path, port: int | None) -> int:
+def _detach(folder: Path, port: int | None) -> None:
     from nightjar.stack.native_services import postgres_program, sshd_program
 
     if is_supervised(folder):
@@ -128,27 +127,21 @@ def _detach(folder: Path, port: int | None) -> int:
         supervisor = subprocess.Popen(command, stdin=nothing, stdout=output, stderr=merged, start_new_session=True)
     state = _wait(folder, lambda state: state.pid == supervisor.pid and state.well, "is not up", START_S, supervisor)
     print(_address(folder, state.ports))
-    return 0
 
 
-def _down(arguments: argparse.Namespace) -> int:
+def _down(arguments: argparse.Namespace) -> None:
     from nightjar.stack.supervisor import end_leftovers
 
     folder = stack_folder(arguments.folder)
     if not folder.is_dir():
         print(f"there is no stack in {folder}")
-        return 0
+        return
     state = read_state(folder)
     if is_supervised(folder) and state is not None:
         os.kill(state.pid, signal.SIGTERM)
-        end = time.monotonic() + STOP_S
-        while is_supervised(folder):
-            if time.monotonic() > end:
-                raise StackBroken(f"the stack of {folder} does not end within {STOP_S} s: see {folder}/logs")
-            time.sleep(0.2)
+        _wait(folder, lambda _: not is_supervised(folder), f"does not end within {STOP_S} s", STOP_S)
     end_leftovers(folder, state)
     print(f"the stack of {folder} is down; `make stack` starts it again")
-    return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -162,7 +155,7 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0 if state.well else ServerMissing.exit_code
 
 
-def _switch(arguments: argparse.Namespace) -> int:
+def _switch(arguments: argparse.Namespace) -> None:
     """Stop or start a service, and wait until it has a wanted status."""
     folder, name, wanted = stack_folder(arguments.folder), arguments.service, arguments.wanted
     services = _running(folder).parts
@@ -171,14 +164,12 @@ def _switch(arguments: argparse.Namespace) -> int:
     set_stopped(folder, name, "stopped" in wanted)
     _wait(folder, lambda state: state.parts[name].status in wanted, f"has its {name} not {wanted[0]}", STOP_S)
     print(f"  {name:<9} {wanted[0]}")
-    return 0
 
 
-def _secrets(arguments: argparse.Namespace) -> int:
+def _secrets(arguments: argparse.Namespace) -> None:
     folder = stack_folder(arguments.folder)
     write_secrets(folder)
     print(f"the secrets are in {folder}/secrets, readable by you alone")
-    return 0
 
 
 def _running(folder: Path) -> StackState:

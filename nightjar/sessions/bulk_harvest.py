@@ -33,15 +33,6 @@ class HarvestResult(NamedTuple):
     dumps: int = 0
 
 
-class _Input(NamedTuple):
-    """The target and the clips of a harvest, and the index of its dataset without what depends on the board."""
-
-    request: HarvestRequest
-    target: Plugin
-    clips: list[Clip]
-    dataset: Index
-
-
 Encode = Callable[[Sequence[Clip]], Iterator[HarvestedClip]]
 
 
@@ -51,23 +42,24 @@ def harvest_speech(request: HarvestRequest) -> HarvestResult:
     Raises BadOptions for a folder that is not a binary or has another dataset, BoardMissing for a board that does not
     answer or serves another binary, SessionFailed and StoreBroken when it ends early: the same request continues.
     """
-    given = _read_input(request)
-    with _open_board(given) as (tier, facts, encode):
-        made_from = {**given.dataset.made_from, "tier": tier, "board": facts.model_dump()}
-        index = given.dataset.model_copy(update={"made_from": made_from})
-        with DatasetWriter(request.out, index, [clip.id for clip in given.clips]) as writer:
+    target, clips, dataset = _read_input(request)
+    with _open_board(request, target, dataset) as (tier, facts, encode):
+        made_from = {**dataset.made_from, "tier": tier, "board": facts.model_dump()}
+        index = dataset.model_copy(update={"made_from": made_from})
+        with DatasetWriter(request.out, index, [clip.id for clip in clips]) as writer:
             before = len(writer.done)
-            for clip in encode([clip for clip in given.clips if clip.id not in writer.done]):
+            for clip in encode([clip for clip in clips if clip.id not in writer.done]):
                 writer.add(clip)
-                tick(len(writer.done), len(given.clips))
+                tick(len(writer.done), len(clips))
             harvested = HarvestResult(writer.finish(), len(writer.done) - before)
     if request.dumps is None:
         return harvested
-    dataset = open_dataset(request.out, verify=False)
-    return harvested._replace(dumps=write_dumps(dataset, ids_in_line_order(request.speech), request.dumps))
+    written = open_dataset(request.out, verify=False)
+    return harvested._replace(dumps=write_dumps(written, ids_in_line_order(request.speech), request.dumps))
 
 
-def _read_input(request: HarvestRequest) -> _Input:
+def _read_input(request: HarvestRequest) -> tuple[Plugin, list[Clip], Index]:
+    """Return the target, the clips, and the dataset's index without what depends on the board."""
     try:
         model = read_json(request.binary / "model.json")
         target = plugin("targets", read_json(request.binary / "binary.json")["target"])
@@ -90,6 +82,7 @@ def _read_input(request: HarvestRequest) -> _Input:
     if not fitting:
         raise BadOptions(f"{request.speech} has no clip of at most {window_s:g} s, this binary's window: give others")
     clips = sorted(shuffled(fitting, 0)[: request.limit], key=lambda clip: clip.id)
+    clip_bytes = sum(2 * math.prod(shape) for shape in shapes.values())
     index = Index(
         made_from={
             "binary": sha256,
@@ -99,44 +92,44 @@ def _read_input(request: HarvestRequest) -> _Input:
         },
         tensors=shapes,
         clips=len(clips),
-        shard_clips=min(
-            4096, max(1, request.shard_mib * 2**20 // sum(2 * math.prod(each) for each in shapes.values()))
-        ),
+        shard_clips=min(4096, max(1, request.shard_mib * 2**20 // clip_bytes)),
         skipped=tuple(clip.id for clip in skipped),
     )
-    return _Input(request, target, clips, index)
+    return target, clips, index
 
 
 @contextmanager
-def _open_board(given: _Input) -> Iterator[tuple[str, BoardFacts, Encode]]:
+def _open_board(request: HarvestRequest, plugged: Plugin, dataset: Index) -> Iterator[tuple[str, BoardFacts, Encode]]:
     """Give a board's tier, its facts, and what harvests clips there: its service if it has one, else sessions."""
-    target, alias, binary = given.target.load(), given.request.board, given.dataset.made_from["binary"]
+    target, alias, binary = plugged.load(), request.board, dataset.made_from["binary"]
     address = None if alias is None or alias in target.TIERS else find_board(alias)
     if address is None or not address.entry.service:
-        ref = board_of(given.target, alias)
-        yield ref.tier, ref.facts, lambda clips: _by_sessions(ref.connect(), given, clips)
+        ref = board_of(plugged, alias)
+        yield ref.tier, ref.facts, lambda clips: _by_sessions(ref.connect(), request, dataset, clips)
         return
     grpc_module()
     from nightjar.service.client import ServiceBoard  # grpc, only where a service is used
 
-    with ServiceBoard(address, given.dataset.tensors, target.RUNTIMES) as board:
+    with ServiceBoard(address, dataset.tensors, target.RUNTIMES) as board:
         served = board.describe()
         if served.binary != binary:
             raise BoardMissing(
-                f"board {address.alias} serves another binary ({served.binary[:12]}) than {given.request.binary} "
+                f"board {address.alias} serves another binary ({served.binary[:12]}) than {request.binary} "
                 f"({binary[:12]}): start its service with this one"
             )
-        check_preflight(given.target, address.alias, served.facts)
+        check_preflight(plugged, address.alias, served.facts)
         tier = target.TIERS["local"]
         yield tier, served.facts, lambda clips: board.encode((clip.id, load_audio(clip.audio)) for clip in clips)
 
 
-def _by_sessions(board: Board, given: _Input, clips: Sequence[Clip]) -> Iterator[HarvestedClip]:
+def _by_sessions(
+    board: Board, request: HarvestRequest, dataset: Index, clips: Sequence[Clip]
+) -> Iterator[HarvestedClip]:
     """Harvest in sessions of at most a shard's bytes, so that few tensors lie on the disk twice."""
-    names, folder, count = list(given.dataset.tensors), given.request.out / ".session", given.dataset.shard_clips
+    names, folder, count = list(dataset.tensors), request.out / ".session", dataset.shard_clips
     for start in range(0, len(clips), count):
         batch = clips[start : start + count]
-        for result in run_session(board, given.request.binary, batch, folder, decode=False, harvest=names):
+        for result in run_session(board, request.binary, batch, folder, decode=False, harvest=names):
             if "error" in result:
                 raise SessionFailed(
                     f"clip {result['id']} cannot be harvested ({result['error']}): leave it out of --speech"

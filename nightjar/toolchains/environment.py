@@ -96,8 +96,8 @@ class Toolchain(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
-        command = [str(self.python), "-c", WORKER_CODE, module, "job.json", "result.json"]
-        command.append(str(address_space_bytes or 0))
+        files = ("job.json", "result.json")
+        command = [str(self.python), "-c", WORKER_CODE, module, *files, str(address_space_bytes or 0)]
         # Compilers write uninitialized memory into their files: glibc fills it with zeros.
         environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         log_file = folder / "log.txt"

@@ -30,14 +30,8 @@ class WheelSpec(BaseModel, frozen=True, extra="forbid"):
     """A wheel that only the vendor distributes."""
 
     name: str
-    at_least: str = ""
-    below: str = ""
+    versions: str = Field("", description="allowed versions, `>=8.13,<9`: 8.14.0rc1 is allowed, 8.13.0rc1 is not")
     optional: bool = Field(False, description="installed where it is there, not reported where it is not")
-
-    @property
-    def versions(self) -> str:
-        """The allowed versions, such as `>=8.13,<9`: 8.14.0rc1 is allowed, 8.13.0rc1 is not."""
-        return ",".join(op + limit for op, limit in ((">=", self.at_least), ("<", self.below)) if limit)
 
 
 class ProgramSpec(BaseModel, frozen=True, extra="forbid"):

@@ -1,7 +1,5 @@
 """Run one module inside a vendor's environment, with JSON in and out; standard library only.
 
-    python -P -m nightjar.toolchains.worker MODULE JOB.json RESULT.json [MEMORY_BYTES]
-
 The module's `main(job) -> result` does the work. An exception becomes `{"error": kind, "message": line}`; the
 traceback goes to stderr, for the log.
 """
@@ -56,7 +54,3 @@ def _exit_with_parent() -> None:
     while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when Python exits
         pass
     os.killpg(0, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -21,7 +21,7 @@ from nightjar.plugins.target_build import Entry, Plan, check_request, read_plan,
 from nightjar.progress import tick
 from nightjar.quantization.calibration_set import INDEX, CalibrationSet
 from nightjar.toolchains.environment import Toolchain, toolchain
-from targets.hailo.failures import Kind, classify, level_notes, level_used
+from targets.hailo.failures import Failure, classify, level_used
 from targets.hailo.graph import find_cut, prepare_graph
 from targets.hailo.known_windows import shorter_window, window_label, window_note
 from targets.hailo.layers import BOUNDARY_KINDS, Layer, int8_mac_share, layers_16bit
@@ -87,11 +87,11 @@ class PartCompiler:
         samples = CalibrationSet.open(calibration)
         count = min(self.options.calibration_samples, samples.count(self.part))
         script, optimized = self._optimize(layers, in_16bit, samples, count)
-        requested = self.options.optimization_level
-        level = level_used(optimized["log"], requested)
-        notes = level_notes(level, requested)
-        for note in notes:
-            log.warning("%s: %s", self.part, note)
+        requested, notes = self.options.optimization_level, [*entry["notes"]]
+        used, why = level_used(optimized["log"], requested)
+        if used != requested:
+            notes.append(f"the DFC optimized at level {used}, not {requested}: {why or 'its log has no reason'}")
+            log.warning("%s: %s", self.part, notes[-1])
         hef, share = self._compile([optimized["har_sha256"], script], [None, *self.options.max_utilization])
         (out / f"{self.part}.alls").write_text(script, encoding="utf-8")
         shutil.copyfile(self.folder / "optimized.har", out / f"{self.part}.har")
@@ -100,8 +100,8 @@ class PartCompiler:
             **entry,
             "file": f"{self.part}.hef",
             "script": f"{self.part}.alls",
-            "optimization_level": {"asked": requested, **level._asdict()},
-            "notes": [*entry["notes"], *notes],
+            "optimization_level": {"asked": requested, "used": used, "why": why},
+            "notes": notes,
             "calibration_samples": count,
             "max_utilization": share,
             **self._layer_figures({each: "a16_w16" if each in in_16bit else "a8_w8" for each in layers}, out),
@@ -147,9 +147,9 @@ class PartCompiler:
         try:
             return attempt(keep_dead=False)
         except _StepRefused as refused:
-            if refused.kind != "dead layers":
+            if refused.failure.kind != "dead layers":
                 raise
-            log.info("%s: %s; retrying without the removal of dead layers", self.part, refused.reason)
+            log.info("%s: %s; retrying without the removal of dead layers", self.part, refused)
         return attempt(keep_dead=True)
 
     def _compile(self, made_from: Sequence[str], shares: Sequence[float | None]) -> tuple[Path, float | None]:
@@ -162,9 +162,9 @@ class PartCompiler:
             self._step("compile", {"script": script, "made_from": made_from}, paths, hef, har)
             return hef, share
         except _StepRefused as refused:
-            if refused.kind != "fit" or not smaller:
+            if refused.failure.kind != "fit" or not smaller:
                 raise
-            log.info("%s: %s; retrying with %g of the chip", self.part, refused.reason, smaller[0])
+            log.info("%s: %s; retrying with %g of the chip", self.part, refused, smaller[0])
         return self._compile(made_from, smaller)
 
     def _step(self, name: str, settings: Mapping[str, Any], paths: Mapping[str, Any], *outputs: Path) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class PartCompiler:
             error: NightjarError = BadOptions(f"the DFC does not {name} this {self.part} {why}")
             if failure.retryable:
                 error = ToolchainFailed(f"the DFC could not {name} the {self.part} {why}")
-            raise _StepRefused(failure.kind, failure.reason, error)
+            raise _StepRefused(failure, error)
         text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
         return result | {"log": "\n".join(line for line in text.splitlines() if "level" in line)}
 
@@ -274,6 +274,6 @@ class PartCompiler:
 class _StepRefused(Exception):
     """The DFC refused a step; `error` is raised where no other attempt is left."""
 
-    def __init__(self, kind: Kind, reason: str, error: NightjarError) -> None:
-        super().__init__(reason)
-        self.kind, self.reason, self.error = kind, reason, error
+    def __init__(self, failure: Failure, error: NightjarError) -> None:
+        super().__init__(failure.reason)
+        self.failure, self.error = failure, error

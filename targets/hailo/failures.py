@@ -59,25 +59,12 @@ def classify(class_name: str, message: str) -> Failure:
     return Failure(kind, reason, kind in ("memory", "unknown"), KNOWN[kind][1])
 
 
-class Level(NamedTuple):
-    """The optimisation level that the DFC used, and its reason for another than the requested one."""
-
-    used: int
-    why: str
-
-
-def level_used(log: str, requested: int) -> Level:
-    """Read the log of `optimize`: without a GPU or with few samples, one line reports a lower level."""
+def level_used(log: str, requested: int) -> tuple[int, str]:
+    """Read the level that `optimize` used from its log, and the reason for a lower one: no GPU, or few samples."""
     level, why = requested, ""
     for line in log.splitlines():
         if found := re.search(r"Using default optimization level of (\d)", line):
             level = int(found[1])
         elif found := re.search(r"Reducing optimization level to (\d)\s*(?:\([^)]*\))?\s*(?:because\s*)?(.*)", line):
             level, why = int(found[1]), found[2].strip().rstrip(".")
-    return Level(level, why)
-
-
-def level_notes(level: Level, requested: int) -> list[str]:
-    """Return a note where the level used is not the requested one."""
-    why = level.why or "its log has no reason"
-    return [] if level.used == requested else [f"the DFC optimized at level {level.used}, not {requested}: {why}"]
+    return level, why

@@ -63,10 +63,12 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
 def versions() -> dict[str, str]:
     """Return this board's chip and versions of HailoRT, driver and firmware, `absent` where not found."""
     identity, version = _output("hailortcli", "fw-control", "identify"), _output("hailortcli", "--version")
+    modules = [Path("/sys/module", name, "version") for name in ("hailo_pci", "hailo1x_pci", "hailo_integrated_nnc")]
+    driver = next((path.read_text(encoding="utf-8", errors="replace") for path in modules if path.is_file()), "")
     return {
         "hailo chip": _match(r"Device Architecture:\s*(\w+)", identity),
         "hailort library": _match(r"version\s+v?(\d+\.\d+\.\d+)", version),
-        "hailo driver": _driver_version(),
+        "hailo driver": _match(r"(\d+\.\d+\.\d+)", driver),
         "hailo firmware": _match(r"Firmware Version:\s*(\d+\.\d+\.\d+)", identity),
     }
 
@@ -82,15 +84,6 @@ def _output(*command: str) -> str:
 def _match(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     return match.group(1) if match else "absent"
-
-
-def _driver_version() -> str:
-    for module in ("hailo_pci", "hailo1x_pci", "hailo_integrated_nnc"):
-        try:
-            return _match(r"(\d+\.\d+\.\d+)", Path(f"/sys/module/{module}/version").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            continue
-    return "absent"
 
 
 def parsed(version: str | None) -> tuple[int, ...] | None:

@@ -96,12 +96,9 @@ def build(
 
 
 def _parallel_parts(graphs: Path, files: Mapping[str, str]) -> int:
-    """Return how many parts to build at once: one per core, within the free memory.
-
-    The toolkit takes about a gigabyte and fifteen times the size of the graph.
-    """
+    """Return how many parts to build at once: one per core, within the free memory."""
     largest = max((graphs / file).stat().st_size for file in files.values())
-    fitting = memory_free_bytes() // (2**30 + 15 * largest)
+    fitting = memory_free_bytes() // (2**30 + 15 * largest)  # about what the toolkit takes
     return max(1, min(len(os.sched_getaffinity(0)), len(files), fitting))
 
 

@@ -19,8 +19,9 @@ from targets.hailo.toolchain.sdk import layers, open_runner, version
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Do the step `kind` of a job with absolute paths; the DFC's exceptions become {"refused": {kind, message}}."""
     try:
+        steps: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]]
         steps = {"translate": translate, "optimize": optimize, "compile": compile_hef}
-        return {"version": version(), **steps[job["kind"]](job)}
+        return {"version": version(), **(steps[job["kind"]](job) or {})}
     except (ImportError, MemoryError):
         raise
     except Exception as exc:  # the import paths of its classes change with the version
@@ -56,17 +57,16 @@ def input_format(shapes: Mapping[str, list[int]]) -> dict[str, list[Any]]:
     return {name: four if len(shape) == 4 else rows[3 - len(shape) :] for name, shape in shapes.items()}
 
 
-def optimize(job: Mapping[str, Any]) -> dict[str, Any]:
+def optimize(job: Mapping[str, Any]) -> None:
     """Quantize by a model script and samples, an array (n, h, w, c) per input layer."""
     runner = open_runner(har=job["source"])
     runner.load_model_script(job["script"])
     data = {layer: np.load(file, mmap_mode="r", allow_pickle=False) for layer, file in job["data"].items()}
     runner.optimize(data, **supported_arguments(runner.optimize, {"work_dir": str(Path.cwd())}))
     _save_har(runner, job)
-    return {}
 
 
-def compile_hef(job: Mapping[str, Any]) -> dict[str, Any]:
+def compile_hef(job: Mapping[str, Any]) -> None:
     """Place every layer on the chip and write the .hef."""
     runner = open_runner(har=job["source"])
     if job["script"]:
@@ -76,7 +76,6 @@ def compile_hef(job: Mapping[str, Any]) -> dict[str, Any]:
         raise RuntimeError("the DFC reports success and gave no bytes")
     Path(job["hef"]).write_bytes(hef)
     _save_har(runner, job)
-    return {}
 
 
 def supported_arguments(function: Callable[..., Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

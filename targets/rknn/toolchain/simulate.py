@@ -13,9 +13,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nightjar.device.part_io import PartRunner, Parts, first_line, require_file
+from nightjar.device.part_io import PartRunner, Parts, errors_as, require_file
 from targets.rknn.toolchain.constant_weights import constant_weights
-from targets.rknn.toolchain.sdk import SdkError, call_toolkit, capture_output, open_toolkit
+from targets.rknn.toolchain.sdk import call_toolkit, capture_output, open_toolkit
 
 
 class SimulatorRunner(PartRunner):
@@ -27,11 +27,8 @@ class SimulatorRunner(PartRunner):
         toolkit = self.handles[part]
         weights = {tensor.name for tensor in toolkit.rknn_base.ir.model.graph.initializer}
         layouts = ["nchw"] * len(arrays)  # the toolkit takes every 4-D input for NHWC otherwise
-        try:
-            with capture_output(), constant_weights(weights):
-                return list(call_toolkit("inference", toolkit.inference, inputs=list(arrays), data_format=layouts))
-        except SdkError as exc:
-            raise RuntimeError(f"the simulator cannot run {part}: {exc}") from exc
+        with errors_as(f"the simulator cannot run {part}", str), capture_output(), constant_weights(weights):
+            return list(call_toolkit("inference", toolkit.inference, inputs=list(arrays), data_format=layouts))
 
     def release(self, handle: Any) -> None:
         with capture_output():
@@ -43,11 +40,8 @@ def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = 
     toolkits = {}
     for name, part in parts.items():
         graph, tables = (require_file(folder, part["simulator"][kind], name) for kind in ("graph", "tables"))
-        try:
-            with capture_output():
-                toolkits[name] = _restore_toolkit(graph, tables)
-        except Exception as exc:  # of onnx, of the toolkit or of json
-            raise RuntimeError(f"the simulator cannot load {graph}: {first_line(exc)}") from exc
+        with errors_as(f"the simulator cannot load {graph}"), capture_output():
+            toolkits[name] = _restore_toolkit(graph, tables)
     return SimulatorRunner(toolkits, parts)
 
 

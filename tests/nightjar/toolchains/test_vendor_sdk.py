@@ -25,8 +25,7 @@ python = ["{here}", "3.4"]
 
 [[wheels]]
 name = "maker_converter"
-at_least = "2.0"
-below = "3"
+versions = ">=2.0,<3"
 
 [[wheels]]
 name = "maker_extra"
