@@ -5,6 +5,7 @@ the first token, mid-sentence and the end, and a set with one of them alone quan
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ class Recorder:
     def __init__(self, runner: Runner, chosen: Collection[int]) -> None:
         self.steps = 0
         self.recorded: dict[int, Tensors] = {}  # per step, the inputs that differ from step to step
-        self.shared: Tensors = {}  # one copy: KV caches as of the last recorded step, and constant inputs
+        self.constant: Tensors = {}
+        self.caches: Tensors = {}  # as of the last recorded step
         self._runner = runner
         self._chosen = frozenset(chosen)
 
@@ -53,8 +55,8 @@ class Recorder:
             if self.steps in self._chosen:
                 # The loop writes on into its cache, so copy; rows once written do not change.
                 copied = {name: np.array(value) for name, value in inputs.items()}
-                self.shared.update(constant)
-                self.shared.update({name: copied.pop(name) for name in inputs if name.startswith("self_")})
+                self.constant = dict(constant)
+                self.caches = {name: copied.pop(name) for name in inputs if name.startswith("self_")}
                 self.recorded[self.steps] = copied
             self.steps += 1
         return self._runner.run(part, inputs, constant, **into)
@@ -141,29 +143,20 @@ def choose_steps(steps: Mapping[str, int], samples: int, seed: int) -> dict[str,
     Each step comes from the clip with the fewest so far. Where there are more steps than samples left, the steps taken
     are spread evenly from first to last. Repeats stop at CLIP_SHARE per clip, so fewer than `samples` may come back.
     """
-    most = max(int(samples * CLIP_SHARE), -(-samples // len(steps)))
-    chosen: dict[str, list[int]] = {}
-    left, first = samples, True
-    while left and (offers := _offers(steps, chosen, None if first else most)):
-        for step in evenly(sorted(offers), left):
-            allowed = [n for n in offers[step] if first or len(chosen.get(n, ())) < most]
-            if allowed:
-                taker = min(allowed, key=lambda n: (len(chosen.get(n, ())), rank(seed, f"{n}/{step}")))
-                chosen.setdefault(taker, []).append(step)
+    taken: dict[str, set[int]] = {name: set() for name in sorted(steps)}
+    left = limit = samples
+
+    def givers(step: int) -> list[str]:
+        return [n for n, given in taken.items() if step < steps[n] and step not in given and len(given) < limit]
+
+    while left and (offered := [step for step in range(max(steps.values())) if givers(step)]):
+        for step in evenly(offered, left):
+            if names := givers(step):
+                taker = min(names, key=lambda n: (len(taken[n]), rank(seed, f"{n}/{step}")))
+                taken[taker].add(step)
                 left -= 1
-        first = False
-    return {name: sorted(taken) for name, taken in chosen.items()}
-
-
-def _offers(steps: Mapping[str, int], chosen: Mapping[str, list[int]], most: int | None) -> dict[int, list[str]]:
-    """List, per step, the clips that have it, have not given it yet, and may give more."""
-    offers: dict[int, list[str]] = {}
-    for name in sorted(steps):
-        taken = chosen.get(name, [])
-        if most is None or len(taken) < most:
-            for step in set(range(steps[name])) - set(taken):
-                offers.setdefault(step, []).append(name)
-    return offers
+        limit = max(int(samples * CLIP_SHARE), math.ceil(samples / len(steps)))
+    return {name: sorted(given) for name, given in taken.items() if given}
 
 
 def _store_whole(writer: CalibrationWriter, part: str, number: int, tensors: Tensors) -> None:
@@ -173,17 +166,16 @@ def _store_whole(writer: CalibrationWriter, part: str, number: int, tensors: Ten
 def _store_steps(writer: CalibrationWriter, number: int, recorder: Recorder) -> None:
     """Store a clip's recorded steps: constant inputs and KV caches once, the rest per step."""
     rows = {step: _rows(tensors) for step, tensors in recorder.recorded.items()}
-    shared: dict[str, ArrayRef] = {}
-    for name, value in recorder.shared.items():
-        cache = name.startswith("self_")
-        array = np.asarray(value)[:, : max(rows.values())] if cache else np.asarray(value)
-        shared[name] = writer.store("decoder", name, _file(name, number), array, rows=cache)
+    most = max(rows.values())
+    shared = {n: writer.store("decoder", n, _file(n, number), np.asarray(a)) for n, a in recorder.constant.items()}
+    caches = {
+        n: writer.store("decoder", n, _file(n, number), a[:, :most], rows=True) for n, a in recorder.caches.items()
+    }
     for step, tensors in recorder.recorded.items():
         place = writer.count("decoder")
         sample = {n: writer.store("decoder", n, _file(n, place), value) for n, value in tensors.items()}
-        for name, ref in shared.items():
-            sample[name] = ArrayRef(file=ref.file, rows=rows[step]) if name.startswith("self_") else ref
-        writer.add("decoder", sample)
+        own_rows = {n: ArrayRef(file=ref.file, rows=rows[step]) for n, ref in caches.items()}
+        writer.add("decoder", {**shared, **own_rows, **sample})
 
 
 def _rows(tensors: Tensors) -> int:

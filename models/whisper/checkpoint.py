@@ -21,8 +21,7 @@ from models.whisper.surgery import weight_shapes
 from models.whisper.tokens import Vocabulary, identify
 from nightjar.errors import BadCheckpoint, DownloadFailed, UnknownName
 
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = {"whisper-nano": ROOT / "data" / "whisper-nano" / "whisper-nano.pt"}
+SHIPPED = {"whisper-nano": Path(__file__).resolve().parents[2] / "data" / "whisper-nano" / "whisper-nano.pt"}
 DIMS = tuple(ModelDimensions.__dataclass_fields__)
 
 
@@ -42,22 +41,23 @@ class Checkpoint:
     @property
     def notes(self) -> list[str]:
         """List what results and report say of the checkpoint."""
-        count = self.dims["n_vocab"] - self.vocabulary.size
-        kind = f"it is {self.vocabulary.label}" + (f", with {count} added tokens" if count else "")
-        return [*self.weights.notes, kind]
+        notes, dtype = [*self.weights.notes], self.weights.dtype
+        if "float" not in dtype:
+            notes.append(
+                f"the checkpoint keeps its weights as {dtype}: they are dequantized, and no longer those that were "
+                "trained"
+            )
+        added = self.dims["n_vocab"] - self.vocabulary.size
+        return [*notes, f"it is {self.vocabulary.label}" + (f", with {added} added tokens" if added else "")]
 
     def _first_step(self, token: int) -> Tensor:
         """Return the distribution (n_vocab,) that follows one token, without audio."""
         d = self.dims
-        sizes = (d["n_vocab"], d["n_text_ctx"], d["n_text_state"], d["n_text_head"], d["n_text_layer"])
-        decoder = TextDecoder(*sizes)
-        decoder.load_state_dict(
-            {name.removeprefix("decoder."): t for name, t in self.state.items() if name.startswith("decoder.")}
-        )
+        decoder = TextDecoder(d["n_vocab"], d["n_text_ctx"], d["n_text_state"], d["n_text_head"], d["n_text_layer"])
+        decoder.load_state_dict({n[len("decoder.") :]: t for n, t in self.state.items() if n.startswith("decoder.")})
         with torch.inference_mode():
-            logits = decoder.eval()(torch.tensor([[token]]), torch.zeros(1, 1, d["n_text_state"]))
-        probabilities: Tensor = logits[0, -1].softmax(-1)
-        return probabilities
+            logits: Tensor = decoder.eval()(torch.tensor([[token]]), torch.zeros(1, 1, d["n_text_state"]))
+            return logits[0, -1].softmax(-1)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -67,16 +67,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     BadCheckpoint with one line for a file that is missing, truncated, unsafe, or whose tensors contradict its
     dimensions.
     """
-    path = Path(path)
     if not path.exists():
         raise BadCheckpoint(f"no checkpoint at {path}: give one with --checkpoint; {FORMAT}")
-    if path.is_dir():
-        weights = load_ctranslate2(path) if is_ctranslate2(path) else load_huggingface(path)
-    else:
-        weights = load_ggml(path) if is_ggml(path) else load_openai(path)
     try:
-        dims = _dims(weights.dims)
-        _check_tensors(dims, weights.state)
+        if path.is_dir():
+            weights = load_ctranslate2(path) if is_ctranslate2(path) else load_huggingface(path)
+        else:
+            weights = load_ggml(path) if is_ggml(path) else load_openai(path)
+        dims = _check(weights.dims, weights.state)
     except ValueError as exc:
         raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
     state = {name: tensor.float() for name, tensor in weights.state.items()}
@@ -92,16 +90,14 @@ def find_checkpoint(name: str) -> Path:
     if name in SHIPPED:
         if not SHIPPED[name].is_file():
             raise BadCheckpoint(
-                f"the shipped checkpoint {SHIPPED[name]} is missing: restore it with "
-                f"`git checkout data`, or pass another with --checkpoint"
+                f"the shipped checkpoint {SHIPPED[name]} is missing: restore it with `git checkout data`, or pass "
+                "another with --checkpoint"
             )
         return SHIPPED[name]
     urls: dict[str, str] = whisper._MODELS
     if name not in urls:
-        raise UnknownName(
-            f"no model {name!r}; have {', '.join([*SHIPPED, *urls])}, or give a file with --checkpoint: "
-            "see `nightjar models`"
-        )
+        have = ", ".join([*SHIPPED, *urls])
+        raise UnknownName(f"no model {name!r}; have {have}, or give a file with --checkpoint: see `nightjar models`")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
     try:
         with warnings.catch_warnings():
@@ -109,8 +105,8 @@ def find_checkpoint(name: str) -> Path:
             return Path(str(whisper._download(urls[name], str(cache), False)))
     except (OSError, RuntimeError) as exc:  # URLError is an OSError; a bad checksum RuntimeError
         raise DownloadFailed(
-            f"cannot download {name} ({first_sentence(exc)}): run again when online, or pass a file you "
-            f"have with --checkpoint PATH"
+            f"cannot download {name} ({first_sentence(exc)}): run again when online, or pass a file you have with "
+            "--checkpoint PATH"
         ) from exc
 
 
@@ -144,8 +140,8 @@ def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: st
     return model.eval()
 
 
-def _dims(dims: Any) -> dict[str, int]:
-    """Return the ten dimensions; raises ValueError."""
+def _check(dims: Any, state: dict[str, Tensor]) -> dict[str, int]:
+    """Return the ten dimensions; raises ValueError where they, or names, shapes or values of tensors, contradict."""
     if not isinstance(dims, dict) or set(dims) != set(DIMS):
         raise ValueError(f"its dims must be {', '.join(DIMS)}")
     for name in DIMS:
@@ -154,15 +150,10 @@ def _dims(dims: Any) -> dict[str, int]:
     for side in ("audio", "text"):
         if dims[f"n_{side}_state"] % dims[f"n_{side}_head"]:
             raise ValueError(f"n_{side}_state does not divide into n_{side}_head heads")
+        if dims[f"n_{side}_layer"] > 1000:
+            raise ValueError("it has more than 1000 layers")
     if dims["n_audio_state"] != dims["n_text_state"]:
         raise ValueError("n_audio_state and n_text_state differ")
-    return {name: dims[name] for name in DIMS}
-
-
-def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:
-    """Raise ValueError where names, shapes or values contradict the dimensions."""
-    if max(dims["n_audio_layer"], dims["n_text_layer"]) > 1000:
-        raise ValueError("it has more than 1000 layers")
     wanted = weight_shapes(dims)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} first")
@@ -175,3 +166,4 @@ def _check_tensors(dims: dict[str, int], state: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} is {state[name].dtype}")
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"{name} holds values that are not finite")
+    return {name: dims[name] for name in DIMS}

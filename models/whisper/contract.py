@@ -21,35 +21,30 @@ class Signature(NamedTuple):
     """A part's inputs and outputs, without layer numbers, and the fields of the recipe that they fix."""
 
     part: str
-    inputs: frozenset[str]
-    outputs: frozenset[str]
+    inputs: set[str]
+    outputs: set[str]
     recipe: dict[str, Any]
     rename: dict[str, str]
 
 
-def _signature(part: str, inputs: str, outputs: str, rename: dict[str, str] | None = None, **recipe: Any) -> Signature:
-    return Signature(part, frozenset(inputs.split()), frozenset(outputs.split()), recipe, rename or {})
-
-
-def _decoders(inputs: str, outputs: str, decoder: str) -> list[Signature]:
-    """Return a decoder's signatures with token ids, the first inputs before `|`, and with host embedding instead."""
-    ids, _, others = inputs.partition(" | ")
-    return [
-        _signature("decoder", f"{ids} {others}", outputs, decoder=decoder, host_embedding=False),
-        _signature("decoder", f"embedding {others}", outputs, decoder=decoder, host_embedding=True),
-    ]
-
-
-SIGNATURES = (
-    _signature("encoder", "mel", "hidden"),
-    # The zoo's export has the last rows of the positional table.
-    _signature("encoder", "x", "out", {"x": "mel", "out": "hidden"}, positional="last"),
-    _signature("cross", "hidden", "cross_k cross_v"),
-    *_decoders("tokens | audio", "out", "window"),
-    *_decoders("tokens | audio last", "logits", "static"),
-    *_decoders("tokens | audio", "logits", "static"),
-    *_decoders("token position | mask self_k self_v cross_k cross_v", "logits new_k new_v", "cached"),
+DECODERS = (  # protocol, inputs with token ids, other inputs, outputs
+    ("window", {"tokens"}, {"audio"}, {"out"}),
+    ("static", {"tokens"}, {"audio", "last"}, {"logits"}),
+    ("static", {"tokens"}, {"audio"}, {"logits"}),
+    ("cached", {"token", "position"}, {"mask", "self_k", "self_v", "cross_k", "cross_v"}, {"logits", "new_k", "new_v"}),
 )
+SIGNATURES = (
+    Signature("encoder", {"mel"}, {"hidden"}, {}, {}),
+    # The zoo's export has the last rows of the positional table.
+    Signature("encoder", {"x"}, {"out"}, {"positional": "last"}, {"x": "mel", "out": "hidden"}),
+    Signature("cross", {"hidden"}, {"cross_k", "cross_v"}, {}, {}),
+    *(
+        Signature("decoder", first | others, outputs, {"decoder": protocol, "host_embedding": host}, {})
+        for protocol, ids, others, outputs in DECODERS
+        for first, host in ((ids, False), ({"embedding"}, True))
+    ),
+)
+LENGTHS = {"last": "(1, 1, length)", "tokens": "(1, length)", "embedding": "(1, length, d)"}  # of a `static` decoder
 
 
 def recognise(graphs: Mapping[Path, FileInterface]) -> PrebuiltFiles:
@@ -60,13 +55,11 @@ def recognise(graphs: Mapping[Path, FileInterface]) -> PrebuiltFiles:
     parts: dict[str, PrebuiltPart] = {}
     recipe: dict[str, Any] = {}
     for file, graph in graphs.items():
-        signature = _match(file, graph)
-        if signature.part in parts:
-            raise BadInput(
-                f"{parts[signature.part].file} and {file} are both the {signature.part}: give one file per part"
-            )
-        parts[signature.part] = PrebuiltPart(file=file, graph=graph, rename=signature.rename)
-        recipe |= signature.recipe
+        part, _, _, fixed, rename = _match(file, graph)
+        if part in parts:
+            raise BadInput(f"{parts[part].file} and {file} are both the {part}: give one file per part")
+        parts[part] = PrebuiltPart(file=file, graph=graph, rename=rename)
+        recipe |= fixed
     protocol = recipe.get("decoder")
     if not protocol:
         raise BadInput(f"no decoder is among {', '.join(map(str, graphs))}: give encoder and decoder together")
@@ -78,49 +71,38 @@ def recognise(graphs: Mapping[Path, FileInterface]) -> PrebuiltFiles:
     mel = parts["encoder"].graph.inputs[0]
     recipe["conv2d"] = len(mel.shape) == 4
     expected = "(1, n_mels, 1, n_frames)" if recipe["conv2d"] else "(1, n_mels, n_frames)"
-    recipe["window_s"] = _last_dim(parts["encoder"], mel, expected) / FRAMES_PER_S
-    tensors = {tensor.name: tensor for tensor in parts["decoder"].graph.inputs}
+    recipe["window_s"] = _shape(parts["encoder"], mel, expected)[-1] / FRAMES_PER_S
+    decoder = parts["decoder"]
+    tensors = {tensor.name: tensor for tensor in decoder.graph.inputs}
     if protocol == "cached":
-        recipe["decoder_length"] = _last_dim(parts["decoder"], tensors["mask"], "(1, 1, 1, cache rows + 1)") - 1
+        recipe["decoder_length"] = _shape(decoder, tensors["mask"], "(1, 1, 1, cache rows + 1)")[-1] - 1
     elif protocol == "static":
-        recipe |= _static(parts["decoder"], tensors)
+        name = next(name for name in LENGTHS if name in tensors)
+        recipe["decoder_length"] = _shape(decoder, tensors[name], LENGTHS[name])[1 if name == "embedding" else -1]
+        recipe["logits_rows"] = "last" if "last" in tensors else "all"
+        recipe["logits_slices"] = len(decoder.graph.outputs)
     return PrebuiltFiles(parts=parts, recipe=recipe)
 
 
-def _static(part: PrebuiltPart, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """Return the length of a `static` decoder, and the rows and slices of its logits."""
-    rows = "last" if "last" in tensors else "all"
-    if "last" in tensors:
-        length = _last_dim(part, tensors["last"], "(1, 1, length)")
-    elif "tokens" in tensors:
-        length = _last_dim(part, tensors["tokens"], "(1, length)")
-    else:
-        _last_dim(part, tensors["embedding"], "(1, length, d)")
-        length = tensors["embedding"].shape[1]
-    return {"decoder_length": length, "logits_rows": rows, "logits_slices": len(part.graph.outputs)}
-
-
-def _last_dim(part: PrebuiltPart, tensor: TensorSpec, expected: str) -> int:
-    """Return the last dimension of a tensor; BadInput where its rank is not that of `expected`."""
+def _shape(part: PrebuiltPart, tensor: TensorSpec, expected: str) -> tuple[int, ...]:
+    """Return the shape of a tensor; BadInput where its rank is not that of `expected`."""
     if len(tensor.shape) != expected.count(",") + 1:
         raise BadInput(
             f"{part.file}: input {tensor.label} is not understood, expected {expected}: export with this shape"
         )
-    return tensor.shape[-1]
+    return tensor.shape
 
 
 def _match(file: Path, graph: FileInterface) -> Signature:
     """Find the part with a graph's inputs and outputs; raises BadInput with the difference to the nearest one."""
     inputs, outputs = _without_layers(graph.inputs), _without_layers(graph.outputs)
-    for signature in SIGNATURES:
-        if signature.inputs == set(inputs) and signature.outputs == set(outputs):
-            return signature
-    nearest = max(SIGNATURES, key=lambda s: len(s.inputs & inputs.keys()) + len(s.outputs & outputs.keys()))
+    nearest = min(SIGNATURES, key=lambda s: len(s.inputs ^ inputs.keys()) + len(s.outputs ^ outputs.keys()))
     for kind, found, wanted in (("input", inputs, nearest.inputs), ("output", outputs, nearest.outputs)):
         for tensor in (tensor for name, tensor in found.items() if name not in wanted):
             raise BadInput(f"{file}: {kind} {tensor.label} is not understood; {UNDERSTOOD}")
-    lacking = [*sorted(nearest.inputs - inputs.keys()), *sorted(nearest.outputs - outputs.keys())]
-    raise BadInput(f"{file}: as {nearest.part} it lacks {', '.join(lacking)}; {UNDERSTOOD}")
+    if lacking := [*sorted(nearest.inputs - inputs.keys()), *sorted(nearest.outputs - outputs.keys())]:
+        raise BadInput(f"{file}: as {nearest.part} it lacks {', '.join(lacking)}; {UNDERSTOOD}")
+    return nearest
 
 
 def _without_layers(tensors: tuple[TensorSpec, ...]) -> dict[str, TensorSpec]:

@@ -1,12 +1,14 @@
 """Whisper's decode loop over anything that runs parts: host, simulator or board; numpy only."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors
+from models.whisper.protocols import PROTOCOLS, Array, Model, Runner, Tensors, count_common
 from models.whisper.timestamps import allow_timestamps
 from nightjar.device.clip_decoding import EncodedClip as EncodedClip
 from nightjar.device.clip_decoding import Stopwatch, WatchedLogits
@@ -16,11 +18,18 @@ WATCHED = 16  # tokens whose logits are recorded per step: all but a thousandth 
 Steps = Generator[list[int], Array, Any]  # yields every token so far, takes the logits that follow, (n_vocab,)
 
 
-def features(wave: Array, model: Model) -> Tensors:
-    """Compute the encoder's input from float32 mono 16 kHz in [-1, 1]: mel (1, n_mels, n_frames).
+@dataclass
+class _Lane:
+    """One clip in progress: it waits for the logits that follow `prefix`."""
 
-    With `conv2d` (1, n_mels, 1, n_frames).
-    """
+    name: str
+    steps: Steps
+    prefix: list[int]
+    seconds: dict[str, float]
+
+
+def features(wave: Array, model: Model) -> Tensors:
+    """Compute mel (1, n_mels, n_frames), or (1, n_mels, 1, n_frames), from float32 mono 16 kHz in [-1, 1]."""
     mel = log_mel(wave, model["dims"]["n_mels"], model["n_frames"])[None]
     return {"mel": mel[:, :, None] if model["recipe"].get("conv2d") else mel}
 
@@ -41,8 +50,8 @@ def decode(
     that a second call does not run that part again. tables: the host-embedding tables. Raises ValueError for a language
     or a task that the model does not have.
     """
-    steps = _greedy(model, _prompt(model, language), None, None)
-    result: dict[str, Any] = _run_steps(runner, encoded, model, tables, steps)
+    _, result = next(decode_clips(runner, [EncodedClip("", encoded)], model, language, tables))
+    del result["seconds"]
     return result
 
 
@@ -58,13 +67,8 @@ def agree(
 
     Tokens beyond the graph's length count as missed. Raises ValueError as `decode` does.
     """
-
-    def count() -> Steps:
-        prompt = yield from _prompt(model, language)
-        return (yield from _agreement(model, prompt, tokens, [], None))
-
-    matching: int = _run_steps(runner, encoded, model, tables, count())
-    return matching
+    _, result = next(decode_clips(runner, [EncodedClip("", encoded, tokens)], model, language, tables))
+    return int(result["agree"][0])
 
 
 def decode_clips(
@@ -90,118 +94,73 @@ def decode_clips(
     while True:
         for lane in range(lanes):
             if lane not in busy and (clip := next(waiting, None)) is not None:
-                prompt = _prompt(model, language)
-                busy[lane] = _Lane(clip.name, _greedy(model, prompt, clip.forced, clip.watch))
+                steps = _steps(model, language, clip.forced, clip.watch)
+                busy[lane] = _Lane(clip.name, steps, next(steps), defaultdict(float))
                 with _share_seconds([busy[lane]], clock):
                     protocol.begin(lane, clip.encoded)
         if not busy:
             return
+        ended = {}
         with _share_seconds(busy.values(), clock):
-            logits_of = protocol.step({lane: taken.prefix for lane, taken in busy.items()})
-            ended = [lane for lane, logits in logits_of.items() if busy[lane].advance(logits)]
-        for lane in ended:
+            for lane, logits in protocol.step({lane: taken.prefix for lane, taken in busy.items()}).items():
+                try:
+                    busy[lane].prefix = busy[lane].steps.send(logits)
+                except StopIteration as end:
+                    ended[lane] = end.value
+        for lane, result in ended.items():
             done = busy.pop(lane)
-            yield done.name, {**done.result, "seconds": done.seconds}
+            yield done.name, {**result, "seconds": dict(done.seconds)}
 
 
 @contextlib.contextmanager
-def _share_seconds(clips: Collection["_Lane"], clock: Mapping[str, float]) -> Iterator[None]:
+def _share_seconds(clips: Collection[_Lane], clock: Mapping[str, float]) -> Iterator[None]:
     """Add the seconds of the code inside to clips, in equal shares."""
     stopwatch = Stopwatch(clock)
     yield
     spent = stopwatch.seconds()
     for clip in clips:
         for part, seconds in spent.items():
-            clip.seconds[part] = clip.seconds.get(part, 0.0) + seconds / len(clips)
+            clip.seconds[part] += seconds / len(clips)
 
 
-class _Lane:
-    """One clip in progress."""
-
-    def __init__(self, name: str, steps: Steps) -> None:
-        self.name, self.steps, self.prefix = name, steps, next(steps)
-        self.seconds: dict[str, float] = {}
-        self.result: Any = None
-
-    def advance(self, logits: Array) -> bool:
-        """Take the logits that follow the prefix, and return whether the clip has ended."""
-        try:
-            self.prefix = self.steps.send(logits)
-        except StopIteration as end:
-            self.result = end.value
-            return True
-        return False
-
-
-def _run_steps(runner: Runner, encoded: Tensors, model: Model, tables: Tensors | None, steps: Steps) -> Any:
-    """Run one clip's steps and return their result."""
-    protocol = PROTOCOLS[model["recipe"]["decoder"]](runner, model, tables, 1)
-    protocol.begin(0, encoded)
-    lane = _Lane("", steps)
-    while lane.result is None:
-        for logits in protocol.step({0: lane.prefix}).values():
-            lane.advance(logits)
-    return lane.result
-
-
-def _prompt(model: Model, language: str) -> Steps:
-    """Return the prompt's tokens; with "auto" the language is that of the highest logit after the start token."""
-    table = model["tokens"]
-    if language == "auto" and table["languages"]:
-        logits = yield [table["sot"]]
-        language = max(table["languages"], key=lambda code: logits[table["languages"][code]])
-    return prompt_tokens(model, language)
-
-
-def _greedy(model: Model, prompting: Steps, forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
+def _steps(model: Model, language: str, forced: list[int] | None, watch: list[list[int]] | None) -> Steps:
     """Sample until eot or a limit; then continue along `forced` from where the text left it."""
-    prompt = yield from prompting
-    pick, eot = _picker(model), model["tokens"]["eot"]
-    watched = WatchedLogits(watch, WATCHED) if watch is not None else None
+    table, protocol = model["tokens"], model["recipe"]["decoder"]
+    if language == "auto":
+        language = "en"
+        if languages := table["languages"]:
+            logits = yield [table["sot"]]
+            language = max(languages, key=lambda code: logits[languages[code]])
+    prompt, pick, eot = prompt_tokens(model, language), _picker(model), table["eot"]
+    # The window slides: its room only bounds agreement.
+    room = model["dims"]["n_text_ctx"] if protocol == "window" else model["recipe"]["decoder_length"] - len(prompt) + 1
+    watched = None if watch is None else WatchedLogits(watch, WATCHED)
     targets = None if forced is None else [*forced, eot]
-    tokens, token, picked = list(prompt), -1, list[int]()
-    for _ in range(min(model["max_tokens"], _room(model, prompt))):
-        logits = yield tokens
+    picked, tokens, capped = list[int](), list[int](), True
+    while len(picked) < min(model["max_tokens"], room):
+        logits = yield [*prompt, *tokens]
         if watched and (targets is None or picked == targets[: len(picked)]):
             watched.record(logits)
         token = pick(logits, picked)
         picked.append(token)
-        if token == eot or _repeats(token, model):
+        # rknn_model_zoo skips a timestamp (above <|0.00|>) and leaves the window as it was, so that every further step
+        # samples it again, until the guard of 1000 steps.
+        if token == eot or (protocol == "window" and token > table["timestamp_begin"]):
+            capped = token != eot
             break
         tokens.append(token)
-    prefill = len(prompt) - 1 if model["recipe"]["decoder"] == "cached" else 0
-    result: dict[str, Any] = {
-        "tokens": tokens[len(prompt) :],
-        "language": _language(model, prompt),
-        "steps": prefill + len(picked),
-        "capped": token != eot,
-    }
-    if forced is not None:
-        matching = yield from _agreement(model, prompt, forced, picked, watched)
-        result["agree"] = [matching, len(forced) + 1]
-    return result | ({"watched": watched.rows} if watched else {})
-
-
-def _agreement(
-    model: Model, prompt: list[int], tokens: list[int], picked: list[int], watched: WatchedLogits | None
-) -> Steps:
-    """Count the targets predicted; `picked` are known predictions, valid as long as they are the targets."""
-    pick = _picker(model)
-    prefix, matching, known = list(prompt), 0, list(picked)
-    for target in [*tokens, model["tokens"]["eot"]][: _room(model, prompt)]:
-        if known:
-            token = known.pop(0)
-        else:
-            logits = yield prefix
-            token = pick(logits, prefix[len(prompt) :])
+    prefill = len(prompt) - 1 if protocol == "cached" else 0
+    result = {"tokens": tokens, "language": language, "steps": prefill + len(picked), "capped": capped}
+    if targets is not None:
+        # Known are the predictions up to the first that is not its target.
+        matching = count_common(picked, targets)
+        for row in range(min(matching + 1, len(picked)), min(len(targets), room)):
+            logits = yield [*prompt, *targets[:row]]
             if watched:
                 watched.record(logits)
-        if token == target:
-            matching += 1
-        else:
-            known.clear()
-        prefix.append(target)
-    return matching
+            matching += pick(logits, targets[:row]) == targets[row]
+        result["agree"] = [matching, len(targets)]
+    return result | ({"watched": watched.rows} if watched else {})
 
 
 def prompt_tokens(model: Model, language: str = "en") -> list[int]:
@@ -213,55 +172,25 @@ def prompt_tokens(model: Model, language: str = "en") -> list[int]:
     table, task = model["tokens"], model.get("recipe", {}).get("task", "transcribe")
     languages = table["languages"] or {"en": None}
     if language not in languages and language != "auto":
-        raise ValueError(
-            f"no language {language!r} in this model: have auto, {', '.join(sorted(languages))}; "
-            f"pass one of them with --language"
-        )
+        have = ", ".join(sorted(languages))
+        raise ValueError(f"no language {language!r} in this model: have auto, {have}; pass one of them with --language")
     if task == "translate" and not table["languages"]:
         raise ValueError("an English-only model does not translate: remove --task translate")
     chosen = [languages.get(language, table["sot"] + 1), table[task]] if table["languages"] else []
     return [table["sot"], *chosen, *([] if model.get("timestamps") else [table["no_timestamps"]])]
 
 
-def _language(model: Model, prompt: list[int]) -> str:
-    """Return the language of a prompt."""
-    return next((code for code, token in model["tokens"]["languages"].items() if token == prompt[1]), "en")
-
-
-def _room(model: Model, prompt: list[int]) -> int:
-    """Count the tokens that can be sampled before the prefix outgrows the graph."""
-    if model["recipe"]["decoder"] == "window":
-        return int(model["dims"]["n_text_ctx"])  # the window slides: this only bounds agree
-    return int(model["recipe"]["decoder_length"]) - len(prompt) + 1
-
-
-def _repeats(token: int, model: Model) -> bool:
-    """Return whether a `window` loop makes no progress.
-
-    rknn_model_zoo skips a timestamp (above <|0.00|>) and leaves the window as it was, so that every further step
-    samples it again, until the guard of 1000 steps.
-    """
-    return bool(model["recipe"]["decoder"] == "window" and token > model["tokens"]["timestamp_begin"])
-
-
 def _picker(model: Model) -> Callable[[Array, Sequence[int]], int]:
-    """Make the function from logits (n_vocab,) and the tokens so far to the next token.
-
-    That is whisper.decode's SuppressBlank, SuppressTokens and, with timestamps, ApplyTimestampRules, then argmax; in
-    `window` argmax alone.
-    """
+    """Make the function from logits (n_vocab,) and the tokens so far to the next token."""
     table = model["tokens"]
-    n_vocab = table["n_vocab"]
-    if model["recipe"]["decoder"] == "window":
-        return lambda logits, picked: int(logits[:n_vocab].argmax())
-    later = np.zeros(n_vocab, np.float32)
-    later[table["suppress"]] = -np.inf
-    start = later.copy()
-    start[table["suppress_first"]] = -np.inf
-    scratch = np.empty(n_vocab, np.float32)
+    later = np.zeros(table["n_vocab"], np.float32)
+    start, scratch = later.copy(), later.copy()
+    if model["recipe"]["decoder"] != "window":  # whisper.decode's SuppressBlank and SuppressTokens; the zoo has none
+        later[table["suppress"]] = -np.inf
+        start[table["suppress"] + table["suppress_first"]] = -np.inf
 
     def pick(logits: Array, picked: Sequence[int]) -> int:
-        np.add(logits[:n_vocab], later if picked else start, out=scratch)
+        np.add(logits[: len(scratch)], later if picked else start, out=scratch)
         return int((allow_timestamps(scratch, picked, table) if model.get("timestamps") else scratch).argmax())
 
     return pick

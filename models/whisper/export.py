@@ -38,10 +38,9 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
     BadCheckpoint and BadOptions.
     """
     model = load_checkpoint(checkpoint)
-    if not clamp:
-        count_frames(recipe, model.dims)
-    recipe = clamp_recipe(recipe, model.dims)
-    n_frames = count_frames(recipe, model.dims)
+    clamped = clamp_recipe(recipe, model.dims)
+    n_frames = count_frames(clamped if clamp else recipe, model.dims)
+    recipe = clamped
     tokens = token_table(model.dims["n_vocab"], model.vocabulary)
     is_onnx = recipe.graph_format == "onnx"
     out.mkdir(parents=True, exist_ok=True)
@@ -125,25 +124,17 @@ def describe(part: PartModule) -> dict[str, Any]:
 
 
 def _write_parameter_map(parts: Mapping[str, PartModule], out: Path) -> None:
-    """Write parameters.json: which initializer holds which parameter, and which code rebuilds modules from them.
-
-    A converter that reads TorchScript traces those modules with the torch of its own environment.
-    """
-    locations = {
-        name: locate_parameters(
-            onnx.load(out / f"{name}.onnx"), {n: t.numpy() for n, t in part.module.state_dict().items()}
-        )
-        for name, part in parts.items()
-    }
+    """Write parameters.json, by which a vendor's environment rebuilds the modules to trace them with its own torch."""
+    locations = {}
+    for name, part in parts.items():
+        parameters = {key: tensor.numpy() for key, tensor in part.module.state_dict().items()}
+        locations[name] = locate_parameters(onnx.load(out / f"{name}.onnx"), parameters)
     code = dict(closure([trace.__name__]).files)
     write_parameter_map(out, ParameterMap(module=trace.__name__, code=code, parts=locations))
 
 
 def _write_onnx(part: PartModule, file: Path) -> None:
-    """Write one part as ONNX with the tracing exporter.
-
-    The dynamo exporter takes ten times as long and writes its own names and metadata into the graph.
-    """
+    # The dynamo exporter takes ten times as long and writes its own names and metadata into the graph.
     torch.onnx.export(
         part.module,
         tuple(part.inputs.values()),
@@ -156,7 +147,6 @@ def _write_onnx(part: PartModule, file: Path) -> None:
 
 
 def _write_torchscript(part: PartModule, file: Path) -> None:
-    """Write one part as TorchScript, traced."""
     # A class that was traced before gets another name; clearing the registry gives every trace the same names.
     torch._C._jit_clear_class_registry()
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
@@ -196,7 +186,6 @@ def _canonical(file: Path, names: dict[str, list[str]]) -> None:
 
 
 def _write_tables(model: Checkpoint, out: Path) -> None:
-    """Write the two embedding tables that the host looks up, with their shapes and dtypes."""
     info = {}
     for key in ("token_embedding.weight", "positional_embedding"):
         name, table = key.removesuffix(".weight"), model.state[f"decoder.{key}"].numpy()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Tensors = dict[str, Array]
 Model = Mapping[str, Any]  # model.json
-Put = Callable[[int, int, int, int], None]  # of a token: lane, row, token, position
+Put = Callable[[int, list[int], int], None]  # lane, tokens, position of the first
 
 MASKED = -1e4  # as in the graphs: finite for fp16 and int8, and exactly 0 after softmax
 WINDOW = 12  # tokens of rknn_model_zoo's decoder
@@ -27,16 +27,16 @@ class Runner(Protocol):
 
 
 def _feed(model: Model, lanes: int, n_rows: int, tables: Tensors | None) -> tuple[Tensors, Put]:
-    """Make a decoder's token inputs of `n_rows` rows, and the function that puts a token there.
+    """Make a decoder's token inputs of `n_rows` rows, and the function that writes tokens to the first of them.
 
     Rows not yet written hold eot, embedded on the host exactly as in the graph.
     """
     recipe, eot = model["recipe"], model["tokens"]["eot"]
     if not recipe["host_embedding"]:
-        ids, positions = np.full((lanes, n_rows), eot, np.int64), np.zeros((lanes, n_rows), np.int64)
+        ids, positions = np.full((lanes, n_rows), eot, np.int64), np.zeros((lanes, 1), np.int64)
 
-        def put_ids(lane: int, row: int, token: int, position: int) -> None:
-            ids[lane, row], positions[lane, row] = token, position
+        def put_ids(lane: int, tokens: list[int], position: int) -> None:
+            ids[lane, : len(tokens)], positions[lane] = tokens, position
 
         one = recipe["decoder"] == "cached"
         return {"token": ids, "position": positions} if one else {"tokens": ids}, put_ids
@@ -47,8 +47,8 @@ def _feed(model: Model, lanes: int, n_rows: int, tables: Tensors | None) -> tupl
         places = np.zeros_like(places)
     rows = np.repeat((words[eot] + places[:n_rows])[None], lanes, axis=0).astype(np.float32)
 
-    def put_rows(lane: int, row: int, token: int, position: int) -> None:
-        np.add(words[token], places[position], out=rows[lane, row])
+    def put_rows(lane: int, tokens: list[int], position: int) -> None:
+        rows[lane, : len(tokens)] = words[tokens] + places[position : position + len(tokens)]
 
     return {"embedding": rows}, put_rows
 
@@ -65,14 +65,11 @@ class Static:
             self.last = self.inputs["last"] = np.zeros((1, 1, recipe["decoder_length"]), np.float32)
 
     def begin(self, lane: int, encoded: Tensors) -> None:
-        self.constant, self.fed = {"audio": _hidden(encoded)}, list[int]()
+        self.constant = {"audio": _hidden(encoded)}
 
     def step(self, prefixes: Mapping[int, list[int]]) -> dict[int, Array]:
-        tokens = prefixes[0]
-        for row in range(_common(self.fed, tokens), len(tokens)):
-            self.put(0, row, tokens[row], row)
-        self.fed = list(tokens)
-        row = len(tokens) - 1
+        self.put(0, prefixes[0], 0)
+        row = len(prefixes[0]) - 1
         if self.last is not None:
             self.last[:] = 0.0
             self.last[0, 0, row], row = 1.0, 0
@@ -103,8 +100,7 @@ class Window:
             pop_id = max(pop_id - 1, len(prompt))
             window.append(token)
             window.pop(pop_id)
-        for row, token in enumerate(window):
-            self.put(0, row, token, row)
+        self.put(0, window, 0)
         last = -1 if len(prompt) == self.prompt_size else len(prompt) - 1  # the start token alone asks for a language
         return {0: self.runner.run("decoder", self.inputs, self.constant)["out"][0, last]}
 
@@ -116,11 +112,8 @@ class Cached:
         self.runner, self.lanes, self.length = runner, lanes, model["recipe"]["decoder_length"]
         self.layers = [f"{kind}_{i}" for i in range(model["dims"]["n_text_layer"]) for kind in "kv"]
         self.inputs, self.put = _feed(model, lanes, 1, tables)
-        self.across: Tensors = {}
-        if lanes > 1:
-            for entry in model["parts"]["cross"]["outputs"]:
-                heads, *rest = entry["shape"]
-                self.across[entry["name"]] = np.zeros((lanes * heads, *rest), np.float32)
+        outputs = model["parts"]["cross"]["outputs"] if lanes > 1 else []
+        self.across = {e["name"]: np.zeros([lanes * e["shape"][0], *e["shape"][1:]], np.float32) for e in outputs}
         self.fed: list[list[int]] = [[] for _ in range(lanes)]
         d, rows = model["dims"]["n_text_state"], min(FIRST_ROWS, self.length) if lanes > 1 else self.length
         self.cache = {layer: np.zeros((lanes, rows, d), np.float32) for layer in self.layers}
@@ -141,9 +134,9 @@ class Cached:
         """Feed each lane its next token; return the logits of lanes whose whole prefix is fed."""
         at = {}
         for lane, tokens in prefixes.items():
-            self._rewind(lane, min(_common(self.fed[lane], tokens), len(tokens) - 1))
+            self._rewind(lane, min(count_common(self.fed[lane], tokens), len(tokens) - 1))
             at[lane] = len(self.fed[lane])
-            self.put(lane, 0, tokens[at[lane]], at[lane])
+            self.put(lane, [tokens[at[lane]]], at[lane])
         self._grow(max(at.values()))
         outputs = self._run(max(at) + 1)
         for layer, rows in self.cache.items():
@@ -178,16 +171,14 @@ class Cached:
         more = min(2 * have, self.length) - have
         for layer, rows in self.cache.items():
             self.cache[layer] = np.pad(rows, ((0, 0), (0, more), (0, 0)))
-        wider = np.full((self.lanes, 1, 1, have + more + 1), MASKED, np.float32)
-        wider[..., :have], wider[..., -1] = self.mask[..., :have], 0.0
-        self.mask = wider
+        self.mask = np.insert(self.mask, [have] * more, MASKED, axis=-1)
 
 
-def _common(fed: list[int], tokens: list[int]) -> int:
-    """Count the tokens at which two prefixes begin alike."""
-    if tokens[: len(fed)] == fed:
-        return len(fed)
-    return next((i for i, (old, new) in enumerate(zip(fed, tokens, strict=False)) if old != new), len(tokens))
+def count_common(one: list[int], other: list[int]) -> int:
+    """Count the tokens at which two lists begin alike."""
+    if other[: len(one)] == one:
+        return len(one)
+    return next((i for i, (old, new) in enumerate(zip(one, other, strict=False)) if old != new), len(other))
 
 
 def _hidden(encoded: Tensors) -> Array:

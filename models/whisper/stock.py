@@ -31,14 +31,14 @@ class Stock:
     def transcribe(self, audio: Path, language: str, task: str = "transcribe") -> dict[str, Any]:
         """Return a session line's fields for one clip no longer than the window."""
         wave = load_audio(audio).astype(np.float32) / 32768.0
-        options = DecodingOptions(task=task, language=self._known(language), without_timestamps=True, fp16=False)
+        options = DecodingOptions(**self._options(language, task))
         start = time.perf_counter()
         padded = pad_or_trim(wave, self.n_frames * HOP_LENGTH)
         mel = log_mel_spectrogram(torch.from_numpy(padded), self.model.dims.n_mels)
         result = whisper_decode(self.model, mel, options)
         assert isinstance(result, DecodingResult)
         text = decode_text(self.vocabulary, result.tokens)  # with the text of added tokens
-        return self._line(wave, [list(result.tokens)], text, result.language, time.perf_counter() - start)
+        return self._line(wave, [list(result.tokens)], text, result.language, start)
 
     def transcribe_long(self, audio: Path, language: str, task: str = "transcribe") -> dict[str, Any]:
         """Return a session line's fields for one clip of any length, by openai-whisper's own long form.
@@ -49,29 +49,17 @@ class Stock:
         wave = load_audio(audio).astype(np.float32) / 32768.0
         start = time.perf_counter()
         with _window_of(self.n_frames):
-            result = whisper_transcribe(
-                self.model,
-                wave,
-                verbose=None,
-                temperature=0.0,
-                condition_on_previous_text=False,
-                task=task,
-                language=self._known(language),
-                without_timestamps=True,
-                fp16=False,
-            )
+            options = {"temperature": 0.0, "condition_on_previous_text": False, **self._options(language, task)}
+            result = whisper_transcribe(self.model, wave, verbose=None, **options)
         windows = [segment["tokens"] for segment in result["segments"]]
-        return self._line(wave, windows, result["text"].strip(), result["language"], time.perf_counter() - start)
+        return self._line(wave, windows, result["text"].strip(), result["language"], start)
 
-    def _known(self, language: str) -> str | None:
-        """Return openai-whisper's language: None is the one that it detects, which an English-only model cannot."""
-        if language == "auto":
-            return None if self.model.is_multilingual else "en"
-        return language
+    def _options(self, language: str, task: str) -> dict[str, Any]:
+        """Return openai-whisper's options: with language None it detects one, which an English-only model cannot."""
+        known = {"auto": None if self.model.is_multilingual else "en"}.get(language, language)
+        return {"task": task, "language": known, "without_timestamps": True, "fp16": False}
 
-    def _line(
-        self, wave: np.ndarray, windows: list[list[int]], text: str, language: str, total_s: float
-    ) -> dict[str, Any]:
+    def _line(self, wave: np.ndarray, windows: list[Any], text: str, language: str, start: float) -> dict[str, Any]:
         tokens = [token for window in windows for token in window]
         return {
             "tokens": tokens,
@@ -79,7 +67,7 @@ class Stock:
             "steps": len(tokens),
             "capped": any(len(window) >= self.model.dims.n_text_ctx // 2 for window in windows),
             "agree": None,
-            "seconds": {"total": round(total_s, 5)},
+            "seconds": {"total": round(time.perf_counter() - start, 5)},
             "audio_s": round(len(wave) / 16000, 4),
             "text": text,
         }
@@ -97,6 +85,4 @@ def _window_of(n_frames: int) -> Iterator[None]:
         module.N_FRAMES, module.N_SAMPLES = before
 
 
-def load_stock(checkpoint: Path) -> Stock:
-    """Open openai-whisper with a checkpoint's weights."""
-    return Stock(checkpoint)
+load_stock = Stock

@@ -77,7 +77,7 @@ class SplitAttention(nn.Module):
 class EncoderBlock(nn.Module):
     """Self-attention and feed-forward."""
 
-    def __init__(self, d: int, n_head: int, norm: Norm = nn.LayerNorm) -> None:
+    def __init__(self, d: int, n_head: int, norm: Norm) -> None:
         super().__init__()
         self.attn = Attention(d, n_head)
         self.attn_ln = norm(d)
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
 
     positional_embedding: Tensor
 
-    def __init__(self, dims: Dims, n_ctx: int, conv2d: bool = False, norm: Norm = nn.LayerNorm) -> None:
+    def __init__(self, dims: Dims, n_ctx: int, conv2d: bool, norm: Norm) -> None:
         super().__init__()
         d = dims["n_audio_state"]
         self.conv1: nn.Module
@@ -116,8 +116,8 @@ class Encoder(nn.Module):
             self.conv1 = nn.Conv1d(dims["n_mels"], d, kernel_size=3, padding=1)
             self.conv2 = nn.Conv1d(d, d, kernel_size=3, stride=2, padding=1)
         self.register_buffer("positional_embedding", torch.empty(n_ctx, d))
-        blocks = [EncoderBlock(d, dims["n_audio_head"], norm) for _ in range(dims["n_audio_layer"])]
-        self.blocks = nn.ModuleList(blocks)
+        layers = range(dims["n_audio_layer"])
+        self.blocks = nn.ModuleList(EncoderBlock(d, dims["n_audio_head"], norm) for _ in layers)
         self.ln_post = norm(d)
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -175,11 +175,11 @@ class Cross(nn.Module):
 class DecoderBlock(EncoderBlock):
     """Self-attention, cross-attention and feed-forward."""
 
-    cross_attn: nn.Module
+    attention: type[Attention | SplitAttention]
 
-    def __init__(self, d: int, n_head: int, cached: bool, norm: Norm = nn.LayerNorm) -> None:
+    def __init__(self, d: int, n_head: int, norm: Norm) -> None:
         super().__init__(d, n_head, norm)
-        self.cross_attn = SplitAttention(d, n_head) if cached else Attention(d, n_head)
+        self.cross_attn = self.attention(d, n_head)
         self.cross_attn_ln = norm(d)
 
     def rest(self, x: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
@@ -190,6 +190,7 @@ class DecoderBlock(EncoderBlock):
 class PrefixBlock(DecoderBlock):
     """Run over a whole prefix: x (1, n, d), audio (1, n_audio_ctx, d) -> (1, n, d)."""
 
+    attention = Attention
     cross_attn: Attention
 
     def forward(self, x: Tensor, audio: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
@@ -201,14 +202,10 @@ class PrefixBlock(DecoderBlock):
 class CachedBlock(DecoderBlock):
     """Run one row over a cache: x (1, 1, d) -> x, its new key and value rows, (1, 1, d) each."""
 
+    attention = SplitAttention
+
     def forward(  # type: ignore[override]
-        self,
-        x: Tensor,
-        mask: Tensor,
-        self_k: Tensor,
-        self_v: Tensor,
-        cross_k: Tensor,
-        cross_v: Tensor,
+        self, x: Tensor, mask: Tensor, self_k: Tensor, self_v: Tensor, cross_k: Tensor, cross_v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         y = self.attn_ln(x)
         new_k, new_v = self.attn.key(y), self.attn.value(y)
@@ -223,20 +220,19 @@ class Decoder(nn.Module):
     length: rows of the prefix or the cache; with host embedding there is no positional table.
     """
 
+    block: type[DecoderBlock]
     positional_embedding: Tensor
     no_bias: Tensor
 
-    def __init__(
-        self, dims: Dims, length: int, host_embedding: bool, block: type[DecoderBlock], norm: Norm = nn.LayerNorm
-    ) -> None:
+    def __init__(self, dims: Dims, length: int, host_embedding: bool, norm: Norm) -> None:
         super().__init__()
-        d, cached = dims["n_text_state"], block is CachedBlock
-        self.d, self.length, self.host_embedding = d, length, host_embedding
+        d = dims["n_text_state"]
+        self.d, self.host_embedding = d, host_embedding
         self.token_embedding = nn.Embedding(dims["n_vocab"], d)
         if not host_embedding:
             self.register_buffer("positional_embedding", torch.empty(length, d))
         layers = range(dims["n_text_layer"])
-        self.blocks = nn.ModuleList(block(d, dims["n_text_head"], cached, norm) for _ in layers)
+        self.blocks = nn.ModuleList(self.block(d, dims["n_text_head"], norm) for _ in layers)
         self.ln = norm(d)
         # A zero bias makes the head a Gemm on the table itself; a MatMul would store it transposed: 80 MB more in tiny.
         self.register_buffer("no_bias", torch.zeros(dims["n_vocab"]), persistent=False)
@@ -254,17 +250,10 @@ class PrefixDecoder(Decoder):
     one-hot -> logits of every row, or of the `last` one alone, in `slices` consecutive tensors of the vocabulary.
     """
 
-    def __init__(
-        self,
-        dims: Dims,
-        length: int,
-        host_embedding: bool = False,
-        *,
-        norm: Norm = nn.LayerNorm,
-        slices: int = 1,
-        masked: float = MASKED,
-    ) -> None:
-        super().__init__(dims, length, host_embedding, PrefixBlock, norm)
+    block = PrefixBlock
+
+    def __init__(self, dims: Dims, length: int, host_embedding: bool, norm: Norm, slices: int, masked: float) -> None:
+        super().__init__(dims, length, host_embedding, norm)
         mask = torch.full((1, 1, length, length), masked).triu(1)
         self.register_buffer("mask", mask, persistent=False)
         self.heads = nn.ModuleList()
@@ -296,8 +285,7 @@ class CachedDecoder(Decoder):
     (1, 1, d).
     """
 
-    def __init__(self, dims: Dims, length: int, host_embedding: bool = False, *, norm: Norm = nn.LayerNorm) -> None:
-        super().__init__(dims, length, host_embedding, CachedBlock, norm)
+    block = CachedBlock
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         if self.host_embedding:
@@ -316,11 +304,13 @@ class CachedDecoder(Decoder):
 
 def weight_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a checkpoint's tensors by name, allocating none."""
+    norm = nn.LayerNorm
     with torch.device("meta"):
-        parts = {"encoder": Encoder(dims, dims["n_audio_ctx"]), "decoder": PrefixDecoder(dims, dims["n_text_ctx"])}
+        encoder = Encoder(dims, dims["n_audio_ctx"], conv2d=False, norm=norm)
+        decoder = PrefixDecoder(dims, dims["n_text_ctx"], host_embedding=False, norm=norm, slices=1, masked=MASKED)
     return {
         f"{part}.{name}": tuple(tensor.shape)
-        for part, module in parts.items()
+        for part, module in (("encoder", encoder), ("decoder", decoder))
         for name, tensor in module.state_dict().items()
     }
 

@@ -53,17 +53,17 @@ def identify(
     multilingual one; weights that predict neither are untrained and change nothing. first_step: gives the distribution
     (n_vocab,) that follows a token. Raises BadCheckpoint where tokenizer, size and weights contradict each other.
     """
+    multilingual = _predicted_kind(first_step, n_vocab)
     if special is None:
         found = next((each for each in VOCABULARIES if each.size == n_vocab), None)
+        if multilingual is not None and (found is None or found.multilingual != multilingual):
+            # The largest of the kind that fits; rows beyond it are added tokens.
+            found = max((v for v in VOCABULARIES if v.multilingual == multilingual and v.size <= n_vocab), default=None)
     else:
         found = next((each for each in VOCABULARIES if _agrees(each, special)), None)
         if found is None:
             ids = ", ".join(f"{content} = {token}" for content, token in itertools.islice(special.items(), 4))
             raise BadCheckpoint(f"its tokenizer is not Whisper's: it has {ids}: {NEXT}")
-    multilingual = _predicted_kind(first_step, n_vocab)
-    if special is None and multilingual is not None and (found is None or found.multilingual != multilingual):
-        # The largest of the kind that fits; rows beyond it are added tokens.
-        found = max((v for v in VOCABULARIES if v.multilingual == multilingual and v.size <= n_vocab), default=None)
     if found is None:
         sizes = ", ".join(f"{each.size} ({each.label})" for each in VOCABULARIES)
         raise BadCheckpoint(f"a vocabulary of {n_vocab} tokens is not Whisper's: allowed are {sizes}: {NEXT}")
@@ -87,11 +87,11 @@ def _agrees(vocabulary: Vocabulary, special: Mapping[str, int]) -> bool:
 def _predicted_kind(first_step: Callable[[int], Any], n_vocab: int) -> bool | None:
     """Return whether weights are multilingual by what they predict after a start token; None for untrained ones."""
     english, multilingual, _ = (each.tokenizer for each in VOCABULARIES)
-    if n_vocab > multilingual.sot + 99:
-        first, last = multilingual.sot + 1, multilingual.sot + 99
-        if float(first_step(multilingual.sot)[first : last + 1].sum()) > LIKELY:
-            return True
-    if float(first_step(english.sot)[english.no_speech : VOCABULARIES[0].size].sum()) > 0.5:
+    start, end = multilingual.sot + 1, multilingual.sot + 100  # of the languages
+    if n_vocab >= end and first_step(multilingual.sot)[start:end].sum() > LIKELY:
+        return True
+    size = VOCABULARIES[0].size
+    if n_vocab >= size and first_step(english.sot)[english.no_speech : size].sum() > 0.5:
         return False
     return None
 
@@ -102,17 +102,15 @@ def token_table(n_vocab: int, vocabulary: Vocabulary) -> dict[str, Any]:
     `suppress` is never sampled, `suppress_first` not as the first token; `added` has the texts of added tokens.
     """
     tokenizer = vocabulary.tokenizer
+    suppressing = DecodingTask.__new__(DecodingTask)  # its constructor needs a whole model
+    suppressing.options, suppressing.tokenizer = DecodingOptions(), tokenizer
     codes = list(LANGUAGES)[: vocabulary.n_languages] if vocabulary.multilingual else []
+    single = ("sot", "eot", "transcribe", "translate", "no_timestamps", "timestamp_begin")
     return {
-        "sot": tokenizer.sot,
-        "eot": tokenizer.eot,
-        "transcribe": tokenizer.transcribe,
-        "translate": tokenizer.translate,
-        "no_timestamps": tokenizer.no_timestamps,
-        "timestamp_begin": tokenizer.timestamp_begin,
+        **{name: getattr(tokenizer, name) for name in single},
         # They follow `sot` in the order of LANGUAGES.
         "languages": {code: tokenizer.sot + 1 + i for i, code in enumerate(codes)},
-        "suppress": _suppressed(tokenizer),
+        "suppress": list(suppressing._get_suppress_tokens()),
         "suppress_first": [*tokenizer.encoding.encode(" "), tokenizer.eot],
         "added": {str(token): text for token, text in sorted(vocabulary.added.items())},
         "n_vocab": n_vocab,
@@ -121,8 +119,7 @@ def token_table(n_vocab: int, vocabulary: Vocabulary) -> dict[str, Any]:
 
 def text(tokens: list[int], model: Mapping[str, Any]) -> str:
     """Turn token ids into text as whisper.decode does: no timestamps, outer blanks stripped; `model` is model.json."""
-    vocabulary = vocabulary_of(model)
-    return decode_text(vocabulary, tokens)
+    return decode_text(vocabulary_of(model), tokens)
 
 
 def segments(tokens: list[int], model: Mapping[str, Any], audio_s: float) -> list[dict[str, Any]]:
@@ -145,10 +142,3 @@ def vocabulary_of(model: Mapping[str, Any]) -> Vocabulary:
     table = model["tokens"]
     added = {int(token): text for token, text in table.get("added", {}).items()}
     return Vocabulary(bool(table["languages"]), max(99, len(table["languages"])), added)
-
-
-def _suppressed(tokenizer: Tokenizer) -> list[int]:
-    """List the tokens that DecodingOptions(suppress_tokens="-1") suppresses, by openai-whisper's own code."""
-    task = DecodingTask.__new__(DecodingTask)  # its constructor needs a whole model
-    task.options, task.tokenizer = DecodingOptions(), tokenizer
-    return list(task._get_suppress_tokens())

@@ -30,8 +30,7 @@ def rebuild(model: Mapping[str, Any], part: str, weights: Mapping[str, Any]) -> 
     """Build one part of model.json from its parameters, float32 arrays by name."""
     result = make_parts(model["dims"], model["recipe"], model["n_audio_ctx"])[part]
     _resize(result.module, weights)
-    state = {_module_name(name): torch.tensor(array) for name, array in weights.items()}
-    result.module.load_state_dict(state)
+    result.module.load_state_dict({_module_name(name): torch.tensor(array) for name, array in weights.items()})
     result.module.eval().requires_grad_(False)
     return result
 
@@ -53,18 +52,11 @@ def make_parts(dims: Mapping[str, int], recipe: Mapping[str, Any], n_audio: int)
 
 
 def _prefix(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -> PartModule:
-    """Make the decoder of a whole prefix: `window` or `static`."""
     window = recipe["decoder"] == "window"
     length = min(WINDOW, dims["n_text_ctx"]) if window else recipe["decoder_length"]
     slices = 1 if window else recipe["logits_slices"]
-    module = PrefixDecoder(
-        dims,
-        length,
-        recipe["host_embedding"],
-        norm=NORMS[recipe["layer_norm"]],
-        slices=slices,
-        masked=recipe["mask_value"],
-    )
+    norm = NORMS[recipe["layer_norm"]]
+    module = PrefixDecoder(dims, length, recipe["host_embedding"], norm, slices, recipe["mask_value"])
     if recipe["host_embedding"]:
         inputs = {"embedding": torch.zeros(1, length, dims["n_text_state"])}
     else:
@@ -77,9 +69,8 @@ def _prefix(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -
 
 
 def _cached(dims: Mapping[str, int], recipe: Mapping[str, Any], audio: Tensor) -> PartModule:
-    """Make the decoder of one token and a static KV cache."""
     length = recipe["decoder_length"]
-    module = CachedDecoder(dims, length, recipe["host_embedding"], norm=NORMS[recipe["layer_norm"]])
+    module = CachedDecoder(dims, length, recipe["host_embedding"], NORMS[recipe["layer_norm"]])
     if recipe["host_embedding"]:
         inputs = {"embedding": torch.zeros(1, 1, dims["n_text_state"])}
     else:

@@ -4,7 +4,7 @@ The layout of model.bin is that of CTranslate2's `python/ctranslate2/specs/model
 """
 
 import json
-import struct
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,141 +13,101 @@ import torch
 from numpy.typing import NDArray
 
 from models.whisper.containers.tokenizer import read_tokens
-from models.whisper.containers.weights import Weights, dequantized
+from models.whisper.containers.weights import Cursor, Weights, derive_dims
 from nightjar.errors import BadCheckpoint
 
 FILE = "model.bin"
 VERSION = 6
 SPEC = "WhisperSpec"
 NEXT = "convert it with `ct2-transformers-converter`, or fetch it again, then give the folder with --checkpoint"
-DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
-NAMES = {np.dtype(np.int8): "int8", np.dtype(np.int16): "int16"}
+DTYPES = ("float32", "int8", "int16", "int32", "float16")
 
-# A layer's modules in openai-whisper's names by CTranslate2's, each with the thirds or halves of its rows.
-ATTENTION = {
+# Modules in openai-whisper's names by CTranslate2's; several share the rows of one matrix. Those of a layer come last.
+MODULES = {
+    "encoder/conv1": ("encoder.conv1",),
+    "encoder/conv2": ("encoder.conv2",),
+    "encoder/position_encodings": ("encoder.positional_embedding",),
+    "encoder/layer_norm": ("encoder.ln_post",),
+    "decoder/embeddings": ("decoder.token_embedding",),
+    "decoder/position_encodings": ("decoder.positional_embedding",),
+    "decoder/layer_norm": ("decoder.ln",),
+    "self_attention/layer_norm": ("attn_ln",),
     "self_attention/linear_0": ("attn.query", "attn.key", "attn.value"),
     "self_attention/linear_1": ("attn.out",),
+    "attention/layer_norm": ("cross_attn_ln",),
     "attention/linear_0": ("cross_attn.query",),
     "attention/linear_1": ("cross_attn.key", "cross_attn.value"),
     "attention/linear_2": ("cross_attn.out",),
+    "ffn/layer_norm": ("mlp_ln",),
     "ffn/linear_0": ("mlp.0",),
     "ffn/linear_1": ("mlp.2",),
 }
-NORMS = {
-    "self_attention/layer_norm": "attn_ln",
-    "attention/layer_norm": "cross_attn_ln",
-    "ffn/layer_norm": "mlp_ln",
-}
+ENDS = {"weight": ".weight", "gamma": ".weight", "bias": ".bias", "beta": ".bias", "encodings": ""}
+VARIABLE = re.compile(rf"(\w+/layer_\d+/)?({'|'.join(MODULES)})/({'|'.join(ENDS)})")
 
 
 def load_ctranslate2(folder: Path) -> Weights:
     """Read a folder that `ct2-transformers-converter` wrote.
 
-    float32 and float16 are exact; int8 and int16 are dequantized, which a note says. Raises BadCheckpoint for another
-    layout or model, and for a file that is cut.
+    float32 and float16 are exact; int8 and int16 are dequantized. Raises BadCheckpoint for another layout or model, and
+    for a file that is cut.
     """
+    file = folder / FILE
     try:
-        variables = _read(folder / FILE)
-    except (OSError, ValueError, struct.error, IndexError) as error:
-        raise BadCheckpoint(f"cannot read {folder / FILE} as a CTranslate2 Whisper ({error}): {NEXT}") from error
-    kinds = {NAMES[array.dtype] for name, array in variables.items() if f"{name}_scale" in variables}
-    floats = {str(array.dtype) for name, array in variables.items() if name.endswith("layer_norm/gamma")}
-    try:
-        state = _renamed({name: _float(name, variables) for name in variables if not name.endswith("_scale")})
-        dims = _dims(variables, state)
+        variables = _read(file)
+        state = _renamed(variables)
+        heads = [int(variables[f"{side}/num_heads"]) for side in ("encoder", "decoder")]
+        dims = {**derive_dims(state), "n_audio_head": heads[0], "n_text_head": heads[1]}
     except KeyError as error:
-        raise BadCheckpoint(f"{folder / FILE} has no {error.args[0]}: {NEXT}") from error
+        raise BadCheckpoint(f"{file} has no {error.args[0]}: {NEXT}") from error
+    except (OSError, ValueError, IndexError) as error:
+        raise BadCheckpoint(f"cannot read {file} as a CTranslate2 Whisper ({error}): {NEXT}") from error
     special, added = read_tokens(folder)
-    dtype = "".join(sorted(kinds)) or "".join(sorted(floats))
-    notes = (dequantized(dtype),) if kinds else ()
-    return Weights("CTranslate2", dims, state, dtype, special, added, notes)
+    quantized = {str(array.dtype) for name, array in variables.items() if f"{name}_scale" in variables}
+    floats = {str(array.dtype) for name, array in variables.items() if name.endswith("layer_norm/gamma")}
+    return Weights("CTranslate2", dims, state, "".join(sorted(quantized or floats)), special, added)
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the variables of a model.bin; raises ValueError, struct.error or IndexError."""
-    content, at = path.read_bytes(), 0
+    """Read the variables of a model.bin; raises ValueError or IndexError."""
+    cursor = Cursor(path.read_bytes())
 
-    def take(form: str) -> int:
-        nonlocal at
-        (value,) = struct.unpack_from(f"<{form}", content, at)
-        at += struct.calcsize(f"<{form}")
-        return int(value)
+    def number(dtype: str = "<u4") -> int:
+        return cursor.take(1, dtype)[0]
 
     def text() -> str:
-        nonlocal at
-        size = take("H")
-        at += size
-        if at > len(content):
-            raise ValueError("the file is cut")
-        return content[at - size : at - 1].decode()
+        return str(cursor.cut(number("<u2"))[:-1], "utf-8")
 
-    version = take("I")
-    if version != VERSION:
+    if (version := number()) != VERSION:
         raise ValueError(f"version {version}, known is {VERSION}")
     if (spec := text()) != SPEC:
         raise ValueError(f"it holds a {spec!r}, allowed is {SPEC}")
-    take("I")  # the revision, which changes no layout
+    number()  # the revision, which changes no layout
     variables = {}
-    for _ in range(take("I")):
-        name, shape = text(), [take("I") for _ in range(take("B"))]
-        dtype, size = np.dtype(DTYPES[take("B")]), take("I")
-        variables[name] = np.frombuffer(content, dtype, size // dtype.itemsize, at).reshape(shape)
-        at += size
-    for _ in range(take("I")):  # aliases: two names of one variable
+    for _ in range(number()):
+        name, shape = text(), cursor.take(number("u1"), "<u4")
+        dtype = DTYPES[number("u1")]
+        variables[name] = np.frombuffer(cursor.cut(number()), dtype).reshape(shape)
+    for _ in range(number()):  # aliases: two names of one variable
         alias, name = text(), text()
         variables[alias] = variables[name]
     return variables
 
 
-def _float(name: str, variables: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    """Return a variable, dequantized row by row where it has scales (value = integer / scale)."""
-    array, scale = variables[name], variables.get(f"{name}_scale")
-    if scale is None:
-        return array
-    return array / scale.astype(np.float32).reshape(-1, *[1] * (array.ndim - 1))
-
-
 def _renamed(variables: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
-    state: dict[str, NDArray[Any]] = {}
-
-    def norm(name: str, source: str) -> None:
-        state[f"{name}.weight"], state[f"{name}.bias"] = variables[f"{source}/gamma"], variables[f"{source}/beta"]
-
-    def linear(names: tuple[str, ...], source: str) -> None:
-        for kind in ("weight", "bias"):
-            rows = np.split(variables[f"{source}/{kind}"], len(names))
-            state.update({f"{name}.{kind}": part for name, part in zip(names, rows, strict=True)})
-
-    for conv in ("conv1", "conv2"):
-        linear((f"encoder.{conv}",), f"encoder/{conv}")
-    for side, end in (("encoder", "ln_post"), ("decoder", "ln")):
-        state[f"{side}.positional_embedding"] = variables[f"{side}/position_encodings/encodings"]
-        norm(f"{side}.{end}", f"{side}/layer_norm")
-        for i in range(_layers(variables, side)):
-            there, here = f"{side}/layer_{i}", f"{side}.blocks.{i}"
-            for source, names in ATTENTION.items():
-                if side == "decoder" or not source.startswith("attention"):
-                    linear(tuple(f"{here}.{name}" for name in names), f"{there}/{source}")
-            for source, name in NORMS.items():
-                if side == "decoder" or not source.startswith("attention"):
-                    norm(f"{here}.{name}", f"{there}/{source}")
-    state["decoder.token_embedding.weight"] = variables["decoder/embeddings/weight"]
-    # Whisper's keys have no bias; CTranslate2 keeps zeros for them.
-    return {name: torch.from_numpy(array.copy()) for name, array in state.items() if not name.endswith("key.bias")}
-
-
-def _dims(variables: dict[str, NDArray[Any]], state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    n_vocab, width = state["decoder.token_embedding.weight"].shape
-    dims = {"n_mels": state["encoder.conv1.weight"].shape[1], "n_vocab": n_vocab}
-    for kind, side in (("audio", "encoder"), ("text", "decoder")):
-        dims[f"n_{kind}_ctx"] = state[f"{side}.positional_embedding"].shape[0]
-        dims |= {f"n_{kind}_state": width, f"n_{kind}_head": int(variables[f"{side}/num_heads"])}
-        dims[f"n_{kind}_layer"] = _layers(variables, side)
-    return dims
-
-
-def _layers(variables: dict[str, NDArray[Any]], side: str) -> int:
-    return len({name.split("/")[1] for name in variables if name.startswith(f"{side}/layer_") and name.count("/") > 2})
+    """Return the weights in openai-whisper's names; integers times their row's scale are dequantized."""
+    state = {}
+    for variable, array in variables.items():
+        if not (match := VARIABLE.fullmatch(variable)):
+            continue
+        layer, module, end = match.groups("")
+        if (scale := variables.get(f"{variable}_scale")) is not None:
+            array = array / scale.astype(np.float32).reshape(-1, *[1] * (array.ndim - 1))
+        for name, rows in zip(MODULES[module], np.split(array, len(MODULES[module])), strict=True):
+            name = layer.replace("/layer_", ".blocks.").replace("/", ".") + name + ENDS[end]
+            if not name.endswith("key.bias"):  # Whisper's keys have none; CTranslate2 keeps zeros for them
+                state[name] = torch.from_numpy(rows.copy())
+    return state
 
 
 def is_ctranslate2(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 The layout is that of whisper.cpp's `models/convert-pt-to-ggml.py`; quantized blocks are those of ggml.
 """
 
-import struct
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from models.whisper.containers.tokenizer import SOT, STARTS
-from models.whisper.containers.weights import Weights, dequantized
+from models.whisper.containers.weights import Cursor, Weights
 from nightjar.errors import BadCheckpoint
 
-MAGIC = struct.pack("<I", 0x67676D6C)
+MAGIC = b"lmgg"
 DIMS = (
     *("n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"),
     *("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"),
@@ -35,54 +35,36 @@ def is_ggml(path: Path) -> bool:
 def load_ggml(path: Path) -> Weights:
     """Read a file of whisper.cpp.
 
-    float32 and float16 are exact; q4, q5, q8 and the others are dequantized, which a note says. Raises BadCheckpoint
-    for a file that is cut, and for a type of numbers that ggml's library does not know.
+    float32 and float16 are exact; q4, q5, q8 and the others are dequantized. Raises BadCheckpoint for a file that is
+    cut, and for a type of numbers that ggml's library does not know.
     """
     try:
         dims, tokens, tensors, kinds = _read(path)
-    except (OSError, ValueError, struct.error, OverflowError, MemoryError, NotImplementedError) as error:
+    except (OSError, ValueError, MemoryError, NotImplementedError) as error:
         raise BadCheckpoint(f"cannot read {path} as a ggml Whisper ({error}): {NEXT}") from error
     quantized = sorted(set(kinds.values()) - {*FLOATS.values()})
     dtype = ", ".join(quantized) or kinds.get("decoder.token_embedding.weight", "float32")
-    special = {SOT: STARTS[ENGLISH_END not in tokens]} if tokens else None
-    return Weights("ggml", dims, tensors, dtype, special, {}, (dequantized(dtype),) if quantized else ())
+    return Weights("ggml", dims, tensors, dtype, {SOT: STARTS[ENGLISH_END not in tokens]} if tokens else None)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[bytes], dict[str, torch.Tensor], dict[str, str]]:
     """Return dimensions, vocabulary, tensors, and each tensor's type of numbers."""
-    content = path.read_bytes()
-    at = len(MAGIC)
-
-    def take(count: int) -> tuple[int, ...]:
-        nonlocal at
-        values = struct.unpack_from(f"<{count}i", content, at)
-        at += 4 * count
-        return values
-
-    def cut(size: int) -> bytes:
-        nonlocal at
-        if size < 0 or at + size > len(content):
-            raise ValueError("the file is cut")
-        at += size
-        return content[at - size : at]
-
-    dims = dict(zip(DIMS, take(len(DIMS)), strict=True))
-    take(1)  # the type of most numbers, which each tensor says again
-    n_mels, n_fft = take(2)
-    cut(4 * n_mels * n_fft)  # the mel filters
-    tokens = [cut(*take(1)) for _ in range(*take(1))]
+    cursor = Cursor(path.read_bytes())
+    cursor.cut(len(MAGIC))
+    dims = dict(zip(DIMS, cursor.take(len(DIMS)), strict=True))
+    cursor.take()  # the type of most numbers, which each tensor says again
+    n_mels, n_fft = cursor.take(2)
+    cursor.cut(4 * n_mels * n_fft)  # the mel filters
+    tokens = [bytes(cursor.cut(*cursor.take())) for _ in range(*cursor.take())]
     tensors, kinds = {}, {}
-    while at < len(content):
-        n_dims, name_size, kind = take(3)
-        shape = take(n_dims)[::-1]
-        name = cut(name_size).decode()
+    while cursor.at < len(cursor.content):
+        n_dims, name_size, kind = cursor.take(3)
+        shape = cursor.take(n_dims)[::-1]
+        name = str(cursor.cut(name_size), "utf-8")
         quantization = GGMLQuantizationType(kind)
         block, block_bytes = GGML_QUANT_SIZES[quantization]
-        data = np.frombuffer(cut(int(np.prod(shape)) // block * block_bytes), np.uint8)
-        if kind in FLOATS:
-            array = data.view(FLOATS[kind]).reshape(shape)
-        else:
-            array = dequantize(data.reshape(*shape[:-1], -1), quantization)
+        data = np.frombuffer(cursor.cut(math.prod(shape) // block * block_bytes), np.uint8)
+        array = dequantize(data.reshape(*shape[:-1], -1), quantization)
         if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
             array = array.reshape(-1)  # kept as a column
         tensors[name] = torch.from_numpy(array.copy())

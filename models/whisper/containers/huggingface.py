@@ -91,7 +91,11 @@ def is_adapter(names: Iterable[str]) -> bool:
 
 def openai_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename Hugging Face's tensors; raises ValueError where the output projection is not tied to the embedding."""
-    renamed = {_renamed(name): tensor for name, tensor in state.items()}
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in RENAMED:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
     projection = renamed.pop("proj_out.weight", None)
     embedding = renamed.get("decoder.token_embedding.weight")
     if projection is not None and embedding is not None and not projection.equal(embedding):
@@ -116,9 +120,3 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
             shard = wanted[missing[0]]
             raise BadCheckpoint(f"{folder}: {len(missing)} tensors are missing, {shard} is absent: fetch it again")
     return tensors
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name

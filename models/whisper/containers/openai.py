@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.whisper.containers.huggingface import MERGE, is_adapter, openai_names
-from models.whisper.containers.weights import Weights, dtype_of
+from models.whisper.containers.weights import Weights, derive_dims, dtype_of
 from nightjar.device.part_io import class_and_line
 from nightjar.errors import BadCheckpoint
 
@@ -28,7 +28,7 @@ def load_openai(path: Path) -> Weights:
     """Read a .pt file without running anything in it.
 
     A common prefix of the names (`module.`, `_orig_mod.`, `model.`) is removed, which a note says. Raises BadCheckpoint
-    for a file that is not plain weights, for one that holds an adapter or two models.
+    for a file that is not plain weights and for an adapter, ValueError for any other content that is not one Whisper.
     """
     try:
         with warnings.catch_warnings():
@@ -36,19 +36,6 @@ def load_openai(path: Path) -> Weights:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # a corrupt or hostile pickle may raise anything
         raise BadCheckpoint(f"cannot read {path} as plain weights ({first_sentence(exc)}): {FORMAT}; {NEXT}") from exc
-    try:
-        return _weights(content, path)
-    except ValueError as exc:
-        raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
-
-
-def first_sentence(exc: Exception) -> str:
-    """Return the first sentence of an error with its class."""
-    return class_and_line(exc).split(". ")[0][:180]
-
-
-def _weights(content: Any, path: Path) -> Weights:
-    """Return the weights of a file's content; raises ValueError."""
     if not isinstance(content, dict):
         raise ValueError(f"it holds {type(content).__name__}")
     key = next((key for key in STATES if isinstance(content.get(key), dict)), None)
@@ -75,25 +62,21 @@ def _weights(content: Any, path: Path) -> Weights:
     return Weights("openai-whisper", dims, dict(state), dtype_of(state.values()), notes=tuple(notes))
 
 
+def first_sentence(exc: Exception) -> str:
+    """Return the first sentence of an error with its class."""
+    return class_and_line(exc).split(". ")[0][:180]
+
+
 def _derive_dims(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Derive dimensions from shapes, heads from the width as in OpenAI's sizes; raises ValueError for another width."""
     try:
-        width, n_mels, _ = state[ANCHOR].shape
-        n_vocab, n_text_state = state["decoder.token_embedding.weight"].shape
-        contexts = {side: state[f"{side}.positional_embedding"].shape[0] for side in ("encoder", "decoder")}
+        dims = derive_dims(state)
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error
+    width = dims["n_audio_state"]
     if width not in HEADS:
         raise ValueError(
             f"it has no dims, and its width {width} is none of OpenAI's ({', '.join(map(str, HEADS))}), so that its "
             'heads are unknown: save it as {"dims": {…, "n_audio_head": …}, "model_state_dict": …}'
         )
-    layers = {
-        side: len({match[1] for name in state if (match := re.match(rf"{side}\.blocks\.(\d+)\.", name))})
-        for side in contexts
-    }
-    dims = {"n_mels": n_mels, "n_vocab": n_vocab}
-    for kind, side, state_width in (("audio", "encoder", width), ("text", "decoder", n_text_state)):
-        dims |= {f"n_{kind}_ctx": contexts[side], f"n_{kind}_state": state_width}
-        dims |= {f"n_{kind}_head": HEADS[width], f"n_{kind}_layer": layers[side]}
-    return dims
+    return dims | {"n_audio_head": HEADS[width], "n_text_head": HEADS[width]}

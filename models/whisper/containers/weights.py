@@ -1,8 +1,11 @@
 """What every container gives: openai-whisper's tensors by name, and what it says about the model."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 
@@ -23,15 +26,39 @@ class Weights(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Cursor:
+    """Read a binary file from front to end; raises ValueError where it is cut."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.at = memoryview(content), 0
+
+    def cut(self, size: int) -> memoryview:
+        """Take bytes, without a copy."""
+        if size < 0 or self.at + size > len(self.content):
+            raise ValueError("the file is cut")
+        self.at += size
+        return self.content[self.at - size : self.at]
+
+    def take(self, count: int = 1, dtype: str = "<i4") -> list[int]:
+        """Take integers of a numpy dtype."""
+        return [int(value) for value in np.frombuffer(self.cut(np.dtype(dtype).itemsize * count), dtype)]
+
+
 def dtype_of(tensors: Iterable[Tensor]) -> str:
     """Return the dtype that most of the values have: float16, float32, bfloat16."""
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for tensor in tensors:
-        name = str(tensor.dtype).removeprefix("torch.")
-        sizes[name] = sizes.get(name, 0) + tensor.numel()
+        sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return max(sizes, key=lambda name: sizes[name], default="nothing")
 
 
-def dequantized(dtype: str) -> str:
-    """Return the note on weights that were kept in integers."""
-    return f"the checkpoint keeps its weights as {dtype}: they are dequantized, and no longer those that were trained"
+def derive_dims(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Derive every dimension but the heads from shapes; raises ValueError, and KeyError for a missing tensor."""
+    width, n_mels, _ = state["encoder.conv1.weight"].shape
+    n_vocab, n_text_state = state["decoder.token_embedding.weight"].shape
+    dims = {"n_mels": n_mels, "n_vocab": n_vocab}
+    for kind, side, n_state in (("audio", "encoder", width), ("text", "decoder", n_text_state)):
+        layers = {match[1] for name in state if (match := re.match(rf"{side}\.blocks\.(\d+)\.", name))}
+        n_ctx = len(state[f"{side}.positional_embedding"])
+        dims |= {f"n_{kind}_ctx": n_ctx, f"n_{kind}_state": n_state, f"n_{kind}_layer": len(layers)}
+    return dims
