@@ -1,7 +1,7 @@
 """Whisper's timestamps: the rules by which they are sampled, and the segments that they mark; numpy only."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,14 +10,6 @@ from models.whisper.protocols import Array
 STEP_S = 0.02  # between timestamps
 COUNT = 1501  # of them, <|0.00|> to <|30.00|>
 LATEST_FIRST = 50  # <|1.00|>: as whisper.decode's max_initial_timestamp
-
-
-class Segment(NamedTuple):
-    """Tokens of text between two times of a clip, in seconds."""
-
-    start_s: float
-    end_s: float
-    tokens: list[int]
 
 
 def allow_timestamps(logits: Array, picked: Sequence[int], table: Mapping[str, Any]) -> Array:
@@ -47,9 +39,11 @@ def allow_timestamps(logits: Array, picked: Sequence[int], table: Mapping[str, A
     return masked
 
 
-def split_segments(tokens: Sequence[int], table: Mapping[str, Any], audio_s: float) -> list[Segment]:
-    """Split a clip's tokens at its timestamps; the clip is `audio_s` long."""
-    segments, begin, text = list[Segment](), 0.0, list[int]()
+def split_segments(
+    tokens: Sequence[int], table: Mapping[str, Any], audio_s: float
+) -> Iterator[tuple[float, float, list[int]]]:
+    """Yield start and end in seconds, and the text's tokens, of the segments of a clip that is `audio_s` long."""
+    begin, text = 0.0, list[int]()
     for token in [*tokens, None]:
         index = -1 if token is None else token - table["timestamp_begin"]
         if token is not None and not 0 <= index < COUNT:
@@ -57,6 +51,5 @@ def split_segments(tokens: Sequence[int], table: Mapping[str, Any], audio_s: flo
             continue
         at = audio_s if token is None else min(index * STEP_S, audio_s)
         if text:
-            segments.append(Segment(round(begin, 2), round(max(at, begin), 2), text))
+            yield round(begin, 2), round(max(at, begin), 2), text
         begin, text = at, []
-    return segments

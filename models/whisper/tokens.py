@@ -125,7 +125,7 @@ def text(tokens: list[int], model: Mapping[str, Any]) -> str:
 def segments(tokens: list[int], model: Mapping[str, Any], audio_s: float) -> list[dict[str, Any]]:
     """Return the segments that timestamps mark in a clip: `start_s`, `end_s` and `text`."""
     split = split_segments(tokens, model["tokens"], audio_s)
-    return [{"start_s": each.start_s, "end_s": each.end_s, "text": text(each.tokens, model)} for each in split]
+    return [{"start_s": start, "end_s": end, "text": text(inside, model)} for start, end, inside in split]
 
 
 def decode_text(vocabulary: Vocabulary, tokens: list[int]) -> str:

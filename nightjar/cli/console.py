@@ -1,6 +1,7 @@
 """Console output: live stage lines, plans, verdicts, lists."""
 
 import functools
+import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -101,6 +102,21 @@ class Screen(logging.Handler):
         self._stage = ""
 
 
+def show_transcripts(screen: Screen, results: dict[str, Any]) -> None:
+    """Print each file's text, or with --format only what such a file holds, on stdout."""
+    files, form = results["files"], results["format"]
+    if form == "json":
+        print(json.dumps(files, indent=1, ensure_ascii=False))
+    else:
+        print(_templates().get_template("transcripts.txt").render(files=files, form=form).rstrip("\n"))
+
+
+def _clock(seconds: float) -> str:
+    """Write seconds as hours, minutes, seconds and milliseconds."""
+    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds / 1000:06.3f}"
+
+
 @functools.cache
 def _templates() -> jinja2.Environment:
     made = jinja2.Environment(
@@ -109,7 +125,7 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     )
-    made.filters |= {"e": lambda text: escape(str(text)), "decimal": decimal}
+    made.filters |= {"e": lambda text: escape(str(text)), "decimal": decimal, "clock": _clock}
     return made
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.cli.command import FlowCommand, add_command, add_flow
-from nightjar.cli.console import Screen, show_attribution, show_comparison, show_results
-from nightjar.cli.transcripts import show_transcripts
+from nightjar.cli.console import Screen, show_attribution, show_comparison, show_results, show_transcripts
 from nightjar.plugins.target import tier_of
 from nightjar.request import (
     AttributeRequest,

@@ -76,8 +76,7 @@ def test_a_second_time_everything_is_cached(
 
 
 def test_nothing_heard_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from nightjar.cli.console import Screen
-    from nightjar.cli.transcripts import show_transcripts
+    from nightjar.cli.console import Screen, show_transcripts
 
     show_transcripts(
         Screen(), {"format": None, "files": [{"file": "a.wav", "text": " "}, {"file": "b.wav", "text": "[bold] b"}]}

@@ -55,7 +55,7 @@ def test_tokens_are_those_of_whisper_decode(random_checkpoint: Path, tmp_path: P
     ],
 )
 def test_segments(tokens: list[int], expected: list[tuple[Any, ...]]) -> None:
-    assert [tuple(each) for each in split_segments(tokens, TABLE, 3.0)] == expected
+    assert list(split_segments(tokens, TABLE, 3.0)) == expected
 
 
 def test_segments_have_texts() -> None:
