@@ -221,6 +221,17 @@ def test_every_protocol_runs_in_the_simulator(
         assert _simulate(sdk, out, folder, folder / "s")["decoder"] > least_db
 
 
+@pytest.mark.slow
+def test_the_encoder_of_rknn_model_zoos_window_is_int8(sdk: Toolchain, tmp_path: Path, random_checkpoint: Path) -> None:
+    """Its tensors have the zoo's names in the file, and the float graph's in the calibration set."""
+    folder = _prepare(random_checkpoint, tmp_path, decoder="window", host_embedding=False, positional="last")
+    (folder / "graphs").rename(folder / "all")
+    _only(folder / "all", folder / "graphs", "encoder")
+    target.compile(folder / "graphs", folder / "calibration", INT8, folder / "int8")
+    assert _parts(folder / "int8")["encoder"]["int8_mac_share"] > 0.9
+    assert _simulate(sdk, folder / "int8", folder, folder / "s")["encoder"] > 15
+
+
 def test_the_restored_simulator_gives_the_very_outputs_of_a_build(
     sdk: Toolchain, cached: Path, quantized: Path, fp: Path, int8: Path, tmp_path: Path
 ) -> None:
