@@ -1,4 +1,7 @@
-"""The reference target: onnxruntime on this machine, float or int8; importing it loads neither onnx nor onnxruntime."""
+"""The reference target: onnxruntime on this machine, float or int8.
+
+Importing it loads neither onnx nor onnxruntime.
+"""
 
 from pathlib import Path
 

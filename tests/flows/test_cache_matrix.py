@@ -40,7 +40,7 @@ EDITS = {
     "models/whisper/surgery.py": {"export", "stock"},
     "models/whisper/checkpoint.py": {"export", "stock"},
     "models/whisper/decode.py": SESSIONS | {"calibrate"},
-    "models/whisper/tokens.py": {"export", "evaluate float", "evaluate binary"},
+    "models/whisper/tokens.py": {"export", "stock", "evaluate float", "evaluate binary"},
     "models/whisper/calibrate.py": {"calibrate"},
     "models/whisper/stock.py": {"stock"},
     "targets/onnx/quantize.py": BUILDS,

@@ -15,7 +15,7 @@ from tests.flows.conftest import Cli
 CLIPS = SHARED / "data" / "clips"
 # What openai-whisper prints with OpenAI's base and its default options.
 TEXTS = {
-    "jfk.flac": "And so my fellow Americans, ask not what your country can do for you, ask what you can do for your "
+    "jfk.flac": "And so my fellow Americans ask not what your country can do for you, ask what you can do for your "
     "country.",
     "test_en.wav": "Mr. Quilter is the apostle of the middle classes, and we are glad to welcome his gospel.",
     "test_zh.wav": "對我做了介紹我想說的是大家如果對我的研究感興趣",
