@@ -1,6 +1,6 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
-PARALLEL := -n auto --dist loadfile
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder # long tests are alone in their files: not last
 PROTO_OUT := .
 
 .PHONY: setup demo docs picture stack stack-stop test test-all test-rest test-stack check proto lock clean
