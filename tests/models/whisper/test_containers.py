@@ -303,10 +303,12 @@ def test_a_damaged_tokenizer_is_refused(random_checkpoint: Path, tmp_path: Path,
         load_checkpoint(folder)
 
 
+@pytest.mark.slow
 def test_real_tiny_en_is_the_same_in_ctranslate2() -> None:
     assert_same(real_weights("tiny.en").with_suffix(""), real_weights("tiny.en"))
 
 
+@pytest.mark.slow
 def test_real_weights_tell_which_whisper_they_are(tmp_path: Path) -> None:
     """Without a tokenizer, a size of 51,865 does not say it; with another model's tokenizer, the weights contradict."""
     with_row(real_weights("tiny.en"), tmp_path / "tuned.pt")
