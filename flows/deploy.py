@@ -47,7 +47,6 @@ def deploy(request: DeployRequest) -> dict[str, Any]:
             load_speech(speech_source(request.model, request.test_set, "test").path),
             scores["binary" if request.canary_against == "port" else "float"].clips,
             request.canary_clips,
-            request.text_language,
             request.max_canary_wer,
         )
         done = roll_out(request.board, name, run.store.path(packed), canary, request.keep)

@@ -48,7 +48,8 @@ class Checkpoint:
                 "trained"
             )
         added = self.dims["n_vocab"] - self.vocabulary.size
-        return [*notes, f"it is {self.vocabulary.label}" + (f", with {added} added tokens" if added else "")]
+        with_added = f", with {added} added token{'s' * (added > 1)}" if added else ""
+        return [*notes, f"it is {self.vocabulary.label}{with_added}"]
 
     def _first_step(self, token: int) -> Tensor:
         """Return the distribution (n_vocab,) that follows one token, without audio."""

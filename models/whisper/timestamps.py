@@ -19,23 +19,24 @@ def allow_timestamps(logits: Array, picked: Sequence[int], table: Mapping[str, A
     likelier than any text. picked: the tokens sampled so far; table: `tokens` of model.json.
     """
     masked, begin = logits.copy(), table["timestamp_begin"]
-    stamps = masked[begin : begin + COUNT]  # views: what is masked here is masked there
-    text = masked[:begin]
+    # Views: what is masked here is masked there. Tokens that a fine-tune added lie behind the timestamps.
+    text, stamps, added = np.split(masked, [begin, begin + COUNT])
     text[table["no_timestamps"]] = -np.inf
     earlier = [token - begin for token in picked if 0 <= token - begin < COUNT]
     is_stamp = [0 <= token - begin < COUNT for token in picked[-2:]]
     if not picked:
-        text[:] = -np.inf
+        text[:] = added[:] = -np.inf
         stamps[LATEST_FIRST + 1 :] = -np.inf
     elif is_stamp[-1] and all(is_stamp):  # a pair, or the first: text follows
         stamps[:] = -np.inf
     elif is_stamp[-1]:  # the end of a segment: the next one's start follows, or eot
-        text[: table["eot"]] = -np.inf
+        text[: table["eot"]] = added[:] = -np.inf
     if earlier:
         stamps[: earlier[-1] + (0 if is_stamp[-1] and not all(is_stamp) else 1)] = -np.inf
     highest = stamps.max()
-    if highest > -np.inf and highest + np.log(np.exp(stamps - highest).sum()) > text.max():
-        text[:] = -np.inf
+    likeliest_text = max(text.max(), added.max(initial=-np.inf))
+    if highest > -np.inf and highest + np.log(np.exp(stamps - highest).sum()) > likeliest_text:
+        text[:] = added[:] = -np.inf
     return masked
 
 

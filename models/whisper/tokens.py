@@ -71,8 +71,8 @@ def identify(
         raise BadCheckpoint(f"it has {n_vocab} tokens, and {found.label} Whisper has {found.size}: {NEXT}")
     if multilingual is not None and multilingual != found.multilingual:
         raise BadCheckpoint(
-            f"its tokenizer is {found.label}, and its weights are those of the other kind: one of them is of another "
-            f"model: {NEXT}"
+            f"its tokenizer (or config.json) is {found.label}, and its weights are those of the other kind: one of "
+            f"them is of another model: {NEXT}"
         )
     return found._replace(added={token: text for token, text in added.items() if found.size <= token < n_vocab})
 

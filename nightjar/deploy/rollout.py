@@ -60,9 +60,8 @@ class _Check(BaseModel):
 class Canary(NamedTuple):
     """The test of a release before it becomes current."""
 
-    clips: Sequence[Clip]
+    clips: Sequence[Clip]  # each with the language of its text
     expected: Mapping[str, str]  # text by clip
-    language: str
     limit: float  # percent WER against the expected texts
 
 
@@ -80,16 +79,17 @@ class DeployResult(BaseModel, frozen=True):
     heard: dict[str, str] = {}  # hypothesis by clip of the canary
 
 
-def draw_canary(clips: Sequence[Clip], scored: Sequence[ClipScore], count: int, language: str, limit: float) -> Canary:
+def draw_canary(clips: Sequence[Clip], scored: Sequence[ClipScore], count: int, limit: float) -> Canary:
     """Draw clips with a hypothesis of at least one word; raises BadInput where there are none."""
-    expected = {each.id: each.hypothesis for each in scored if normalise(each.hypothesis, language).split()}
-    drawn = shuffled([clip for clip in clips if clip.id in expected], seed=0)[:count]
+    fit = {each.id: each for each in scored if normalise(each.hypothesis, each.language).split()}
+    found = [clip.model_copy(update={"language": fit[clip.id].language}) for clip in clips if clip.id in fit]
+    drawn = shuffled(found, seed=0)[:count]
     if not drawn:
         raise BadInput(
             "no clip of the test set is fit for a canary, as the port has no words for it: give --test-set speech, or "
             "--canary-against float"
         )
-    return Canary(drawn, expected, language, limit)
+    return Canary(drawn, {name: each.hypothesis for name, each in fit.items()}, limit)
 
 
 def roll_out(alias: str, name: str, bundle: Path, canary: Canary, keep: int) -> DeployResult:
@@ -164,8 +164,10 @@ def check_canary(result: ProgramResult, canary: Canary) -> tuple[dict[str, str],
         return hypotheses, None, f"its {SCRIPT} failed: {failure}"
     if missing := [clip.id for clip in canary.clips if clip.id not in hypotheses]:
         return hypotheses, None, f"its {SCRIPT} printed nothing for {missing[0]}"
-    ids = [clip.id for clip in canary.clips]
-    counts = {name: count_errors(canary.expected[name], hypotheses[name], canary.language) for name in ids}
+    counts = {
+        clip.id: count_errors(canary.expected[clip.id], hypotheses[clip.id], clip.language or "en")
+        for clip in canary.clips
+    }
     wer = corpus_wer(counts.values())
     if wer <= canary.limit:
         return hypotheses, wer, ""
@@ -178,12 +180,12 @@ def check_canary(result: ProgramResult, canary: Canary) -> tuple[dict[str, str],
 
 
 def _run_canary(board: SshBoard, release: str, canary: Canary) -> ProgramResult:
-    """Transcribe the canary's clips with a release's own script, all in one run."""
-    command = (board.python, f"{release}/{SCRIPT}", "--json", "--language", "{language}", "{clips}")
+    """Transcribe the canary's clips with a release's own script and language, all in one run."""
+    command = (board.python, f"{release}/{SCRIPT}", "--json", "{clips}")
     program = BoardProgram(command=command, timeout_s=CLIP_S * len(canary.clips))
     with tempfile.TemporaryDirectory() as folder:
         clips = {clip.id: clip.audio for clip in canary.clips}
-        return run_program(board, program, clips, Path(folder), language=canary.language)[ALL]
+        return run_program(board, program, clips, Path(folder), language="")[ALL]
 
 
 def _request(board: SshBoard, kind: type[Answer], name: str, do: str, **more: Any) -> Answer:

@@ -79,7 +79,7 @@ def main() -> int:
         return 3
     parser = argparse.ArgumentParser(description="Transcribe wav files.")
     parser.add_argument("files", nargs="+", metavar="FILE.wav")
-    parser.add_argument("--language", help="language spoken")
+    parser.add_argument("--language", help="language spoken, or auto; default: that of the port")
     parser.add_argument("--json", action="store_true", help="a JSON line per file, with seconds")
     arguments = parser.parse_args()
     sys.path.insert(0, str(HERE / "lib"))

@@ -82,4 +82,4 @@ def toys(random_checkpoint: Path, store: Path, tmp_path_factory: pytest.TempPath
         made.append((out, texts))
     assert all(made[0][1].values())
     assert read_manifest(made[0][0]).id != read_manifest(made[1][0]).id
-    return [folder for folder, _ in made], Canary(clips, made[0][1], "en", 100.0)
+    return [folder for folder, _ in made], Canary(clips, made[0][1], 100.0)

@@ -30,7 +30,7 @@ def started(bundle: Path, canary: Canary) -> subprocess.Popen[bytes]:
         "import sys\nfrom pathlib import Path\nfrom nightjar.speech.manifest import load_speech\n"
         "from nightjar.deploy.rollout import Canary, roll_out\n"
         f"canary = Canary(load_speech(Path({str(canary.clips[0].audio.parent / 'speech.jsonl')!r})), "
-        f"{dict(canary.expected)!r}, 'en', 100.0)\n"
+        f"{dict(canary.expected)!r}, 100.0)\n"
         f"roll_out('loop', {NAME!r}, Path({str(bundle)!r}), canary, keep=3)\n"
     )
     return subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})

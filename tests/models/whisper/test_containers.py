@@ -13,10 +13,9 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from safetensors.torch import save_file
-from whisper.tokenizer import get_tokenizer
 
 from models.whisper.checkpoint import load_checkpoint, stock
-from models.whisper.tokens import decode_text
+from models.whisper.tokens import VOCABULARIES, decode_text
 from nightjar.errors import BadCheckpoint
 from tests.conftest import real_weights
 
@@ -245,7 +244,7 @@ def with_row(path: Path, out: Path, rows: int = 1) -> State:
 
 
 def write_tokenizer(folder: Path, multilingual: bool, added: dict[str, int]) -> None:
-    special = get_tokenizer(multilingual).special_tokens
+    special = VOCABULARIES[multilingual].tokenizer.special_tokens
     tokens = [{"id": token, "content": content, "special": True} for content, token in special.items()]
     tokens += [{"id": token, "content": content, "special": False} for content, token in added.items()]
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
@@ -258,10 +257,10 @@ def test_an_english_fine_tune_with_an_added_token_stays_english(random_checkpoin
     write_tokenizer(folder, multilingual=False, added={" Nightjar": 51864})
     loaded = load_checkpoint(folder)
     assert loaded.dims["n_vocab"] == 51865
-    assert loaded.notes == ["it is English-only, with 1 added tokens"]
+    assert loaded.notes == ["it is English-only, with 1 added token"]
     model = stock(loaded)
     assert not model.is_multilingual
-    tokens = get_tokenizer(False).encode(" the")
+    tokens = VOCABULARIES[0].tokenizer.encode(" the")
     assert decode_text(loaded.vocabulary, [*tokens, 51864, *tokens]) == "the Nightjar the"
 
 
@@ -312,10 +311,12 @@ def test_real_tiny_en_is_the_same_in_ctranslate2() -> None:
 def test_real_weights_tell_which_whisper_they_are(tmp_path: Path) -> None:
     """Without a tokenizer, a size of 51,865 does not say it; with another model's tokenizer, the weights contradict."""
     with_row(real_weights("tiny.en"), tmp_path / "tuned.pt")
-    assert load_checkpoint(tmp_path / "tuned.pt").notes == ["it is English-only, with 1 added tokens"]
+    assert load_checkpoint(tmp_path / "tuned.pt").notes == ["it is English-only, with 1 added token"]
     assert load_checkpoint(real_weights("base")).notes == ["it is multilingual (99 languages)"]
     folder = tmp_path / "base"
     shutil.copytree(real_weights("base").with_suffix(""), folder)
     write_tokenizer(folder, multilingual=False, added={})
-    with pytest.raises(BadCheckpoint, match=r"tokenizer is English-only.*weights are those of the other kind"):
+    with pytest.raises(
+        BadCheckpoint, match=r"tokenizer \(or config\.json\) is English-only.*weights are those of the other kind"
+    ):
         _ = load_checkpoint(folder).vocabulary

@@ -12,8 +12,8 @@ import whisper
 from models.whisper import decode
 from models.whisper.checkpoint import load_checkpoint, stock
 from models.whisper.export import export
-from models.whisper.timestamps import split_segments
-from models.whisper.tokens import segments
+from models.whisper.timestamps import allow_timestamps, split_segments
+from models.whisper.tokens import VOCABULARIES, segments
 from nightjar.plugins.recipe import Recipe
 from targets.onnx.runner import open_runner
 
@@ -60,5 +60,15 @@ def test_segments(tokens: list[int], expected: list[tuple[Any, ...]]) -> None:
 
 def test_segments_have_texts() -> None:
     model = {"tokens": {"languages": {}, "timestamp_begin": BEGIN}}
-    tokens = whisper.tokenizer.get_tokenizer(False).encode(" Good night.")
+    tokens = VOCABULARIES[0].tokenizer.encode(" Good night.")
     assert segments([BEGIN, *tokens, BEGIN + 70], model, 2.0) == [{"start_s": 0.0, "end_s": 1.4, "text": "Good night."}]
+
+
+def test_an_added_token_is_text() -> None:
+    """It lies behind the timestamps, and neither begins a clip nor hides in their probability."""
+    table = {"timestamp_begin": BEGIN, "no_timestamps": BEGIN - 1, "eot": 50256}
+    logits = np.zeros(BEGIN + 1502, np.float32)
+    logits[-1] = 20.0
+    assert BEGIN <= int(allow_timestamps(logits, [], table).argmax()) <= BEGIN + 50
+    assert int(allow_timestamps(logits, [BEGIN], table).argmax()) == BEGIN + 1501
+    assert int(allow_timestamps(logits, [BEGIN, 5, BEGIN + 9], table).argmax()) != BEGIN + 1501
