@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nightjar.report.rendering import environment
 from nightjar.report.site.formatting import megabytes
 from nightjar.report.site.urls import INDEX, cell_url, night_url, report_url
+from nightjar.scoring.normalize import RATES
 from nightjar.scoring.verdict import STAND_IN_NOTE, headline
 
 if TYPE_CHECKING:  # it imports pandas, half a second that a port does not need
@@ -26,7 +27,7 @@ def verdict_markdown(results: Mapping[str, Any]) -> str:
     facts = {name: value for each in made for name, value in each["board"].items()}
     names = (results["model"], results["target"], results["precision"], results["request"].get("board"))
     more = {
-        "rate": "CER" if results["unit"] == "character" else "WER",
+        "rate": RATES[results["unit"]],
         "cell": "/".join(filter(None, names)),
         "worst_gates": sorted(results["gates"], key=lambda gate: ("FAIL", "UNDECIDED", "PASS").index(gate["outcome"])),
         "versions": ", ".join(f"{name} {value}" for name, value in [*sorted(found.items()), *sorted(facts.items())]),

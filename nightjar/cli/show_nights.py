@@ -5,6 +5,7 @@ from typing import Any
 from rich.markup import escape
 
 from nightjar.cli.console import COLOURS, Screen
+from nightjar.scoring.normalize import RATES
 
 NIGHT_COLOURS = {**COLOURS, "BROKEN": "red", "MISSING": "yellow"}
 MOST_CLIPS = 20
@@ -52,4 +53,4 @@ def show_bisected(screen: Screen, results: dict[str, Any]) -> None:
     ]
     screen.table(columns, rows, columns[:2], columns)
     parts = sorted(results["sizes"][0].keys() | results["sizes"][1].keys())
-    screen.render("bisected.txt", **results, parts=parts, most_clips=MOST_CLIPS)
+    screen.render("bisected.txt", **results, parts=parts, rates=RATES, most_clips=MOST_CLIPS)

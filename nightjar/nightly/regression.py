@@ -11,6 +11,7 @@ from typing import Literal
 from nightjar.nightly.changes import cell_changes
 from nightjar.nightly.evidence import Evidence
 from nightjar.nightly.history import Cell, Finding
+from nightjar.scoring.normalize import RATES
 from nightjar.scoring.paired import compare_paired
 from nightjar.scoring.score import TIMED_TIERS
 
@@ -107,7 +108,7 @@ def _wer(pair: _Comparison) -> Iterator[Finding]:
     change = compare_paired(after, before)
     if change is None or change.low <= 0 <= change.high:
         return
-    worse, rate = change.low > 0, "WER" if after.unit == "word" else "CER"
+    worse, rate = change.low > 0, RATES[after.unit]
     text = (
         f"{rate} is {'worse' if worse else 'better'} than in {pair.night}: {change.before:.2f} → {change.after:.2f} %, "
         f"{change.points:+.2f} points [{change.low:+.2f}, {change.high:+.2f}] on the same {change.clips} clips"

@@ -10,6 +10,7 @@ from nightjar.report.rendering import render
 from nightjar.report.search_section import search_section
 from nightjar.report.stream_section import stream_section
 from nightjar.report.text_diff import clips_that_fit, differing_clips
+from nightjar.scoring.normalize import RATES
 from nightjar.scoring.score import Score
 from nightjar.scoring.verdict import STAND_IN_NOTE, Verdict, headline
 
@@ -31,7 +32,7 @@ def render_report(
         v=verdict,
         headline=headline(results["tier"], results["verdict"]),
         note=STAND_IN_NOTE[0].upper() + STAND_IN_NOTE[1:],
-        unit="CER" if verdict.unit == "character" else "WER",
+        unit=RATES[verdict.unit],
         top=max(1.0, *(score.interval[1] for score in scores.values())) * 1.05,
         coverage=coverage,
         differing=shown,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from nightjar.request import language_code
 
 Unit = Literal["word", "character", "word or character"]  # the last where clips are of several languages
+RATES: dict[str, str] = {"word": "WER", "character": "CER", "word or character": "WER or CER"}  # by unit
 # Languages without spaces between words. The Whisper paper (Radford et al. 2022, appendix C) scores the first five in
 # characters; Cantonese came with large-v3.
 CHARACTER_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})

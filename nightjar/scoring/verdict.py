@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from nightjar.errors import BadInput
 from nightjar.scoring.drift import Drift
-from nightjar.scoring.normalize import Unit
+from nightjar.scoring.normalize import RATES, Unit
 from nightjar.scoring.score import RERUN_HINT, ClipScore, Score, Silence, Tier, errors_and_words
 from nightjar.scoring.wer import MOST_CLIPS, Counts, clips_to_decide, corpus_wer, paired_bootstrap
 
@@ -124,7 +124,7 @@ def judge(
     delta, loss = binary.wer - float_.wer, float_.wer - stock.wer
     interval = paired_bootstrap(errors, errors_float, words)
     recipe_interval = paired_bootstrap(errors_float, errors_stock, words)
-    rate = "WER" if binary.unit == "word" else "CER"
+    rate = RATES[binary.unit]
     sizes = len(words), budgets.min_clips
     gates = (
         _wer_gate("delta_wer", f"{rate} of binary − float", delta, interval, budgets.max_delta_wer, *sizes),
