@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nightjar.files import read_json
+from nightjar.graphs.onnx_file import load_model
 from nightjar.plugins.registry import Plugin
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.graph_rewrites import rewrite_graphs
@@ -21,12 +22,10 @@ def rank(
 
     chain: the model's own `chain` module, where its parts do not simply run one after the other.
     """
-    import onnx
-
     from nightjar.quantization.sensitivity import rank as rank_groups
 
     model = read_json(graphs / "model.json")
-    models = {name: onnx.load(graphs / part["file"]) for name, part in model["parts"].items()}
+    models = {name: load_model(graphs / part["file"]) for name, part in model["parts"].items()}
     make_chain: Any = Chain if chain is None else partial(chain.load().StreamChain, model)
     ranking = rank_groups(models, CalibrationSet.open(calibration), settings, make_chain)
     (out / "ranking.json").write_text(ranking.model_dump_json(indent=1) + "\n", encoding="utf-8")

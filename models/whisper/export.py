@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
@@ -21,7 +21,8 @@ from models.whisper.surgery import load
 from models.whisper.tokens import token_table
 from models.whisper.trace import PartModule, make_parts
 from nightjar.errors import BadOptions
-from nightjar.graphs.parameter_map import ParameterMap, locate_parameters, write_parameter_map
+from nightjar.graphs.onnx_file import settle
+from nightjar.graphs.parameter_map import Location, ParameterMap, locate_parameters, write_parameter_map
 from nightjar.plugins.recipe import Recipe
 from nightjar.store.fingerprint import closure
 
@@ -44,15 +45,18 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
     tokens = token_table(model.dims["n_vocab"], model.vocabulary)
     is_onnx = recipe.graph_format == "onnx"
     out.mkdir(parents=True, exist_ok=True)
-    described = {}
-    parts = build_parts(model, recipe)
-    for name, part in parts.items():
+    described, places = {}, {}
+    for name, part in build_parts(model, recipe).items():
         file = f"{name}.{SUFFIX[recipe.graph_format]}"
         with _quiet():
-            (_write_onnx if is_onnx else _write_torchscript)(part, out / file)
+            if is_onnx:
+                places[name] = _locate(part, _write_onnx(part, out / file))
+            else:
+                _write_torchscript(part, out / file)
         described[name] = {"file": file, **describe(part)}
     if is_onnx:
-        _write_parameter_map(parts, out)
+        code = dict(closure([trace.__name__]).files)
+        write_parameter_map(out, ParameterMap(module=trace.__name__, code=code, parts=places))
     if recipe.host_embedding:
         _write_tables(model, out)
     content = {
@@ -123,27 +127,25 @@ def describe(part: PartModule) -> dict[str, Any]:
     }
 
 
-def _write_parameter_map(parts: Mapping[str, PartModule], out: Path) -> None:
-    """Write parameters.json, by which a vendor's environment rebuilds the modules to trace them with its own torch."""
-    locations = {}
-    for name, part in parts.items():
-        parameters = {key: tensor.numpy() for key, tensor in part.module.state_dict().items()}
-        locations[name] = locate_parameters(onnx.load(out / f"{name}.onnx"), parameters)
-    code = dict(closure([trace.__name__]).files)
-    write_parameter_map(out, ParameterMap(module=trace.__name__, code=code, parts=locations))
+def _locate(part: PartModule, graph: Any) -> dict[str, Location]:
+    """Locate a part's parameters in its graph: a vendor's environment rebuilds the modules to trace them itself."""
+    return locate_parameters(graph, {key: tensor.numpy() for key, tensor in part.module.state_dict().items()})
 
 
-def _write_onnx(part: PartModule, file: Path) -> None:
-    # The dynamo exporter takes ten times as long and writes its own names and metadata into the graph.
-    torch.onnx.export(
-        part.module,
-        tuple(part.inputs.values()),
-        str(file),
-        input_names=list(part.inputs),
-        output_names=part.outputs,
-        opset_version=OPSET,
-        dynamo=False,
-    )
+def _write_onnx(part: PartModule, file: Path) -> Any:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # from 2 GiB on, torch writes a file for each weight
+        written = Path(folder) / file.name
+        # The dynamo exporter takes ten times as long and writes its own names and metadata into the graph.
+        torch.onnx.export(
+            part.module,
+            tuple(part.inputs.values()),
+            str(written),
+            input_names=list(part.inputs),
+            output_names=part.outputs,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        return settle(written, file)
 
 
 def _write_torchscript(part: PartModule, file: Path) -> None:

@@ -330,5 +330,5 @@ def load(module: nn.Module, state: Mapping[str, Tensor], part: str, positional: 
         elif tensor.dim() == 4:  # a kernel of two dimensions over one row
             value = value.unsqueeze(2)
         filled[name] = value
-    module.load_state_dict(filled)
+    module.load_state_dict(filled, assign=True)  # shares the weights: large-v3 has 6 GB of them
     return module.eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nightjar.errors import Broken
+from nightjar.graphs.onnx_file import load_model, tensor_values
 from nightjar.graphs.tensor_spec import TensorSpec
 
 # Operators that place the same values, or some of them, elsewhere.
@@ -50,9 +51,7 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray:
         """Return a constant's values."""
-        from onnx import numpy_helper
-
-        return np.asarray(numpy_helper.to_array(self._constants[name]))
+        return tensor_values(self._constants[name])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape; Broken where it is not fixed."""
@@ -125,9 +124,7 @@ def infer_shapes(model: Any) -> Any:
 
 def load_graph(path: Path) -> Any:
     """Load a model with the shape of every tensor inferred and a name for every node."""
-    import onnx
-
-    return infer_shapes(onnx.load(path))
+    return infer_shapes(load_model(path))
 
 
 def with_outputs(model: Any, values: Iterable[Any]) -> Any:
@@ -172,9 +169,7 @@ def constant_tensors(graph: Any) -> dict[str, Any]:
 
 def constant_values(graph: Any) -> dict[str, np.ndarray]:
     """Return the values of each initializer and Constant node by tensor name."""
-    from onnx import numpy_helper
-
-    return {name: np.asarray(numpy_helper.to_array(tensor)) for name, tensor in constant_tensors(graph).items()}
+    return {name: tensor_values(tensor) for name, tensor in constant_tensors(graph).items()}
 
 
 def rename_tensors(model: Any, names: Mapping[str, str]) -> Any:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from nightjar.graphs.onnx_file import external_tensors, tensor_values
+
 Tensors = dict[str, np.ndarray]
 PartFunction = Callable[[Tensors], Tensors]  # a part's inputs by name -> its outputs by name (the first at least)
 
@@ -27,6 +29,9 @@ def open_session(model: Any, threads: int = 0, *, integer_kernels: bool = False,
         options.optimized_model_filepath = str(optimized)
     source = str(model) if isinstance(model, Path) else model
     data = source if isinstance(source, (bytes, str)) else source.SerializeToString()
+    if data is not source and (outside := external_tensors(source)):
+        values = [ort.OrtValue.ortvalue_from_numpy(tensor_values(tensor)) for tensor in outside]  # type: ignore[attr-defined]
+        options.add_external_initializers([tensor.name for tensor in outside], values)
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
 
 

@@ -77,4 +77,7 @@ def read_parameters(model: Any, locations: Mapping[str, Location]) -> dict[str, 
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and np.array_equal(one, other)
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    # Most differ in the first row, and large-v3 has thousands of pairs with millions of values each.
+    return np.array_equal(one[:1], other[:1]) and np.array_equal(one, other)

@@ -19,6 +19,7 @@ import numpy as np
 
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import Group, fuse
+from nightjar.graphs.onnx_file import load_model, save_model
 from nightjar.graphs.onnx_graph import Graph, add_constants, set_nodes, with_outputs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.parameter_map import FILE as PARAMETERS
@@ -95,16 +96,14 @@ def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
 
 def rewrite_graphs(graphs: Path, rewrites: Mapping[str, Sequence[Rewrite]], out: Path) -> None:
     """Copy a folder of graphs with each part's rewrites made; inputs, outputs and results stay the same."""
-    import onnx
-
     shutil.copytree(graphs, out, dirs_exist_ok=True)
     files = {name: part["file"] for name, part in json.loads((graphs / "model.json").read_text())["parts"].items()}
     parameters = read_parameter_map(graphs) if (graphs / PARAMETERS).is_file() else None
     for part in (part for part, entries in rewrites.items() if entries):
-        model = onnx.load(graphs / files[part])
+        model = load_model(graphs / files[part])
         if parameters is not None:
             parameters.parts[part].update(_branch_locations(Graph(model), rewrites[part], parameters.parts[part]))
-        onnx.save(apply_rewrites(model, rewrites[part]), out / files[part])
+        save_model(apply_rewrites(model, rewrites[part]), out / files[part])
     if parameters is not None:
         write_parameter_map(out, parameters)
 

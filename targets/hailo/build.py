@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import psutil
 
 from nightjar.errors import BadOptions, NightjarError, ToolchainFailed
 from nightjar.files import digest, digest_file, read_json, write_atomic
 from nightjar.graphs.fusion import quantizable_groups
 from nightjar.graphs.nhwc import nhwc_shape, to_nhwc
+from nightjar.graphs.onnx_file import load_model, save_model
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.target_build import Entry, Plan, check_request, read_plan, write_layers
 from nightjar.progress import tick
@@ -64,12 +64,12 @@ class PartCompiler:
         self.found, self.options, self.part, self.model, self.folder = found, options, part, model, folder
         folder.mkdir(parents=True, exist_ok=True)
         self.described = model["parts"][part]
-        exported = onnx.load(graphs / self.described["file"])
+        exported = load_model(graphs / self.described["file"])
         self.graph = Graph(exported)
         self.groups = quantizable_groups(exported)
         self.ends = find_cut(part, self.graph)
         self.onnx = folder / f"{part}.onnx"
-        onnx.save(prepare_graph(exported, options.value_by_one), self.onnx)
+        save_model(prepare_graph(exported, options.value_by_one), self.onnx)
         self.sources = [digest_file(self.onnx), found.versions(), options.hw_arch]
 
     def float_entry(self, out: Path) -> Entry:

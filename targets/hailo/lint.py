@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from nightjar.errors import BadOptions
 from nightjar.graphs.fusion import Group, fuse
+from nightjar.graphs.onnx_file import load_model
 from nightjar.graphs.onnx_graph import DATA_MOVEMENT, Graph
 from nightjar.plugins.lint import Finding, Problem, boundary_problems, findings_of, rank_problem
 from targets.hailo.graph import UNSUPPORTED, find_cut
@@ -73,7 +72,7 @@ def lint(graphs: Path) -> list[Finding]:
     model = read_model(graphs, PlacementOptions())
     found: list[Finding] = []
     for part, entry in model["parts"].items():
-        problems = list(_part_problems(part, entry, onnx.load(graphs / entry["file"])))
+        problems = list(_part_problems(part, entry, load_model(graphs / entry["file"])))
         if part == "encoder" and "n_frames" in model and not window_label(model)["known_to_fit"]:
             remedy = f"try it; where the compiler finds no placement, {shorter_window(model)}"
             problems.append(Problem("warn", entry["inputs"][0]["name"], "window", window_note(model), remedy))

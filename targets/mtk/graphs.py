@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from nightjar.errors import BadInput
 from nightjar.graphs.fusion import fuse
+from nightjar.graphs.onnx_file import load_model
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.graphs.parameter_map import read_parameter_map, read_parameters
 from nightjar.plugins import target_build
@@ -71,7 +71,7 @@ class PartGraph:
 
     def __init__(self, graphs: Path, model: Mapping[str, Any], part: str) -> None:
         self.graphs, self.part = graphs, part
-        self.onnx = onnx.load(graphs / model["parts"][part]["file"])
+        self.onnx = load_model(graphs / model["parts"][part]["file"])
         self.graph, self.groups = Graph(self.onnx), fuse(self.onnx)
         self.kinds = {group.tensor: group.kind for group in self.groups}  # linear, norm, attention, …
 

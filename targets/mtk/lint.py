@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from nightjar.errors import ToolchainMissing
+from nightjar.graphs.onnx_file import load_model
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.lint import Finding, Problem, boundary_problems, findings_of, int64_problem, rank_problem
 from nightjar.toolchains.environment import Toolchain, toolchain
@@ -81,7 +80,7 @@ def lint(graphs: Path) -> list[Finding]:
                 TOOLCHAIN,
             )
         for part, entry in model["parts"].items():
-            graph, file = Graph(onnx.load(graphs / entry["file"])), converted / f"{part}.tflite"
+            graph, file = Graph(load_model(graphs / entry["file"])), converted / f"{part}.tflite"
             found += findings_of(part, boundary_problems(entry, graph.shapes, NPU, RANK))
             found += findings_of(part, _onnx_problems(graph, operators=not file.is_file()))
             found += of_tflite(part, read(file)) if file.is_file() else []

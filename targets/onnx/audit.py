@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 
 from nightjar.graphs.macs import MULTIPLYING, count_macs
+from nightjar.graphs.onnx_file import load_model
 from nightjar.graphs.onnx_graph import infer_shapes, tensor_shapes
 from nightjar.graphs.onnx_session import open_session
 from targets.onnx.batched_decoder import fix_single_lane
@@ -20,7 +21,7 @@ def audit(path: Path) -> dict[str, int | float]:
     A node is int8 when both its factors come from a DequantizeLinear. `nodes_run_int8` counts integer kernels after
     onnxruntime's optimiser on this machine: where it is lower, those nodes have int8 values and run in float.
     """
-    model = infer_shapes(fix_single_lane(onnx.load(path)))
+    model = infer_shapes(fix_single_lane(load_model(path)))
     shapes = tensor_shapes(model)
     dequantized = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     products = [n for n in model.graph.node if n.op_type in MULTIPLYING]

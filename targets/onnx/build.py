@@ -1,15 +1,13 @@
 """Make the parts of a binary: float graphs with fused attention, or graphs quantized with their calibration samples."""
 
 import itertools
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from nightjar.device.part_io import first_line
 from nightjar.errors import Broken
+from nightjar.graphs.onnx_file import copy_graph, save_model
 from nightjar.graphs.onnx_graph import load_graph
 from nightjar.graphs.onnx_session import open_session
 from nightjar.plugins.target_build import (
@@ -40,7 +38,8 @@ def build(graphs: Path, calibration: Path | None, options: Options, out: Path) -
     else:
         entries = quantize_parts(graphs, files, calibration, options, out)
     if model["recipe"]["decoder"] == "cached":
-        entries["decoder"] |= open_lanes(out / files["decoder"], model["parts"]["decoder"])
+        decoder = entries["decoder"]
+        decoder |= open_lanes(out / files["decoder"], model["parts"]["decoder"], int(decoder["nodes_run_int8"]))
     write_binary(graphs, model, entries, out, target=NAME, precision=options.precision)
 
 
@@ -53,20 +52,23 @@ def fuse_part(graph: Path, file: Path) -> Entry:
         raise Broken(f"onnxruntime cannot load {graph}: {first_line(exc)}; {advice}") from exc
     model = load_graph(graph)
     if fuse_attention(model):
-        onnx.save(model, file)
+        save_model(model, file)
     else:
-        shutil.copyfile(graph, file)
+        copy_graph(graph, file.parent)
     return {"file": file.name, **audit(file)}
 
 
-def open_lanes(file: Path, decoder: Mapping[str, Any]) -> Entry:
-    """Let a `cached` decoder take several clips in one run; return what that adds to its entry."""
+def open_lanes(file: Path, decoder: Mapping[str, Any], kernels: int = 0) -> Entry:
+    """Let a `cached` decoder take several clips in one run; return what that adds to its entry.
+
+    kernels: the nodes that it runs in integers now.
+    """
     lanes = count_lanes(decoder)
     if lanes == 1:
         return {}
-    single, kernels = file.read_bytes(), count_integer_kernels(file)
+    single = file.read_bytes()
     free_lanes(file, lanes)
-    if count_integer_kernels(file) < kernels:  # this optimiser needs fixed shapes: int8 before speed
+    if kernels and count_integer_kernels(file) < kernels:  # this optimiser needs fixed shapes: int8 before speed
         file.write_bytes(single)
         return {}
     return {"lanes": lanes}
@@ -94,7 +96,7 @@ def quantize_parts(
         inputs = {name: node.input[0] for name, node in nodes.items() if name not in in_float}
         histograms = collect_ranges(model, inputs.values(), counted(found.samples(part)))
         ranges = {name: _range(histogram, options) for name, histogram in histograms.items()}
-        (out / file).write_bytes(quantize(model, inputs, ranges, options.per_channel).SerializeToString())
+        save_model(quantize(model, inputs, ranges, options.per_channel), out / file)
         entries[part] = {"file": file, **audit(out / file)}
         if not entries[part]["nodes_int8"]:
             raise Broken(

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from nightjar.errors import Broken
+from nightjar.graphs.onnx_file import tensor_values
 from nightjar.graphs.onnx_graph import add_constants, drop_unread_initializers, set_nodes, with_outputs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.calibration_set import RunningHistogram, Tensors
@@ -115,7 +116,7 @@ def _round_activation(graph: onnx.GraphProto, name: str, low: float, high: float
 
 def _round_weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, per_channel: bool) -> onnx.NodeProto:
     """Store a matrix (in, out) as int8, a scale per column or one, and make its DequantizeLinear."""
-    name, values = tensor.name, numpy_helper.to_array(tensor).astype(np.float32)
+    name, values = tensor.name, tensor_values(tensor).astype(np.float32)
     peak = np.abs(values).max(axis=0) if per_channel else np.abs(values).max()
     scale = np.where(peak > 0, peak / 127, 1).astype(np.float32)
     inputs = {f"{name}.int8": np.rint(values / scale).astype(np.int8)}

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import onnx
-
 from nightjar.graphs.fusion import quantizable_groups
+from nightjar.graphs.onnx_file import load_model, save_model
 from nightjar.graphs.onnx_graph import Graph
 from nightjar.plugins.target_build import Entry, check_request, read_plan
 from nightjar.progress import tick
@@ -34,7 +33,7 @@ def build(
 
     def npu_part(part: str) -> Entry:
         file = model["parts"][part]["file"]
-        exported = onnx.load(graphs / file)
+        exported = load_model(graphs / file)
         graph, groups = Graph(exported), quantizable_groups(exported)
         find_cut(part, graph)  # raises for a graph that the DFC's parser does not take
         in_8bit, schemes = [], {}
@@ -44,7 +43,7 @@ def build(
             by_tensor = {group.tensor: SCHEMES[options.wide] for group in groups if group.tensor in wide}
             exported = fake_quantize(graph, groups, ranges[part], outputs=True, schemes=by_tensor)
             schemes = {"schemes": {"a8_w8": len(in_8bit), options.wide: len(by_tensor)}}
-        onnx.save(exported, out / file)
+        save_model(exported, out / file)
         macs = sum(group.macs for group in groups)
         return {
             "file": file,
@@ -64,7 +63,7 @@ def collect(graphs: Path, calibration: Path, options: Options) -> dict[str, dict
     model, samples = read_model(graphs, options), CalibrationSet.open(calibration)
     found: dict[str, dict[str, Range]] = {}
     for number, part in enumerate(options.npu, 1):
-        exported = onnx.load(graphs / model["parts"][part]["file"])
+        exported = load_model(graphs / model["parts"][part]["file"])
         taken = samples.samples(part, options.range_samples)
         found[part] = collect_ranges(exported, quantizable_groups(exported), taken)
         tick(number, len(options.npu))
