@@ -13,6 +13,7 @@ import nightjar.device.pause_splitter
 import nightjar.device.transcribe  # all three go into a bundle, so their code is part of every key that makes one
 from nightjar.errors import BadInput
 from nightjar.files import digest, digest_file, read_json
+from nightjar.graphs.onnx_file import copy_graph
 from nightjar.paths import ROOT
 from nightjar.store.fingerprint import closure
 
@@ -82,7 +83,7 @@ def write_bundle(
     """
     described, built = read_json(binary / "model.json"), read_json(binary / "binary.json")
     for name in sorted({"model.json", "binary.json", *(part["file"] for part in built["parts"].values())}):
-        shutil.copyfile(binary / name, out / name)
+        copy_graph(binary / name, out)
     for path in binary.glob("*_embedding.npy"):
         shutil.copyfile(path, out / path.name)
     devices = (nightjar.device.part_runners, nightjar.device.pause_splitter)

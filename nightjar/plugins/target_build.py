@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 
 from nightjar.errors import BadInput, BadOptions, Broken
 from nightjar.files import read_json
+from nightjar.graphs.onnx_file import graph_files
 from nightjar.process import Progress
 from nightjar.progress import tick
 
@@ -140,7 +141,7 @@ def write_binary(
         shutil.copyfile(table, out / table.name)
     parts = {}
     for name, entry in entries.items():
-        size_bytes = (out / entry["file"]).stat().st_size
+        size_bytes = sum(path.stat().st_size for path in graph_files(out / entry["file"]))
         parts[name] = {"runner": target, "file": entry["file"], "size_bytes": size_bytes, **entry}
         model["parts"][name]["file"] = entry["file"]
     binary = {"target": target, **described, "parts": parts}

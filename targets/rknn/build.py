@@ -18,6 +18,7 @@ import onnx
 
 from nightjar.device.health import memory_free_bytes
 from nightjar.errors import BadOptions
+from nightjar.graphs.onnx_file import graph_files, load_model, save_model
 from nightjar.graphs.onnx_graph import Graph, rename_tensors
 from nightjar.plugins.target_build import (
     Entry,
@@ -97,7 +98,7 @@ def build(
 
 def _parallel_parts(graphs: Path, files: Mapping[str, str]) -> int:
     """Return how many parts to build at once: one per core, within the free memory."""
-    largest = max((graphs / file).stat().st_size for file in files.values())
+    largest = max(sum(path.stat().st_size for path in graph_files(graphs / file)) for file in files.values())
     fitting = memory_free_bytes() // (2**30 + 15 * largest)  # about what the toolkit takes
     return max(1, min(len(os.sched_getaffinity(0)), len(files), fitting))
 
@@ -122,7 +123,7 @@ def quantization(graphs: Path, calibration: Path, options: Options, out: Path) -
     for number, (part, file) in enumerate(files.items()):
         report = part_progress(number, len(files), "Quantizating")  # the toolkit's own spelling
         with _call_folder(part, graphs / file) as folder:
-            graph = Graph(onnx.load(graphs / file))
+            graph = Graph(load_model(graphs / file))
             dataset = samples.write_dataset(part, folder / "dataset")
             own_ranges = options.quantized_algorithm == OWN_RANGES
             if own_ranges:
@@ -191,7 +192,7 @@ def _run_build(found: Toolchain, job: Mapping[str, Any], folder: Path, graph: Pa
     for suffix in ("rknn", "sim.onnx", "sim.json"):
         shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
     rows = read_table((folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
-    figures, layers = audit(Graph(onnx.load(graph)), [Layer(**entry) for entry in result["layers"]], rows)
+    figures, layers = audit(Graph(load_model(graph)), [Layer(**entry) for entry in result["layers"]], rows)
     described = read_model(graph.parent, NAME)["parts"][part]
     return {
         "file": f"{part}.rknn",
@@ -209,9 +210,10 @@ def _call_folder(part: str, graph: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="nightjar-rknn-") as name:
         place = Path(name) / f"{part}.onnx"
         if part == "encoder" and read_model(graph.parent, NAME)["recipe"]["decoder"] == "window":
-            onnx.save(rename_tensors(onnx.load(graph), ZOO_NAMES), place)
+            save_model(rename_tensors(load_model(graph), ZOO_NAMES), place)
         else:
-            place.symlink_to(graph.resolve())
+            for path in graph_files(graph):
+                (place.parent / path.name).symlink_to(path.resolve())
         yield Path(name)
 
 
