@@ -12,6 +12,7 @@ from flows.prepare import recipe_for
 from nightjar.errors import ToolchainMissing
 from nightjar.files import read_json
 from nightjar.plugins.lint import Finding
+from nightjar.plugins.part_sizes import large_parts
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family
 from nightjar.plugins.target import linter_of
@@ -42,6 +43,9 @@ def lint_model(request: LintRequest) -> dict[str, Any]:
         }
         for name, recipe in recipes.items():
             clamp = name == "plain" or request.window is None
+            if large := large_parts(target, family, checkpoint.path, recipe, clamp):
+                results[name] = [finding.model_dump() for finding in large]
+                continue
             graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=clamp, label=name)
             found = lint(graphs=graphs, linter=tuple(modules), label=name)
             entries = read_json(run.store.path(found) / "findings.json")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadOptions
 from nightjar.plugins.board_choice import board_of, board_of_program
+from nightjar.plugins.part_sizes import part_bytes, refuse_large_parts
 from nightjar.plugins.recipe import Recipe
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source, speech_sources
@@ -81,6 +82,7 @@ def prepare_graphs(
     host = plugin("targets", recipe.graph_format)
     host_board = board_of(host, "local")
     exporter, clamp = plugin("models", family, "export"), getattr(request, "window", None) is None
+    refuse_large_parts(target, family, checkpoint.path, recipe, clamp)
     graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=clamp, label=label)
     return Prepared(
         family=family,
@@ -96,6 +98,13 @@ def prepare_graphs(
             graphs=graphs, calibration=None, target=host, options=make_options(host, "fp"), label="reference"
         ),
     )
+
+
+def expected_sizes(request: PortRequest) -> dict[str, int]:
+    """Return the bytes of each part's weights in float32, for a plan."""
+    family = model_family(request)
+    recipe = recipe_for(request, target_of(request.target, request.board).load().recipe(family))
+    return part_bytes(family, checkpoint_source(request, family).path, recipe, clamp=request.window is None)
 
 
 def find_program(

@@ -1,8 +1,10 @@
 """Find, check and open checkpoints, whatever container holds them."""
 
+import contextlib
 import functools
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +70,33 @@ def load_checkpoint(path: Path) -> Checkpoint:
     BadCheckpoint with one line for a file that is missing, truncated, unsafe, or whose tensors contradict its
     dimensions.
     """
-    if not path.exists():
-        raise BadCheckpoint(f"no checkpoint at {path}: give one with --checkpoint; {FORMAT}")
-    try:
-        if path.is_dir():
-            weights = load_ctranslate2(path) if is_ctranslate2(path) else load_huggingface(path)
-        else:
-            weights = load_ggml(path) if is_ggml(path) else load_openai(path)
+    with _explained(path):
+        weights = _open(path)
         dims = _check(weights.dims, weights.state)
-    except ValueError as exc:
-        raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
     state = {name: tensor.float() for name, tensor in weights.state.items()}
     return Checkpoint(dims, state, weights._replace(state={}))
+
+
+def read_dims(path: Path) -> dict[str, int]:
+    """Read a checkpoint's dimensions without looking at its weights; raises BadCheckpoint."""
+    with _explained(path):
+        return _check_dims(_open(path).dims)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as exc:
+        raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
+
+
+def _open(path: Path) -> Weights:
+    if not path.exists():
+        raise BadCheckpoint(f"no checkpoint at {path}: give one with --checkpoint; {FORMAT}")
+    if path.is_dir():
+        return load_ctranslate2(path) if is_ctranslate2(path) else load_huggingface(path)
+    return load_ggml(path) if is_ggml(path) else load_openai(path)
 
 
 def find_checkpoint(name: str) -> Path:
@@ -141,8 +158,8 @@ def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: st
     return model.eval()
 
 
-def _check(dims: Any, state: dict[str, Tensor]) -> dict[str, int]:
-    """Return the ten dimensions; raises ValueError where they, or names, shapes or values of tensors, contradict."""
+def _check_dims(dims: Any) -> dict[str, int]:
+    """Return the ten dimensions; raises ValueError where they contradict each other."""
     if not isinstance(dims, dict) or set(dims) != set(DIMS):
         raise ValueError(f"its dims must be {', '.join(DIMS)}")
     for name in DIMS:
@@ -155,6 +172,12 @@ def _check(dims: Any, state: dict[str, Tensor]) -> dict[str, int]:
             raise ValueError("it has more than 1000 layers")
     if dims["n_audio_state"] != dims["n_text_state"]:
         raise ValueError("n_audio_state and n_text_state differ")
+    return {name: dims[name] for name in DIMS}
+
+
+def _check(dims: Any, state: dict[str, Tensor]) -> dict[str, int]:
+    """Return the dimensions; raises ValueError where names, shapes or values of tensors contradict them."""
+    dims = _check_dims(dims)
     wanted = weight_shapes(dims)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} first")
@@ -167,4 +190,4 @@ def _check(dims: Any, state: dict[str, Tensor]) -> dict[str, int]:
             raise ValueError(f"{name} is {state[name].dtype}")
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"{name} holds values that are not finite")
-    return {name: dims[name] for name in DIMS}
+    return dims

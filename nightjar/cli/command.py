@@ -69,7 +69,9 @@ def run_flow_command(row: FlowCommand, arguments: argparse.Namespace) -> int:
     plan = getattr(arguments, "plan", False)
     results, run = run_flow(flow, request, screen, plan=plan)
     if plan:
-        show_plan(screen, run.outcomes)
+        from flows.prepare import expected_sizes
+
+        show_plan(screen, run.outcomes, expected_sizes(request))
         return 0
     row.show(screen, results)
     write_json(arguments, results)

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,11 +129,16 @@ def _templates() -> jinja2.Environment:
     return made
 
 
-def show_plan(screen: Screen, outcomes: Sequence[StageOutcome]) -> None:
-    """Print what would run and why."""
+def show_plan(screen: Screen, outcomes: Sequence[StageOutcome], sizes: Mapping[str, int]) -> None:
+    """Print what would run and why, and the sizes of the parts' weights from their bytes in float32."""
     for outcome in outcomes:
         if not outcome.cached:
             screen.say(f"  {outcome.name:<26} [yellow]would run[/yellow]   [dim]{escape(outcome.why)}[/dim]")
+    for part, size in sizes.items():
+        each = (
+            f"{size / 1e6 / fewer:,.1f} MB {dtype}" for dtype, fewer in (("float32", 1), ("float16", 2), ("int8", 4))
+        )
+        screen.say(f"  {part:<26} {', '.join(each)}")
     todo = sum(not outcome.cached for outcome in outcomes)
     screen.say(f"{todo} of {len(outcomes)} stages would run; nothing was run")
 

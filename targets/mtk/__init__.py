@@ -9,6 +9,7 @@ from targets.mtk.options import NAME, Options
 TIERS = {"simulator": "vendor-simulator", "local": "device"}
 DEFAULT_BOARD = "simulator"
 RUNTIMES = ("neuron",)
+PART_LIMIT = (2**31 - 1, "a .tflite in float32, from which int8 is made too, ends at 2,147 MB")
 
 
 def recipe(model: str) -> Recipe:

@@ -189,8 +189,8 @@ def _run_build(found: Toolchain, job: Mapping[str, Any], folder: Path, graph: Pa
     """Do a job of a build, move its files to `out` and return the part's entry of binary.json, with its audit."""
     part = job["name"]
     result = found.call(inside.__name__, job, folder, BUILD_S)
-    for suffix in ("rknn", "sim.onnx", "sim.json"):
-        shutil.move(folder / f"{part}.{suffix}", out / f"{part}.{suffix}")
+    for path in (folder / f"{part}.rknn", folder / f"{part}.sim.json", *graph_files(folder / f"{part}.sim.onnx")):
+        shutil.move(path, out / path.name)
     rows = read_table((folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
     figures, layers = audit(Graph(load_model(graph)), [Layer(**entry) for entry in result["layers"]], rows)
     described = read_model(graph.parent, NAME)["parts"][part]

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def load_openai(path: Path) -> Weights:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that a TorchScript archive is one
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as exc:  # a corrupt or hostile pickle may raise anything
         raise BadCheckpoint(f"cannot read {path} as plain weights ({first_sentence(exc)}): {FORMAT}; {NEXT}") from exc
     if not isinstance(content, dict):

@@ -5,6 +5,7 @@ It shares the recipe, the traced modules and the lint with the real target, but 
 
 from pathlib import Path
 
+from targets.mtk import PART_LIMIT as PART_LIMIT
 from targets.mtk import recipe as recipe
 from targets.mtk.stand_in.options import NAME as NAME
 from targets.mtk.stand_in.options import Options
