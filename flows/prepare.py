@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadOptions
 from nightjar.plugins.board_choice import board_of, board_of_program
-from nightjar.plugins.part_sizes import part_bytes, refuse_large_parts
+from nightjar.plugins.part_sizes import large_parts, part_bytes
 from nightjar.plugins.recipe import Recipe
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source, speech_sources
@@ -82,7 +82,8 @@ def prepare_graphs(
     host = plugin("targets", recipe.graph_format)
     host_board = board_of(host, "local")
     exporter, clamp = plugin("models", family, "export"), getattr(request, "window", None) is None
-    refuse_large_parts(target, family, checkpoint.path, recipe, clamp)
+    for large in large_parts(target, family, checkpoint.path, recipe, clamp):
+        raise BadOptions(f"target {target.name} does not take the {large.part}, {large.why}; {large.remedy}")
     graphs = export(checkpoint=checkpoint, model=exporter, recipe=recipe, clamp=clamp, label=label)
     return Prepared(
         family=family,

@@ -1,10 +1,9 @@
 """Find, check and open checkpoints, whatever container holds them."""
 
-import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,33 +69,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
     BadCheckpoint with one line for a file that is missing, truncated, unsafe, or whose tensors contradict its
     dimensions.
     """
-    with _explained(path):
-        weights = _open(path)
-        dims = _check(weights.dims, weights.state)
+    weights, dims = _read(path, _check)
     state = {name: tensor.float() for name, tensor in weights.state.items()}
     return Checkpoint(dims, state, weights._replace(state={}))
 
 
 def read_dims(path: Path) -> dict[str, int]:
-    """Read a checkpoint's dimensions without looking at its weights; raises BadCheckpoint."""
-    with _explained(path):
-        return _check_dims(_open(path).dims)
+    """Read a checkpoint's dimensions, its weights unseen; raises BadCheckpoint."""
+    return _read(path, lambda dims, state: _check_dims(dims))[1]
 
 
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as exc:
-        raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
-
-
-def _open(path: Path) -> Weights:
+def _read(path: Path, check: Callable[[Any, dict[str, Tensor]], dict[str, int]]) -> tuple[Weights, dict[str, int]]:
     if not path.exists():
         raise BadCheckpoint(f"no checkpoint at {path}: give one with --checkpoint; {FORMAT}")
-    if path.is_dir():
-        return load_ctranslate2(path) if is_ctranslate2(path) else load_huggingface(path)
-    return load_ggml(path) if is_ggml(path) else load_openai(path)
+    try:
+        if path.is_dir():
+            weights = load_ctranslate2(path) if is_ctranslate2(path) else load_huggingface(path)
+        else:
+            weights = load_ggml(path) if is_ggml(path) else load_openai(path)
+        return weights, check(weights.dims, weights.state)
+    except ValueError as exc:
+        raise BadCheckpoint(f"{path} is not a Whisper checkpoint: {exc}; {FORMAT}; {NEXT}") from exc
 
 
 def find_checkpoint(name: str) -> Path:
@@ -175,9 +168,9 @@ def _check_dims(dims: Any) -> dict[str, int]:
     return {name: dims[name] for name in DIMS}
 
 
-def _check(dims: Any, state: dict[str, Tensor]) -> dict[str, int]:
+def _check(given: Any, state: dict[str, Tensor]) -> dict[str, int]:
     """Return the dimensions; raises ValueError where names, shapes or values of tensors contradict them."""
-    dims = _check_dims(dims)
+    dims = _check_dims(given)
     wanted = weight_shapes(dims)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} first")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.whisper import FAMILY, trace
-from models.whisper.checkpoint import Checkpoint, load_checkpoint
+from models.whisper.checkpoint import Checkpoint, load_checkpoint, read_dims
 from models.whisper.surgery import load
 from models.whisper.tokens import token_table
 from models.whisper.trace import PartModule, make_parts
@@ -111,6 +111,17 @@ def build_parts(model: Checkpoint, recipe: Recipe) -> dict[str, PartModule]:
         # A shorter window may have the last rows of the encoder's table; a prefix always has the decoder's first.
         load(part.module, model.state, part.scope, recipe.positional if part.scope == "encoder" else "first")
     return parts
+
+
+def part_bytes(checkpoint: Path, recipe: Recipe, clamp: bool) -> dict[str, int]:
+    """Return the bytes of each part's weights in float32, from the dimensions; raises what `export` raises for them."""
+    dims = read_dims(checkpoint)
+    clamped = clamp_recipe(recipe, dims)
+    n_frames = count_frames(clamped if clamp else recipe, dims)
+    with torch.device("meta"):
+        parts = make_parts(dims, clamped.model_dump(), n_frames // 2)
+    tensors = {name: (*part.module.parameters(), *part.module.buffers()) for name, part in parts.items()}
+    return {name: 4 * sum(tensor.numel() for tensor in each) for name, each in tensors.items()}
 
 
 def describe(part: PartModule) -> dict[str, Any]:
