@@ -1,4 +1,4 @@
-"""Whisper's sizes: seconds, peak memory and disk of the export and of float builds, as a markdown table.
+"""Whisper's sizes: seconds (of the processor in brackets), peak memory and disk of export and float builds, as a table.
 
     .venv/bin/python benchmarks/sizes.py [tiny] [base] [small] [medium] [turbo] [large-v3] [--minutes N] [--json F]
 
@@ -10,6 +10,7 @@ the time limit it is killed, and the table says so. rknn needs `nightjar toolcha
 import argparse
 import contextlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -46,14 +47,15 @@ class Figures(NamedTuple):
     """What a step took; `why` says why it has no result."""
 
     seconds: float
+    processor_s: float  # on a machine with other work, what counts
     memory_gib: float
     disk_gib: float
     why: str = ""
 
     def cell(self) -> str:
         """Return what the table shows."""
-        took = f"{self.seconds:,.0f} s, {self.memory_gib:.1f} GiB"
-        return f"{self.why} ({took})" if self.why else f"{took}, {1024 * self.disk_gib:,.0f} MiB"
+        took = f"{self.seconds:,.0f} s ({self.processor_s:,.0f}), {self.memory_gib:.1f} GiB"
+        return f"{self.why}: {took}" if self.why else f"{took}, {1024 * self.disk_gib:,.0f} MiB"
 
 
 def step(name: str, folder: Path) -> None:
@@ -86,7 +88,7 @@ def make(size: str, file: Path) -> None:
 def measured(name: str, folder: Path, limit_s: float) -> Figures:
     """Run a step in a process of its own; sample the memory of the process and its children."""
     command = [sys.executable, "-W", "ignore", __file__, "--step", name, str(folder)]
-    start, peak, why = time.perf_counter(), 0, ""
+    start, peak, why, before_s = time.perf_counter(), 0, "", processor_s()
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         while process.poll() is None:
@@ -106,7 +108,13 @@ def measured(name: str, folder: Path, limit_s: float) -> Figures:
         why = (folder / "log.txt").read_text().strip().splitlines()[-1][-300:]
     written = folder / f"{'rknn' if 'rknn' in name else 'onnx'}-{'graphs' if name.endswith('export') else 'binary'}"
     disk = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-    return Figures(seconds, peak / 2**30, disk / 2**30, why)
+    return Figures(seconds, processor_s() - before_s, peak / 2**30, disk / 2**30, why)
+
+
+def processor_s() -> float:
+    """Return the processor seconds of all children that have ended, theirs included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def resident(pid: int) -> int:
@@ -147,7 +155,7 @@ def main() -> int:
             for each in STEPS:
                 needs = {"onnx": "export", "rknn": "rknn-export"}.get(each)
                 if needs and row[needs].why:
-                    row[each] = Figures(0, 0, 0, "no graphs")
+                    row[each] = Figures(0, 0, 0, 0, "no graphs")
                     continue
                 row[each] = measured(each, folder, 60 * arguments.minutes)
                 if each == "onnx":  # the disk holds one target's files at a time

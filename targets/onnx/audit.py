@@ -3,8 +3,6 @@
 import tempfile
 from pathlib import Path
 
-import onnx
-
 from nightjar.graphs.macs import MULTIPLYING, count_macs
 from nightjar.graphs.onnx_file import load_model
 from nightjar.graphs.onnx_graph import infer_shapes, tensor_shapes
@@ -40,4 +38,4 @@ def count_integer_kernels(path: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         open_session(path, integer_kernels=True, optimized=optimized)
-        return sum(n.op_type in INTEGER_KERNELS for n in onnx.load(optimized).graph.node)
+        return sum(n.op_type in INTEGER_KERNELS for n in load_model(optimized).graph.node)
