@@ -11,8 +11,7 @@ from prefect import flow
 from flows.prepare import recipe_for
 from nightjar.errors import ToolchainMissing
 from nightjar.files import read_json
-from nightjar.plugins.lint import Finding
-from nightjar.plugins.part_sizes import large_parts
+from nightjar.plugins.lint import Finding, large_parts
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family
 from nightjar.plugins.target import linter_of

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from nightjar.boards.ref import BoardRef
 from nightjar.errors import BadOptions
 from nightjar.plugins.board_choice import board_of, board_of_program
-from nightjar.plugins.part_sizes import large_parts, part_bytes
+from nightjar.plugins.lint import large_parts, part_bytes
 from nightjar.plugins.recipe import Recipe
 from nightjar.plugins.registry import Plugin, plugin
 from nightjar.plugins.resolve import checkpoint_source, model_family, speech_source, speech_sources

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.whisper import FAMILY, trace
 from models.whisper.checkpoint import Checkpoint, load_checkpoint, read_dims
@@ -50,7 +51,7 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, clamp: bool = False) -> 
         file = f"{name}.{SUFFIX[recipe.graph_format]}"
         with _quiet():
             if is_onnx:
-                places[name] = _locate(part, _write_onnx(part, out / file))
+                places[name] = _write_onnx(part, out / file)
             else:
                 _write_torchscript(part, out / file)
         described[name] = {"file": file, **describe(part)}
@@ -125,8 +126,8 @@ def part_bytes(checkpoint: Path, recipe: Recipe, clamp: bool) -> dict[str, int]:
 
 
 def describe(part: PartModule) -> dict[str, Any]:
-    """List name, shape and dtype of every input and output."""
-    with torch.no_grad():
+    """List name, shape and dtype of every input and output; nothing is computed for it."""
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         results = part.module(*part.inputs.values())
     outputs = dict(zip(part.outputs, (results,) if isinstance(results, Tensor) else results, strict=True))
     return {
@@ -138,12 +139,8 @@ def describe(part: PartModule) -> dict[str, Any]:
     }
 
 
-def _locate(part: PartModule, graph: Any) -> dict[str, Location]:
-    """Locate a part's parameters in its graph: a vendor's environment rebuilds the modules to trace them itself."""
-    return locate_parameters(graph, {key: tensor.numpy() for key, tensor in part.module.state_dict().items()})
-
-
-def _write_onnx(part: PartModule, file: Path) -> Any:
+def _write_onnx(part: PartModule, file: Path) -> dict[str, Location]:
+    """Return where the parameters are: a vendor's environment rebuilds the modules to trace them with its own torch."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # from 2 GiB on, torch writes a file for each weight
         written = Path(folder) / file.name
         # The dynamo exporter takes ten times as long and writes its own names and metadata into the graph.
@@ -156,7 +153,8 @@ def _write_onnx(part: PartModule, file: Path) -> Any:
             opset_version=OPSET,
             dynamo=False,
         )
-        return settle(written, file)
+        graph = settle(written, file)
+    return locate_parameters(graph, {key: tensor.numpy() for key, tensor in part.module.state_dict().items()})
 
 
 def _write_torchscript(part: PartModule, file: Path) -> None:

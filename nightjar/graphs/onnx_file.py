@@ -4,9 +4,7 @@ In memory such a graph has no weights: its tensors name their place in that file
 are inferred, and nodes replaced, as in any other graph. onnx is imported when used.
 """
 
-import math
 import shutil
-from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,9 @@ MOST_BYTES = 2**31 - 2**20  # of weights in one file; the rest is for the nodes
 INLINE_BYTES = 1024  # smaller tensors stay in the graph: shape inference reads some
 
 
-def data_file(graph: Path) -> Path:
-    """Return the file of a graph's weights; there is none where the graph holds them itself."""
-    return graph.with_name(f"{graph.name}.data")
-
-
 def graph_files(graph: Path) -> list[Path]:
     """List a graph's files: itself, and its weights where they lie beside it."""
-    return [graph, *(path for path in [data_file(graph)] if path.is_file())]
+    return [graph, *graph.parent.glob(f"{graph.name}.data")]
 
 
 def copy_graph(graph: Path, folder: Path) -> None:
@@ -51,7 +44,7 @@ def save_model(model: Any, file: Path) -> None:
     from onnx import StringStringEntryProto, TensorProto, numpy_helper
 
     if is_large(model):
-        model, data = deepcopy(model), data_file(file)
+        model, data = deepcopy(model), file.with_name(f"{file.name}.data")
         written = data.with_suffix(".part")  # the weights may be read from the file that this replaces
         with written.open("wb") as stream:
             for tensor in model.graph.initializer:
@@ -60,10 +53,9 @@ def save_model(model: Any, file: Path) -> None:
                     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
                     continue
                 place = {"location": data.name, "offset": str(stream.tell()), "length": str(values.nbytes)}
-                entries = [StringStringEntryProto(key=key, value=value) for key, value in place.items()]
                 moved = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
                 moved.data_location = TensorProto.EXTERNAL
-                moved.external_data.extend(entries)
+                moved.external_data.extend(StringStringEntryProto(key=k, value=v) for k, v in place.items())
                 tensor.CopyFrom(moved)
                 stream.write(values.data)
         written.replace(data)
@@ -82,14 +74,8 @@ def settle(written: Path, file: Path) -> Any:
 
 def is_large(model: Any) -> bool:
     """Return whether a graph keeps its weights, or has to keep them, beside it."""
-    return bool(external_tensors(model)) or weight_bytes(model.graph.initializer) > MOST_BYTES
-
-
-def weight_bytes(tensors: Iterable[Any]) -> int:
-    """Return the size of tensors, wherever they lie."""
-    from onnx import helper
-
-    return sum(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in tensors)
+    weights = (tensor_values(tensor).nbytes for tensor in model.graph.initializer)
+    return bool(external_tensors(model)) or sum(weights) > MOST_BYTES
 
 
 def external_tensors(model: Any) -> list[Any]:

@@ -1,14 +1,22 @@
 """Findings of a target's lint: what a compiler refuses in a graph, or runs badly, known before hours of compiling.
 
 A target with a lint has `lint.py`: `lint(graphs) -> list[Finding]` for a folder that export wrote. `TOOLCHAIN` names an
-environment that the lint uses where it is installed (`mtk.stand_in`).
+environment that the lint uses where it is installed (`mtk.stand_in`). A target whose compiler takes parts up to a size
+has PART_LIMIT: the most bytes of float32 weights, and why.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
+
+from nightjar.plugins.recipe import Recipe
+from nightjar.plugins.registry import Plugin, plugin
+
+SMALLEST_WEIGHT = 8  # in a checkpoint: half a byte, of four in float32
+SMALLER = "take a smaller model, or a target without this limit, such as onnx or rknn"
 
 # Modules of Whisper and Zipformer by their names in a graph.
 MODULE_NAMES = {
@@ -102,3 +110,23 @@ def rank_problem(node: str, op: str, shape: Sequence[int], npu: str, rank: int) 
 def refusals(findings: list[Finding]) -> list[Finding]:
     """Return the findings that do not compile."""
     return [finding for finding in findings if finding.level == "refuse"]
+
+
+def part_bytes(family: str, checkpoint: Path, recipe: Recipe, clamp: bool) -> dict[str, int]:
+    """Return the bytes of each part's weights in float32, nothing for a family that does not tell."""
+    known = getattr(plugin("models", family, "export").load(), "part_bytes", None)
+    return known(checkpoint, recipe, clamp) if known else {}
+
+
+def large_parts(target: Plugin, family: str, checkpoint: Path, recipe: Recipe, clamp: bool) -> list[Finding]:
+    """List the parts that are too large for a target's compiler."""
+    most, why = getattr(target.load(), "PART_LIMIT", (None, ""))
+    files = checkpoint.glob("*") if checkpoint.is_dir() else [checkpoint]
+    if most is None or SMALLEST_WEIGHT * sum(path.stat().st_size for path in files) <= most:  # opens no checkpoint
+        return []
+    found: list[Finding] = []
+    for part, size in part_bytes(family, checkpoint, recipe, clamp).items():
+        if size > most:
+            whole = f"{size / 1e6:,.0f} MB of float32 weights: {why}"
+            found += findings_of(part, [Problem("refuse", part, "weights", whole, SMALLER)])
+    return found

@@ -59,10 +59,7 @@ def fuse_part(graph: Path, file: Path) -> Entry:
 
 
 def open_lanes(file: Path, decoder: Mapping[str, Any], kernels: int = 0) -> Entry:
-    """Let a `cached` decoder take several clips in one run; return what that adds to its entry.
-
-    kernels: the nodes that it runs in integers now.
-    """
+    """Let a `cached` decoder of so many integer kernels take several clips in a run; return what its entry gains."""
     lanes = count_lanes(decoder)
     if lanes == 1:
         return {}

@@ -55,7 +55,7 @@ def _restore_toolkit(graph: Path, tables: Path) -> Any:
     saved = json.loads(tables.read_text(encoding="utf-8"))
     toolkit = open_toolkit()
     base = toolkit.rknn_base
-    model = onnx.load(graph, load_external_data=False)
+    model = onnx.load(graph)
     base.ir = IRGraph(model, opt_level=0, npu_target=saved["npu"], weights_for_align=[], initializer_dat={})
     for name, value in saved["settings"].items():
         setattr(base.ir, name, value)
