@@ -1,6 +1,6 @@
 """Whisper's sizes: seconds (of the processor in brackets), peak memory and disk of export and float builds, as a table.
 
-    .venv/bin/python benchmarks/sizes.py [tiny] [base] [small] [medium] [turbo] [large-v3] [--minutes N] [--json F]
+    .venv/bin/python benchmarks/sizes.py [tiny] [base] [small] [medium] [turbo] [large-v3] [--steps S…] [--minutes N]
 
 The dimensions are OpenAI's, the weights noise, made on the spot and removed afterwards; neither changes what a step
 costs. Each step is a process of its own, whose memory with that of its children is sampled from /proc; beyond 20 GiB or
@@ -140,6 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", default=["tiny", "base", "small", "medium", "turbo"], metavar="SIZE")
     parser.add_argument("--minutes", type=float, default=10, help="time limit of a step (default: 10)")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[*STEPS], help="of each size (default: all)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--step", nargs=2, metavar=("STEP", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -147,14 +148,15 @@ def main() -> int:
         step(arguments.step[0], Path(arguments.step[1]))
         return 0
     found: dict[str, dict[str, Any]] = {}
-    print(f"| size | {' | '.join(STEPS.values())} |\n|---|{'---|' * len(STEPS)}", flush=True)
+    titles = [title for name, title in STEPS.items() if name in arguments.steps]
+    print(f"| size | {' | '.join(titles)} |\n|---|{'---|' * len(titles)}", flush=True)
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory(prefix="nightjar-sizes-") as name:
             folder, row = Path(name), dict[str, Figures]()
             make(size, folder / "model.pt")
-            for each in STEPS:
+            for each in (name for name in STEPS if name in arguments.steps):
                 needs = {"onnx": "export", "rknn": "rknn-export"}.get(each)
-                if needs and row[needs].why:
+                if needs and (needs not in row or row[needs].why):
                     row[each] = Figures(0, 0, 0, 0, "no graphs")
                     continue
                 row[each] = measured(each, folder, 60 * arguments.minutes)
