@@ -16,7 +16,7 @@ from nightjar.plugins.recipe import Recipe
 from nightjar.plugins.registry import Plugin, plugin
 
 SMALLEST_WEIGHT = 8  # in a checkpoint: half a byte, of four in float32
-SMALLER = "take a smaller model, or a target without this limit, such as onnx or rknn"
+SMALLER = "pass a smaller --model, or a --target without this limit (`nightjar targets`)"
 
 # Modules of Whisper and Zipformer by their names in a graph.
 MODULE_NAMES = {

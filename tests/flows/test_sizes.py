@@ -61,7 +61,7 @@ def test_a_part_that_the_compiler_cannot_take_is_refused_before_anything_runs(
     error = capsys.readouterr().err.strip()
     assert re.fullmatch(
         r"nightjar: target mtk.stand_in does not take the encoder, 2 MB of float32 weights: this test's compiler ends "
-        r"at 1 MB; take a smaller model, or a target without this limit, such as onnx or rknn",
+        r"at 1 MB; pass a smaller --model, or a --target without this limit \(`nightjar targets`\)",
         error,
     )
     assert not list(own_store.glob("*/*/record.json"))
@@ -78,7 +78,7 @@ def test_lint_names_the_part_that_the_compiler_cannot_take(
     assert refused.keys() == {"encoder", "decoder"}  # cross is smaller
     assert refused["decoder"]["level"] == "refuse"
     assert re.search(r"\d\d MB of float32 weights: this test's compiler ends at 1 MB", refused["decoder"]["why"])
-    assert "a target without this limit" in capsys.readouterr().out
+    assert "a --target without this limit" in capsys.readouterr().out
     assert not list(own_store.glob("*/*/record.json"))  # nothing was exported
 
 
