@@ -47,7 +47,7 @@ class Figures(NamedTuple):
     """What a step took; `why` says why it has no result."""
 
     seconds: float
-    processor_s: float  # on a machine with other work, what counts
+    processor_s: float  # what counts on a machine with other work
     memory_gib: float
     disk_gib: float
     why: str = ""
@@ -100,6 +100,7 @@ def measured(name: str, folder: Path, limit_s: float) -> Figures:
             if why:
                 for each in family(process.pid):  # a toolchain's process has a group of its own
                     with contextlib.suppress(psutil.Error):
+                        before_s -= sum(each.cpu_times()[:2])  # which no one waits for
                         each.kill()
                 process.wait()
             time.sleep(0.1)
