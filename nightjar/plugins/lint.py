@@ -97,8 +97,3 @@ def rank_problem(node: str, op: str, shape: Sequence[int], npu: str, rank: int) 
     """Return the problem of a tensor with too many dimensions."""
     why = f"a tensor of {len(shape)} dimensions {tuple(shape)}; {npu} takes {rank} at most"
     return Problem("refuse", node, op, why, f"reshape it to {rank}: the recipe's attention splits heads that way")
-
-
-def refusals(findings: list[Finding]) -> list[Finding]:
-    """Return the findings that do not compile."""
-    return [finding for finding in findings if finding.level == "refuse"]

@@ -198,11 +198,6 @@ def write_plan(rung: Rung, path: Path) -> None:
     path.write_text(rung.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
 
 
-def read_plan(path: Path) -> Rung:
-    """Read plan.json."""
-    return Rung.model_validate_json(path.read_bytes())
-
-
 def _rung(ranking: Ranking, float16: Sequence[tuple[str, GroupSensitivity]], calls: Mapping[str, float]) -> Rung:
     layers = {part: tuple(sorted(e.tensor for p, e in float16 if p == part)) for part in ranking.parts}
     whole = tuple(part for part, entries in ranking.parts.items() if len(layers[part]) == len(entries))

@@ -83,21 +83,19 @@ class Toolchain(NamedTuple):
         job: Mapping[str, Any],
         folder: Path,
         timeout_s: float,
-        address_space_bytes: int | None = None,
         on_progress: Progress | None = None,
         memory_limit_bytes: int | None = None,
     ) -> dict[str, Any]:
         """Run `main(job)` of a module in the environment and return its result.
 
         `folder` is the call's own working folder, with job.json, result.json and log.txt. All processes of the call end
-        with it. address_space_bytes: limit of each process; memory_limit_bytes: of all together. Raises ToolchainBroken
-        where the SDK does not import, and ToolchainFailed where it refuses, crashes, or exceeds its time or memory.
+        with it. memory_limit_bytes: of all of them together. Raises ToolchainBroken where the SDK does not import, and
+        ToolchainFailed where it refuses, crashes, or exceeds its time or memory.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
-        files = ("job.json", "result.json")
-        command = [str(self.python), "-c", WORKER_CODE, module, *files, str(address_space_bytes or 0)]
+        command = [str(self.python), "-c", WORKER_CODE, module, "job.json", "result.json"]
         # Compilers write uninitialized memory into their files: glibc fills it with zeros.
         environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         log_file = folder / "log.txt"
@@ -122,7 +120,7 @@ class Toolchain(NamedTuple):
                 "install it again"
             )
         text = log_file.read_text(encoding="utf-8", errors="replace")
-        problem, remedy = _describe_exit(status, result, text, timeout_s, address_space_bytes)
+        problem, remedy = _describe_exit(status, result, text, timeout_s)
         raise ToolchainFailed(f"{where} {problem}; log in {saved_log}: {remedy}")
 
     def log_path(self, name: str) -> Path:
@@ -136,17 +134,14 @@ class Toolchain(NamedTuple):
         return Path(shutil.copyfile(log_file, self.log_path(module.rpartition(".")[2])))
 
 
-def _describe_exit(
-    status: int | None, result: Mapping[str, Any], log_text: str, timeout_s: float, address_space_bytes: int | None
-) -> tuple[str, str]:
+def _describe_exit(status: int | None, result: Mapping[str, Any], log_text: str, timeout_s: float) -> tuple[str, str]:
     """Return why a call gave no result, and the remedy."""
     again = "run the same command again"
     kind = result.get("error", "")
     if status is None:
         return f"did not end within {timeout_s:g} s and was killed", again
     if kind == "MemoryError" or (not kind and status != -signal.SIGKILL and OUT_OF_MEMORY.search(log_text)):
-        limit = f" of {address_space_bytes / 2**30:.1f} GiB" if address_space_bytes else ""
-        return f"ran out of memory{limit}", f"free memory or give fewer calibration samples, then {again}"
+        return "ran out of memory", f"free memory or give fewer calibration samples, then {again}"
     if status < 0:
         cause = ", usually by the kernel for lack of memory" if status == -signal.SIGKILL else ""
         return f"was killed by {signal.Signals(-status).name}{cause}", again

@@ -21,6 +21,7 @@ from nightjar.speech.manifest import load_speech
 from targets.onnx.runner import open_runner
 from targets.torchscript import runner as torchscript
 from tests.conftest import SPEECH, WEIGHTS, need
+from tests.models.whisper.agreement import agree
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def check(model: Whisper, folder: Path, clips: dict[str, Wave]) -> list[str]:
         assert heard["capped"] == (len(expected) >= min(room, described["max_tokens"])), name
         if heard["tokens"] == expected[:room]:
             certain = len(heard["tokens"]) + (not heard["capped"])
-            assert decode.agree(runner, encoded, described, expected, "en", tables) >= certain, name
+            assert agree(runner, encoded, described, expected, "en", tables) >= certain, name
             continue
         pairs = zip([*heard["tokens"], -1], [*expected, -1], strict=False)
         at = next(i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)

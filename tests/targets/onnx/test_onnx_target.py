@@ -27,6 +27,7 @@ from targets.onnx.compare_with_float import measure
 from targets.onnx.quantize import float_by_rule, linear_nodes
 from targets.onnx.runner import open_runner
 from tests.conftest import SPEECH, WEIGHTS, need
+from tests.models.whisper.agreement import agree
 
 # openai-whisper's tokenizer, which export asks, leaves its vocabulary file open.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
@@ -257,6 +258,6 @@ def test_real_weights_survive(tmp_path: Path) -> None:
         int8 = decode.encode(found, _features(clip, model), model)
         assert _snr_db(encoded["hidden"], int8["hidden"]) > 20
         tokens = decode.decode(exact, encoded, model)["tokens"]
-        same += decode.agree(found, int8, model, tokens)
+        same += agree(found, int8, model, tokens)
         steps += len(tokens) + 1
     assert same / steps > 0.9
