@@ -8,7 +8,6 @@ budget serves the next.
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -191,11 +190,6 @@ def pareto(measured: Sequence[tuple[Rung, Measurement]]) -> list[dict[str, Any]]
             for other in points
         )
     return points
-
-
-def write_plan(rung: Rung, path: Path) -> None:
-    """Write plan.json."""
-    path.write_text(rung.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
 
 
 def _rung(ranking: Ranking, float16: Sequence[tuple[str, GroupSensitivity]], calls: Mapping[str, float]) -> Rung:

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nightjar.files import digest, digest_file, mtime_ns, storage_errors, sync, write_atomic
+from nightjar.files import digest, digest_file, mtime_ns, read_json_object, storage_errors, sync, write_atomic
 from nightjar.locks import acquire, locked
-from nightjar.store.file_memo import file_stamp, read_json_object
+from nightjar.store.file_memo import file_stamp
 
 RECORD = "record.json"
 DAMAGED = f"{RECORD} is damaged"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from packaging.utils import canonicalize_name
 
 from nightjar.errors import ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
-from nightjar.files import read_json
+from nightjar.files import read_json_object
 from nightjar.paths import ROOT
 from nightjar.process import MemoryLimitExceeded, Progress, last_line, run_logged
 from nightjar.toolchains.vendor_sdk import Program, SdkSpec, read_sdk_spec
@@ -56,10 +56,7 @@ class Toolchain(NamedTuple):
         return program
 
     def _programs(self) -> dict[str, Program]:
-        try:
-            entries = read_json(self.folder / MARKER).get("programs", {})
-        except (OSError, ValueError):
-            return {}
+        entries = read_json_object(self.folder / MARKER).get("programs", {})
         return {name: Program.model_validate(entry) for name, entry in entries.items()}
 
     def environment(self) -> dict[str, str]:
@@ -108,9 +105,7 @@ class Toolchain(NamedTuple):
                 f"{where} used {used:.1f} GiB of memory where {limit:.1f} are allowed and was killed; log in "
                 f"{self.save_log(module, log_file)}: run the same command on a machine with more memory"
             ) from exc
-        result: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):  # absent or incomplete: the status and the log have the reason
-            result = read_json(folder / "result.json")
+        result = read_json_object(folder / "result.json")  # or the status and the log have the reason
         if status == 0 and "result" in result:
             return dict(result["result"])
         saved_log = self.save_log(module, log_file)

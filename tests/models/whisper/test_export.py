@@ -24,7 +24,7 @@ from nightjar.errors import BadOptions
 from nightjar.plugins.recipe import Recipe
 from targets.onnx.runner import open_runner
 from targets.torchscript import runner as torchscript
-from tests.models.whisper.agreement import agree
+from tests.models.whisper.reference import agree
 
 ROOT = Path(__file__).resolve().parents[3]
 DECODERS = ("window", "static", "cached")

@@ -13,7 +13,7 @@ import whisper
 from whisper.model import Whisper
 
 from models.whisper import decode
-from models.whisper.checkpoint import load_checkpoint, stock
+from models.whisper.checkpoint import load_checkpoint
 from models.whisper.export import export
 from nightjar.plugins.recipe import Recipe
 from nightjar.speech.audio import load_audio
@@ -21,7 +21,7 @@ from nightjar.speech.manifest import load_speech
 from targets.onnx.runner import open_runner
 from targets.torchscript import runner as torchscript
 from tests.conftest import SPEECH, WEIGHTS, need
-from tests.models.whisper.agreement import agree
+from tests.models.whisper.reference import agree, stock_in_window
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def stock_of() -> Callable[[Path, float, str], Whisper]:
     def get(checkpoint: Path, window_s: float, positional: str) -> Whisper:
         key = (checkpoint, window_s, positional)
         if key not in built:
-            built[key] = stock(load_checkpoint(checkpoint), round(window_s * 50), positional)
+            built[key] = stock_in_window(load_checkpoint(checkpoint), round(window_s * 50), positional)
         return built[key]
 
     return get

@@ -18,7 +18,7 @@ from targets.onnx import compile
 from targets.onnx.batched_decoder import count_lanes
 from targets.onnx.options import Options
 from targets.onnx.runner import open_runner
-from tests.models.whisper.agreement import agree
+from tests.models.whisper.reference import agree
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
 ONE = {"threads": 1}

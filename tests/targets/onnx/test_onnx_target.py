@@ -27,7 +27,7 @@ from targets.onnx.compare_with_float import measure
 from targets.onnx.quantize import float_by_rule, linear_nodes
 from targets.onnx.runner import open_runner
 from tests.conftest import SPEECH, WEIGHTS, need
-from tests.models.whisper.agreement import agree
+from tests.models.whisper.reference import agree
 
 # openai-whisper's tokenizer, which export asks, leaves its vocabulary file open.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
