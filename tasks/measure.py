@@ -106,8 +106,8 @@ def plan(*, ranking: Path, calls: dict[str, float], rung: int, out: Path) -> dic
 def frontier(*, ranking: Path, tried: SearchRecord, found: int, out: Path) -> dict[str, str]:
     """Write `pareto.json`: every measured rung, and the one that was taken."""
     plans = ladder(read_ranking(ranking / "ranking.json"), tried.calls)
-    points = pareto([(plans[number], measured) for number, measured in sorted(tried.measured.items())])
-    taken = plans[found].expected.int8_mac_share
-    content = {"calls": tried.calls, "points": points, "taken": taken}
+    measured = [(plans[number], measurement) for number, measurement in sorted(tried.measured.items())]
+    points = pareto(measured, plans[found])
+    content = {"calls": tried.calls, "points": points, "taken": plans[found].expected.int8_mac_share}
     (out / "pareto.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return {"rungs": str(len(points))}

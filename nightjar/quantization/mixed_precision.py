@@ -169,14 +169,18 @@ def search(
     return ladder[found], result
 
 
-def pareto(measured: Sequence[tuple[Rung, Measurement]]) -> list[dict[str, Any]]:
-    """List measured rungs by int8 share, as JSON; `dominated` where another has more int8 and less loss."""
+def pareto(measured: Sequence[tuple[Rung, Measurement]], taken: Rung) -> list[dict[str, Any]]:
+    """List measured rungs by int8 share, as JSON; `dominated` where another has more int8 and less loss.
+
+    taken: the rung that the search ended with; two rungs may have equal shares, so it is marked itself.
+    """
     points = [
         {
             "int8_mac_share": rung.expected.int8_mac_share,
             "size_bytes": rung.expected.size_bytes,
             "float_tensors": {part: len(names) for part, names in rung.float16_layers.items()},
             "expected_kl": rung.expected.kl,
+            "taken": rung.key() == taken.key(),
             **result.model_dump(),
         }
         for rung, result in measured

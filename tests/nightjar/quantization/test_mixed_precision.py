@@ -212,10 +212,20 @@ def test_words_and_new_loops_bound_a_plan_too(ladder):
 
 def test_the_curve_says_which_points_are_dominated(ladder):
     measured = [(rung, Measurement(kl=1 / (n + 1), agree=1, tokens=1, steps=1)) for n, rung in enumerate(ladder)]
-    points = pareto([*measured, (ladder[1], Measurement(kl=5, agree=0, tokens=1, steps=1))])
+    points = pareto([*measured, (ladder[1], Measurement(kl=5, agree=0, tokens=1, steps=1))], ladder[-1])
     dominated = {point["kl"] for point in points if point["dominated"]}
     assert 5 in dominated
     assert 1 / len(ladder) not in dominated, "nothing loses less than the last rung"
+    assert [point["kl"] for point in points if point["taken"]] == [1 / len(ladder)]
+
+
+def test_one_of_two_rungs_with_equal_shares_is_taken(ladder):
+    first = ladder[1]
+    moved = dict(first.float16_layers)
+    part = next(part for part, layers in moved.items() if layers)
+    twin = first.model_copy(update={"float16_layers": {**moved, part: (*moved[part], "another")}})
+    measured = [(rung, Measurement(kl=1, agree=1, tokens=1, steps=1)) for rung in (first, twin)]
+    assert [point["taken"] for point in pareto(measured, twin)] == [False, True]
 
 
 def test_a_plan_reads_back_as_it_was_written(ladder):
