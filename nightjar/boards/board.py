@@ -58,16 +58,10 @@ class Board(Protocol):
         self, limit_s: float | None = None, is_over: Callable[[], bool] = lambda: False
     ) -> AbstractContextManager[None]: ...
     def job_folder(self, folder: Path, identity: str) -> Path: ...
+    def delete(self, paths: Sequence[Path]) -> None: ...
+    def remove_job(self, job: Path) -> None: ...
+    def close(self) -> None: ...
     def _agent(self, **request: Any) -> AgentLink: ...
-
-    def delete(self, paths: Sequence[Path]) -> None:
-        """Delete files that were fetched, or are no longer needed; on this machine they are the host's and stay."""
-
-    def remove_job(self, job: Path) -> None:
-        """Delete a finished job's folder; on this machine it is the host's and stays."""
-
-    def close(self) -> None:
-        """Disconnect, where there is a connection."""
 
     def run(self, command: list[str], timeout_s: float) -> CompletedProcess[str]:
         """Run a command to its end; raises SessionFailed when it takes longer or prints too much."""
@@ -149,6 +143,15 @@ class LocalBoard(Board):
     def job_folder(self, folder: Path, identity: str) -> Path:
         """Return where a job lies: in the host's own folder."""
         return folder
+
+    def remove_job(self, job: Path) -> None:
+        """Keep a finished job's folder, it is the host's."""
+
+    def delete(self, paths: Sequence[Path]) -> None:
+        """Keep files, they are the host's."""
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
 
     def put_all(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         """Place files by links (a hard link would touch the original's ctime); files that exist stay."""
