@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/long_form.py [--files N] [--window S] [--show]
 
 Each file has LibriSpeech evaluation clips of one speaker in a seeded order, with 0.3 to 0.8 s of the clips' noise floor
-between them. Speech and checkpoint come from NIGHTJAR_DATA and NIGHTJAR_MODELS, else from ../shared. Exits with 1 if
-chunking loses more than a point of corpus WER to whisper.transcribe, with 2 if speech or checkpoint is absent.
+between them. Speech comes from NIGHTJAR_DATA, else ../shared/data; the checkpoint from NIGHTJAR_MODELS, else from
+where ../shared/models/fetch puts it. Exits with 1 if chunking loses more than a point of corpus WER to
+whisper.transcribe, with 2 if speech or checkpoint is absent.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from tasks.stock import stock
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA") or SHARED / "data") / "librispeech" / "evaluation.jsonl"
-CHECKPOINT = Path(os.environ.get("NIGHTJAR_MODELS") or SHARED / "models") / "tiny.en-refit.pt"
+CHECKPOINT = Path(os.environ.get("NIGHTJAR_MODELS") or Path.home() / ".cache" / "nightjar-models") / "tiny.en.pt"
 FILE_S = 180.0
 PAUSE_S = (0.3, 0.8)
 MOST_POINTS = 1.0

@@ -93,7 +93,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     if not WEIGHTS.exists():
-        print(f"no {WEIGHTS}: set NIGHTJAR_MODELS", file=sys.stderr)
+        print(f"no {WEIGHTS}: run `../shared/models/fetch`, or set NIGHTJAR_MODELS", file=sys.stderr)
         return 2
     rounds: list[tuple[float, float, float]] = []
     with tempfile.TemporaryDirectory() as name:

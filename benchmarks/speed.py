@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/speed.py [hearing] [building] [rerun] [memory] [--clips N] [--repeats N] [--json F]
 
-Real weights and speech come from NIGHTJAR_MODELS and NIGHTJAR_DATA, else from ../shared. Run it on an idle machine.
+OpenAI's tiny.en comes from NIGHTJAR_MODELS, else from where ../shared/models/fetch puts it; speech from NIGHTJAR_DATA,
+else from ../shared/data. Run it on an idle machine.
 Exits with 1 if a ratio misses its bound, with 2 if weights or speech are absent.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA") or SHARED / "data") / "librispeech"
-WEIGHTS = Path(os.environ.get("NIGHTJAR_MODELS") or SHARED / "models") / "tiny.en-refit.pt"
+WEIGHTS = Path(os.environ.get("NIGHTJAR_MODELS") or Path.home() / ".cache" / "nightjar-models") / "tiny.en.pt"
 FIXED_START_S = 5.0
 Figures = dict[str, float | str]
 

@@ -18,6 +18,7 @@ from nightjar.sessions.board_program import BoardProgram, identify_program, reso
 from nightjar.store.artifact import Source
 from tasks.build import build
 from tasks.export import export
+from tasks.stage import current_run
 
 
 class Prepared(NamedTuple):
@@ -78,6 +79,7 @@ def prepare_graphs(
     label: str = "",
 ) -> Prepared:
     """Export, and build the float graphs for this machine; board: None where no session runs on the target's board."""
+    current_run().model = request.model
     checkpoint = checkpoint_source(request, family)
     host = plugin("targets", recipe.graph_format)
     host_board = board_of(host, "local")

@@ -50,6 +50,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; return an empty one for a file that is missing or damaged."""
+    try:
+        loaded = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
 def read_whole_lines(path: Path) -> list[bytes]:
     """Return the complete lines of a file that is appended to, none where there is no file.
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from nightjar.quantization.mixed_precision import Measurement, ladder, pareto, write_plan
+from nightjar.quantization.mixed_precision import Measurement, ladder, pareto
+from nightjar.quantization.part_chain import snr_decibels
 from nightjar.quantization.sensitivity import read_ranking
 from nightjar.scoring.score import errors_and_words, score
 from nightjar.scoring.wer import paired_bootstrap
@@ -58,10 +59,8 @@ def divergence(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, A
 
 def logit_snr_db(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]]) -> float:
     """Return the SNR in dB of the watched logits, at most 200."""
-    pairs = [(np.array(mine[0]), np.array(theirs[0])) for mine, theirs in _watched_steps(wanted, got)]
-    signal = sum(float((left**2).sum()) for left, _ in pairs)
-    noise = sum(float(((left - right) ** 2).sum()) for left, right in pairs)
-    return min(200.0, 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30)))
+    steps = [[{"logits": np.array(logits)} for logits, _ in both] for both in _watched_steps(wanted, got)]
+    return snr_decibels(map(tuple, steps))
 
 
 Step = tuple[list[float], float]  # the watched logits, and the log of the sum of all exp
@@ -99,7 +98,7 @@ class SearchRecord(BaseModel, frozen=True):
 def plan(*, ranking: Path, calls: dict[str, float], rung: int, out: Path) -> dict[str, str]:
     """Write `plan.json` of one rung; calls: how often a part runs per clip."""
     plans = ladder(read_ranking(ranking / "ranking.json"), calls)
-    write_plan(plans[rung], out / "plan.json")
+    (out / "plan.json").write_text(plans[rung].model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
     return {"rung": f"{rung} of {len(plans)}"}
 
 
@@ -107,8 +106,8 @@ def plan(*, ranking: Path, calls: dict[str, float], rung: int, out: Path) -> dic
 def frontier(*, ranking: Path, tried: SearchRecord, found: int, out: Path) -> dict[str, str]:
     """Write `pareto.json`: every measured rung, and the one that was taken."""
     plans = ladder(read_ranking(ranking / "ranking.json"), tried.calls)
-    points = pareto([(plans[number], measured) for number, measured in sorted(tried.measured.items())])
-    taken = plans[found].expected.int8_mac_share
-    content = {"calls": tried.calls, "points": points, "taken": taken}
+    measured = [(plans[number], measurement) for number, measurement in sorted(tried.measured.items())]
+    points = pareto(measured, plans[found])
+    content = {"calls": tried.calls, "points": points, "taken": plans[found].expected.int8_mac_share}
     (out / "pareto.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return {"rungs": str(len(points))}

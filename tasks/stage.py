@@ -60,6 +60,7 @@ class Run:
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     on_outcome: Callable[[StageOutcome], None] = lambda outcome: None
     outcomes: list[StageOutcome] = field(default_factory=list, init=False)
+    model: str = field(default="", init=False)  # that it ports: what was made for another explains no miss
 
     def __post_init__(self) -> None:
         self.usage = Usage(self.store)
@@ -173,10 +174,10 @@ def _resolve(label: str, body: Body, arguments: dict[str, Any]) -> tuple[StageOu
     run.on_progress(label, 0, 0)
     if not run.plan or run.store.root.exists():  # a plan creates no store
         run.usage.note(name, key)
-    record, why = _look_up(name, key, parts)
+    record, why = _look_up(label, name, key, parts)
     if record is None and not run.plan:
         with run.store.lock(name, key, lambda: log.warning("%s: waiting for another run's result", name)):
-            record, _ = _look_up(name, key, parts, has_lock=True)  # the other run may have made it
+            record, _ = _look_up(label, name, key, parts, has_lock=True)  # the other run may have made it
             if record is None:
                 log.info("%s: running (%s)", label, why)
                 record = _execute(label, body, arguments, key, parts)
@@ -186,12 +187,19 @@ def _resolve(label: str, body: Body, arguments: dict[str, Any]) -> tuple[StageOu
     return run.finish(StageOutcome(label, 0, True, "", key)), record.artifact
 
 
-def _look_up(name: str, key: str, parts: dict[str, str], has_lock: bool = False) -> tuple[Record | None, str]:
+def _look_up(
+    label: str, name: str, key: str, parts: dict[str, str], has_lock: bool = False
+) -> tuple[Record | None, str]:
     run = current_run()
     if name in run.refresh and all(outcome.key != key for outcome in run.outcomes):
         return None, "refresh was requested"
     record, why = run.store.find(name, key, has_lock)
-    return record, _explain_miss(run.store, name, parts) if why == NOT_STORED else why
+    return record, _explain_miss(label, name, parts) if why == NOT_STORED else why
+
+
+def _made_for(label: str) -> str:
+    """Name what a stage makes in this run: "tiny.en build binary"."""
+    return f"{current_run().model} {label}".strip()
 
 
 def _execute(label: str, body: Body, arguments: dict[str, Any], key: str, parts: dict[str, str]) -> Record:
@@ -213,7 +221,8 @@ def _execute(label: str, body: Body, arguments: dict[str, Any], key: str, parts:
         toolchain_log(label, own["out"]),
     ):
         meta = body(**paths, **own)
-    record = run.store.publish(name, key, own["out"], parts, meta or {}, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    record = run.store.publish(name, key, own["out"], parts, meta or {}, seconds, _made_for(label))
     shutil.rmtree(work, ignore_errors=True)
     return record
 
@@ -251,12 +260,14 @@ def _flatten(name: str, value: Any) -> dict[str, str]:
     return {name: str(value)}
 
 
-def _explain_miss(store: Store, name: str, parts: dict[str, str]) -> str:
-    """Describe how a key differs from the nearest earlier one of this stage with the same model and target."""
+def _explain_miss(label: str, name: str, parts: dict[str, str]) -> str:
+    """Describe how a key differs from the nearest earlier one that was made for the same, with the same plug-ins."""
+    run, made_for = current_run(), _made_for(label)
     plug_ins = {part: module for part, module in parts.items() if part.startswith("plug-in ")}
-    earlier = [record.parts for record in store.records(name) if plug_ins.items() <= record.parts.items()]
+    alike = (record for record in run.store.records(name) if record.made_for in ("", made_for))
+    earlier = [record.parts for record in alike if plug_ins.items() <= record.parts.items()]
     if not earlier:
-        return "first run"
+        return f"first run of {run.model}" if run.model else "first run"
     changes = [(old, {part for part, _ in old.items() ^ parts.items()}) for old in earlier]
     old, differing = min(changes, key=lambda change: len(change[1]))
     shown = [_difference(part, old.get(part), parts.get(part)) for part in sorted(differing)[:SHOWN_DIFFERENCES]]

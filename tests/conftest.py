@@ -13,7 +13,6 @@ from tests.loopback import SSHD, Loopback
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SPEECH = Path(os.environ.get("NIGHTJAR_DATA", SHARED / "data")) / "librispeech"
 MODELS = Path(os.environ.get("NIGHTJAR_MODELS", Path.home() / ".cache" / "nightjar-models"))
-WEIGHTS = Path(os.environ.get("NIGHTJAR_MODELS", SHARED / "models")) / "tiny.en-refit.pt"
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -135,19 +135,11 @@ class _Stock(Whisper):
         return self.vocabulary.n_languages
 
 
-def stock(checkpoint: Checkpoint, n_audio_ctx: int | None = None, positional: str = "first") -> Whisper:
-    """Build openai-whisper itself with these weights: the reference of every port.
-
-    n_audio_ctx: encoder rows of a shorter window (50 per second), by default the model's own; positional: whether it
-    has the "first" or the "last" of the encoder's positional rows.
-    """
-    rows = n_audio_ctx or checkpoint.dims["n_audio_ctx"]
-    model = _Stock(ModelDimensions(**{**checkpoint.dims, "n_audio_ctx": rows}))
+def stock(checkpoint: Checkpoint) -> Whisper:
+    """Build openai-whisper itself with these weights: the reference of every port."""
+    model = _Stock(ModelDimensions(**checkpoint.dims))
     model.vocabulary = checkpoint.vocabulary
-    state = dict(checkpoint.state)
-    table = state["encoder.positional_embedding"]
-    state["encoder.positional_embedding"] = table[:rows] if positional == "first" else table[-rows:]
-    model.load_state_dict(state)
+    model.load_state_dict(checkpoint.state)
     return model.eval()
 
 

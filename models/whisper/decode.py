@@ -55,22 +55,6 @@ def decode(
     return result
 
 
-def agree(
-    runner: Runner,
-    encoded: Tensors,
-    model: Model,
-    tokens: list[int],
-    language: str = "en",
-    tables: Tensors | None = None,
-) -> int:
-    """Count how many of `tokens` + [eot] the argmax predicts after the true prefix.
-
-    Tokens beyond the graph's length count as missed. Raises ValueError as `decode` does.
-    """
-    _, result = next(decode_clips(runner, [EncodedClip("", encoded, tokens)], model, language, tables))
-    return int(result["agree"][0])
-
-
 def decode_clips(
     runner: Runner,
     clips: Iterable[EncodedClip],

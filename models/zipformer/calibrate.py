@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from models.zipformer import stream
 from models.zipformer.feature_variants import FEATURES, Features, States
-from models.zipformer.reservoir import Reservoir
+from models.zipformer.reservoir import draw
 from models.zipformer.stream import BLANK, Array, Model, Runner
 from nightjar.errors import BadInput, BadOptions
 from nightjar.process import run_parallel
@@ -120,16 +120,14 @@ def _count_chunks(clip: Clip, model: Model) -> int:
 def draw_steps(chunks: Mapping[str, int], options: CalibrationOptions) -> list[tuple[str, int]]:
     """Draw (clip id, chunk) in an order that names and seed decide; `full` draws all. chunks: of each clip."""
     size = sys.maxsize if options.states == "full" else options.samples
-    reservoir = Reservoir(size, max(1, round(STRATUM_SHARE * options.samples)), options.seed)
-    for clip, n_chunks in chunks.items():
-        for number in range(n_chunks):
-            reservoir.offer(f"{clip}/{number}", stratum_index(number))
-    return [(clip, int(number)) for clip, _, number in (name.rpartition("/") for name in reservoir.chosen())]
+    every = ((f"{clip}/{n}", stratum_index(n)) for clip, n_chunks in chunks.items() for n in range(n_chunks))
+    drawn = draw(every, size, max(1, round(STRATUM_SHARE * options.samples)), options.seed)
+    return [(clip, int(number)) for clip, _, number in (name.rpartition("/") for name in drawn)]
 
 
 def _chunks(clip: Clip, kind: Features, model: Model) -> list[Array]:
     wave = load_audio(clip.audio).astype(np.float32) / 32768.0
-    return [chunk.x for chunk in stream.chunks_of(wave, model, FEATURES[kind])]
+    return stream.chunks_of(wave, model, FEATURES[kind])
 
 
 def whole_streams(clips: Sequence[Clip], options: CalibrationOptions, model: Model) -> list[np.ndarray]:
@@ -195,11 +193,12 @@ def _store_samples(
 
     Half of the rows have a token, half are blank, as far as there are.
     """
-    picked = Reservoir(options.samples, max(1, options.samples // 2), options.seed)
-    for place, (clip, number) in enumerate(drawn):
-        for row, token in enumerate(steps[place].tokens):
-            picked.offer(f"{clip}/{number}/{row}", int(token != BLANK))
-    chosen = set(picked.chosen())
+    rows = (
+        (f"{clip}/{number}/{row}", int(token != BLANK))
+        for place, (clip, number) in enumerate(drawn)
+        for row, token in enumerate(steps[place].tokens)
+    )
+    chosen = set(draw(rows, options.samples, max(1, options.samples // 2), options.seed))
     decoded: dict[tuple[int, ...], Array] = {}  # by context
     for place, (clip, number) in enumerate(drawn):
         step = steps[place]

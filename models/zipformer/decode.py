@@ -16,7 +16,7 @@ WATCHED = 8  # tokens whose logits are recorded per row: all but a thousandth of
 
 def features(wave: Any, model: Model) -> Tensors:
     """Compute a clip's chunks from float32 mono 16 kHz in [-1, 1]: x (chunks, frames, 80)."""
-    return {"x": np.stack([chunk.x for chunk in stream.chunks_of(wave, model)])}
+    return {"x": np.stack(stream.chunks_of(wave, model))}
 
 
 def encode(runner: Runner, features: Tensors, model: Model, keep: Collection[str] = ()) -> Tensors:

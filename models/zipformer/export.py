@@ -17,7 +17,7 @@ from nightjar.graphs.onnx_graph import Editor, tensor_specs
 from nightjar.graphs.onnx_session import Tensors, open_session, part_function
 from nightjar.plugins.recipe import Recipe
 
-LONGEST_S = 3600.0  # of a clip in one stream: a session holds a clip's features, a stream would not
+LONGEST_S = 3600.0  # of a clip in one stream: a session holds a clip's features
 CHUNKS = 4  # that the surgery is proven on
 TOLERANCE = 1e-4  # of the largest value: sums in another order
 

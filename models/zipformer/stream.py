@@ -4,13 +4,13 @@ Chunks overlap as sherpa-onnx cuts them: a chunk has `frames` frames, `shift` of
 more than it needs is there (sherpa-onnx's IsReady is strict), so that both run the same chunks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.device.kaldi_fbank import SAMPLE_RATE_HZ, SHIFT, Fbank, fbank
+from nightjar.device.kaldi_fbank import SAMPLE_RATE_HZ, SHIFT, fbank
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
@@ -56,29 +56,6 @@ def run_chunk(runner: Runner, x: Array, states: Tensors, model: Model, number: i
     return outputs[next(iter(shapes))][0], following, outputs
 
 
-class Chunk(NamedTuple):
-    """One chunk of features and its number."""
-
-    number: int
-    x: Array  # (frames, 80)
-
-
-class Chunker:
-    """Cut frames into chunks as they come; it holds no more than a chunk of them."""
-
-    def __init__(self, model: Model) -> None:
-        self.frames, self.shift = model["chunk"]["frames"], model["chunk"]["shift"]
-        self._buffer = np.zeros((0, 80), np.float32)
-        self._number = 0
-
-    def accept(self, frames: Array) -> Iterator[Chunk]:
-        """Take the next frames (n, 80) and yield the chunks that they complete."""
-        self._buffer = np.concatenate([self._buffer, frames])
-        while len(self._buffer) > self.frames:
-            yield Chunk(self._number, self._buffer[: self.frames])
-            self._buffer, self._number = self._buffer[self.shift :], self._number + 1
-
-
 def count_chunks(n_samples: int, model: Model) -> int:
     """Count the chunks of a clip's stream: the last one reaches TAIL_FRAMES after the speech."""
     frames, shift = int(model["chunk"]["frames"]), int(model["chunk"]["shift"])
@@ -92,10 +69,16 @@ def tail_samples(n_samples: int, model: Model) -> int:
     return ((count_chunks(n_samples, model) - 1) * shift + frames + 1) * SHIFT - n_samples
 
 
-def chunks_of(wave: Array, model: Model, features: Callable[[Array], Array] = fbank) -> Iterator[Chunk]:
-    """Cut a whole clip, float32 mono 16 kHz in [-1, 1], into the chunks of a stream of it."""
+def chunks_of(wave: Array, model: Model, features: Callable[[Array], Array] = fbank) -> list[Array]:
+    """Cut a whole clip, float32 mono 16 kHz in [-1, 1], into the chunks of a stream of it, (frames, 80) each."""
     silence = np.zeros(tail_samples(len(wave), model), np.float32)
-    return Chunker(model).accept(features(np.concatenate([wave, silence])))
+    return cut_frames(features(np.concatenate([wave, silence])), model)
+
+
+def cut_frames(frames: Array, model: Model) -> list[Array]:
+    """Cut frames (n, 80) into chunks; the last has a frame behind it."""
+    length, shift = model["chunk"]["frames"], model["chunk"]["shift"]
+    return [frames[start : start + length] for start in range(0, len(frames) - length, shift)]
 
 
 class Search:
@@ -140,41 +123,6 @@ def follow(runner: Runner, model: Model, rows: Iterable[Array]) -> tuple[list[tu
         contexts.append(tuple(search.context))
         search.step(row)
     return contexts, search.path
-
-
-class Stream:
-    """One utterance, or one that never ends: samples in, tokens out, in constant memory.
-
-    Only `path` grows, a number per 40 ms, unless `forget` is called.
-    """
-
-    def __init__(self, runner: Runner, model: Model) -> None:
-        self.runner, self.model = runner, model
-        self.search = Search(runner, model)
-        self.states = initial_states(model)
-        self._fbank, self._chunker, self._samples = Fbank(), Chunker(model), 0
-
-    def accept(self, wave: Array) -> list[int]:
-        """Take the next samples, float32 mono 16 kHz in [-1, 1]; return the tokens that they complete."""
-        self._samples += len(wave)
-        return self._decode(self._fbank.accept(wave))
-
-    def finish(self) -> list[int]:
-        """End the stream with silence and return its last tokens."""
-        silence = np.zeros(tail_samples(self._samples, self.model), np.float32)
-        return self._decode(self._fbank.accept(silence)) + self._decode(self._fbank.finish())
-
-    def forget(self) -> None:
-        """Drop the path so far; the following tokens do not depend on it."""
-        self.search.path.clear()
-
-    def _decode(self, frames: Array) -> list[int]:
-        before = len(self.search.tokens)
-        for number, x in self._chunker.accept(frames):
-            rows, self.states, _ = run_chunk(self.runner, x, self.states, self.model, number)
-            for row in rows:
-                self.search.step(row)
-        return self.search.tokens[before:]
 
 
 def chunk_s(model: Model) -> float:

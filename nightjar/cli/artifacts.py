@@ -2,16 +2,22 @@
 
 import argparse
 import re
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from rich.filesize import decimal
+from rich.markup import escape
 
 from nightjar.cli.command import add_command, add_group, add_json, write_json
 from nightjar.cli.console import Screen
-from nightjar.cli.show_store import show_entries
 from nightjar.errors import BadOptions
 from nightjar.progress import listening
-from nightjar.store.gc import collect, verify
+from nightjar.store.gc import Entry, age, collect, verify
 from nightjar.store.remote import RemoteStore, open_store
 from nightjar.store.remote_gc import collect_remote, verify_remote
+
+UNNEEDED = "nothing needs it"
 
 
 def add(commands: Any) -> None:
@@ -36,8 +42,37 @@ def add(commands: Any) -> None:
 def _ls(arguments: argparse.Namespace) -> None:
     store, bucket, place = _places(arguments)
     entries = _survey(store, bucket, arguments)
-    show_entries(entries, place, arguments.each)
+    _show_entries(entries, place, arguments.each)
     write_json(arguments, {"store": place, "artifacts": [entry.model_dump() for entry in entries]})
+
+
+def _show_entries(entries: Sequence[Entry], place: str, each: bool) -> None:
+    """List a store by stage and reason, or `each` artifact with all its reasons."""
+    screen, now = Screen(), time.time()
+    if each:
+        groups = [
+            (entry.stage, entry.key, [entry], "; ".join(entry.why) or UNNEEDED)
+            for entry in sorted(entries, key=lambda entry: (entry.stage, -entry.used_s))
+        ]
+    else:
+        by_reason: dict[tuple[str, str], list[Entry]] = {}
+        for entry in entries:
+            by_reason.setdefault((entry.stage, entry.why[0] if entry.why else UNNEEDED), []).append(entry)
+        groups = [(stage, str(len(group)), group, why) for (stage, why), group in sorted(by_reason.items())]
+    rows = []
+    for stage, name, group, why in groups:
+        made_s, used_s = max(entry.made_s for entry in group), max(entry.used_s for entry in group)
+        rows.append((stage, name, _total(group), age(now - made_s), age(now - used_s), escape(why)))
+    if rows:
+        columns = ("stage", "key" if each else "count", "size", "made", "last used", "kept because")
+        screen.table(columns, rows, ("stage", "key", "kept because"), ("kept because",))
+    needed = [entry for entry in entries if entry.why]
+    total = f"{len(entries)} artifacts, {_total(entries)} in {place}; needed: {len(needed)}, {_total(needed)}"
+    screen.print(total)
+
+
+def _total(entries: Iterable[Entry]) -> str:
+    return decimal(sum(entry.bytes for entry in entries))
 
 
 def _gc(arguments: argparse.Namespace) -> None:

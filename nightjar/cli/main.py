@@ -7,11 +7,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from nightjar.cli import artifacts, boards, flows, nightly, port, report, speech, stack, tools
+from nightjar.cli import artifacts, boards, flows, nightly, port, speech, stack, tools
 from nightjar.cli.command import EXIT_CODES
 from nightjar.errors import NightjarError, StoreBroken
 
-GROUPS = (port, nightly, report, speech, boards, flows, artifacts, stack, tools)  # the order of `nightjar --help`
+GROUPS = (port, nightly, speech, boards, flows, artifacts, stack, tools)  # the order of `nightjar --help`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,12 +4,27 @@ from __future__ import annotations  # boards have older Pythons
 
 import os
 import platform
+import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 SYS = Path("/sys")
+Level = Literal["refuse", "warn"]
+
+
+class Finding(NamedTuple):
+    """One finding of a preflight.py: with `refuse` the board does not run a target's files, with `warn` it may not."""
+
+    level: Level
+    message: str
+
+
+def parsed(version: str | None) -> tuple[int, ...] | None:
+    """Return the leading numbers of a version: (2, 3, 2) of `v2.3.2 (429f97ae6b@2025-04-09)`."""
+    found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip()) if version else None
+    return tuple(map(int, found[1].split("."))) if found else None
 
 
 def soc() -> str:

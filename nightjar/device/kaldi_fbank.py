@@ -24,45 +24,16 @@ FIRST = SHIFT // 2 - LENGTH // 2  # sample at which frame 0 begins: frames are c
 
 
 def fbank(wave: Array) -> Array:
-    """Compute all frames of a wave: float32 mono 16 kHz in [-1, 1] -> (n_frames, 80) float32."""
-    stream = Fbank()
-    return np.concatenate([stream.accept(wave), stream.finish()])
+    """Compute all frames of a wave: float32 mono 16 kHz in [-1, 1] -> (n_frames, 80) float32.
 
-
-class Fbank:
-    """Compute frames of a wave as it arrives; only the samples of one frame are buffered."""
-
-    def __init__(self) -> None:
-        self._buffer = np.zeros(0, np.float32)  # from the first sample that the next frame needs
-        self._begin = 0  # position of that sample in the wave
-        self._received = 0
-        self._n_frames = 0
-
-    def accept(self, wave: Array) -> Array:
-        """Add samples and return the frames that they complete, (n, 80)."""
-        wave = np.asarray(wave, np.float32).reshape(-1)
-        self._buffer = np.concatenate([self._buffer, wave])
-        self._received += len(wave)
-        whole = (self._received - LENGTH - FIRST) // SHIFT + 1
-        return self._frames(max(whole, self._n_frames))
-
-    def finish(self) -> Array:
-        """Return the frames that reach beyond the end, where the wave is reflected."""
-        return self._frames((self._received + SHIFT // 2) // SHIFT)
-
-    def _frames(self, until: int) -> Array:
-        if until <= self._n_frames:
-            return np.zeros((0, N_MELS), np.float32)
-        places = FIRST + SHIFT * np.arange(self._n_frames, until)[:, None] + np.arange(LENGTH)
-        while ((places < 0) | (places >= self._received)).any():  # a wave shorter than a frame is reflected again
-            places = np.where(places < 0, -places - 1, places)
-            places = np.where(places >= self._received, 2 * self._received - 1 - places, places)
-        mel = log_mel(self._buffer[places - self._begin])
-        self._n_frames = until
-        keep = max(0, min(FIRST + SHIFT * until, self._received - LENGTH))  # what a reflection at the end reads
-        self._buffer = self._buffer[keep - self._begin :]
-        self._begin = keep
-        return mel
+    Frames that reach beyond an end read the wave reflected there.
+    """
+    wave = np.asarray(wave, np.float32).reshape(-1)
+    places = FIRST + SHIFT * np.arange((len(wave) + SHIFT // 2) // SHIFT)[:, None] + np.arange(LENGTH)
+    while ((places < 0) | (places >= len(wave))).any():  # a wave shorter than a frame is reflected again
+        places = np.where(places < 0, -places - 1, places)
+        places = np.where(places >= len(wave), 2 * len(wave) - 1 - places, places)
+    return log_mel(wave[places])
 
 
 def log_mel(frames: Array) -> Array:

@@ -1,12 +1,12 @@
 """What the store has of a cell's night: its scores clip by clip, and what they were made from."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from nightjar.files import read_json_object
 from nightjar.nightly.history import Cell
 from nightjar.scoring.score import Score
 from nightjar.store.artifact import Store
@@ -48,8 +48,4 @@ def artifact_file(store: Store, stage: str, key: str, name: str) -> Path | None:
 def read_json(store: Store, stage: str, key: str, name: str) -> dict[str, Any]:
     """Read a JSON object of an artifact; empty where it is gone or damaged."""
     path = artifact_file(store, stage, key, name)
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
+    return read_json_object(path) if path is not None else {}

@@ -18,6 +18,7 @@ from nightjar.scoring.score import TIMED_TIERS
 RANKS = {"PASS": 4, "UNDECIDED": 3, "FAIL": 2, "BROKEN": 1, "MISSING": 1}
 SIZE_CHANGE = 0.01  # a smaller share is metadata and padding
 RTF_CHANGE = {"device": 1.15, "host": 1.5}  # a host runs other programs too
+SAME_LOAD = 1.1  # of a host: the float graphs, which cost the same every night, took as long within this factor
 RTF_CLIPS = 20  # the median of fewer clips is not reliable
 
 
@@ -42,11 +43,16 @@ class _Comparison:
         values: tuple[str, str],
         text: str,
         causes: Sequence[str] | None = None,
+        innocent: str = "",
         **interval: float,
     ) -> Finding:
-        """Make a finding; values: before and after; causes: by default the likely ones, which end the sentence."""
+        """Make a finding; values: before and after; causes: by default the likely ones, which end the sentence.
+
+        innocent: a kind of change that cannot be the cause.
+        """
         if causes is None:
-            causes = cell_changes(self.tonight, self.other, causes_only=True)
+            changes = cell_changes(self.tonight, self.other, causes_only=True)
+            causes = [each for each in changes if not innocent or not each.startswith(innocent)]
             likely = f"likely cause: {', '.join(causes)}"
             text += f"; {likely if causes else 'no recorded cause: chance, or something that is not recorded'}"
         return Finding(
@@ -112,19 +118,20 @@ def _wer(pair: _Comparison) -> Iterator[Finding]:
     text = (
         f"{rate} is {'worse' if worse else 'better'} than in {pair.night}: {change.before:.2f} → {change.after:.2f} %, "
         f"{change.points:+.2f} points [{change.low:+.2f}, {change.high:+.2f}] on the same {change.clips} clips"
-        f"{_change_of_stock(pair, worse)}"
+        f"{_change_of_stock(pair, change.points)}"
     )
     values = (f"{change.before:.2f} %", f"{change.after:.2f} %")
     yield pair.finding("wer", worse, values, text, low=round(change.low, 3), high=round(change.high, 3))
 
 
-def _change_of_stock(pair: _Comparison, worse: bool) -> str:
-    """Note where stock changed in the same direction: then the port is not the cause."""
+def _change_of_stock(pair: _Comparison, points: float) -> str:
+    """Note where stock changed in the same direction: what of the change it explains, and what the port adds."""
     after, before = pair.tonight.scores.get("stock"), pair.other.scores.get("stock")
     change = compare_paired(after, before) if after is not None and before is not None else None
-    if change is None or (change.low <= 0 if worse else change.high >= 0):
+    if change is None or (change.low <= 0 if points > 0 else change.high >= 0):
         return ""
-    return f"; stock changed too ({change.points:+.2f}), so this is no loss of the port"
+    explained = round(change.points, 2)
+    return f"; stock changed too, by {explained:+.2f}, and the port adds {round(points, 2) - explained:+.2f}"
 
 
 def _size(pair: _Comparison) -> Iterator[Finding]:
@@ -150,9 +157,8 @@ def _rtf(pair: _Comparison, earlier: Sequence[Cell]) -> Iterator[Finding]:
     noise = max(1.96 * error, _earlier_spread(earlier, then))
     if now.tier == "host":
         load, _ = _log_ratio(pair, "float")
-        if not load:  # the float graphs were not measured again, so the machine's load is not known
+        if not load or abs(load) > math.log(SAME_LOAD):  # not measured again, or another load: the times say nothing
             return
-        noise = max(noise, abs(load))  # the float graphs cost the same every night: their change is the machine's
     if abs(ratio) - noise <= math.log(RTF_CHANGE[now.tier]):
         return
     values = (f"{then.rtf:.4f}", f"{now.rtf:.4f}")
@@ -160,7 +166,8 @@ def _rtf(pair: _Comparison, earlier: Sequence[Cell]) -> Iterator[Finding]:
         f"RTF is {'slower' if ratio > 0 else 'faster'} than in {pair.night}: {values[0]} → {values[1]}, beyond a "
         f"spread of {math.expm1(noise):.0%}"
     )
-    yield pair.finding("rtf", ratio > 0, values, text)
+    same_shapes = pair.tonight.size_bytes == pair.other.size_bytes
+    yield pair.finding("rtf", ratio > 0, values, text, innocent="checkpoint" if same_shapes else "")
 
 
 def _log_ratio(pair: _Comparison, subject: str) -> tuple[float, float]:

@@ -107,11 +107,6 @@ def rank_problem(node: str, op: str, shape: Sequence[int], npu: str, rank: int) 
     return Problem("refuse", node, op, why, f"reshape it to {rank}: the recipe's attention splits heads that way")
 
 
-def refusals(findings: list[Finding]) -> list[Finding]:
-    """Return the findings that do not compile."""
-    return [finding for finding in findings if finding.level == "refuse"]
-
-
 def part_bytes(family: str, checkpoint: Path, recipe: Recipe, clamp: bool) -> dict[str, int]:
     """Return the bytes of each part's weights in float32, nothing for a family that does not tell."""
     known = getattr(plugin("models", family, "export").load(), "part_bytes", None)

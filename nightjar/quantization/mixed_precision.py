@@ -8,7 +8,6 @@ budget serves the next.
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -170,14 +169,18 @@ def search(
     return ladder[found], result
 
 
-def pareto(measured: Sequence[tuple[Rung, Measurement]]) -> list[dict[str, Any]]:
-    """List measured rungs by int8 share, as JSON; `dominated` where another has more int8 and less loss."""
+def pareto(measured: Sequence[tuple[Rung, Measurement]], taken: Rung) -> list[dict[str, Any]]:
+    """List measured rungs by int8 share, as JSON; `dominated` where another has more int8 and less loss.
+
+    taken: the rung that the search ended with; two rungs may have equal shares, so it is marked itself.
+    """
     points = [
         {
             "int8_mac_share": rung.expected.int8_mac_share,
             "size_bytes": rung.expected.size_bytes,
             "float_tensors": {part: len(names) for part, names in rung.float16_layers.items()},
             "expected_kl": rung.expected.kl,
+            "taken": rung.key() == taken.key(),
             **result.model_dump(),
         }
         for rung, result in measured
@@ -191,16 +194,6 @@ def pareto(measured: Sequence[tuple[Rung, Measurement]]) -> list[dict[str, Any]]
             for other in points
         )
     return points
-
-
-def write_plan(rung: Rung, path: Path) -> None:
-    """Write plan.json."""
-    path.write_text(rung.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
-
-
-def read_plan(path: Path) -> Rung:
-    """Read plan.json."""
-    return Rung.model_validate_json(path.read_bytes())
 
 
 def _rung(ranking: Ranking, float16: Sequence[tuple[str, GroupSensitivity]], calls: Mapping[str, float]) -> Rung:

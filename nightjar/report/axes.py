@@ -49,8 +49,5 @@ def axis_with_ticks(values: Sequence[float], start: float, end: float) -> tuple[
     """Make an axis that ends at round numbers, with its ticks."""
     ticks = nice_ticks(values)
     axis = Axis(ticks[0], ticks[-1], start, end)
-    step = ticks[1] - ticks[0]
-    digits = max(0, math.ceil(-math.log10(step) - 1e-9))
-    if abs(step * 10**digits - round(step * 10**digits)) > 1e-6:  # 2.5, 0.25
-        digits += 1
+    digits = max(len(f"{tick:.10f}".rstrip("0").partition(".")[2]) for tick in ticks)
     return axis, [(axis.at(tick), f"{tick:.{digits}f}") for tick in ticks]

@@ -27,7 +27,6 @@ def search_section(search: Mapping[str, Any]) -> Markup:
     return render(
         "search.html",
         points=points,
-        taken=search["taken"],
         parts=dict.fromkeys(part for point in points for part in point["int8_mac_share"] if part != "total"),
         best=polyline((point["x"], point["y"]) for point in best),
         plot=Plot(x, y, percents, [(y.at(power), f"1e{power}") for power in range(floor, ceiling + 1)]),

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightjar.boards.board import Board
 from nightjar.errors import SessionFailed, printable
-from nightjar.files import digest_file, read_json, storage_errors, write_atomic
+from nightjar.files import digest_file, read_json_object, storage_errors, write_atomic
 from nightjar.sessions.clip_queue import ClipQueue
 from nightjar.speech.audio import load_audio
 
@@ -86,10 +86,7 @@ class BatchRunner:
 
     def previous(self, board: Board) -> list[str]:
         """Name the clips of a board's last batch, which an earlier run or connection may not have ended."""
-        try:
-            return [clip["id"] for clip in read_json(self._job_file(board))["clips"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
+        return [clip["id"] for clip in read_json_object(self._job_file(board)).get("clips", ())]
 
     def clean_up(self, board: Board) -> None:
         """Delete the job's files on a locked board."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nightjar.errors import BadOptions, PackageMissing
-from nightjar.files import read_json, write_atomic
+from nightjar.files import read_json, read_json_object, write_atomic
 from nightjar.locks import acquire
 from nightjar.paths import ROOT
 
@@ -89,7 +89,7 @@ def write_secrets(folder: Path) -> None:
 
 def write_known_hosts(folder: Path) -> None:
     """Write the board's host key under its names in containers and, with its port, on this machine."""
-    place, port = folder / "secrets", _last_ports(folder).get("board")
+    place, port = folder / "secrets", read_json_object(folder / "ports.json").get("board")
     key = " ".join((place / "board_host_key.pub").read_text().split()[:2])
     here = f"[127.0.0.1]:{port} {key}\n" if port else ""
     _write_private(place / "known_hosts", f"board {key}\n{here}")
@@ -102,7 +102,7 @@ def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
     """
     if ui_port is not None and not _free_port(ui_port):
         raise BadOptions(f"port {ui_port} is in use on this machine: give a free one with --port, or omit it")
-    wanted = PORTS | _last_ports(folder) | ({"server": ui_port} if ui_port is not None else {})
+    wanted = PORTS | read_json_object(folder / "ports.json") | ({"server": ui_port} if ui_port is not None else {})
     ports: dict[str, int] = {}
     for name in PORTS:
         port = _free_port(wanted[name])
@@ -110,13 +110,6 @@ def choose_ports(folder: Path, ui_port: int | None) -> dict[str, int]:
             port = _free_port(0)
         ports[name] = port
     write_atomic(folder / "ports.json", json.dumps(ports))
-    return ports
-
-
-def _last_ports(folder: Path) -> dict[str, int]:
-    ports: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError):
-        ports = read_json(folder / "ports.json")
     return ports
 
 

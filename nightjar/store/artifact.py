@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nightjar.files import digest, digest_file, mtime_ns, storage_errors, sync, write_atomic
+from nightjar.files import digest, digest_file, mtime_ns, read_json_object, storage_errors, sync, write_atomic
 from nightjar.locks import acquire, locked
-from nightjar.store.file_memo import file_stamp, read_json_object
+from nightjar.store.file_memo import file_stamp
 
 RECORD = "record.json"
 DAMAGED = f"{RECORD} is damaged"
@@ -52,6 +52,7 @@ class Record(BaseModel, frozen=True):
     meta: dict[str, str]
     seconds: float
     finished: str
+    made_for: str = ""  # the model and the stage's label, to explain the next miss by what is like it
 
     @property
     def artifact(self) -> Artifact:
@@ -192,7 +193,14 @@ class Store:
         return self.root / ".locks" / f"{stage}-{key}.lock"
 
     def publish(
-        self, stage: str, key: str, out: Path, parts: dict[str, str], meta: dict[str, str], seconds: float
+        self,
+        stage: str,
+        key: str,
+        out: Path,
+        parts: dict[str, str],
+        meta: dict[str, str],
+        seconds: float,
+        made_for: str = "",
     ) -> Record:
         """Move a finished folder to its place and write its record last.
 
@@ -212,6 +220,7 @@ class Store:
                 meta=meta,
                 seconds=round(seconds, 3),
                 finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                made_for=made_for,
             )
             self.place(out, record)
         return record

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nightjar.files import write_atomic
+from nightjar.files import read_json_object, write_atomic
 from nightjar.paths import store_folder
 
 SETTLED_NS = 2_000_000_000  # no file system's clock is coarser
@@ -63,12 +63,3 @@ def file_stamp(path: Path) -> list[int]:
     """Return size, mtime, ctime and inode of a file: equal stamps mean an untouched file."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; return an empty one for a file that is missing or damaged."""
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}

@@ -76,14 +76,21 @@ class RemoteStore(Store):
                 yield
 
     def publish(
-        self, stage: str, key: str, out: Path, parts: dict[str, str], meta: dict[str, str], seconds: float
+        self,
+        stage: str,
+        key: str,
+        out: Path,
+        parts: dict[str, str],
+        meta: dict[str, str],
+        seconds: float,
+        made_for: str = "",
     ) -> Record:
         """Publish in the cache, then send the files, the record last.
 
         Raises StoreBroken; the artifact is then in the cache and is sent when it is next found there.
         """
         self._sent_path(stage, key).unlink(missing_ok=True)
-        record = super().publish(stage, key, out, parts, meta, seconds)
+        record = super().publish(stage, key, out, parts, meta, seconds, made_for)
         self._send(record, overwrite=True)
         return record
 

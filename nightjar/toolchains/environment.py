@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from packaging.utils import canonicalize_name
 
 from nightjar.errors import ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
-from nightjar.files import read_json
+from nightjar.files import read_json_object
 from nightjar.paths import ROOT
 from nightjar.process import MemoryLimitExceeded, Progress, last_line, run_logged
 from nightjar.toolchains.vendor_sdk import Program, SdkSpec, read_sdk_spec
@@ -56,10 +56,7 @@ class Toolchain(NamedTuple):
         return program
 
     def _programs(self) -> dict[str, Program]:
-        try:
-            entries = read_json(self.folder / MARKER).get("programs", {})
-        except (OSError, ValueError):
-            return {}
+        entries = read_json_object(self.folder / MARKER).get("programs", {})
         return {name: Program.model_validate(entry) for name, entry in entries.items()}
 
     def environment(self) -> dict[str, str]:
@@ -83,21 +80,19 @@ class Toolchain(NamedTuple):
         job: Mapping[str, Any],
         folder: Path,
         timeout_s: float,
-        address_space_bytes: int | None = None,
         on_progress: Progress | None = None,
         memory_limit_bytes: int | None = None,
     ) -> dict[str, Any]:
         """Run `main(job)` of a module in the environment and return its result.
 
         `folder` is the call's own working folder, with job.json, result.json and log.txt. All processes of the call end
-        with it. address_space_bytes: limit of each process; memory_limit_bytes: of all together. Raises ToolchainBroken
-        where the SDK does not import, and ToolchainFailed where it refuses, crashes, or exceeds its time or memory.
+        with it. memory_limit_bytes: of all of them together. Raises ToolchainBroken where the SDK does not import, and
+        ToolchainFailed where it refuses, crashes, or exceeds its time or memory.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
-        files = ("job.json", "result.json")
-        command = [str(self.python), "-c", WORKER_CODE, module, *files, str(address_space_bytes or 0)]
+        command = [str(self.python), "-c", WORKER_CODE, module, "job.json", "result.json"]
         # Compilers write uninitialized memory into their files: glibc fills it with zeros.
         environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         log_file = folder / "log.txt"
@@ -110,9 +105,7 @@ class Toolchain(NamedTuple):
                 f"{where} used {used:.1f} GiB of memory where {limit:.1f} are allowed and was killed; log in "
                 f"{self.save_log(module, log_file)}: run the same command on a machine with more memory"
             ) from exc
-        result: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):  # absent or incomplete: the status and the log have the reason
-            result = read_json(folder / "result.json")
+        result = read_json_object(folder / "result.json")  # or the status and the log have the reason
         if status == 0 and "result" in result:
             return dict(result["result"])
         saved_log = self.save_log(module, log_file)
@@ -122,7 +115,7 @@ class Toolchain(NamedTuple):
                 "install it again"
             )
         text = log_file.read_text(encoding="utf-8", errors="replace")
-        problem, remedy = _describe_exit(status, result, text, timeout_s, address_space_bytes)
+        problem, remedy = _describe_exit(status, result, text, timeout_s)
         raise ToolchainFailed(f"{where} {problem}; log in {saved_log}: {remedy}")
 
     def log_path(self, name: str) -> Path:
@@ -136,17 +129,14 @@ class Toolchain(NamedTuple):
         return Path(shutil.copyfile(log_file, self.log_path(module.rpartition(".")[2])))
 
 
-def _describe_exit(
-    status: int | None, result: Mapping[str, Any], log_text: str, timeout_s: float, address_space_bytes: int | None
-) -> tuple[str, str]:
+def _describe_exit(status: int | None, result: Mapping[str, Any], log_text: str, timeout_s: float) -> tuple[str, str]:
     """Return why a call gave no result, and the remedy."""
     again = "run the same command again"
     kind = result.get("error", "")
     if status is None:
         return f"did not end within {timeout_s:g} s and was killed", again
     if kind == "MemoryError" or (not kind and status != -signal.SIGKILL and OUT_OF_MEMORY.search(log_text)):
-        limit = f" of {address_space_bytes / 2**30:.1f} GiB" if address_space_bytes else ""
-        return f"ran out of memory{limit}", f"free memory or give fewer calibration samples, then {again}"
+        return "ran out of memory", f"free memory or give fewer calibration samples, then {again}"
     if status < 0:
         cause = ", usually by the kernel for lack of memory" if status == -signal.SIGKILL else ""
         return f"was killed by {signal.Signals(-status).name}{cause}", again

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nightjar.errors import BadOptions, ToolchainBroken, ToolchainFailed, ToolchainMissing
-from nightjar.files import digest_file, read_json
+from nightjar.files import digest_file, read_json_object
 from nightjar.locks import locked
 from nightjar.process import last_line, run_logged
 from nightjar.toolchains.environment import (
@@ -99,8 +99,5 @@ def _build_environment(found: Toolchain, requirements: Path, say: Callable[[str]
 
 def _is_current(folder: Path, requirements: Path) -> bool:
     """Return whether an environment was installed from this lock and still has its versions."""
-    try:
-        same_lock = read_json(folder / MARKER).get("requirements") == digest_file(requirements)
-    except (OSError, ValueError):
-        return False
+    same_lock = read_json_object(folder / MARKER).get("requirements") == digest_file(requirements)
     return same_lock and pinned_versions(requirements).items() <= installed_versions(folder).items()

@@ -7,7 +7,6 @@ traceback goes to stderr, for the log.
 import importlib
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -18,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 
-def main(module: str, job_file: str, result_file: str, address_space_bytes: str = "0") -> int:
+def main(module: str, job_file: str, result_file: str) -> int:
     """Run a module on a job and write its result or its error; return the exit status."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    if int(address_space_bytes):
-        resource.setrlimit(resource.RLIMIT_AS, (int(address_space_bytes), int(address_space_bytes)))
     warnings.simplefilter("ignore")  # those of the SDK's own code
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     result: dict[str, Any]

@@ -1,6 +1,7 @@
-"""Check before a run whether a board's chip, HailoRT and driver can run a .hef: standard library only.
+"""Check before a run whether a board's chip, HailoRT and driver can run a .hef.
 
 A .hef is made for one chip by one DFC. Python binding, library, driver and firmware of HailoRT must be of one version.
+Boards get this file as source: it imports the standard library and nightjar/device/health.py.
 """
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons
@@ -9,22 +10,15 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+
+from nightjar.device.health import Finding, Level, parsed
 
 HW_ARCH = "hailo8l"  # the default of --target-options hw_arch=
 # A chip -> the chips whose .hef files it takes (hailo-ai/hailort, device_internal.cpp).
 TAKES = {"HAILO8L": ("hailo8l",), "HAILO8": ("hailo8", "hailo8l"), "HAILO8R": ("hailo8r",)}
 PAIRS = {"3.33": "4.23", "3.31": "4.21", "3.30": "4.20", "3.29": "4.19"}  # DFC -> HailoRT
 
-Level = Literal["refuse", "warn"]
 LEVELS: dict[str, Level] = {"driver": "refuse", "firmware": "warn"}  # where its version is not HailoRT's
-
-
-class Finding(NamedTuple):
-    """One finding: with `refuse` a .hef does not run, with `warn` it may not."""
-
-    level: Level
-    message: str
 
 
 def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
@@ -84,9 +78,3 @@ def _output(*command: str) -> str:
 def _match(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     return match.group(1) if match else "absent"
-
-
-def parsed(version: str | None) -> tuple[int, ...] | None:
-    """Return the leading numbers of a version, after an optional v."""
-    found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip()) if version else None
-    return tuple(map(int, found[1].split("."))) if found else None

@@ -1,7 +1,8 @@
-"""Check before a run whether a board's Neuron runtime can load a model: standard library only.
+"""Check before a run whether a board's Neuron runtime can load a model.
 
 A .dla has the version of its ncc-tflite, and a runtime of another schema refuses it with "The DLA file is
-V<A>, mismatching runtime V<B>".
+V<A>, mismatching runtime V<B>". Boards get this file as source: it imports the standard library and
+nightjar/device/health.py.
 """
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons
@@ -12,17 +13,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+
+from nightjar.device.health import Finding, parsed
 
 LIBRARIES = ("libneuron_runtime.so", "libneuronusdk_runtime.mtk.so", "libneuronusdk_runtime.mtk.so.8")
 SBIN = "/usr/sbin:/usr/local/sbin"  # sshd does not put them on every PATH
-
-
-class Finding(NamedTuple):
-    """One finding: with `refuse` a model does not run, with `warn` it may not."""
-
-    level: Literal["refuse", "warn"]
-    message: str
 
 
 def versions() -> dict[str, str]:
@@ -58,7 +53,7 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
         yield Finding("refuse", f"/dev/apusys* cannot be opened: add the udev rule {rule}, or run as root")
     if board.get("apusys") == "absent":
         yield Finding("warn", "there is no /dev/apusys*: this board has no APU, or its driver is not loaded")
-    compiler, runtime = _parsed(made_by.get("ncc-tflite", "")), _parsed(board.get("neuron", ""))
+    compiler, runtime = parsed(made_by.get("ncc-tflite", "")), parsed(board.get("neuron", ""))
     if compiler and runtime and compiler[:1] != runtime[:1]:
         remedy = "a .dla of another major version does not load; install the SDK of the board's version"
         both = f"the Neuron runtime is {board['neuron']} and ncc-tflite {made_by['ncc-tflite']}"
@@ -68,8 +63,3 @@ def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Findin
         yield Finding("refuse", f"there is no Neuron runtime: install {packages} on the board")
     elif not runtime:
         yield Finding("warn", "the board does not say which Neuron runtime it has (`neuronrt -v`)")
-
-
-def _parsed(version: str) -> tuple[int, ...]:
-    found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip())
-    return tuple(map(int, found[1].split("."))) if found else ()

@@ -1,4 +1,7 @@
-"""Check before a run whether a board's runtime and driver can load a toolkit's model: standard library only."""
+"""Check before a run whether a board's runtime and driver can load a toolkit's model.
+
+Boards get it as source: it imports the standard library and nightjar/device/health.py.
+"""
 
 from __future__ import annotations  # versions() runs on boards, which have older Pythons
 
@@ -6,7 +9,8 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+
+from nightjar.device.health import Finding, parsed
 
 # Reported from boards: the runtime refuses the file of a newer toolkit, whatever the driver.
 REFUSED = (
@@ -17,13 +21,6 @@ REFUSED = (
     ("1.5.0", "0.9.0", "1.6 or later", "Invalid RKNN model version 6", "rockchip-linux/rknn-toolkit2 issue 316"),
 )
 REFUSED_UP_TO = (1, 5, 0)  # the newest runtime in REFUSED
-
-
-class Finding(NamedTuple):
-    """One finding: with `refuse` a model does not run, with `warn` it may not."""
-
-    level: Literal["refuse", "warn"]
-    message: str
 
 
 def fit(made_by: Mapping[str, str], board: Mapping[str, str]) -> Iterator[Finding]:
@@ -64,9 +61,3 @@ def _find_version(pattern: bytes, paths: Iterable[str]) -> str:
             if found := re.search(pattern, Path(path).read_bytes()):
                 return found[1].decode("ascii").strip()
     return "absent"
-
-
-def parsed(version: str | None) -> tuple[int, ...] | None:
-    """Return the leading numbers of a version: (2, 3, 2) of `v2.3.2 (429f97ae6b@2025-04-09)`."""
-    found = re.match(r"v?(\d+(?:\.\d+)*)", version.strip()) if version else None
-    return tuple(map(int, found[1].split("."))) if found else None

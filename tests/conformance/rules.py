@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from nightjar.plugins.lint import Finding, refusals
+from nightjar.plugins.lint import Finding
 from nightjar.plugins.recipe import Recipe
 from nightjar.request import PortRequest
 from tests.conformance.subjects import Subject, read
@@ -63,7 +63,7 @@ def lint(subject: Subject, plain: Path, own: Path) -> None:
         for finding in found:
             assert finding.part in parts
             assert all((finding.node, finding.op, finding.place, finding.why, finding.remedy)), finding
-    assert refusals(found) == [], "the recipe leaves what the compiler refuses"
+    assert not any(finding.level == "refuse" for finding in found), "the recipe leaves what the compiler refuses"
 
 
 def binary(subject: Subject, graphs: Path, out: Path) -> None:

@@ -60,7 +60,7 @@ def test_retry_from_the_ui_runs_only_what_failed(
     logged = runs.logs(run)
     assert "Traceback" not in logged
     assert "NoneType" not in logged
-    assert "export: running (first run)" in logged, "what our code logs is not with the run"
+    assert "export: running (first run of deployed)" in logged, "what our code logs is not with the run"
 
     (store / "judge").unlink()
     runs.retry(run)

@@ -21,7 +21,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
                 print(f"\rI Quantizating :  {33 * done}%|####    | {done}/3 [00:00<00:00, 9it/s]", end="", flush=True)
             print("\n\x1b[1;33mW\x1b[0m \x1b[1;33mload: a warning\x1b[0m", flush=True)
         case "memory":
-            bytearray(8 << 30)
+            bytearray(1 << 62)
         case "hold":  # beside the child that holds as much, and an address space that is only reserved
             Path(job["pids"]).write_text(str(os.getpid()))
             reserved = mmap.mmap(-1, 64 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE

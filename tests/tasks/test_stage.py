@@ -90,6 +90,22 @@ def test_an_option_changes_its_stage_and_the_reason_names_it(store: Store, sourc
     assert run_graph(store, source, times=3)[0] == ("double", False, "options.times 2 → 3")
 
 
+def test_a_first_model_is_not_explained_by_another_one(store: Store, source: Source, tmp_path: Path) -> None:
+    def run(model: str, text: str, times: int = 2) -> str:
+        (tmp_path / f"{text}.txt").write_text(text)
+        own = Source(path=tmp_path / f"{text}.txt", sha256=digest_file(tmp_path / f"{text}.txt"))
+        made = Run(store)
+        made.model = model
+        with running(made):
+            double(source=own, options=Options(times=times))
+        return made.outcomes[0].why
+
+    assert run("tiny.en", "ab") == "first run of tiny.en"
+    assert run("base", "cd") == "first run of base"
+    assert run("base", "ef") == "input source changed"
+    assert run("tiny.en", "ab", times=3) == "options.times 2 → 3"
+
+
 def test_a_stage_whose_input_bytes_are_equal_does_not_run_again(store: Store, source: Source) -> None:
     run_graph(store, source)
     shutil.rmtree(store.root / "double")

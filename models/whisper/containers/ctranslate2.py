@@ -3,7 +3,6 @@
 The layout of model.bin is that of CTranslate2's `python/ctranslate2/specs/model_spec.py`, version 6.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from models.whisper.containers.tokenizer import read_tokens
 from models.whisper.containers.weights import Cursor, Weights, derive_dims
 from nightjar.errors import BadCheckpoint
+from nightjar.files import read_json_object
 
 FILE = "model.bin"
 VERSION = 6
@@ -112,8 +112,4 @@ def _renamed(variables: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
 
 def is_ctranslate2(folder: Path) -> bool:
     """Return whether a folder is CTranslate2's: Hugging Face's config.json has a model_type, CTranslate2's none."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
-    return (folder / FILE).is_file() and "model_type" not in config
+    return (folder / FILE).is_file() and "model_type" not in read_json_object(folder / "config.json")

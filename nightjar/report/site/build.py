@@ -20,8 +20,8 @@ from nightjar.report.site.cell_page import render_cell
 from nightjar.report.site.charts import SHOWN
 from nightjar.report.site.diff_page import has_differences, render_diff
 from nightjar.report.site.history_view import NightHistory, SiteData, StoredResults, read_history
-from nightjar.report.site.index_page import night_findings, render_empty, render_index, render_nights
-from nightjar.report.site.layout import GENERATOR
+from nightjar.report.site.index_page import night_findings, render_index, render_nights
+from nightjar.report.site.layout import GENERATOR, render
 from nightjar.report.site.night_page import render_night
 from nightjar.report.site.urls import INDEX, NIGHTS, TABLES, cell_url, diff_url, night_url, report_url
 from nightjar.store.artifact import Store
@@ -51,7 +51,7 @@ def write_site(history: History, store: Store, out: Path) -> SiteSummary:
     with storage_errors():
         pages = _Pages(out, store, digest(closure(("nightjar.report.site.build",)).files))
         if not past.nights:
-            pages.write(INDEX, render_empty(str(history.folder)))
+            pages.write(INDEX, render("empty.html", root="", folder=str(history.folder)))
             return SiteSummary(out / INDEX, 0, pages.count, pages.made)
         linked = dict.fromkeys(row.report for rows in past.by_cell.values() for row in rows[-SHOWN:] if row.report)
         reports = frozenset(key for key in linked if pages.copy_report(key))

@@ -59,11 +59,6 @@ def render_nights(history: NightHistory) -> str:
     return render("nights.html", root="", rows=rows, more=len(history.nights) - len(rows))
 
 
-def render_empty(folder: str) -> str:
-    """Return the first page of a history without a night."""
-    return render("empty.html", root="", folder=folder)
-
-
 def night_lead(night: Night, cells: Sequence[Cell]) -> str:
     """Write in one sentence how many cells of a night passed, failed and so on."""
     counted = [cell for cell in cells if cell.counts]

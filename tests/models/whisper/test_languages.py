@@ -10,10 +10,11 @@ import torch
 import whisper
 
 from models.whisper import decode
-from models.whisper.checkpoint import load_checkpoint, stock
+from models.whisper.checkpoint import load_checkpoint
 from models.whisper.export import export
 from nightjar.plugins.recipe import Recipe
 from targets.onnx.runner import open_runner
+from tests.models.whisper.reference import stock_in_window
 
 PROTOCOLS = ("window", "static", "cached")
 
@@ -47,7 +48,7 @@ def opened(path: Path, protocol: str, out: Path) -> tuple[Any, dict[str, Any]]:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_detected_language_is_openai_whispers(multilingual: Path, tmp_path: Path, protocol: str) -> None:
     runner, model = opened(multilingual, protocol, tmp_path)
-    original = stock(load_checkpoint(multilingual), 250)
+    original = stock_in_window(load_checkpoint(multilingual), 250)
     detected = []
     for hidden in hidden_states():
         encoded = {"hidden": hidden}

@@ -13,14 +13,15 @@ import whisper
 from whisper.model import Whisper
 
 from models.whisper import decode
-from models.whisper.checkpoint import load_checkpoint, stock
+from models.whisper.checkpoint import load_checkpoint
 from models.whisper.export import export
 from nightjar.plugins.recipe import Recipe
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import load_speech
 from targets.onnx.runner import open_runner
 from targets.torchscript import runner as torchscript
-from tests.conftest import SPEECH, WEIGHTS, need
+from tests.conftest import SPEECH, need, real_weights
+from tests.models.whisper.reference import agree, stock_in_window
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def check(model: Whisper, folder: Path, clips: dict[str, Wave]) -> list[str]:
         assert heard["capped"] == (len(expected) >= min(room, described["max_tokens"])), name
         if heard["tokens"] == expected[:room]:
             certain = len(heard["tokens"]) + (not heard["capped"])
-            assert decode.agree(runner, encoded, described, expected, "en", tables) >= certain, name
+            assert agree(runner, encoded, described, expected, "en", tables) >= certain, name
             continue
         pairs = zip([*heard["tokens"], -1], [*expected, -1], strict=False)
         at = next(i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
@@ -100,7 +101,7 @@ def stock_of() -> Callable[[Path, float, str], Whisper]:
     def get(checkpoint: Path, window_s: float, positional: str) -> Whisper:
         key = (checkpoint, window_s, positional)
         if key not in built:
-            built[key] = stock(load_checkpoint(checkpoint), round(window_s * 50), positional)
+            built[key] = stock_in_window(load_checkpoint(checkpoint), round(window_s * 50), positional)
         return built[key]
 
     return get
@@ -180,13 +181,14 @@ REAL: list[dict[str, Any]] = [
 def test_real_weights_on_real_speech(
     stock_of: Callable[[Path, float, str], Whisper], tmp_path: Path, fields: dict[str, Any]
 ) -> None:
-    need("shared", WEIGHTS.is_file() and SPEECH.is_dir(), "real weights and speech: NIGHTJAR_MODELS and NIGHTJAR_DATA")
+    need("shared", SPEECH.is_dir(), "real speech: NIGHTJAR_DATA")
+    weights = real_weights("tiny.en")
     recipe = Recipe(**{"decoder_length": 64 if fields["decoder"] == "static" else 448, **fields})
     clips = [clip for clip in load_speech(SPEECH / "evaluation.jsonl") if clip.duration_s <= recipe.window_s]
     clips.sort(key=lambda clip: (clip.duration_s, clip.id))
     few = [clips[0], clips[-1]] if recipe.decoder_length == 64 else [clips[0], clips[len(clips) // 2], clips[-1]]
     if fields.get("decoder_length"):
         few = clips[1:2]  # the shortest one loops in stock too: 224 steps over 448 rows take minutes
-    export(WEIGHTS, recipe, tmp_path)
-    model = stock_of(WEIGHTS, recipe.window_s, recipe.positional)
+    export(weights, recipe, tmp_path)
+    model = stock_of(weights, recipe.window_s, recipe.positional)
     print(*check(model, tmp_path, read(few)))

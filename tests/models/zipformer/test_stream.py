@@ -1,6 +1,5 @@
-"""A stream hears what sherpa-onnx hears, however its samples come, and says where it cannot go on."""
+"""A stream hears what sherpa-onnx hears, and says where it cannot go on."""
 
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from models.zipformer.decode import EncodedClip, decode, decode_clips, encode, features
 from models.zipformer.stock import load_stock
-from models.zipformer.stream import Chunker, Search, Stream, StreamError, run_chunk, watched_chunks
+from models.zipformer.stream import Search, StreamError, cut_frames, run_chunk, watched_chunks
 from nightjar.speech.audio import load_audio
 from nightjar.speech.manifest import Clip
 from tests.models.zipformer.conftest import Exported, Through
@@ -35,46 +34,14 @@ def test_says_token_for_token_what_sherpa_onnx_says(
     assert ours == heard
 
 
-def test_samples_may_come_in_any_pieces(nano: Exported, clips: list[Clip]) -> None:
-    wave = wave_of(clips[0])
-    whole = Stream(nano.runner, nano.model)
-    said = [*whole.accept(wave), *whole.finish()]
-    for size in (37, 160, 999, 16_000):
-        stream = Stream(nano.runner, nano.model)
-        pieces = [token for start in range(0, len(wave), size) for token in stream.accept(wave[start : start + size])]
-        assert [*pieces, *stream.finish()] == said, size
-    encoded = encode(nano.runner, features(wave, nano.model), nano.model)
-    assert decode(nano.runner, encoded, nano.model)["tokens"] == said
-
-
-def test_a_stream_without_end_does_not_grow(nano: Exported, clips: list[Clip]) -> None:
-    waves = [wave_of(clip) for clip in clips[:4]]
-    stream = Stream(nano.runner, nano.model)
-
-    def hear_all() -> int:
-        said = 0
-        for wave in waves:
-            said += len(stream.accept(wave))
-            stream.forget()
-        return said
-
-    hear_all()
-    tracemalloc.start()
-    first = hear_all()
-    before = tracemalloc.get_traced_memory()[0]
-    assert sum(hear_all() for _ in range(5)) > 0 < first
-    grown = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
-    assert grown < 64_000, f"{grown} bytes more after five times the speech"
-
-
 def test_a_chunk_is_cut_where_the_runtime_cuts_it(nano: Exported) -> None:
     frames, shift = nano.model["chunk"]["frames"], nano.model["chunk"]["shift"]
-    chunker, numbered = Chunker(nano.model), np.arange(3 * frames, dtype=np.float32)[:, None].repeat(80, 1)
-    assert list(chunker.accept(numbered[:frames])) == []  # a frame more must be there
-    found = [*chunker.accept(numbered[frames : frames + 1]), *chunker.accept(numbered[frames + 1 :])]
-    assert [chunk.x[0, 0] for chunk in found] == [number * shift for number in range(len(found))]
-    assert all(chunk.x.shape == (frames, 80) for chunk in found)
+    numbered = np.arange(3 * frames, dtype=np.float32)[:, None].repeat(80, 1)
+    assert cut_frames(numbered[:frames], nano.model) == []  # a frame more must be there
+    assert len(cut_frames(numbered[: frames + 1], nano.model)) == 1
+    found = cut_frames(numbered, nano.model)
+    assert [chunk[0, 0] for chunk in found] == [number * shift for number in range(len(found))]
+    assert all(chunk.shape == (frames, 80) for chunk in found)
     assert len(found) >= 2
 
 

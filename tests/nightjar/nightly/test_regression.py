@@ -145,6 +145,7 @@ def test_a_drift_is_found_against_the_best_night_it_began_from() -> None:
         ("host", 2.2, 1.01, True),
         ("host", 2.2, 2.1, False),  # the whole machine was slower
         ("host", 2.2, 0.5, False),  # or busy now and then
+        ("host", 2.2, 1.2, False),  # nor is it known what a little more load does
     ],
 )
 def test_rtf_counts_beyond_its_noise_and_the_machines_mood(
@@ -155,6 +156,27 @@ def test_rtf_counts_beyond_its_noise_and_the_machines_mood(
     found = [each for each in said(two, one) if each.kind == "rtf"]
     assert bool(found) == expected
     assert all(each.regression for each in found)
+
+
+def test_a_checkpoint_of_the_same_shapes_is_no_cause_of_another_rtf() -> None:
+    made = {"graphs": {"sha256": "other", "inputs": {"checkpoint": "bbbb"}}}
+    one = night(1, heard(2))
+    (found,) = [each for each in said(night(2, heard(2, slower=2.0, seed=1), made), one) if each.kind == "rtf"]
+    assert "checkpoint" not in found.causes + found.sentence
+    larger = night(2, heard(2, slower=2.0, seed=1), made, size_bytes=1_500_000)
+    (found,) = [each for each in said(larger, one) if each.kind == "rtf"]
+    assert found.causes.startswith("checkpoint")
+
+
+def test_a_change_of_stock_is_what_it_explains_and_the_rest_is_the_ports() -> None:
+    one = night(1, heard(2))
+    two = night(2, heard(20))
+    stock = {"stock": heard(16, "host")}
+    (found,) = said(two.model_copy(update={"scores": {**two.scores, **stock}}), one)
+    # 18 of 400 words of the binary and 16 of stock
+    assert "+4.50 points" in found.sentence
+    assert "stock changed too, by +4.00, and the port adds +0.50" in found.sentence
+    assert found.regression
 
 
 def test_rtf_that_earlier_nights_had_anyway_is_no_finding() -> None:

@@ -18,10 +18,8 @@ from nightjar.quantization.mixed_precision import (
     Budget,
     Measurement,
     pareto,
-    read_plan,
     rungs,
     search,
-    write_plan,
 )
 from nightjar.quantization.part_chain import Chain, part_function
 from nightjar.quantization.ranges import collect_ranges
@@ -214,16 +212,26 @@ def test_words_and_new_loops_bound_a_plan_too(ladder):
 
 def test_the_curve_says_which_points_are_dominated(ladder):
     measured = [(rung, Measurement(kl=1 / (n + 1), agree=1, tokens=1, steps=1)) for n, rung in enumerate(ladder)]
-    points = pareto([*measured, (ladder[1], Measurement(kl=5, agree=0, tokens=1, steps=1))])
+    points = pareto([*measured, (ladder[1], Measurement(kl=5, agree=0, tokens=1, steps=1))], ladder[-1])
     dominated = {point["kl"] for point in points if point["dominated"]}
     assert 5 in dominated
     assert 1 / len(ladder) not in dominated, "nothing loses less than the last rung"
+    assert [point["kl"] for point in points if point["taken"]] == [1 / len(ladder)]
 
 
-def test_a_plan_reads_back_as_it_was_written(ladder, tmp_path):
-    write_plan(ladder[1], tmp_path / "plan.json")
-    assert '"float"' in (tmp_path / "plan.json").read_text()
-    assert read_plan(tmp_path / "plan.json") == ladder[1]
+def test_one_of_two_rungs_with_equal_shares_is_taken(ladder):
+    first = ladder[1]
+    moved = dict(first.float16_layers)
+    part = next(part for part, layers in moved.items() if layers)
+    twin = first.model_copy(update={"float16_layers": {**moved, part: (*moved[part], "another")}})
+    measured = [(rung, Measurement(kl=1, agree=1, tokens=1, steps=1)) for rung in (first, twin)]
+    assert [point["taken"] for point in pareto(measured, twin)] == [False, True]
+
+
+def test_a_plan_reads_back_as_it_was_written(ladder):
+    written = ladder[1].model_dump_json(by_alias=True)
+    assert '"float"' in written
+    assert type(ladder[1]).model_validate_json(written) == ladder[1]
 
 
 def test_importing_it_loads_no_onnx():

@@ -18,6 +18,7 @@ from targets.onnx import compile
 from targets.onnx.batched_decoder import count_lanes
 from targets.onnx.options import Options
 from targets.onnx.runner import open_runner
+from tests.models.whisper.reference import agree
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
 ONE = {"threads": 1}
@@ -74,7 +75,7 @@ def test_agreement_in_lanes_is_that_of_a_forced_run(built: Path) -> None:
     text = decode.decode(static, first.encoded, model, "en", tables)["tokens"]
     forced = [*text[:2], (text[2] + 1) % 1000, *text[3:]]  # leaves the text and comes back to it
     expected = {
-        job.name: [decode.agree(static, job.encoded, model, forced, "en", tables), len(forced) + 1]
+        job.name: [agree(static, job.encoded, model, forced, "en", tables), len(forced) + 1]
         for job in jobs(static, model, 5)
     }
     heard = decode.decode_clips(free, jobs(free, model, 5, forced), model, "en", tables, 4)

@@ -26,7 +26,8 @@ from targets import onnx as target
 from targets.onnx.compare_with_float import measure
 from targets.onnx.quantize import float_by_rule, linear_nodes
 from targets.onnx.runner import open_runner
-from tests.conftest import SPEECH, WEIGHTS, need
+from tests.conftest import SPEECH, need, real_weights
+from tests.models.whisper.reference import agree
 
 # openai-whisper's tokenizer, which export asks, leaves its vocabulary file open.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
@@ -239,12 +240,13 @@ def test_importing_the_target_needs_no_onnx() -> None:
 @pytest.mark.slow
 def test_real_weights_survive(tmp_path: Path) -> None:
     """Real weights have outliers, which random ones do not: plain w8a8 leaves 2.7 dB of this encoder."""
-    need("shared", WEIGHTS.is_file() and SPEECH.is_dir(), "real weights and speech: NIGHTJAR_MODELS and NIGHTJAR_DATA")
+    need("shared", SPEECH.is_dir(), "real speech: NIGHTJAR_DATA")
+    weights = real_weights("tiny.en")
     calibration, evaluation = (
         [clip for clip in load_speech(SPEECH / name) if 4 < clip.duration_s <= 10]
         for name in ("calibration.jsonl", "evaluation.jsonl")
     )
-    folder = _prepare(WEIGHTS, Recipe(window_s=10, decoder="cached"), calibration[::16], tmp_path, samples=8)
+    folder = _prepare(weights, Recipe(window_s=10, decoder="cached"), calibration[::16], tmp_path, samples=8)
     target.compile(folder / "graphs", folder / "calibration", INT8, folder / "int8")
     model = json.loads((folder / "graphs" / "model.json").read_text())
     parts = _description(folder / "int8")["parts"]
@@ -257,6 +259,6 @@ def test_real_weights_survive(tmp_path: Path) -> None:
         int8 = decode.encode(found, _features(clip, model), model)
         assert _snr_db(encoded["hidden"], int8["hidden"]) > 20
         tokens = decode.decode(exact, encoded, model)["tokens"]
-        same += decode.agree(found, int8, model, tokens)
+        same += agree(found, int8, model, tokens)
         steps += len(tokens) + 1
     assert same / steps > 0.9

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from targets.rknn.preflight import REFUSED, Finding, fit, parsed
+from nightjar.device.health import Finding, parsed
+from targets.rknn.preflight import REFUSED, fit
 from tests.conftest import need
 
 VERSION = "2.5.0"
