@@ -136,7 +136,7 @@ def show_plan(screen: Screen, outcomes: Sequence[StageOutcome], sizes: Mapping[s
             screen.say(f"  {outcome.name:<26} [yellow]would run[/yellow]   [dim]{escape(outcome.why)}[/dim]")
     for part, size in sizes.items():
         each = (f"{size / 1e6 / less:,.1f} MB {dtype}" for dtype, less in (("float32", 1), ("float16", 2), ("int8", 4)))
-        screen.say(f"  {part:<26} {', '.join(each)}")
+        screen.say(f"  {f'weights of {part}':<26} {', '.join(each)}")
     todo = sum(not outcome.cached for outcome in outcomes)
     screen.say(f"{todo} of {len(outcomes)} stages would run; nothing was run")
 

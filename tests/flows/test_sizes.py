@@ -46,7 +46,7 @@ def test_a_plan_prints_the_size_of_each_part(own_store: Path, capsys: pytest.Cap
     assert main(["port", "--model", "whisper-nano", "--precision", "fp", "--plan"]) == 0
     printed = capsys.readouterr().out
     for part, size in part_bytes(NANO, Recipe(), clamp=True).items():
-        line = rf"{part} +{size / 1e6:.1f} MB float32, {size / 2e6:.1f} MB float16, {size / 4e6:.1f} MB int8"
+        line = rf"weights of {part} +{size / 1e6:.1f} MB float32, {size / 2e6:.1f} MB float16, {size / 4e6:.1f} MB int8"
         assert re.search(line, printed), printed
     assert not list(own_store.glob("*/*/record.json"))
 
