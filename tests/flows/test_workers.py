@@ -21,19 +21,9 @@ WORDS = ("red", "blue", "stop", "start")
 @pytest.fixture
 def filled(tmp_path: Path, random_checkpoint: Path) -> dict[str, str]:
     """A form filled in with a checkpoint of our own."""
-    return form(tmp_path, random_checkpoint, clips=len(WORDS))
-
-
-@pytest.fixture
-def long(tmp_path: Path, random_checkpoint: Path) -> dict[str, str]:
-    """The same with speech that lasts while a person looks at the run and kills it."""
-    return form(tmp_path, random_checkpoint, clips=20) | {"precision": "int8"}
-
-
-def form(tmp_path: Path, checkpoint: Path, clips: int) -> dict[str, str]:
-    speech = {f"c{number}": WORDS[number % len(WORDS)] for number in range(clips)}
+    speech = {f"c{number}": word for number, word in enumerate(WORDS)}
     return {
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(random_checkpoint),
         "label": "deployed",
         "precision": "fp",  # weights of noise in int8 may fail, and a failed verdict is a failed run
         "calibration_set": str(write_speech(tmp_path / "calibration", speech, speaker="ada")),
@@ -101,12 +91,12 @@ def judged(run: dict[str, Any]) -> bool:
 
 
 def test_a_run_goes_on_after_its_worker_and_process_were_killed(
-    server: str, deployed: str, workers: list[Worker], long: dict[str, str], tmp_path: Path, cli: Cli
+    server: str, deployed: str, workers: list[Worker], filled: dict[str, str], tmp_path: Path, cli: Cli
 ) -> None:
     store, runs = tmp_path / "artifacts", Runs(server)
     victim = Worker(server, deployed, store, tmp_path / "victim.log")
     workers.append(victim)
-    run = runs.start("port/onnx", **long)
+    run = runs.start("port/onnx", **filled | {"precision": "int8"})  # long enough to be killed
     for _ in range(1200):
         if len(done := finished_stages(store)) >= 3:
             break
@@ -142,12 +132,12 @@ def test_a_run_goes_on_after_its_worker_and_process_were_killed(
 
 
 def test_a_worker_killed_alone_leaves_its_run_at_work(
-    server: str, deployed: str, workers: list[Worker], long: dict[str, str], tmp_path: Path, cli: Cli
+    server: str, deployed: str, workers: list[Worker], filled: dict[str, str], tmp_path: Path, cli: Cli
 ) -> None:
     store, runs = tmp_path / "artifacts", Runs(server)
     victim = Worker(server, deployed, store, tmp_path / "alone.log")
     workers.append(victim)
-    run = runs.start("port/onnx", **long)
+    run = runs.start("port/onnx", **filled | {"precision": "int8"})  # long enough to be killed
     while not (store / ".attempts" / f"{run}.json").exists():
         time.sleep(0.05)
     os.kill(victim.process.pid, signal.SIGKILL)
