@@ -1,7 +1,7 @@
 """Every cut of the model decodes token for token what openai-whisper decodes with the same weights and window."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,6 @@ NANO = Path(__file__).resolve().parents[3] / "data" / "whisper-nano"
 OPTIONS = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
 NEAR = 1e-3  # two logits this close may swap places between two orders of summation
 Wave = np.ndarray
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other by spinning take ten times as long where something else runs on the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def stock_tokens(model: Whisper, wave: Wave) -> tuple[list[int], torch.Tensor]:
