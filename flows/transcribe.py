@@ -38,7 +38,7 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
         transcripts: list[dict[str, Any]] = []
         for path, speech in audio.items():
             hypotheses = evaluate_binary(prepared, binary, speech=speech, options=options, label=path.name)
-            lines = [line for line in read_hypotheses(run.store.path(hypotheses)) if not line["probe"]]
+            lines = read_hypotheses(run.store.path(hypotheses))
             listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")  # its clips are named by both
             for line in lines:
                 name = f"{path.as_posix()}#{line['id']}" if listed else path.as_posix()
