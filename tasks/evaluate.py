@@ -54,8 +54,8 @@ def evaluate(
         watch = {line["id"]: line["watched"]["ids"] for line in earlier if "watched" in line}
     elif options.watch:
         watch = {clip.id: [] for clip in fitting}
-    probes = silent_probes(window_s) if options.transcribed else {}  # they are for verdicts
-    waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | probes
+    waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()}
+    waves |= silent_probes(window_s) if options.probes else {}
     by_clip: dict[str, Any] = {"waves": waves, "forced": forced, "watch": watch}
     by_clip |= {"timestamps": True} if options.timestamps else {}
     results = run_clips(
