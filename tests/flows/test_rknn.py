@@ -22,7 +22,7 @@ RKNN = ("port", "--target", "rknn")
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return shipped_speech(tmp_path_factory.mktemp("speech"), calibration=10, evaluation=8)
+    return shipped_speech(tmp_path_factory.mktemp("speech"), calibration=16, evaluation=8)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def few(speech: list[str]) -> list[str]:
         toolchain("rknn")
     except NightjarError as error:
         need("rknn", False, str(error))
-    return [*speech, "--calibration-samples", "10", "--window", "5"]
+    return [*speech, "--calibration-samples", "16", "--window", "5"]
 
 
 @pytest.fixture(scope="module")
