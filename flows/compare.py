@@ -39,9 +39,8 @@ def compare(request: CompareRequest) -> dict[str, Any]:
                 hypotheses[name] = evaluate_reference(graphs, speech=speech, options=options, label=name)
             for name, artifact in hypotheses.items():
                 for line in read_hypotheses(run.store.path(artifact)):
-                    if not line["probe"]:
-                        result = {field: line.get(field) for field in ("text", "language", "tokens")}
-                        by_clip.setdefault(line["id"], {})[name] = result | {"seconds": line["seconds"]["total"]}
+                    result = {field: line.get(field) for field in ("text", "language", "tokens")}
+                    by_clip.setdefault(line["id"], {})[name] = result | {"seconds": line["seconds"]["total"]}
     return _write(request, by_clip)
 
 

@@ -35,7 +35,7 @@ def conclude(
     """
     speech, family = prepared.test_speech, plugin("models", prepared.family).load()
     task = request.task or "transcribe"
-    options = EvaluateOptions(language=request.language, task=task, limit=request.limit, long=request.long)
+    options = EvaluateOptions(language=request.language, task=task, limit=request.limit, long=request.long, probes=True)
     stock_module = plugin("models", prepared.family, "stock")
     stock_hypotheses = stock(checkpoint=prepared.checkpoint, speech=speech, model=stock_module, options=options)
     expected = evaluate_reference(prepared, speech=speech, options=options, label="float")

@@ -56,7 +56,7 @@ def evaluate_files(request: EvaluateRequest) -> dict[str, Any]:
                 reader=printed,
                 board=board,
                 target=request.target,
-                options=EvaluateOptions(language=request.language, limit=request.limit, long=request.long),
+                options=EvaluateOptions(language=request.language, limit=request.limit, long=request.long, probes=True),
             )
         elif printed is not None:
             outputs = files.by_name()

@@ -109,9 +109,8 @@ def quantization_parameters(request: PortRequest, prepared: Prepared, graphs: An
 
 
 def rungs_of(ranking: Artifact, expected: Artifact) -> tuple[list[Rung], dict[str, float]]:
-    """Make the ladder for hypotheses as long as these; return it with the mean calls of each part."""
+    """Make the ladder for hypotheses as long as these; return it with the mean calls (Whisper: steps) of each part."""
     store = current_run().store
-    lines = [line for line in read_hypotheses(store.path(expected)) if not line["probe"]]
-    counts = [line.get("calls", {"decoder": line["steps"]}) for line in lines]  # Whisper's decoder steps are its calls
+    counts = [line.get("calls", {"decoder": line["steps"]}) for line in read_hypotheses(store.path(expected))]
     calls = {part: round(sum(each[part] for each in counts) / len(counts), 1) for part in counts[0]}
     return ladder(read_ranking(store.path(ranking) / "ranking.json"), calls), calls

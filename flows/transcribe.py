@@ -38,9 +38,8 @@ def transcribe(request: TranscribeRequest) -> dict[str, Any]:
         transcripts: list[dict[str, Any]] = []
         for path, speech in audio.items():
             hypotheses = evaluate_binary(prepared, binary, speech=speech, options=options, label=path.name)
-            lines = [line for line in read_hypotheses(run.store.path(hypotheses)) if not line["probe"]]
             listed = path.is_dir() or path.suffix.lower() in (".jsonl", ".json")  # its clips are named by both
-            for line in lines:
+            for line in read_hypotheses(run.store.path(hypotheses)):
                 name = f"{path.as_posix()}#{line['id']}" if listed else path.as_posix()
                 wanted = ("text", "language", "segments", "tokens", "seconds", "audio_s")
                 figures = {key: line[key] for key in wanted if key in line}

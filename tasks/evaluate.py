@@ -54,7 +54,8 @@ def evaluate(
         watch = {line["id"]: line["watched"]["ids"] for line in earlier if "watched" in line}
     elif options.watch:
         watch = {clip.id: [] for clip in fitting}
-    waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()} | silent_probes(window_s)
+    waves = {name: wave for cuts in pieces.values() for name, wave in cuts.items()}
+    waves |= silent_probes(window_s) if options.probes else {}
     by_clip: dict[str, Any] = {"waves": waves, "forced": forced, "watch": watch}
     by_clip |= {"timestamps": True} if options.timestamps else {}
     results = run_clips(

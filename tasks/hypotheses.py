@@ -23,6 +23,7 @@ class EvaluateOptions(BaseModel, frozen=True):
         "skip", description="skip or reject clips longer than the window, or cut them at pauses and join the pieces"
     )
     transcribed: bool = Field(True, description="whether the speech has reference texts")
+    probes: bool = Field(False, description="whether silent probes are heard too, for a verdict")
     watch: bool = Field(False, description="keep the logits of the float model's likeliest tokens at each step")
     agree_clips: int = Field(64, ge=0, description="clips on which teacher-forced agreement is measured")
 

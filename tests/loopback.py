@@ -29,7 +29,7 @@ class Loopback:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
             f"AuthorizedKeysFile {folder}/authorized\n"
             f"PidFile {folder}/pid\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nPermitRootLogin yes\n"
-            "KbdInteractiveAuthentication no\nMaxStartups 100\nSubsystem sftp internal-sftp\n"
+            "KbdInteractiveAuthentication no\nMaxStartups 100\nSetEnv OMP_NUM_THREADS=1\nSubsystem sftp internal-sftp\n"
         )
         self.known("host")
         self.configure(folder / "ssh_config")

@@ -25,7 +25,7 @@ def altered(path: Path, noise: float, seed: int) -> Path:
 
 
 def write_config(folder: Path, cells: str) -> Path:
-    flags = shipped_speech(folder, calibration=6, evaluation=12)
+    flags = shipped_speech(folder, calibration=6, evaluation=8)
     path = folder / "nights.toml"
     path.write_text(
         f'[checkpoints]\nnano = "current.pt"\n[defaults]\ncalibration_set = "{flags[1]}"\n'

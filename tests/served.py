@@ -132,7 +132,7 @@ class Server:
         lock = binary.parent / "lock"
         start = ["nightjar.cli.main", "board", "serve"] if cli else ["nightjar.service.main"]
         command = [sys.executable, "-m", *start, "--binary", binary, "--listen", listen, "--lock", lock, *flags]
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{binary.parent}", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{binary.parent}"}
         self.process = subprocess.Popen(
             list(map(str, command)),
             stdout=subprocess.PIPE,

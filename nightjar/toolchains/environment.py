@@ -61,7 +61,7 @@ class Toolchain(NamedTuple):
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of its processes: this repository importable, a thread per core."""
-        inherited = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+        inherited = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")
         cores = str(len(os.sched_getaffinity(0)))
         return {
             **{name: os.environ[name] for name in inherited if name in os.environ},

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from nightjar.device.part_io import Tensors, first_line, require_file, require_part
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 0)
+
 
 class OnnxRunner:
     """One onnxruntime session per part; a part may still be opening until it is run."""
@@ -54,13 +56,13 @@ def open_runner(
 ) -> OnnxRunner:
     """Open `parts` (name to {"file", ...}, as in binary.json or model.json) of `folder`.
 
-    options: `threads` (every core by default), `settings` (entries of onnxruntime's session configuration),
+    options: `threads` (by default OMP_NUM_THREADS, else every core), `settings` (onnxruntime's session configuration),
     `own_process` (nothing else in this process uses onnxruntime): the first part can then run while the others open,
     and their errors are raised when they run. Raises RuntimeError with one line.
     """
     own_process = bool((options or {}).get("own_process"))
     settings = ort.SessionOptions()  # type: ignore[attr-defined]
-    settings.intra_op_num_threads = int((options or {}).get("threads", 0))  # 0: every core
+    settings.intra_op_num_threads = int((options or {}).get("threads", THREADS))  # 0: every core
     # Older versions, such as beside rknn-toolkit2, have no shared pool.
     if own_process and hasattr(ort, "set_global_thread_pool_sizes"):
         _share_threads()
@@ -86,8 +88,8 @@ def open_runner(
 
 @functools.cache
 def _share_threads() -> None:
-    """Let all parts use one pool of a thread per core: a part's own pool spins on after its run and slows the next.
+    """Let all parts use one pool of threads: a part's own pool spins on after its run and slows the next.
 
     From then on every onnxruntime session of this process must use it.
     """
-    ort.set_global_thread_pool_sizes(len(os.sched_getaffinity(0)), 1)  # type: ignore[attr-defined]
+    ort.set_global_thread_pool_sizes(THREADS or len(os.sched_getaffinity(0)), 1)  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """A command line in a process of its own, on a store of its own."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -26,9 +27,27 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's tables with nothing in them, made once for all workers: its migrations take longer than a server."""
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect.db"
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            new = made.with_suffix(".new")
+            there = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{new}"}
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            subprocess.run(command, env=os.environ | there, capture_output=True, check=True)
+            new.rename(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def server(tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server of its own on a free port; its API URL."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+    home = tmp_path_factory.mktemp("prefect")
+    shutil.copyfile(tables, home / "prefect.db")
+    with prefect_server(home) as url:
         yield url
 
 

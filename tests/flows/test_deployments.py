@@ -1,6 +1,7 @@
 """Deployments on a real Prefect server: what people find there, and that registering again takes nothing from them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -71,8 +72,10 @@ def state_of(server: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def new_server(tmp_path: Path) -> Iterator[str]:
+def new_server(tables: Path, tmp_path: Path) -> Iterator[str]:
     """A server on which nothing was ever registered."""
+    (tmp_path / "prefect").mkdir()
+    shutil.copyfile(tables, tmp_path / "prefect" / "prefect.db")
     with prefect_server(tmp_path / "prefect") as url:
         yield url
 

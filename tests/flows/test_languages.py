@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.whisper.checkpoint import load_checkpoint, stock
+from nightjar.cli.main import main
 from nightjar.speech.audio import load_audio
 from tests.conftest import SHARED, need, real_weights
 from tests.flows.conftest import Cli
@@ -21,6 +22,12 @@ TEXTS = {
 }
 
 
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NIGHTJAR_STORE", str(tmp_path / "artifacts"))
+    return tmp_path / "artifacts"
+
+
 @pytest.mark.parametrize(
     ("language", "says"),
     [
@@ -31,28 +38,25 @@ TEXTS = {
 )
 @pytest.mark.parametrize("plan", [(), ("--plan",)])
 def test_a_language_is_refused_before_anything_runs(
-    cli: Cli, tmp_path: Path, language: str, says: str, plan: tuple[str, ...]
+    store: Path, language: str, says: str, plan: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = cli("port", "--model", "whisper-nano", "--language", language, *plan, store=tmp_path / "artifacts")
-    assert done.returncode == 2
-    assert says in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "artifacts").glob("*/*/record.json"))
+    assert main(["port", "--model", "whisper-nano", "--language", language, *plan]) == 2
+    error = capsys.readouterr().err
+    assert says in " ".join(error.split())
+    assert "Traceback" not in error
+    assert not list(store.glob("*/*/record.json"))
 
 
-def test_what_a_family_lacks_is_refused(cli: Cli) -> None:
-    done = cli("port", "--model", "zipformer-nano", "--language", "auto")
-    assert done.returncode == 2
-    assert "does not detect the language" in done.stderr
-    done = cli("port", "--model", "whisper-nano", "--task", "translate")
-    assert done.returncode == 2
-    assert "English-only model does not translate" in done.stderr
+def test_what_a_family_lacks_is_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["port", "--model", "zipformer-nano", "--language", "auto"]) == 2
+    assert "does not detect the language" in capsys.readouterr().err
+    assert main(["port", "--model", "whisper-nano", "--task", "translate"]) == 2
+    assert "English-only model does not translate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("language", ["English", "en-GB", "EN", "auto"])
-def test_names_and_regions_of_english_are_english(cli: Cli, tmp_path: Path, language: str) -> None:
-    done = cli("port", "--model", "whisper-nano", "--language", language, "--plan", store=tmp_path / "artifacts")
-    assert done.returncode == 0, done.stderr
+def test_names_and_regions_of_english_are_english(store: Path, language: str) -> None:
+    assert main(["port", "--model", "whisper-nano", "--language", language, "--plan"]) == 0
 
 
 @pytest.mark.slow

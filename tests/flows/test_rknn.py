@@ -21,13 +21,17 @@ RKNN = ("port", "--target", "rknn")
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def speech(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return shipped_speech(tmp_path_factory.mktemp("speech"), calibration=16, evaluation=8)
+
+
+@pytest.fixture(scope="module")
+def few(speech: list[str]) -> list[str]:
     try:
         toolchain("rknn")
     except NightjarError as error:
         need("rknn", False, str(error))
-    flags = shipped_speech(tmp_path_factory.mktemp("speech"), calibration=16, evaluation=8)
-    return [*flags, "--calibration-samples", "16", "--window", "5"]
+    return [*speech, "--calibration-samples", "16", "--window", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +133,16 @@ def test_attribute_says_whose_a_loss_is(cli: Cli, few: list[str], store: Path, t
     assert results["owners"]["fp"] in done.stdout.replace("\n", " ")
 
 
-def test_what_the_zoos_demo_printed_is_scored(cli: Cli, tmp_path: Path) -> None:
-    flags = shipped_speech(tmp_path / "speech", calibration=2, evaluation=6)
-    lines = [json.loads(line) for line in Path(flags[3]).read_text().splitlines()]
+def test_what_the_zoos_demo_printed_is_scored(cli: Cli, speech: list[str], store: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in Path(speech[3]).read_text().splitlines()]
     printed = tmp_path / "printed"
     printed.mkdir()
     for number, line in enumerate(lines[:6]):
         heard = "" if number == 3 else line["text"]  # one clip is not understood
         text = f"Whisper output: {heard}\n\nReal Time Factor (RTF): 0.500 / 2.500 = 0.200\n"
         (printed / f"{line['id']}.txt").write_text(text)
-    done = cli(
-        *("evaluate", *sorted(printed.glob("*.txt")), "--target", "rknn", *flags[2:], "--json", tmp_path / "r.json")
-    )
+    asked = ("evaluate", *sorted(printed.glob("*.txt")), "--target", "rknn", *speech[2:])
+    done = cli(*asked, "--json", tmp_path / "r.json", store=store)
     assert done.returncode == 1, done.stderr
     results = json.loads((tmp_path / "r.json").read_text())
     words = [len(line["text"].split()) for line in lines[:6]]
@@ -148,7 +150,7 @@ def test_what_the_zoos_demo_printed_is_scored(cli: Cli, tmp_path: Path) -> None:
     assert (results["clips"], results["tier"], results["hypotheses"]["empty"]) == (6, "device", 1)
     assert results["rtf"]["total"]["p50"] == pytest.approx(0.2)
     (printed / "nobody.txt").write_text("Whisper output: hi\n")
-    wrong = cli("evaluate", *sorted(printed.glob("*.txt")), "--target", "rknn", *flags[2:])
+    wrong = cli("evaluate", *sorted(printed.glob("*.txt")), "--target", "rknn", *speech[2:], store=store)
     assert wrong.returncode == 2
     assert "belongs to no clip of the test set" in wrong.stderr
 

@@ -102,6 +102,7 @@ def test_a_run_goes_on_after_its_worker_and_process_were_killed(
             break
         time.sleep(0.1)
     assert len(done) >= 3, victim.log.read_text()[-2000:]
+    os.killpg(victim.process.pid, signal.SIGSTOP)  # it could end while the next command starts
 
     alive = cli("flows", "revive", store=store, PREFECT_API_URL=server)
     assert "nothing to revive: 1 alive" in alive.stdout, alive.stdout + alive.stderr

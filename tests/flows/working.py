@@ -30,7 +30,6 @@ class Worker:
                     "PREFECT_API_URL": server,
                     "PREFECT_WORKER_QUERY_SECONDS": "1",
                     "NIGHTJAR_STORE": str(store),
-                    "OMP_WAIT_POLICY": "passive",
                     **environment,
                 },
                 stdout=written,

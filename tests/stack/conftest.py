@@ -36,7 +36,6 @@ class Running:
             "NIGHTJAR_STORE": str(self.store),
             "NIGHTJAR_HISTORY": str(folder / "history"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "OMP_WAIT_POLICY": "passive",
             "COLUMNS": "200",
         }
 

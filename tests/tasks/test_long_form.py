@@ -82,7 +82,7 @@ def run_evaluate(
         words=plugin("models", "whisper", "tokens"),
         board=board,
         reference=reference,
-        options=EvaluateOptions(**options),
+        options=EvaluateOptions(**options, probes=True),
     )
     return made
 
@@ -92,7 +92,7 @@ def run_stock(store: Store, checkpoint: Path, speech: Path, **options: Any) -> A
         checkpoint=Source(path=checkpoint, sha256=digest_file(checkpoint)),
         speech=source(speech),
         model=plugin("models", "whisper", "stock"),
-        options=EvaluateOptions(**options),
+        options=EvaluateOptions(**options, probes=True),
     )
     return made
 

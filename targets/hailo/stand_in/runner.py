@@ -14,7 +14,6 @@ SETTINGS = {"session.disable_quant_qdq": "1"}
 def open_runner(folder: Path, parts: Parts, options: Mapping[str, Any] | None = None) -> OnnxRunner:
     """Open `parts` (name to {"file", ...}, as in binary.json) that lie in `folder`.
 
-    options: `threads` (every core by default). Raises RuntimeError with one line.
+    options: `threads`, as for onnxruntime. Raises RuntimeError with one line.
     """
-    threads = (options or {}).get("threads", 0)
-    return open_onnx_runner(folder, parts, {"threads": threads, "settings": SETTINGS})
+    return open_onnx_runner(folder, parts, {**(options or {}), "settings": SETTINGS, "own_process": False})

@@ -14,7 +14,7 @@ from nightjar.graphs.fusion import fuse
 from nightjar.graphs.onnx_session import open_session
 from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import CalibrationSet
-from nightjar.toolchains.environment import toolchain
+from nightjar.toolchains.environment import override_toolchain, toolchain
 from nightjar.toolchains.sdk_calls import supports
 from targets import mtk as target
 from targets.mtk.ncc import arguments, read_plan
@@ -43,14 +43,21 @@ def only(cached: Path, folder: Path, part: str = "decoder") -> Path:
     return folder
 
 
-def test_a_float_build_has_what_the_board_and_the_simulator_need(
-    doubles: Doubles, cached: Path, tmp_path: Path
-) -> None:
-    target.compile(cached / "graphs", None, FP, tmp_path)
-    assert {path.name for path in tmp_path.glob("*.dla")} == {"encoder.dla", "cross.dla", "decoder.dla"}
-    for name, part in parts_of(tmp_path).items():
+@pytest.fixture(scope="module")
+def fp(made: Doubles, cached: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float build of all parts."""
+    out = tmp_path_factory.mktemp("fp")
+    made.inject()
+    with override_toolchain("mtk", made.folder):
+        target.compile(cached / "graphs", None, FP, out)
+    return out
+
+
+def test_a_float_build_has_what_the_board_and_the_simulator_need(fp: Path) -> None:
+    assert {path.name for path in fp.glob("*.dla")} == {"encoder.dla", "cross.dla", "decoder.dla"}
+    for name, part in parts_of(fp).items():
         assert part["runner"] == "mtk"
-        assert part["size_bytes"] == (tmp_path / f"{name}.dla").stat().st_size
+        assert part["size_bytes"] == (fp / f"{name}.dla").stat().st_size
         assert part["tflite"]["dla_ratio"] == pytest.approx(part["size_bytes"] / part["tflite"]["size_bytes"], abs=1e-4)
         assert part["toolkit"] == "mtk_converter 8.13.0, ncc-tflite 8.2.19"
         assert part["off_npu"] == {}
@@ -60,19 +67,20 @@ def test_a_float_build_has_what_the_board_and_the_simulator_need(
         assert part["command"][1:4] == ["--arch=mdla5.3,edma3.6", "--l1-size-kb=256", "--num-mdla=1"]
         assert {"--relax-fp32", "--opt-accuracy", "--opt-footprint"} <= set(part["command"])
         assert part["skipped"] == []
-    ops = parts_of(tmp_path)["decoder"]["ops"]
+    ops = parts_of(fp)["decoder"]["ops"]
     assert ops["MTKEXT_LAYER_NORMALIZATION"] == 7
     assert ops["MTKEXT_GELU"] == 2
     assert "GATHER" not in ops, "tokens are looked up on the CPU"
-    assert (tmp_path / "token_embedding.npy").is_file()
+    assert (fp / "token_embedding.npy").is_file()
 
 
-def test_the_simulator_gives_what_the_float_graphs_give(doubles: Doubles, cached: Path, tmp_path: Path) -> None:
-    target.compile(cached / "graphs", None, FP, tmp_path / "fp")
+def test_the_simulator_gives_what_the_float_graphs_give(
+    doubles: Doubles, cached: Path, fp: Path, tmp_path: Path
+) -> None:
     for part in ("encoder", "cross", "decoder"):
         sample = next(CalibrationSet.open(cached / "calibration").samples(part))
         np.savez(tmp_path / f"{part}.npz", **sample)
-        job = {"binary": str(tmp_path / "fp"), "part": part, "sample": str(tmp_path / f"{part}.npz")}
+        job = {"binary": str(fp), "part": part, "sample": str(tmp_path / f"{part}.npz")}
         found = toolchain("mtk").call("tests.targets.mtk.simulated", job, tmp_path / part, 120)
         outputs = np.load(tmp_path / part / "out.npz")
         wanted = open_session(onnx.load(cached / "graphs" / f"{part}.onnx"))
