@@ -228,7 +228,7 @@ class Decoder(nn.Module):
         super().__init__()
         d = dims["n_text_state"]
         self.d, self.host_embedding = d, host_embedding
-        self.token_embedding = nn.Embedding(dims["n_vocab"], d)
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(dims["n_vocab"], d))
         if not host_embedding:
             self.register_buffer("positional_embedding", torch.empty(length, d))
         layers = range(dims["n_text_layer"])
@@ -254,7 +254,7 @@ class PrefixDecoder(Decoder):
 
     def __init__(self, dims: Dims, length: int, host_embedding: bool, norm: Norm, slices: int, masked: float) -> None:
         super().__init__(dims, length, host_embedding, norm)
-        mask = torch.full((1, 1, length, length), masked).triu(1)
+        mask = torch.full((1, 1, length, length), masked, device="cpu").triu(1)  # on "meta" it would import dynamo
         self.register_buffer("mask", mask, persistent=False)
         self.heads = nn.ModuleList()
         if slices > 1:  # of one size, and the rest in the last
