@@ -1,5 +1,6 @@
 """Open ONNX graphs with onnxruntime on the host's CPU; onnxruntime is imported when used."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ PartFunction = Callable[[Tensors], Tensors]  # a part's inputs by name -> its ou
 def open_session(model: Any, threads: int = 0, *, integer_kernels: bool = False, optimized: Path | None = None) -> Any:
     """Open a graph: an onnx.ModelProto, its bytes or its path.
 
-    threads: 0 for one per core. integer_kernels: fuse QuantizeLinear and DequantizeLinear into integer kernels; by
+    threads: 0 for OMP_NUM_THREADS, else one per core. integer_kernels: fuse QuantizeLinear and DequantizeLinear into integer kernels; by
     default rounding is computed in float. optimized: a file that onnxruntime writes its optimised graph to.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()  # type: ignore[attr-defined]
     options.log_severity_level = 3  # its warnings are about its own optimiser
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 0)
     if not integer_kernels:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized is not None:
