@@ -228,7 +228,7 @@ class Decoder(nn.Module):
         super().__init__()
         d = dims["n_text_state"]
         self.d, self.host_embedding = d, host_embedding
-        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(dims["n_vocab"], d))
+        self.token_embedding = nn.Embedding(dims["n_vocab"], d, _weight=torch.empty(dims["n_vocab"], d))
         if not host_embedding:
             self.register_buffer("positional_embedding", torch.empty(length, d))
         layers = range(dims["n_text_layer"])

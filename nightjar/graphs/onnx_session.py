@@ -16,8 +16,9 @@ PartFunction = Callable[[Tensors], Tensors]  # a part's inputs by name -> its ou
 def open_session(model: Any, threads: int = 0, *, integer_kernels: bool = False, optimized: Path | None = None) -> Any:
     """Open a graph: an onnx.ModelProto, its bytes or its path.
 
-    threads: 0 for OMP_NUM_THREADS, else one per core. integer_kernels: fuse QuantizeLinear and DequantizeLinear into integer kernels; by
-    default rounding is computed in float. optimized: a file that onnxruntime writes its optimised graph to.
+    threads: 0 for OMP_NUM_THREADS, else one per core. integer_kernels: fuse QuantizeLinear and DequantizeLinear into
+    integer kernels; by default rounding is computed in float. optimized: a file that onnxruntime writes its optimised
+    graph to.
     """
     import onnxruntime as ort
 
