@@ -62,11 +62,12 @@ def open_runner(
     """
     own_process = bool((options or {}).get("own_process"))
     settings = ort.SessionOptions()  # type: ignore[attr-defined]
-    settings.intra_op_num_threads = int((options or {}).get("threads", THREADS))  # 0: every core
     # Older versions, such as beside rknn-toolkit2, have no shared pool.
     if own_process and hasattr(ort, "set_global_thread_pool_sizes"):
         _share_threads()
         settings.use_per_session_threads = False
+    else:
+        settings.intra_op_num_threads = int((options or {}).get("threads", THREADS))  # 0: every core
     settings.log_severity_level = 3
     for key, value in (options or {}).get("settings", {}).items():
         settings.add_session_config_entry(key, value)
