@@ -82,9 +82,7 @@ def main() -> int:
     asked = parser.parse_args()
     absent = [path for path in (SPEECH, *(MODELS / f"{model}.pt" for model in asked.models)) if not path.exists()]
     if absent:
-        print(
-            f"absent: {', '.join(map(str, absent))}; run ../shared/models/fetch, or set NIGHTJAR_MODELS and NIGHTJAR_DATA"
-        )
+        print(f"absent: {', '.join(map(str, absent))}: run ../shared/models/fetch", file=sys.stderr)
         return 2
     asked.out.mkdir(parents=True, exist_ok=True)
     for model in asked.models:
