@@ -174,10 +174,10 @@ def _resolve(label: str, body: Body, arguments: dict[str, Any]) -> tuple[StageOu
     run.on_progress(label, 0, 0)
     if not run.plan or run.store.root.exists():  # a plan creates no store
         run.usage.note(name, key)
-    record, why = _look_up(label, name, key, parts)
+    record, why = _look_up(name, key, parts)
     if record is None and not run.plan:
         with run.store.lock(name, key, lambda: log.warning("%s: waiting for another run's result", name)):
-            record, _ = _look_up(label, name, key, parts, has_lock=True)  # the other run may have made it
+            record, _ = _look_up(name, key, parts, has_lock=True)  # the other run may have made it
             if record is None:
                 log.info("%s: running (%s)", label, why)
                 record = _execute(label, body, arguments, key, parts)
@@ -187,19 +187,12 @@ def _resolve(label: str, body: Body, arguments: dict[str, Any]) -> tuple[StageOu
     return run.finish(StageOutcome(label, 0, True, "", key)), record.artifact
 
 
-def _look_up(
-    label: str, name: str, key: str, parts: dict[str, str], has_lock: bool = False
-) -> tuple[Record | None, str]:
+def _look_up(name: str, key: str, parts: dict[str, str], has_lock: bool = False) -> tuple[Record | None, str]:
     run = current_run()
     if name in run.refresh and all(outcome.key != key for outcome in run.outcomes):
         return None, "refresh was requested"
     record, why = run.store.find(name, key, has_lock)
-    return record, _explain_miss(label, name, parts) if why == NOT_STORED else why
-
-
-def _made_for(label: str) -> str:
-    """Name what a stage makes in this run: "tiny.en build binary"."""
-    return f"{current_run().model} {label}".strip()
+    return record, _explain_miss(name, parts) if why == NOT_STORED else why
 
 
 def _execute(label: str, body: Body, arguments: dict[str, Any], key: str, parts: dict[str, str]) -> Record:
@@ -222,7 +215,7 @@ def _execute(label: str, body: Body, arguments: dict[str, Any], key: str, parts:
     ):
         meta = body(**paths, **own)
     seconds = time.perf_counter() - start
-    record = run.store.publish(name, key, own["out"], parts, meta or {}, seconds, _made_for(label))
+    record = run.store.publish(name, key, own["out"], parts, meta or {}, seconds, run.model)
     shutil.rmtree(work, ignore_errors=True)
     return record
 
@@ -260,11 +253,11 @@ def _flatten(name: str, value: Any) -> dict[str, str]:
     return {name: str(value)}
 
 
-def _explain_miss(label: str, name: str, parts: dict[str, str]) -> str:
-    """Describe how a key differs from the nearest earlier one that was made for the same, with the same plug-ins."""
-    run, made_for = current_run(), _made_for(label)
+def _explain_miss(name: str, parts: dict[str, str]) -> str:
+    """Describe how a key differs from the nearest earlier one of this stage with the same model and target."""
+    run = current_run()
     plug_ins = {part: module for part, module in parts.items() if part.startswith("plug-in ")}
-    alike = (record for record in run.store.records(name) if record.made_for in ("", made_for))
+    alike = (record for record in run.store.records(name) if record.model in ("", run.model))
     earlier = [record.parts for record in alike if plug_ins.items() <= record.parts.items()]
     if not earlier:
         return f"first run of {run.model}" if run.model else "first run"

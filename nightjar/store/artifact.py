@@ -52,7 +52,7 @@ class Record(BaseModel, frozen=True):
     meta: dict[str, str]
     seconds: float
     finished: str
-    made_for: str = ""  # the model and the stage's label, to explain the next miss by what is like it
+    model: str = ""  # that it was made for, to explain a miss by what is like it
 
     @property
     def artifact(self) -> Artifact:
@@ -200,7 +200,7 @@ class Store:
         parts: dict[str, str],
         meta: dict[str, str],
         seconds: float,
-        made_for: str = "",
+        model: str = "",
     ) -> Record:
         """Move a finished folder to its place and write its record last.
 
@@ -220,7 +220,7 @@ class Store:
                 meta=meta,
                 seconds=round(seconds, 3),
                 finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                made_for=made_for,
+                model=model,
             )
             self.place(out, record)
         return record

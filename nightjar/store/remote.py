@@ -83,14 +83,14 @@ class RemoteStore(Store):
         parts: dict[str, str],
         meta: dict[str, str],
         seconds: float,
-        made_for: str = "",
+        model: str = "",
     ) -> Record:
         """Publish in the cache, then send the files, the record last.
 
         Raises StoreBroken; the artifact is then in the cache and is sent when it is next found there.
         """
         self._sent_path(stage, key).unlink(missing_ok=True)
-        record = super().publish(stage, key, out, parts, meta, seconds, made_for)
+        record = super().publish(stage, key, out, parts, meta, seconds, model)
         self._send(record, overwrite=True)
         return record
 
