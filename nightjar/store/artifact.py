@@ -222,7 +222,7 @@ class Store:
                 finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 model=model,
             )
-            self.place(out, record)
+        self.place(out, record)
         return record
 
     def place(self, out: Path, record: Record) -> None:

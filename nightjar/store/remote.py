@@ -75,24 +75,14 @@ class RemoteStore(Store):
             with lease(self.bucket, f"leases/{stage}-{key}.json", on_wait):
                 yield
 
-    def publish(
-        self,
-        stage: str,
-        key: str,
-        out: Path,
-        parts: dict[str, str],
-        meta: dict[str, str],
-        seconds: float,
-        model: str = "",
-    ) -> Record:
-        """Publish in the cache, then send the files, the record last.
+    def place(self, out: Path, record: Record) -> None:
+        """Place a new artifact in the cache, then send the files, the record last.
 
         Raises StoreBroken; the artifact is then in the cache and is sent when it is next found there.
         """
-        self._sent_path(stage, key).unlink(missing_ok=True)
-        record = super().publish(stage, key, out, parts, meta, seconds, model)
+        self._sent_path(record.stage, record.key).unlink(missing_ok=True)
+        super().place(out, record)
         self._send(record, overwrite=True)
-        return record
 
     def _check_format(self) -> None:
         """Connect before any long work; raises StoreBroken if the bucket is missing or of another format."""
@@ -128,7 +118,7 @@ class RemoteStore(Store):
         for path in content_files(folder):  # left by an attempt to fetch an earlier record
             if path.relative_to(folder).as_posix() not in record.files:
                 path.unlink()
-        self.place(folder, record)
+        super().place(folder, record)
         shutil.rmtree(work, ignore_errors=True)
         self._note_sent(record)
         return ""

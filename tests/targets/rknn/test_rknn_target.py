@@ -1,71 +1,36 @@
 """The Rockchip target with the real toolkit: what it calls int8 is int8, and the simulator is close to float."""
 
-import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import soundfile as sf
 from pydantic import ValidationError
 
-from models.whisper import decode
-from models.whisper.calibrate import CalibrationOptions, calibrate
-from models.whisper.export import export
 from nightjar.errors import BadOptions, Broken, NightjarError, ToolchainFailed
 from nightjar.graphs.fusion import quantizable_groups
-from nightjar.plugins.recipe import Recipe
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.ranges import GELU_SILENCE, collect_ranges
-from nightjar.speech.audio import load_audio
-from nightjar.speech.manifest import Clip
 from nightjar.toolchains.environment import Toolchain
 from targets import rknn as target
-from targets.onnx.runner import open_runner
 from targets.rknn.build import build_hybrid, evenly_spaced, quantization, samples_in_memory
 from targets.rknn.layer_mapping import read_names
 from targets.rknn.ranges import ENDS, ENTRY, write_ranges
+from tests.targets.rknn.working import FP, INT8, copy_parts, parts_of, prepare, simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")]
 
 ROOT = Path(__file__).resolve().parents[3]
-FP, INT8 = target.Options(), target.Options(precision="int8", samples=4)
-
-
-def _clip(folder: Path, number: int) -> Clip:
-    path = folder / f"{number}.wav"
-    sf.write(path, np.cumsum(np.random.default_rng(number).normal(size=32000)) * 1e-3, 16000)
-    return Clip(id=str(number), audio=path, text="", duration_s=2.0, speaker=str(number))
-
-
-def _prepare(checkpoint: Path, folder: Path, **recipe: Any) -> Path:
-    """Export, harvest and calibrate into graphs/, hidden/ and calibration/."""
-    graphs, clips = folder / "graphs", [_clip(folder, number) for number in range(2)]
-    export(checkpoint, Recipe(window_s=10, decoder_length=64, **recipe), graphs)
-    model = json.loads((graphs / "model.json").read_text())
-    runner = open_runner(graphs, model["parts"], {"threads": 1})
-    (folder / "hidden").mkdir()
-    for clip in clips:
-        features = decode.features(load_audio(clip.audio).astype(np.float32) / 32768, model)
-        np.save(
-            folder / "hidden" / f"{clip.id}.hidden.npy",
-            decode.encode(runner, features, model)["hidden"][0].astype(np.float16),
-        )
-    options = CalibrationOptions(samples=4, decoder_clips=2)
-    calibrate(graphs, folder / "hidden", clips, options, runner, folder / "calibration")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
     """A random cached Whisper with calibration on two clips of noise; its look-ups are in the graph."""
-    return _prepare(random_checkpoint, tmp_path_factory.mktemp("cached"), decoder="cached")
+    return prepare(random_checkpoint, tmp_path_factory.mktemp("cached"), decoder="cached")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +50,7 @@ def int8(cached: Path, quantized: Path) -> Path:
 @pytest.fixture(scope="module")
 def int8_snr_db(sdk: Toolchain, cached: Path, int8: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """What the simulator makes of its parts, in dB."""
-    return _simulate(sdk, int8, cached, tmp_path_factory.mktemp("simulated"))
+    return simulate(sdk, int8, cached, tmp_path_factory.mktemp("simulated"))
 
 
 @pytest.fixture(scope="module")
@@ -93,40 +58,6 @@ def fp(sdk: Toolchain, cached: Path) -> Path:
     """The cached model in float16."""
     target.compile(cached / "graphs", None, FP, cached / "fp")
     return cached / "fp"
-
-
-def _parts(binary: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((binary / "binary.json").read_text())["parts"]
-    return found
-
-
-def _simulate(sdk: Toolchain, binary: Path, folder: Path, scratch: Path, limit: int = 3) -> dict[str, float]:
-    """Return per part the worst SNR in dB of any output over the calibration samples, against float onnxruntime."""
-    samples = CalibrationSet.open(folder / "calibration")
-    exact = open_runner(folder / "graphs", json.loads((folder / "graphs" / "model.json").read_text())["parts"])
-    scratch.mkdir(exist_ok=True)
-    listed: dict[str, list[dict[str, str]]] = {}
-    for part in _parts(binary):
-        for number, sample in enumerate(itertools.islice(samples.samples(part), limit)):
-            files = {side: str(scratch / f"{part}.{number}.{side}.npz") for side in ("in", "out")}
-            np.savez(files["in"], **sample)
-            listed.setdefault(part, []).append(files)
-    job = {"do": "run", "binary": str(binary), "samples": listed}
-    assert sdk.call("tests.targets.rknn.simulated", job, scratch, 120)["printed"] == ""
-    worst = {}
-    for part, files_of in listed.items():
-        found = []
-        for files in files_of:
-            wanted, got = exact.run(part, dict(np.load(files["in"]))), dict(np.load(files["out"]))
-            assert {k: v.shape for k, v in wanted.items()} == {k: v.shape for k, v in got.items()}
-            found += [_snr_db(wanted[name], got[name]) for name in wanted]
-        worst[part] = min(found)
-    return worst
-
-
-def _snr_db(exact: np.ndarray, found: np.ndarray) -> float:
-    exact, found = exact.astype(np.float64), found.astype(np.float64)
-    return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-30)))
 
 
 def test_fp_is_float16_and_close_to_float(sdk: Toolchain, cached: Path, fp: Path, tmp_path: Path) -> None:
@@ -141,16 +72,16 @@ def test_fp_is_float16_and_close_to_float(sdk: Toolchain, cached: Path, fp: Path
     model = json.loads((fp / "model.json").read_text())
     assert [part["file"] for part in model["parts"].values()] == ["encoder.rknn", "cross.rknn", "decoder.rknn"]
     assert described["parts"]["decoder"]["nodes_on_cpu"] == {"Gather": 2}
-    assert min(_simulate(sdk, fp, cached, tmp_path / "s").values()) > 50
+    assert min(simulate(sdk, fp, cached, tmp_path / "s").values()) > 50
 
 
 def test_int8_is_int8_and_close_to_float(fp: Path, int8: Path, int8_snr_db: dict[str, float]) -> None:
-    parts = _parts(int8)
+    parts = parts_of(int8)
     shares = {name: part["int8_mac_share"] for name, part in parts.items()}
     assert shares["encoder"] == shares["cross"] == 1.0
     assert 0.9 < shares["decoder"] < 1  # attention with a mask is not
     for name, part in parts.items():
-        assert part["size_bytes"] < _parts(fp)[name]["size_bytes"]
+        assert part["size_bytes"] < parts_of(fp)[name]["size_bytes"]
         assert 0 < part["nodes_int8"] <= part["nodes_total"]
     layers = json.loads((int8 / "decoder.layers.json").read_text())
     attention = [entry["bits"] for entry in layers if entry["op"] == "exSDPAttention"]
@@ -168,7 +99,7 @@ def test_float_rules_rescue_attention_with_a_mask(
     assert len(names["masked_attention"]) == 2
     assert entry["int8_mac_share"] == 1.0
     (tmp_path / "binary.json").write_text(json.dumps({"parts": {"decoder": entry}}))
-    without = _simulate(sdk, tmp_path, cached, tmp_path / "a")["decoder"]
+    without = simulate(sdk, tmp_path, cached, tmp_path / "a")["decoder"]
     assert without + 5 < int8_snr_db["decoder"]
 
 
@@ -180,7 +111,7 @@ def test_named_nodes_stay_float(sdk: Toolchain, cached: Path, quantized: Path, i
         kept = {name for name, value in bits.items() if value == 16 and "MatMul#2" in name}
         assert kept
         assert all(any(prefix in name for prefix in float_layers) for name in kept)
-        assert 0 < _parts(tmp_path)[part]["int8_mac_share"] < _parts(int8)[part]["int8_mac_share"]
+        assert 0 < parts_of(tmp_path)[part]["int8_mac_share"] < parts_of(int8)[part]["int8_mac_share"]
     assert (tmp_path / "cross.rknn").read_bytes() == (int8 / "cross.rknn").read_bytes()
 
 
@@ -188,10 +119,10 @@ def test_a_plan_says_what_stays_float(sdk: Toolchain, cached: Path, quantized: P
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"float": {"cross": ["cross_k_0"]}}))
     one = tmp_path / "graphs"
-    _only(cached / "graphs", one, "cross")
+    copy_parts(cached / "graphs", one, "cross")
     options = target.Options(precision="auto")
     target.compile(one, None, options, tmp_path / "out", plan=plan, quantized=quantized)
-    assert _parts(tmp_path / "out")["cross"]["int8_mac_share"] == 0.75
+    assert parts_of(tmp_path / "out")["cross"]["int8_mac_share"] == 0.75
     for content, said in (
         ({"float": {"joiner": []}}, "names part 'joiner'"),
         ({"float": {"cross": ["cross_k_9"]}}, "no layer of cross.quantization.cfg computes cross_k_9"),
@@ -201,40 +132,6 @@ def test_a_plan_says_what_stays_float(sdk: Toolchain, cached: Path, quantized: P
         with pytest.raises(NightjarError, match=said) as caught:
             target.compile(one, None, options, tmp_path / "out", plan=plan, quantized=quantized)
         assert caught.value.exit_code == 2
-
-
-def _only(graphs: Path, out: Path, *parts: str) -> None:
-    """Copy graphs with some of their parts."""
-    shutil.copytree(graphs, out)
-    model = json.loads((graphs / "model.json").read_text())
-    model["parts"] = {part: model["parts"][part] for part in parts}
-    (out / "model.json").write_text(json.dumps(model))
-
-
-@pytest.mark.parametrize(("protocol", "host_embedding"), [("static", False), ("window", True), ("cached", True)])
-def test_every_protocol_runs_in_the_simulator(
-    sdk: Toolchain, tmp_path: Path, random_checkpoint: Path, protocol: str, host_embedding: bool
-) -> None:
-    folder = _prepare(random_checkpoint, tmp_path, decoder=protocol, host_embedding=host_embedding)
-    (folder / "graphs").rename(folder / "all")
-    _only(folder / "all", folder / "graphs", "decoder")
-    for options, least_db in ((FP, 45), (INT8, 15))[protocol == "cached" :]:  # whose fp16 the tests above have
-        out = folder / options.precision
-        target.compile(folder / "graphs", folder / "calibration", options, out)
-        assert _parts(out)["decoder"]["nodes_on_cpu"] == ({} if host_embedding else {"Gather": 1})
-        assert (out / "token_embedding.npy").is_file() == host_embedding
-        assert _simulate(sdk, out, folder, folder / "s")["decoder"] > least_db
-
-
-@pytest.mark.slow
-def test_the_encoder_of_rknn_model_zoos_window_is_int8(sdk: Toolchain, tmp_path: Path, random_checkpoint: Path) -> None:
-    """Its tensors have the zoo's names in the file, and the float graph's in the calibration set."""
-    folder = _prepare(random_checkpoint, tmp_path, decoder="window", host_embedding=False, positional="last")
-    (folder / "graphs").rename(folder / "all")
-    _only(folder / "all", folder / "graphs", "encoder")
-    target.compile(folder / "graphs", folder / "calibration", INT8, folder / "int8")
-    assert _parts(folder / "int8")["encoder"]["int8_mac_share"] > 0.9
-    assert _simulate(sdk, folder / "int8", folder, folder / "s")["encoder"] > 15
 
 
 def test_the_restored_simulator_gives_the_very_outputs_of_a_build(
@@ -262,7 +159,7 @@ def test_the_same_inputs_give_the_same_bytes_and_nothing_beside_them(
     sdk: Toolchain, cached: Path, quantized: Path, fp: Path, int8: Path, tmp_path: Path
 ) -> None:
     one, here = tmp_path / "graphs", tmp_path / "here"
-    _only(cached / "graphs", one, "cross")
+    copy_parts(cached / "graphs", one, "cross")
     here.mkdir()
     code = (
         "import sys; from pathlib import Path; from targets import rknn as t; a = [Path(x) for x in sys.argv[1:]]; "
@@ -279,7 +176,7 @@ def test_the_same_inputs_give_the_same_bytes_and_nothing_beside_them(
         assert {"cross.rknn", "cross.sim.onnx", "cross.sim.json", "cross.layers.json"} == made
         for name in made:
             assert (again / name).read_bytes() == (binary / name).read_bytes(), f"{binary.name}/{name}"
-        assert _parts(again)["cross"] == _parts(binary)["cross"]
+        assert parts_of(again)["cross"] == parts_of(binary)["cross"]
 
 
 def test_a_simulator_that_cannot_says_why_in_one_line(sdk: Toolchain, cached: Path, fp: Path, tmp_path: Path) -> None:
@@ -300,7 +197,7 @@ def test_a_simulator_that_cannot_says_why_in_one_line(sdk: Toolchain, cached: Pa
 
 def test_what_the_toolkit_refuses_is_told_in_its_words(sdk: Toolchain, cached: Path, tmp_path: Path) -> None:
     broken = tmp_path / "graphs"
-    _only(cached / "graphs", broken, "cross")
+    copy_parts(cached / "graphs", broken, "cross")
     (broken / "cross.onnx").write_bytes(b"no graph")
     with pytest.raises(ToolchainFailed, match=r"compile\) failed: load_onnx: .*pars") as caught:
         target.compile(broken, None, FP, tmp_path / "out")
@@ -309,7 +206,7 @@ def test_what_the_toolkit_refuses_is_told_in_its_words(sdk: Toolchain, cached: P
 
 def test_int8_without_one_int8_product_is_no_int8(cached: Path, quantized: Path, tmp_path: Path) -> None:
     one = tmp_path / "graphs"
-    _only(cached / "graphs", one, "cross")
+    copy_parts(cached / "graphs", one, "cross")
     options = INT8.model_copy(update={"float_nodes": ("cross:*",)})
     with pytest.raises(Broken, match="part 'cross' came out without one int8 product"):
         target.compile(one, None, options, tmp_path / "out", quantized=quantized)
@@ -354,7 +251,7 @@ def test_ranges_over_all_samples_reach_the_toolkits_file(
     sdk: Toolchain, cached: Path, quantized: Path, tmp_path: Path
 ) -> None:
     one = INT8.model_copy(update={"quantized_algorithm": "normal", "samples": 1})
-    _only(cached / "graphs", tmp_path / "graphs", "encoder", "decoder")
+    copy_parts(cached / "graphs", tmp_path / "graphs", "encoder", "decoder")
     quantization(tmp_path / "graphs", cached / "calibration", one, tmp_path / "one")
     samples = CalibrationSet.open(cached / "calibration")
     for part in ("encoder", "decoder"):
