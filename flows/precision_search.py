@@ -41,7 +41,7 @@ def search_precision(request: PortRequest, prepared: Prepared, calibration: Any)
     family = plugin("models", prepared.family).load()
     chain = plugin("models", prepared.family, "chain") if family.STREAMS else None
     traits = traits_of(prepared.target)
-    settings = RankingSettings(integer_outputs=traits.integer_outputs, branch_bias_share=traits.branch_bias_share)
+    settings = RankingSettings(traits=traits)
     ranking = rank(graphs=prepared.graphs, calibration=calibration, settings=settings, chain=chain)
     graphs = rewrite(graphs=prepared.graphs, ranking=ranking)
     quantized = quantization_parameters(request, prepared, graphs, calibration)

@@ -2,21 +2,24 @@
 
 `history/` (or the folder NIGHTJAR_HISTORY names) holds nights.csv, cells.csv and findings.csv. A cell's row refers to
 its verdict and report by their keys in the store; gc keeps those as long as the row is there. A night is written to
-nights.csv last: until then, its rows in the other tables are not read.
+nights.csv last: until then, its rows in the other tables are not read. pandas is imported when used: every command
+loads this module.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import pandas as pd
 from pydantic import BaseModel, Field, ValidationError
 
 from nightjar.errors import StoreBroken
 from nightjar.files import storage_errors, write_atomic
 from nightjar.locks import locked
 from nightjar.paths import ROOT
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CellOutcome = Literal["PASS", "FAIL", "UNDECIDED", "BROKEN", "MISSING"]
 
@@ -107,10 +110,6 @@ class History:
         rows = [row for row in self._read(kind) if row.night in finished]
         return sorted(rows, key=lambda row: (row.night, getattr(row, "cell", "")))
 
-    def table(self, kind: type[Row]) -> pd.DataFrame:
-        """Return the same rows as a table."""
-        return _table(kind, self.rows(kind))
-
     def rows_before(self, night: str) -> dict[str, list[Cell]]:
         """Return the rows of every cell in nights before this one, oldest first, by the cell's name."""
         found: dict[str, list[Cell]] = {}
@@ -135,6 +134,8 @@ class History:
         path = self._file(kind)
         if not path.exists():
             return []
+        import pandas as pd
+
         try:
             table = pd.read_csv(path, dtype=str, na_filter=False)
             return [kind.model_validate({k: v for k, v in row.items() if v}) for row in table.to_dict("records")]
@@ -146,6 +147,8 @@ class History:
             raise StoreBroken(f"{path} {reason}: repair it, or move it away to start again") from error
 
 
-def _table(kind: type[Row], rows: Sequence[Row]) -> pd.DataFrame:
+def _table(kind: type[Row], rows: Sequence[Row]) -> "pd.DataFrame":
+    import pandas as pd
+
     columns = list(kind.model_fields)
     return pd.DataFrame([row.model_dump() for row in rows], columns=columns)

@@ -7,6 +7,8 @@ A rewrite is a plain dict, as ranking.json and plan.json hold it:
     int8. The branch gets this share of the second bias (npu_traits.py).
 {"move": "scale", "tensor": name, "factors": [...]}
     The channels of a norm or of an attention value are divided by factors, the rows of the matrices behind multiplied.
+{"move": "split_softmax", "tensor": name, "threshold": value}
+    The weights of an attention become two summands with a range each (softmax_split.py).
 """
 
 import json
@@ -25,7 +27,8 @@ from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.parameter_map import FILE as PARAMETERS
 from nightjar.graphs.parameter_map import Location, read_parameter_map, write_parameter_map
 from nightjar.quantization.calibration_set import Tensors
-from nightjar.quantization.npu_traits import NpuTraits
+from nightjar.quantization.npu_traits import DEFAULT_TRAITS, NpuTraits
+from nightjar.quantization.softmax_split import propose_splits, split_softmax
 
 Rewrite = Mapping[str, Any]
 
@@ -54,10 +57,13 @@ class Scalable(NamedTuple):
 
 
 def propose_rewrites(
-    model: Any, samples: Iterable[Tensors], branch_bias_share: float = NpuTraits().branch_bias_share
+    model: Any, samples: Iterable[Tensors], traits: NpuTraits = DEFAULT_TRAITS
 ) -> list[dict[str, Any]]:
-    """List the rewrites these samples call for: splits where single neurons are huge, scales wherever exact."""
-    graph, groups = Graph(model), fuse(model)
+    """List the rewrites these samples call for: splits where single neurons are huge, scales wherever exact.
+
+    traits: of the NPU; with `integer_attention`, attentions of more than one query are split too.
+    """
+    graph, groups, samples = Graph(model), fuse(model), list(samples)
     feeds, scalable = feed_forwards(graph, groups), scalable_tensors(graph, groups)
     names = sorted({feed.hidden for feed in feeds.values()} | {entry.tensor for entry in scalable})
     peaks = _peaks(graph, names, samples)
@@ -67,8 +73,9 @@ def propose_rewrites(
         rewrites.append({"move": "scale", "tensor": entry.tensor, "factors": factors})
     for add, feed in feeds.items():
         if neurons := outlier_neurons(peaks[feed.hidden]):
-            rewrites.append({"move": "split", "add": add, "neurons": neurons, "bias_share": branch_bias_share})
-    return rewrites
+            rewrites.append({"move": "split", "add": add, "neurons": neurons, "bias_share": traits.branch_bias_share})
+    # Last: a split attention is no attention any more, and its values could not be scaled.
+    return rewrites + (propose_splits(graph, samples) if traits.integer_attention else [])
 
 
 def outlier_neurons(peaks: np.ndarray) -> list[int]:
@@ -84,10 +91,12 @@ def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
     for rewrite in rewrites:
         graph = Graph(model)
         if rewrite["move"] == "split":
-            share = rewrite.get("bias_share", NpuTraits().branch_bias_share)
+            share = rewrite.get("bias_share", DEFAULT_TRAITS.branch_bias_share)
             _split(graph, str(rewrite["add"]), list(rewrite["neurons"]), share)
         elif rewrite["move"] == "scale":
             _scale(graph, str(rewrite["tensor"]), np.asarray(rewrite["factors"], np.float64))
+        elif rewrite["move"] == "split_softmax":
+            split_softmax(graph, str(rewrite["tensor"]), float(rewrite["threshold"]))
         else:
             raise Broken(f"unknown move {rewrite['move']!r}; run the same command with --refresh rank")
         model = graph.model

@@ -19,7 +19,6 @@ from nightjar.quantization.sensitivity import GroupSensitivity, Ranking
 HEAD = "vocabulary_head"
 # The cost of float16 in multiply-accumulates, so that layers with few of them are not free.
 MACS_PER_ELEMENT = 16  # of a layer's output: norms and adds
-MACS_PER_WEIGHT = 4.0  # read: keeps a decoder, which has little arithmetic, from going float early
 MINOR_PART = 0.05  # share of the multiply-accumulates below which a part stays float as a whole
 LOSS_RATIO = 0.6  # of the losses expected of neighbouring rungs
 MOST_LOSS = 0.5  # nats per step: beyond it a transcript is noise, and finer rungs tell nothing
@@ -86,11 +85,14 @@ class Budget(BaseModel, frozen=True):
 
 
 def ladder(ranking: Ranking, calls: Mapping[str, float]) -> list[Rung]:
-    """Make the rungs of a search: parts with under MINOR_PART of the multiply-accumulates stay float as a whole.
+    """Make the rungs of a search.
 
-    Their int8 would win no arithmetic, and a quantized file rounds everything that crosses its boundary, whatever the
-    plan says: caches, keys, logits (docs/decisions/005-precision-search.md).
+    Where a quantized file rounds everything that crosses its boundary, whatever the plan says (caches, keys, logits),
+    parts with under MINOR_PART of the multiply-accumulates stay float as a whole: int8 would win little arithmetic
+    there (docs/decisions/005-precision-search.md).
     """
+    if not ranking.settings.traits.integer_outputs:
+        return rungs(ranking, calls)
     macs = {
         part: calls.get(part, 1.0) * sum(entry.macs for entry in entries if entry.kind != "head")
         for part, entries in ranking.parts.items()
@@ -108,7 +110,7 @@ def rungs(ranking: Ranking, calls: Mapping[str, float], whole: Collection[str] =
 
     def order(pair: tuple[str, GroupSensitivity]) -> tuple[float, str, str]:
         part, entry = pair
-        macs = entry.macs + MACS_PER_ELEMENT * entry.elements + MACS_PER_WEIGHT * entry.parameters
+        macs = entry.macs + MACS_PER_ELEMENT * entry.elements + ranking.settings.traits.weight_macs * entry.parameters
         return -entry.kl / (calls.get(part, 1.0) * macs), part, entry.tensor
 
     every = [(part, entry) for part, entries in ranking.parts.items() for entry in entries]

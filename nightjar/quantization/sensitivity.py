@@ -23,7 +23,7 @@ from nightjar.progress import tick
 from nightjar.quantization.calibration_set import CalibrationSet
 from nightjar.quantization.fake_quantize import fake_quantize
 from nightjar.quantization.graph_rewrites import apply_rewrites, propose_rewrites
-from nightjar.quantization.npu_traits import NpuTraits
+from nightjar.quantization.npu_traits import DEFAULT_TRAITS, NpuTraits
 from nightjar.quantization.part_chain import Chain
 from nightjar.quantization.ranges import collect_ranges
 
@@ -38,8 +38,7 @@ class RankingSettings(BaseModel, frozen=True):
     range_samples: int = Field(24, ge=1, description="samples per part that the int8 ranges come from")
     rewrite_samples: int = Field(4, ge=1, description="samples per part that rewrites are found on")
     rewrites: bool = Field(True, description="rewrite the graphs where that is exact in float")
-    integer_outputs: bool = Field(NpuTraits().integer_outputs, description="as the target's TRAITS say")
-    branch_bias_share: float = Field(NpuTraits().branch_bias_share, description="as the target's TRAITS say")
+    traits: NpuTraits = Field(DEFAULT_TRAITS, description="of the target's NPU")
 
 
 class GroupSensitivity(BaseModel, frozen=True):
@@ -82,7 +81,7 @@ def rank(
     rewrites: dict[str, list[dict[str, Any]]] = {part: [] for part in models}
     for part, model in models.items() if settings.rewrites else ():
         samples = calibration.samples(part, settings.rewrite_samples)
-        rewrites[part] = propose_rewrites(model, samples, settings.branch_bias_share)
+        rewrites[part] = propose_rewrites(model, samples, settings.traits)
     rewritten = {part: apply_rewrites(model, rewrites[part]) for part, model in models.items()}
     chain = make_chain(open_sessions(rewritten), calibration, settings.clips, settings.steps)
     groups = {part: quantizable_groups(model) for part, model in rewritten.items()}
@@ -98,7 +97,7 @@ def rank(
         ranges = collect_ranges(rewritten[part], groups[part], calibration.samples(part, settings.range_samples))
         tensors = {group.tensor for group in groups[part]}
         quantize = partial(fake_quantize, graph, groups[part], ranges)
-        outputs_only = open_session(quantize(tensors, outputs=settings.integer_outputs))
+        outputs_only = open_session(quantize(tensors, outputs=settings.traits.integer_outputs))
         distance = chain.distance({part: part_function(outputs_only)})
         io_kl[part], steps = _round(distance.kl), distance.steps
 

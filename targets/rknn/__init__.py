@@ -14,9 +14,13 @@ TIERS = {"simulator": "vendor-simulator", "local": "device"}
 DEFAULT_BOARD = "simulator"
 RUNTIMES = ("rknn-toolkit-lite2",)
 TRAITS = NpuTraits(
-    integer_outputs=True,  # rknn-toolkit2 2.5: the inputs and outputs of a quantized model are int8
+    integer_outputs=False,  # the build makes a part's inputs and outputs float16 (layer_mapping.boundary_tensors)
     # rknn-toolkit2 2.5 fuses the residual's add behind a linear without bias, as if it were the bias.
     branch_bias_share=0.5,
+    integer_attention=True,  # the toolkit's fused attention rounds the softmax to int8 as well
+    # One row times float16 weights: 11 GB/s. A large float16 product: 450 G multiply-accumulates/s (RK3588, one core,
+    # clehaxze.tw, benchmarking RK3588 NPU matrix multiplication, 2024-02).
+    weight_macs=80,
     measured_loss_share=0.3,  # the simulator measured 0.28 to 0.32 of it over all rungs of tiny.en
 )
 

@@ -82,7 +82,7 @@ def build(
             else:
                 names = read_names(quantized / f"{part}.quantization.cfg")
                 float16 = chosen.float_tensors[part] if chosen else names["masked_attention"] * options.float_rules
-                if stream:
+                if options.float_rules:
                     float16 = [*float16, *names["boundary"], *names["counting"]]
                 layer_of = {**names["tensors"], **names["nodes"]}
                 float16 = [*float16, *match_float_nodes(part, globs[part], layer_of, names["nodes"])]
