@@ -58,8 +58,14 @@ def divergence(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, A
 
 
 def logit_snr_db(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]]) -> float:
-    """Return the SNR in dB of the watched logits, at most 200."""
-    steps = [[{"logits": np.array(logits)} for logits, _ in both] for both in _watched_steps(wanted, got)]
+    """Return the SNR in dB of the watched logits, at most 200, of both as the log of probabilities but for one number.
+
+    A rewrite may shift all logits of a step (graph_rewrites.py): got has wanted's norm here.
+    """
+    steps = [
+        [{"logits": np.array(mine[0])}, {"logits": np.array(theirs[0]) - theirs[1] + mine[1]}]
+        for mine, theirs in _watched_steps(wanted, got)
+    ]
     return snr_decibels(map(tuple, steps))
 
 

@@ -22,7 +22,8 @@ HEAD_WIDENING = 8  # a last linear at least this many times wider than its input
 class Group:
     """Nodes that an NPU runs as one operation; `tensor` is its output.
 
-    kind: linear, conv, head, attention, gelu, swish, norm, add, or the ONNX op type of a single node.
+    kind: linear, conv, head, attention, gelu, swish, norm, add, product (of two activations), or the ONNX op type of a
+    single node.
     """
 
     tensor: str
@@ -42,7 +43,7 @@ def fuse(model: Any) -> list[Group]:
     for node in graph.nodes:
         if node.name in taken or node.op_type in ("Constant", *DATA_MOVEMENT) or not graph.activations(node):
             continue
-        known = (_gelu, _swish, _norm, _root_mean_square, _attention, _linear)
+        known = (_gelu, _swish, _norm, _root_mean_square, _attention, _product_sum, _linear)
         group = next(filter(None, (kind(graph, node) for kind in known)), None) or _single(graph, node)
         taken.update(group.nodes)
         groups.append(group)
@@ -142,6 +143,24 @@ def _attention(graph: Graph, node: Any) -> Group | None:
     return replace(_group(graph, "attention", [*chain, product], inputs), inner=inner)
 
 
+def _product_sum(graph: Graph, node: Any) -> Group | None:
+    """Match the second of two products of activations whose sum is all that reads them, and that sum.
+
+    Compilers add the first where they multiply the second (nightjar/quantization/softmax_split.py).
+    """
+    both = [node] if node.op_type == "MatMul" and len(graph.activations(node)) == 2 else []
+    following = graph.only_reader(node.output[0]) if both else None
+    if following is None or following.op_type != "Add" or len(graph.activations(following)) != 2:
+        return None
+    other = next(name for name in following.input if name != node.output[0])
+    first = graph.producers.get(other)
+    if first is None or first.op_type != "MatMul" or len(graph.activations(first)) != 2:
+        return None
+    if graph.only_reader(other) is None or graph.nodes.index(first) > graph.nodes.index(node):
+        return None
+    return _group(graph, "product", [node, following], [*node.input, other])
+
+
 def _linear(graph: Graph, node: Any) -> Group | None:
     """Match a product with a constant, then its bias and its scalar factor."""
     if node.op_type not in MULTIPLYING or not graph.is_constant(node.input[1]):
@@ -161,7 +180,7 @@ def _linear(graph: Graph, node: Any) -> Group | None:
 
 
 def _single(graph: Graph, node: Any) -> Group:
-    kind = {"LayerNormalization": "norm", "Add": "add"}.get(node.op_type, node.op_type)
+    kind = {"LayerNormalization": "norm", "Add": "add", "MatMul": "product"}.get(node.op_type, node.op_type)
     return _group(graph, kind, [node], graph.activations(node), node.input[1:] if kind == "norm" else ())
 
 

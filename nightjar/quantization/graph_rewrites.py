@@ -1,4 +1,4 @@
-"""Rewrites of a graph that keep its float result and make int8 lose less.
+"""Rewrites of a graph that keep what it predicts in float and make int8 lose less.
 
 A rewrite is a plain dict, as ranking.json and plan.json hold it:
 
@@ -9,6 +9,10 @@ A rewrite is a plain dict, as ranking.json and plan.json hold it:
     The channels of a norm or of an attention value are divided by factors, the rows of the matrices behind multiplied.
 {"move": "split_softmax", "tensor": name, "threshold": value}
     The weights of an attention become two summands with a range each (softmax_split.py).
+{"move": "center_logits"}
+    The mean row of a vocabulary head is subtracted from every row, which shifts all logits of a step by one number and
+    changes no probability. Most of what logits span is this shift: tiny.en's head alone in int8 goes from 0.0149 to
+    0.0019 nats per step.
 """
 
 import json
@@ -22,7 +26,7 @@ import numpy as np
 from nightjar.errors import Broken
 from nightjar.graphs.fusion import Group, fuse
 from nightjar.graphs.onnx_file import load_model, save_model
-from nightjar.graphs.onnx_graph import Graph, add_constants, set_nodes, with_outputs
+from nightjar.graphs.onnx_graph import Graph, add_constants, attribute, set_nodes, with_outputs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.graphs.parameter_map import FILE as PARAMETERS
 from nightjar.graphs.parameter_map import Location, read_parameter_map, write_parameter_map
@@ -74,6 +78,8 @@ def propose_rewrites(
     for add, feed in feeds.items():
         if neurons := outlier_neurons(peaks[feed.hidden]):
             rewrites.append({"move": "split", "add": add, "neurons": neurons, "bias_share": traits.branch_bias_share})
+    if _heads(graph, groups):
+        rewrites.append({"move": "center_logits"})
     # Last: a split attention is no attention any more, and its values could not be scaled.
     return rewrites + (propose_splits(graph, samples) if traits.integer_attention else [])
 
@@ -95,6 +101,8 @@ def apply_rewrites(model: Any, rewrites: Sequence[Rewrite]) -> Any:
             _split(graph, str(rewrite["add"]), list(rewrite["neurons"]), share)
         elif rewrite["move"] == "scale":
             _scale(graph, str(rewrite["tensor"]), np.asarray(rewrite["factors"], np.float64))
+        elif rewrite["move"] == "center_logits":
+            _center_logits(graph)
         elif rewrite["move"] == "split_softmax":
             split_softmax(graph, str(rewrite["tensor"]), float(rewrite["threshold"]))
         else:
@@ -177,6 +185,27 @@ def _scale(graph: Graph, tensor: str, factors: np.ndarray) -> None:
         _overwrite(graph, name, graph.constant(name) / factors)
     for name in entry.read_by:
         _overwrite(graph, name, graph.constant(name) * factors[:, None])
+
+
+def _center_logits(graph: Graph) -> None:
+    """Subtract the mean row from the rows of a vocabulary head, which may be cut into slices."""
+    heads = _heads(graph, fuse(graph.model))
+    if not heads:
+        raise Broken(f"no vocabulary head has weights of its own; {OTHER_GRAPHS}")
+    rows = [(head.weights[0], 1 - attribute(graph.named[head.nodes[0]], "transB", 0)) for head in heads]
+    biases = [(name, 0) for head in heads for name in _bias(graph, head)]
+    for entries in filter(None, (rows, biases)):  # each a constant and the axis of the vocabulary
+        values = {name: np.moveaxis(graph.constant(name).astype(np.float64), axis, 0) for name, axis in entries}
+        mean = np.concatenate(list(values.values())).mean(axis=0)
+        for name, axis in entries:
+            _overwrite(graph, name, np.moveaxis(values[name] - mean, 0, axis))
+
+
+def _heads(graph: Graph, groups: Sequence[Group]) -> list[Group]:
+    """Return the slices of a vocabulary head, none where its weights are read elsewhere too, as a token table is."""
+    heads = [group for group in groups if group.kind == "head"]
+    shared = any(len(graph.readers[name]) != 1 for head in heads for name in (*head.weights, *_bias(graph, head)))
+    return [] if shared else heads
 
 
 def feed_forwards(graph: Graph, groups: Sequence[Group]) -> dict[str, FeedForward]:

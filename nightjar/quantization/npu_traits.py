@@ -16,9 +16,7 @@ class NpuTraits(BaseModel, frozen=True):
     integer_attention: bool = Field(
         False, description="products of two activations in int8 are worth it: attentions are split (softmax_split.py)"
     )
-    weight_macs: float = Field(
-        4, ge=0, description="multiply-accumulates that take as long as reading a weight does; a decoder's step reads all"
-    )
+    weight_macs: float = Field(4, ge=0, description="multiply-accumulates that take as long as reading one weight")
     measured_loss_share: float = Field(
         0.3, gt=0, description="loss measured on the target per loss that the ranking expects; a search starts with it"
     )

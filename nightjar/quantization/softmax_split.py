@@ -72,8 +72,8 @@ def split_softmax(graph: Graph, tensor: str, threshold: float) -> None:
         ("Clip", [tensor, f"{name}.zero", f"{name}.threshold"], f"{name}.low"),
         ("Add", [tensor, f"{name}.minus"], f"{name}.above"),
         ("Relu", [f"{name}.above"], f"{name}.high"),
-        ("MatMul", [f"{name}.low", values], f"{name}.low_product"),
         ("MatMul", [f"{name}.high", values], f"{name}.high_product"),
+        ("MatMul", [f"{name}.low", values], f"{name}.low_product"),
         ("Add", [f"{name}.low_product", f"{name}.high_product"], out),
     ]
     new = [helper.make_node(op, inputs, [made], name=f"{name}.{op}.{made}") for op, inputs, made in steps]

@@ -83,7 +83,7 @@ def build(
                 names = read_names(quantized / f"{part}.quantization.cfg")
                 float16 = chosen.float_tensors[part] if chosen else names["masked_attention"] * options.float_rules
                 if options.float_rules:
-                    float16 = [*float16, *names["boundary"], *names["counting"]]
+                    float16 = [*float16, *names["boundary"], *names["counting"] * stream]
                 layer_of = {**names["tensors"], **names["nodes"]}
                 float16 = [*float16, *match_float_nodes(part, globs[part], layer_of, names["nodes"])]
                 entry = build_hybrid(found, quantized, graphs / files[part], part, float16, out)

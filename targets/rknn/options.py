@@ -29,7 +29,7 @@ class Options(BaseModel, frozen=True):
         8, gt=0, description="int8 by the toolkit: memory for the activations of all samples; more samples are dropped"
     )
     float_rules: bool = Field(
-        True, description="int8: keep attention with a mask in float16, and a stream's inputs, outputs and states"
+        True, description="int8: keep attention with a mask in float16, and inputs, outputs and a stream's counters"
     )
     float_nodes: FloatNodes = Field(
         (),

@@ -69,8 +69,11 @@ def write_ranges(
 
 
 def _tensors_of_range(ends: re.Match[str], ranges: Mapping[str, Range]) -> list[str]:
-    """Name the tensors of this range, the nearest first."""
+    """Name the tensors of this range, the nearest first.
+
+    A tensor of one value has a range without width: both sides round that value.
+    """
     least, most = float(ends[1]), float(ends[2])
-    limit = TOLERANCE * max(most - least, 1e-6)
+    limit = TOLERANCE * max(most - least, 1e-3 * max(abs(least), abs(most)), 1e-6)
     distance = {name: max(abs(low - least), abs(high - most)) for name, (low, high) in ranges.items()}
     return sorted((name for name in distance if distance[name] <= limit), key=lambda name: distance[name])

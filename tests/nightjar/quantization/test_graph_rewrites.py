@@ -12,6 +12,7 @@ from nightjar.graphs.fusion import fuse
 from nightjar.graphs.onnx_graph import constant_values
 from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.graph_rewrites import apply_rewrites, outlier_neurons, propose_rewrites, rewrite_graphs
+from nightjar.quantization.npu_traits import NpuTraits
 from tests.nightjar import planted
 
 
@@ -48,7 +49,9 @@ def test_a_split_gives_its_branch_the_share_of_the_bias_that_the_npu_needs(sampl
     model = planted.encoder(outlier=60)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc2.b")
     bias.CopyFrom(numpy_helper.from_array(np.linspace(-1, 1, planted.D, dtype=np.float32), bias.name))
-    split = next(m for m in propose_rewrites(model, samples, share) if m["move"] == "split")
+    split = next(
+        m for m in propose_rewrites(model, samples, NpuTraits(branch_bias_share=share)) if m["move"] == "split"
+    )
     assert split["bias_share"] == share
     changed = apply_rewrites(model, [split])
     np.testing.assert_allclose(run(changed, samples[0]), run(model, samples[0]), rtol=1e-4, atol=1e-4)

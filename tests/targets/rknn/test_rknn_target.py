@@ -147,7 +147,8 @@ def test_the_restored_simulator_gives_the_very_outputs_of_a_build(
     from targets.rknn.layer_mapping import write_float16_layers
 
     cfg, names = tmp_path / "kept.cfg", read_names(quantized / "decoder.quantization.cfg")
-    write_float16_layers(quantized / "decoder.quantization.cfg", names["masked_attention"], cfg)
+    float16 = [*names["masked_attention"], *names["boundary"]]
+    write_float16_layers(quantized / "decoder.quantization.cfg", float16, cfg)
     files = {"model": str(quantized / "decoder.model"), "data": str(quantized / "decoder.data"), "cfg": str(cfg)}
     job = {**common, "binary": str(int8), **files}
     found = sdk.call("tests.targets.rknn.simulated", job, tmp_path / "b", 120)
