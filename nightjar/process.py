@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 import psutil
 
@@ -30,6 +30,17 @@ Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]  # of a tool's progress bar: its name, done, total
 
 _started: ContextVar[list[int] | None] = ContextVar("started", default=None)  # process groups of parallel calls
+
+
+class GroupLeader(Protocol):
+    """A process that leads a group: a subprocess.Popen with pipes, or what is like it."""
+
+    pid: int
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status; raises subprocess.TimeoutExpired."""
 
 
 class MemoryLimitExceeded(Exception):
@@ -59,6 +70,17 @@ def run_logged(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    return watch(process, log_file, timeout_s, on_progress, memory_limit_bytes)
+
+
+def watch(
+    process: GroupLeader,
+    log_file: Path,
+    timeout_s: float,
+    on_progress: Progress | None = None,
+    memory_limit_bytes: int | None = None,
+) -> int | None:
+    """Do what run_logged does with the leader of a process group that has been started."""
     if (others := _started.get()) is not None:
         others.append(process.pid)
     assert process.stdout is not None
@@ -79,7 +101,7 @@ def run_logged(
         process.stdout.close()
 
 
-def _wait(process: "subprocess.Popen[bytes]", timeout_s: float, memory_limit_bytes: int | None) -> int | None:
+def _wait(process: GroupLeader, timeout_s: float, memory_limit_bytes: int | None) -> int | None:
     end = time.monotonic() + timeout_s
     while (left_s := end - time.monotonic()) > 0:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -20,15 +20,12 @@ from packaging.utils import canonicalize_name
 from nightjar.errors import ToolchainBroken, ToolchainFailed, ToolchainMissing, UnknownName
 from nightjar.files import read_json_object
 from nightjar.paths import ROOT
-from nightjar.process import MemoryLimitExceeded, Progress, last_line, run_logged
+from nightjar.process import MemoryLimitExceeded, Progress, last_line, watch
+from nightjar.toolchains import fork_server
 from nightjar.toolchains.vendor_sdk import Program, SdkSpec, read_sdk_spec
 
 MARKER = "installed.json"
 PROBE_TIMEOUT_S = 600.0
-WORKER_CODE = (  # `-P`, no imports from the working folder, for Pythons before 3.11
-    "import sys; sys.path[:] = [p for p in sys.path if p]; "
-    "from nightjar.toolchains.worker import main; sys.exit(main(*sys.argv[1:]))"
-)
 OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|cannot allocate memory|can't allocate memory|MemoryError", re.I)
 
 
@@ -92,13 +89,14 @@ class Toolchain(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         (folder / "result.json").unlink(missing_ok=True)
-        command = [str(self.python), "-c", WORKER_CODE, module, "job.json", "result.json"]
+        arguments = (module, "job.json", "result.json")
         # Compilers write uninitialized memory into their files: glibc fills it with zeros.
         environment = {**self.environment(), "MALLOC_PERTURB_": "255"}
         log_file = folder / "log.txt"
         where = f"toolchain {self.target} ({module.rpartition('.')[2]})"
         try:
-            status = run_logged(command, environment, folder, log_file, timeout_s, on_progress, memory_limit_bytes)
+            process = fork_server.start(self.python, arguments, environment, folder)
+            status = watch(process, log_file, timeout_s, on_progress, memory_limit_bytes)
         except MemoryLimitExceeded as exc:
             used, limit = (count / 2**30 for count in exc.args)
             raise ToolchainFailed(

@@ -22,6 +22,13 @@ QUANTIZATION_FILES = ("model", "data", "quantization.cfg")
 SETTINGS = ("act_quant_dtype", "const_share_tab", "do_quantization", "quantize_dtype", "unsqueeze_2d_mode")
 
 
+def load_sdk() -> None:
+    """Import the toolkit, once for all calls (nightjar/toolchains/fork_server.py)."""
+    import onnx  # noqa: F401
+
+    from rknn.api import RKNN  # type: ignore[import-not-found]  # noqa: F401
+
+
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job; return the toolkit's version and the layers it made: name, op, inputs, outputs.
 

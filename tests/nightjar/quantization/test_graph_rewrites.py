@@ -107,3 +107,49 @@ def test_a_scaled_tensor_has_evener_channels(samples):
 def test_a_move_that_does_not_fit_is_refused(move):
     with pytest.raises(Broken, match="refresh rank"):
         apply_rewrites(planted.encoder(), [move])
+
+
+def heads(sizes: dict[str, int], transposed: bool = False):
+    """x (1, 1, D) → a vocabulary head, or slices of one; every row has a common part, as a trained head's has."""
+    w = planted.Writer(5)
+    common = w.rng.normal(0, 1, planted.D)
+    for name, size in sizes.items():
+        rows = common + w.rng.normal(0, 0.2, (size, planted.D))
+        if transposed:
+            flat = w.op("Reshape", ["x", "row"], f"{name}.flat")
+            w.op("Gemm", [flat, w.const(f"{name}.w", rows)], name, transB=1)
+        else:
+            w.linear("x", name, (planted.D, size), rows.T, w.rng.normal(3, 0.1, size))
+    if transposed:
+        w.weights.append(numpy_helper.from_array(np.array([1, planted.D], np.int64), "row"))
+    shape = (1,) if transposed else (1, 1)
+    return w.model({"x": (1, 1, planted.D)}, {name: (*shape, size) for name, size in sizes.items()})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "transposed"),
+    [({"logits": 256}, False), ({"logits": 256}, True), ({"logits_0": 200, "logits_1": 160}, False)],
+)
+def test_centred_logits_give_the_same_probabilities_and_span_less(sizes, transposed):
+    model = heads(sizes, transposed)
+    samples = [{"x": np.random.default_rng(n).normal(0, 1, (1, 1, planted.D)).astype(np.float32)} for n in range(4)]
+    moves = propose_rewrites(model, samples)
+    assert moves == [{"move": "center_logits"}]
+    outputs = [
+        [np.concatenate([each.ravel() for each in open_session(graph).run(None, s)]) for s in samples]
+        for graph in (model, apply_rewrites(model, moves))
+    ]
+    for before, after in zip(*outputs, strict=True):
+        shift = before - after
+        assert np.ptp(shift) < 1e-4, "one number for all tokens, of all slices"
+        assert abs(after.mean()) < 1e-4
+    assert np.ptp(outputs[1]) < np.ptp(outputs[0]) / 2
+
+
+def test_a_head_that_is_also_the_token_table_is_left_alone():
+    model = heads({"logits": 256})
+    table = next(node for node in model.graph.node if node.op_type == "MatMul").input[1]
+    model.graph.node.append(onnx.helper.make_node("Identity", [table], ["table"], name="look_up"))
+    assert propose_rewrites(model, []) == []
+    with pytest.raises(Broken, match="no vocabulary head has weights of its own"):
+        apply_rewrites(model, [{"move": "center_logits"}])

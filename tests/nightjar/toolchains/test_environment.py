@@ -114,6 +114,39 @@ def test_each_way_to_fail_has_its_words(
     assert (empty.folder.parent / "logs" / "empty.toolchain_work.txt").is_file()
 
 
+def test_an_sdk_is_imported_once_for_many_calls_and_again_after_its_process_was_killed(
+    empty: Toolchain, tmp_path: Path
+) -> None:
+    one, two = (empty.call(WORK, {"do": "sdk"}, tmp_path / name, 30) for name in ("one", "two"))
+    assert one["loaded_in"] == two["loaded_in"]
+    assert len({one["pid"], two["pid"], *one["loaded_in"]}) == 3
+    os.kill(one["loaded_in"][0], signal.SIGKILL)
+    for _ in range(100):
+        if not _alive(one["loaded_in"][0]):
+            break
+        time.sleep(0.05)
+    three = empty.call(WORK, {"do": "sdk"}, tmp_path / "three", 30)
+    assert three["loaded_in"] != one["loaded_in"]
+
+
+def test_an_sdk_whose_import_crashes_is_the_calls_failure(empty: Toolchain, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ToolchainFailed, match="was killed by SIGABRT; log in"):
+            empty.call("tests.nightjar.crashing_work", {}, tmp_path / "s", 30)
+    assert empty.call(WORK, {"do": "sdk"}, tmp_path / "s", 30)
+
+
+def test_what_has_imported_an_sdk_ends_with_who_called_it(empty: Toolchain, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from nightjar.toolchains.environment import Toolchain; a = sys.argv; "
+        "found = Toolchain('empty', Path(a[1])).call(a[2], {'do': 'sdk'}, Path(a[3]), 30); "
+        "Path(a[4]).write_text(str(found['loaded_in'][0]))"
+    )
+    command = [sys.executable, "-c", code, str(empty.folder), WORK, str(tmp_path / "s"), str(tmp_path / "pids")]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert _gone(tmp_path / "pids")
+
+
 def test_the_time_limit_ends_the_whole_group(empty: Toolchain, tmp_path: Path) -> None:
     job = {"do": "sleep", "pids": str(tmp_path / "pids")}
     with pytest.raises(ToolchainFailed, match="did not end within 2 s"):
