@@ -76,7 +76,8 @@ def propose_rewrites(
         factors = [float(f"{factor:.6g}") for factor in _balance(peaks[entry.tensor])]
         rewrites.append({"move": "scale", "tensor": entry.tensor, "factors": factors})
     for add, feed in feeds.items():
-        if neurons := outlier_neurons(peaks[feed.hidden]):
+        added = peaks[feed.hidden] * np.abs(graph.constant(feed.weights["w2"])).max(axis=1)  # to the residual, at most
+        if neurons := sorted({*outlier_neurons(peaks[feed.hidden]), *outlier_neurons(added)}):
             rewrites.append({"move": "split", "add": add, "neurons": neurons, "bias_share": traits.branch_bias_share})
     if _heads(graph, groups):
         rewrites.append({"move": "center_logits"})

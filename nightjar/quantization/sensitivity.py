@@ -27,6 +27,7 @@ from nightjar.quantization.npu_traits import DEFAULT_TRAITS, NpuTraits
 from nightjar.quantization.part_chain import Chain
 from nightjar.quantization.ranges import collect_ranges
 
+CHEAP_MACS = 2e10  # of all samples together: about one run of tiny's encoder
 SMALL_GRAPH_BYTES = 2**25  # below it one core runs a graph as fast as two
 
 
@@ -35,8 +36,13 @@ class RankingSettings(BaseModel, frozen=True):
 
     clips: int = Field(3, ge=1, description="calibration clips that go through all parts")
     steps: int = Field(8, ge=1, description="decoder steps per clip at most")
-    range_samples: int = Field(24, ge=1, description="samples per part that the int8 ranges come from")
-    rewrite_samples: int = Field(4, ge=1, description="samples per part that rewrites are found on")
+    range_samples: int = Field(24, ge=1, description="samples per part that the int8 ranges come from, at least")
+    rewrite_samples: int = Field(4, ge=1, description="samples per part that rewrites are found on, at least")
+    cheap_samples: int = Field(
+        200,
+        ge=1,
+        description="samples for both of a cheap part: only a decoder's first step has huge values",
+    )
     rewrites: bool = Field(True, description="rewrite the graphs where that is exact in float")
     traits: NpuTraits = Field(DEFAULT_TRAITS, description="of the target's NPU")
 
@@ -80,7 +86,7 @@ def rank(
     settings = settings or RankingSettings()
     rewrites: dict[str, list[dict[str, Any]]] = {part: [] for part in models}
     for part, model in models.items() if settings.rewrites else ():
-        samples = calibration.samples(part, settings.rewrite_samples)
+        samples = calibration.samples(part, _affordable(model, settings.rewrite_samples, settings))
         rewrites[part] = propose_rewrites(model, samples, settings.traits)
     rewritten = {part: apply_rewrites(model, rewrites[part]) for part, model in models.items()}
     chain = make_chain(open_sessions(rewritten), calibration, settings.clips, settings.steps)
@@ -94,7 +100,8 @@ def rank(
     io_kl: dict[str, float] = {}
     for part in chain.order:
         graph = Graph(rewritten[part])
-        ranges = collect_ranges(rewritten[part], groups[part], calibration.samples(part, settings.range_samples))
+        samples = calibration.samples(part, _affordable(rewritten[part], settings.range_samples, settings))
+        ranges = collect_ranges(rewritten[part], groups[part], samples)
         tensors = {group.tensor for group in groups[part]}
         quantize = partial(fake_quantize, graph, groups[part], ranges)
         outputs_only = open_session(quantize(tensors, outputs=settings.traits.integer_outputs))
@@ -121,6 +128,12 @@ def rank(
         calls = [partial(measure, group, part, graph, quantize, tensors) for group in groups[part]]
         parts[part] = tuple(sorted(run_parallel(calls, parallel), key=lambda entry: (-entry.kl, entry.tensor)))
     return Ranking(settings=settings, parts=parts, rewrites=rewrites, io_kl=io_kl, clips=chain.clips, steps=steps)
+
+
+def _affordable(model: Any, least: int, settings: RankingSettings) -> int:
+    """Return how many samples take as long as one of a large encoder, between `least` and `cheap_samples`."""
+    macs = sum(group.macs for group in quantizable_groups(model))
+    return max(least, min(settings.cheap_samples, int(CHEAP_MACS / max(macs, 1))))
 
 
 def read_ranking(path: Path) -> Ranking:

@@ -59,10 +59,14 @@ def test_steps_count_where_both_watched_the_same_tokens(logits: np.ndarray) -> N
     assert steps == 0
 
 
-def test_snr_is_of_the_watched_logits(logits: np.ndarray) -> None:
-    ids = likeliest(logits)
-    found = logit_snr_db([line("a", "", logits, ids)], [line("a", "", logits * 1.01, ids)])
-    assert found == pytest.approx(40.0, abs=0.01)
+def test_snr_is_of_the_watched_logits_whatever_shifts_all_of_a_step(logits: np.ndarray) -> None:
+    ids, noise = likeliest(logits), np.random.default_rng(2).normal(size=logits.shape)
+    wanted = line("a", "", logits, ids)
+    assert logit_snr_db([wanted], [line("a", "", logits + np.arange(6.0)[:, None], ids)]) == 200
+    found = {scale: logit_snr_db([wanted], [line("a", "", logits + scale * noise, ids)]) for scale in (0.1, 0.001)}
+    kept = np.take_along_axis(logits, ids, 1)
+    assert found[0.001] == pytest.approx(20 * np.log10(np.sqrt(np.mean(kept**2)) / 0.001), abs=1.5)
+    assert found[0.001] - found[0.1] == pytest.approx(40, abs=0.5)
 
 
 def test_a_plan_is_measured_by_words_and_by_hypotheses_gone_bad(tmp_path: Path, logits: np.ndarray) -> None:
