@@ -69,8 +69,11 @@ class Writer:
         return model
 
 
-def encoder(outlier: float = 1.0) -> Any:
-    """x (1, T, D) → attention → feed-forward whose neuron HUGE is `outlier` times the others → hidden (1, T, D)."""
+def encoder(outlier: float = 1.0, loud: float = 1.0) -> Any:
+    """x (1, T, D) → attention → feed-forward → hidden (1, T, D).
+
+    The neuron HUGE is `outlier` times the others, and what it adds to the residual `loud` times.
+    """
     w = Writer(0)
     y = w.norm("x", "ln1")
     q = w.heads(w.linear(y, "query", (D, D)), "q", [0, 2, 1, 3])
@@ -83,6 +86,7 @@ def encoder(outlier: float = 1.0) -> Any:
     x = w.op("Add", ["x", out], "res1")
     first, second = w.rng.normal(0, D**-0.5, (D, H)), w.rng.normal(0, H**-0.5, (H, D))
     first[:, HUGE] *= outlier
+    second[HUGE] *= loud
     hidden = w.gelu(w.linear(w.norm(x, "ln2"), "fc1", (D, H), first), "gelu")
     x = w.op("Add", [x, w.linear(hidden, "fc2", (H, D), second)], "res2")
     w.norm(x, "hidden")

@@ -88,6 +88,13 @@ def test_only_neurons_far_above_all_others_are_split():
     assert outlier_neurons(np.linspace(1, 100, 400)) == [], "a wide but even spread has no outliers"
 
 
+def test_a_neuron_that_is_ordinary_and_adds_much_is_split_too(samples):
+    for model in (planted.encoder(outlier=60), planted.encoder(loud=60)):
+        (split,) = (m for m in propose_rewrites(model, samples) if m["move"] == "split")
+        assert split["neurons"] == [planted.HUGE]
+    assert all(m["move"] != "split" for m in propose_rewrites(planted.encoder(), samples))
+
+
 def test_a_scaled_tensor_has_evener_channels(samples):
     model = planted.encoder()
     factors = {m["tensor"]: np.array(m["factors"]) for m in propose_rewrites(model, samples) if m["move"] == "scale"}
