@@ -57,7 +57,7 @@ def test_auto_searches_builds_and_judges_in_the_simulator(
     assert any(point["int8_mac_share"] == results["search"]["taken"] for point in points)
     assert min(point["steps"] for point in points) > 50
     assert results["int8_mac_share"]["encoder"] > 0.5
-    assert results["int8_mac_share"]["decoder"] == 0  # it has 1 % of the arithmetic, so it is float16 as a whole
+    assert results["int8_mac_share"]["decoder"] > 0.5  # 1 % of the arithmetic, and every weight is read at each step
     page = (ROOT / results["report"]).read_text()
     assert "Precision search" in page
     assert "taken" in page
