@@ -40,6 +40,8 @@ class ChannelStream:
             except TimeoutError:  # that of a `receive` at the same time
                 if time.monotonic() >= end:
                     raise
+            except (EOFError, paramiko.SSHException) as error:  # the transport has ended
+                raise ConnectionError(str(error) or "the connection has ended") from error
 
     def stderr_text(self) -> str:
         self._channel.settimeout(2)

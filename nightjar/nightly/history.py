@@ -110,6 +110,10 @@ class History:
         rows = [row for row in self._read(kind) if row.night in finished]
         return sorted(rows, key=lambda row: (row.night, getattr(row, "cell", "")))
 
+    def table(self, kind: type[Row]) -> "pd.DataFrame":
+        """Return the same rows as a table."""
+        return _table(kind, self.rows(kind))
+
     def rows_before(self, night: str) -> dict[str, list[Cell]]:
         """Return the rows of every cell in nights before this one, oldest first, by the cell's name."""
         found: dict[str, list[Cell]] = {}

@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
+import paramiko
 import pytest
 
 from nightjar.boards.agent_link import pack_agent
 from nightjar.boards.config import STRICT_OPTIONS, find_board, read_boards, ssh_settings
 from nightjar.boards.lock import wait_for_lock
 from nightjar.boards.ssh import SshBoard
+from nightjar.boards.ssh_connection import ChannelStream
 from nightjar.device.framing import READY
 from nightjar.errors import BadOptions, BoardMissing, SessionFailed
 from tests.loopback import Loopback
@@ -284,3 +287,13 @@ def test_who_waits_is_told_who_holds_the_board_and_gets_it_when_he_dies(loop: Lo
     assert line.startswith("board loop is locked by ")
     assert f"process {holder.pid}, since 20" in line
     assert SshBoard(find_board("loop")).status(()).holder == ""
+
+
+@pytest.mark.parametrize("error", [EOFError(), paramiko.SSHException("SSH session not active"), ConnectionResetError()])
+def test_a_transport_that_ended_is_a_lost_connection_however_paramiko_says_it(error: Exception) -> None:
+    class Ended:
+        def send(self, data: bytes) -> int:
+            raise error
+
+    with pytest.raises(OSError):  # noqa: PT011  # which AgentLink turns into its one line
+        ChannelStream(cast("paramiko.Channel", Ended())).send(b"K")
