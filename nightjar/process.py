@@ -80,7 +80,7 @@ def watch(
     on_progress: Progress | None = None,
     memory_limit_bytes: int | None = None,
 ) -> int | None:
-    """Do what run_logged does with the leader of a process group that has been started."""
+    """Log and limit a process group that is running; its output, result and end are those of run_logged."""
     if (others := _started.get()) is not None:
         others.append(process.pid)
     assert process.stdout is not None

@@ -58,9 +58,10 @@ def divergence(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, A
 
 
 def logit_snr_db(wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]]) -> float:
-    """Return the SNR in dB of the watched logits, at most 200, of both as the log of probabilities but for one number.
+    """Return the SNR in dB of the watched logits, at most 200.
 
-    A rewrite may shift all logits of a step (graph_rewrites.py): got has wanted's norm here.
+    A rewrite may shift all logits of a step by one number (graph_rewrites.py), so those of `got` are shifted until both
+    steps have the same norm.
     """
     steps = [
         [{"logits": np.array(mine[0])}, {"logits": np.array(theirs[0]) - theirs[1] + mine[1]}]

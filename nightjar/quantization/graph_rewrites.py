@@ -18,6 +18,7 @@ A rewrite is a plain dict, as ranking.json and plan.json hold it:
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from nightjar.quantization.softmax_split import propose_splits, split_softmax
 Rewrite = Mapping[str, Any]
 
 BRANCH = ".outlier"  # ends the names of a split's new tensors, before the kind of each
+SPLIT_SAMPLES = 4  # that the thresholds of split attentions are chosen on
 MOST_OUTLIERS = 0.01  # of a feed-forward's neurons
 OUTLIER_RATIO = 4.0  # to the peak of the largest neuron that is certainly no outlier
 OTHER_GRAPHS = "the ranking is of other graphs: run the same command with --refresh rank"
@@ -67,10 +69,11 @@ def propose_rewrites(
 
     traits: of the NPU; with `integer_attention`, attentions of more than one query are split too.
     """
-    graph, groups, samples = Graph(model), fuse(model), list(samples)
+    graph, groups, samples = Graph(model), fuse(model), iter(samples)
+    few = list(islice(samples, SPLIT_SAMPLES))  # not all: two hundred of a decoder's are gigabytes
     feeds, scalable = feed_forwards(graph, groups), scalable_tensors(graph, groups)
     names = sorted({feed.hidden for feed in feeds.values()} | {entry.tensor for entry in scalable})
-    peaks = _peaks(graph, names, samples)
+    peaks = _peaks(graph, names, chain(few, samples))
     rewrites: list[dict[str, Any]] = []
     for entry in scalable:
         factors = [float(f"{factor:.6g}") for factor in _balance(peaks[entry.tensor])]
@@ -82,7 +85,7 @@ def propose_rewrites(
     if _heads(graph, groups):
         rewrites.append({"move": "center_logits"})
     # Last: a split attention is no attention any more, and its values could not be scaled.
-    return rewrites + (propose_splits(graph, samples) if traits.integer_attention else [])
+    return rewrites + (propose_splits(graph, few) if traits.integer_attention else [])
 
 
 def outlier_neurons(peaks: np.ndarray) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from nightjar.errors import BadInput
-from nightjar.quantization.npu_traits import NpuTraits
+from nightjar.quantization.npu_traits import DEFAULT_TRAITS
 from nightjar.quantization.sensitivity import GroupSensitivity, Ranking
 
 HEAD = "vocabulary_head"
@@ -136,7 +136,7 @@ def search(
     measure: Callable[[Rung], Measurement],
     budget: Budget,
     known: dict[str, Measurement] | None = None,
-    measured_share: float = NpuTraits().measured_loss_share,
+    measured_share: float = DEFAULT_TRAITS.measured_loss_share,
 ) -> tuple[Rung, Measurement]:
     """Find the most int8 rung within the budget: first by the expected loss, then by halving.
 

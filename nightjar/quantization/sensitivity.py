@@ -41,7 +41,7 @@ class RankingSettings(BaseModel, frozen=True):
     cheap_samples: int = Field(
         200,
         ge=1,
-        description="samples for both of a cheap part: only a decoder's first step has huge values",
+        description="samples for both of a part that is cheap to run, at most",
     )
     rewrites: bool = Field(True, description="rewrite the graphs where that is exact in float")
     traits: NpuTraits = Field(DEFAULT_TRAITS, description="of the target's NPU")
@@ -131,7 +131,7 @@ def rank(
 
 
 def _affordable(model: Any, least: int, settings: RankingSettings) -> int:
-    """Return how many samples take as long as one of a large encoder, between `least` and `cheap_samples`."""
+    """Return how many samples have CHEAP_MACS together, between `least` and `cheap_samples`."""
     macs = sum(group.macs for group in quantizable_groups(model))
     return max(least, min(settings.cheap_samples, int(CHEAP_MACS / max(macs, 1))))
 

@@ -9,7 +9,7 @@ where each product has a range of its own. Softmax, Clip and Relu stay float: in
 split. With t = 1/64 0.00009 nats remain.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,6 @@ from nightjar.graphs.fusion import Group, fuse
 from nightjar.graphs.onnx_graph import Graph, add_constants, set_nodes, with_outputs
 from nightjar.graphs.onnx_session import open_session
 from nightjar.quantization.calibration_set import Tensors
-
-Samples = Sequence[Tensors]
 
 ENDING = ".split"  # of the new tensors' names, before the kind of each
 THRESHOLDS = tuple(2.0**-n for n in range(3, 11))
@@ -37,19 +35,18 @@ def splittable(graph: Graph) -> dict[str, Group]:
     return {group.inner[1]: group for group in attentions if graph.shape(group.inner[1])[-2] > 1}
 
 
-def propose_splits(graph: Graph, samples: Iterable[Tensors]) -> list[dict[str, Any]]:
+def propose_splits(graph: Graph, samples: Sequence[Tensors]) -> list[dict[str, Any]]:
     """List {"move": "split_softmax", "tensor", "threshold"} of each attention: the threshold that loses least.
 
-    Lossless moves in float; the loss in int8 is that of both products' outputs, summed over the samples.
+    The loss is the squared error of the attention's output with int8 weights, summed over the samples.
     """
-    kept = list(samples)
     moves = []
     for tensor, group in splittable(graph).items():
         values = graph.named[group.nodes[-1]].input[1]
         losses = np.zeros(len(THRESHOLDS))
         # One attention at a time: the weights of all of them are gigabytes in a medium model.
         session = open_session(with_outputs(graph.model, [graph.values[tensor], graph.values[values]]))
-        for sample in kept:
+        for sample in samples:
             weights, value = session.run([tensor, values], sample)
             weights = weights[..., :: max(1, weights.shape[-2] // ROWS), :]
             losses += [_loss(weights, value, threshold) for threshold in THRESHOLDS]
